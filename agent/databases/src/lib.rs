@@ -1,0 +1,1 @@
+//! Ferry's database engine: inspect, dump, load, fence, verify, rehearse.

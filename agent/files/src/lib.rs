@@ -1,0 +1,1 @@
+//! Ferry's file engine: scan, diff, send, apply, verify.

@@ -1,0 +1,1 @@
+//! What Ferry knows of a host: accounts, users, processes, cron, sites.

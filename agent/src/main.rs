@@ -1,0 +1,3 @@
+//! The agent of Ferry: runs on every client and transit server.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Ferry's redirector, holding, mail and firewall.

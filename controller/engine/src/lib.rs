@@ -1,0 +1,1 @@
+//! The durable step runner; knows no domain.

@@ -1,0 +1,1 @@
+//! Pure planning: inventory and policy in, plan out.

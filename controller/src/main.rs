@@ -1,0 +1,3 @@
+//! The controller of Ferry.
+
+fn main() {}

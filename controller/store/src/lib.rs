@@ -1,0 +1,1 @@
+//! All of the controller's SQL.
