@@ -1,0 +1,474 @@
+//! What the controller asks of an agent, and what the agent answers.
+//!
+//! An [`Intent`] is frozen when its step is planned. It is serialised once, as JSON; those same
+//! bytes are what the store keeps, the wire carries, the agent's ledger digests and `--json`
+//! shows, so that "the same command" is a comparison of bytes everywhere.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::account::Definition;
+use crate::fault::Fault;
+use crate::ids::{AccountName, Epoch, JobId, ServerName};
+
+/// Which way a move goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// Client to transit.
+    Outbound,
+    /// Transit back to the old client.
+    Rollback,
+    /// Transit to the reinstalled client.
+    Return,
+}
+
+impl std::fmt::Display for Direction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Outbound => "outbound",
+            Self::Rollback => "rollback",
+            Self::Return => "return",
+        })
+    }
+}
+
+impl std::str::FromStr for Direction {
+    type Err = crate::ids::InvalidName;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "outbound" => Ok(Self::Outbound),
+            "rollback" => Ok(Self::Rollback),
+            "return" => Ok(Self::Return),
+            _ => Err(crate::ids::InvalidName {
+                what: "direction",
+                value: text.chars().take(80).collect(),
+                rule: "outbound, rollback or return",
+            }),
+        }
+    }
+}
+
+/// One account's passage: what every step of a move needs to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Move {
+    /// The job that this move is.
+    pub job: JobId,
+    /// What moves.
+    pub account: AccountName,
+    /// Which way.
+    pub direction: Direction,
+    /// Who serves it before.
+    pub source: ServerName,
+    /// Who serves it after.
+    pub target: ServerName,
+    /// Where the source's agent listens for its peers.
+    pub source_peer: SocketAddr,
+    /// Where the target's agent listens for its peers.
+    pub target_peer: SocketAddr,
+    /// The epoch before the move; the commit makes it the next one.
+    pub epoch: Epoch,
+}
+
+/// Which end of a move an inspection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum End {
+    /// Serves the account now.
+    Source,
+    /// Shall serve it.
+    Target,
+}
+
+/// What a command asks for. Every one may be repeated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Intent {
+    /// Look; change nothing.
+    Inspect {
+        /// The account.
+        account: AccountName,
+        /// Which end is asked.
+        end: End,
+        /// At the target: what the source said of the account.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source: Option<Box<AccountFacts>>,
+        /// Whether the other end's agent must be reachable from here, and where.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        peer: Option<SocketAddr>,
+    },
+    /// Target: make everything of the account, closed.
+    Provision {
+        /// The move.
+        of: Move,
+    },
+    /// Target: remove what `Provision` made.
+    Deprovision {
+        /// The move.
+        of: Move,
+    },
+    /// Source: copy the files while the account is live, until little is left.
+    Precopy {
+        /// The move.
+        of: Move,
+        /// At most so many passes.
+        max_passes: u32,
+        /// Stop repeating when a pass sent fewer bytes than this.
+        converged_bytes: u64,
+    },
+    /// Source: the redirector stands in front; traffic still goes to the local services.
+    Arm {
+        /// The move.
+        of: Move,
+    },
+    /// Source: undo of `Arm`.
+    Disarm {
+        /// The move.
+        of: Move,
+    },
+    /// Source: the account takes no writes, its connections are held.
+    Fence {
+        /// The move.
+        of: Move,
+        /// How long the fence may last before the source takes the account back, in seconds.
+        deadline_seconds: u32,
+        /// How long running requests may go on, in milliseconds.
+        grace_ms: u32,
+    },
+    /// Source: undo of `Fence`.
+    Unfence {
+        /// The move.
+        of: Move,
+    },
+    /// Source: copy what changed since the last pass; the account is fenced.
+    FinalPass {
+        /// The move.
+        of: Move,
+    },
+    /// Source: dump each database and load it at the target; the account is fenced.
+    CopyDatabases {
+        /// The move.
+        of: Move,
+    },
+    /// Source: compare both ends.
+    Verify {
+        /// The move.
+        of: Move,
+    },
+    /// Target: start everything, closed, and answer a smoke request.
+    Rehearse {
+        /// The move.
+        of: Move,
+    },
+    /// Source: record durably that the account has moved. The point of no return.
+    Commit {
+        /// The move.
+        of: Move,
+    },
+    /// Target: serve the account.
+    Open {
+        /// The move.
+        of: Move,
+        /// The source's record.
+        commit: CommitRecord,
+    },
+    /// Source: pass held and coming connections to the target.
+    Release {
+        /// The move.
+        of: Move,
+    },
+    /// End a move: take down what stands for it on the server that no longer serves.
+    Finalize {
+        /// The move.
+        of: Move,
+        /// Erase the copy there as well.
+        erase: bool,
+    },
+}
+
+impl Intent {
+    /// The account that it is about.
+    pub fn account(&self) -> &AccountName {
+        match self {
+            Self::Inspect { account, .. } => account,
+            other => match other.of() {
+                Some(of) => &of.account,
+                // `of` is none for Inspect alone, which the arm above took.
+                None => unreachable!("every intent but Inspect is of a move"),
+            },
+        }
+    }
+
+    /// The move that it is part of.
+    pub fn of(&self) -> Option<&Move> {
+        match self {
+            Self::Inspect { .. } => None,
+            Self::Provision { of }
+            | Self::Deprovision { of }
+            | Self::Precopy { of, .. }
+            | Self::Arm { of }
+            | Self::Disarm { of }
+            | Self::Fence { of, .. }
+            | Self::Unfence { of }
+            | Self::FinalPass { of }
+            | Self::CopyDatabases { of }
+            | Self::Verify { of }
+            | Self::Rehearse { of }
+            | Self::Commit { of }
+            | Self::Open { of, .. }
+            | Self::Release { of }
+            | Self::Finalize { of, .. } => Some(of),
+        }
+    }
+
+    /// Its name, as in `kind`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Inspect { .. } => "inspect",
+            Self::Provision { .. } => "provision",
+            Self::Deprovision { .. } => "deprovision",
+            Self::Precopy { .. } => "precopy",
+            Self::Arm { .. } => "arm",
+            Self::Disarm { .. } => "disarm",
+            Self::Fence { .. } => "fence",
+            Self::Unfence { .. } => "unfence",
+            Self::FinalPass { .. } => "final_pass",
+            Self::CopyDatabases { .. } => "copy_databases",
+            Self::Verify { .. } => "verify",
+            Self::Rehearse { .. } => "rehearse",
+            Self::Commit { .. } => "commit",
+            Self::Open { .. } => "open",
+            Self::Release { .. } => "release",
+            Self::Finalize { .. } => "finalize",
+        }
+    }
+}
+
+/// The source's durable record that the account has moved. The target opens on nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CommitRecord {
+    /// The job that moved it.
+    pub job: JobId,
+    /// The account.
+    pub account: AccountName,
+    /// Who served it.
+    pub source: ServerName,
+    /// Who serves it from now on.
+    pub target: ServerName,
+    /// The new epoch.
+    pub epoch: Epoch,
+    /// When the fence was complete, by the source's clock, Unix seconds. The target's cron starts
+    /// only after this minute.
+    pub fenced_at_unix: i64,
+    /// When it was recorded, Unix milliseconds.
+    pub committed_at_unix_ms: i64,
+}
+
+/// What a command found or did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Receipt {
+    /// Of `Inspect` at the source.
+    Source(Box<AccountFacts>),
+    /// Of `Inspect` at the target.
+    Target(Box<TargetFacts>),
+    /// Of any command that has only to say that it is done.
+    Done {
+        /// What was done, for a person; empty if nothing was left to do.
+        summary: String,
+        /// Numbers worth keeping, by name with unit (`bytes_sent`, `held_ms`).
+        #[serde(default)]
+        figures: BTreeMap<String, f64>,
+    },
+    /// Of `Commit`.
+    Committed(CommitRecord),
+    /// Of `Release`: what visitors felt.
+    Released {
+        /// From the first request held or refused to the first answered at the target,
+        /// milliseconds; none if nobody came during the fence.
+        outage_ms: Option<f64>,
+        /// From the fence's beginning until release, milliseconds.
+        fenced_ms: f64,
+        /// How many connections were held.
+        held: u64,
+        /// How many were refused.
+        refused: u64,
+    },
+}
+
+/// How far a command is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    /// What it is at.
+    pub doing: String,
+    /// Bytes done.
+    pub bytes_done: u64,
+    /// Bytes in all, if known.
+    pub bytes_total: Option<u64>,
+    /// Files or tables done.
+    pub items_done: u64,
+    /// Files or tables in all, if known.
+    pub items_total: Option<u64>,
+}
+
+/// How grave a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Good to know.
+    Note,
+    /// May surprise; the move can go on.
+    Warning,
+    /// The move cannot start.
+    Blocker,
+}
+
+/// Something that preflight saw.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// How grave.
+    pub severity: Severity,
+    /// Where: a server.
+    pub server: ServerName,
+    /// What: one sentence.
+    pub message: String,
+    /// What to do about it.
+    #[serde(default)]
+    pub remedy: String,
+}
+
+/// What a server is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServerFacts {
+    /// `PRETTY_NAME` of os-release.
+    pub system: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// Cores.
+    pub cpus: u32,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// The agent's version.
+    pub agent_version: String,
+    /// Versions of the services found, by name.
+    pub services: BTreeMap<String, String>,
+    /// The clock, Unix milliseconds.
+    pub clock_unix_ms: i64,
+}
+
+/// A database as inspected.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DatabaseSummary {
+    /// Engine, as people write it.
+    pub engine: crate::account::EngineKind,
+    /// Name.
+    pub name: String,
+    /// Bytes of data and indexes.
+    pub bytes: u64,
+    /// Tables.
+    pub tables: u64,
+    /// How it will be copied: `dump`.
+    pub mode: String,
+    /// Why not faster, and what would have to change.
+    pub mode_reason: String,
+}
+
+/// What the source knows of an account.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AccountFacts {
+    /// Its definition, as the source serves it.
+    pub definition: Definition,
+    /// Epoch that the source serves it at.
+    pub epoch: Epoch,
+    /// Its user's numeric id.
+    pub uid: u32,
+    /// Its group's numeric id.
+    pub gid: u32,
+    /// Files of all kinds below the home.
+    pub files: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// Its databases.
+    pub databases: Vec<DatabaseSummary>,
+    /// The server.
+    pub server: ServerFacts,
+    /// What was seen.
+    pub findings: Vec<Finding>,
+}
+
+// Floating-point numbers in facts are measurements and never NaN.
+impl Eq for AccountFacts {}
+
+/// What the target says of an account that shall come.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TargetFacts {
+    /// The server.
+    pub server: ServerFacts,
+    /// The numeric user id that the account would get.
+    pub uid: u32,
+    /// The numeric group id that the account would get.
+    pub gid: u32,
+    /// Bytes free where the home would be.
+    pub free_bytes: u64,
+    /// What was seen.
+    pub findings: Vec<Finding>,
+}
+
+/// How an account stands on a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StandingKind {
+    /// This server serves it.
+    Serving,
+    /// A closed copy is being made here.
+    Provisioned,
+    /// Served here, the redirector in front.
+    Armed,
+    /// Fenced here.
+    Fenced,
+    /// Committed away; traffic passes on.
+    Moved,
+    /// A closed copy that serves nobody.
+    Closed,
+}
+
+impl std::fmt::Display for StandingKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Serving => "serving",
+            Self::Provisioned => "provisioned",
+            Self::Armed => "armed",
+            Self::Fenced => "fenced",
+            Self::Moved => "moved",
+            Self::Closed => "closed",
+        })
+    }
+}
+
+/// An account as one agent reports it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountState {
+    /// The account.
+    pub name: AccountName,
+    /// How it stands here.
+    pub standing: StandingKind,
+    /// At which epoch.
+    pub epoch: Epoch,
+    /// Where it went, if it moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved_to: Option<ServerName>,
+    /// Its web domains.
+    pub domains: Vec<String>,
+    /// The job that has it, if one has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobId>,
+}
+
+/// What came of a command.
+pub type Outcome = Result<Receipt, Fault>;

@@ -1,0 +1,114 @@
+//! A job as it is shown: to `ferry status`, to `--json`, to pages later.
+
+use serde::{Deserialize, Serialize};
+
+use crate::command::{Direction, Progress, Receipt};
+use crate::fault::Fault;
+use crate::ids::{AccountName, JobId, ServerName};
+
+/// Where a job is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobPhase {
+    /// Going forward.
+    Running,
+    /// Undoing what it did.
+    Undoing,
+    /// Ended at the target.
+    Done,
+    /// Ended where it started.
+    Undone,
+    /// Needs a person.
+    Stuck,
+}
+
+impl JobPhase {
+    /// Whether nothing more will happen by itself.
+    pub fn has_ended(self) -> bool {
+        matches!(self, Self::Done | Self::Undone | Self::Stuck)
+    }
+}
+
+impl std::fmt::Display for JobPhase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Undoing => "undoing",
+            Self::Done => "done",
+            Self::Undone => "undone",
+            Self::Stuck => "stuck",
+        })
+    }
+}
+
+/// Where a step is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepPhase {
+    /// Not yet.
+    Waiting,
+    /// Being executed or verified.
+    Running,
+    /// Done and verified.
+    Done,
+    /// Failed; the fault says why.
+    Failed,
+    /// Being undone.
+    Undoing,
+    /// Undone.
+    Undone,
+    /// Its undo failed.
+    Stuck,
+}
+
+/// A step as it is shown.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepView {
+    /// Its name in the plan.
+    pub name: String,
+    /// What it does, for a person.
+    pub title: String,
+    /// Which agent does it.
+    pub server: ServerName,
+    /// Where it is.
+    pub phase: StepPhase,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// When it started first, Unix milliseconds.
+    pub started_unix_ms: Option<i64>,
+    /// When it ended last, Unix milliseconds.
+    pub ended_unix_ms: Option<i64>,
+    /// What it did.
+    pub receipt: Option<Receipt>,
+    /// What went wrong last.
+    pub fault: Option<Fault>,
+    /// How far it is, while it runs.
+    pub progress: Option<Progress>,
+}
+
+/// A job as it is shown.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobView {
+    /// The job.
+    pub job: JobId,
+    /// What moves.
+    pub account: AccountName,
+    /// Which way.
+    pub direction: Direction,
+    /// From.
+    pub source: ServerName,
+    /// To.
+    pub target: ServerName,
+    /// Where it is.
+    pub phase: JobPhase,
+    /// Whether the source has recorded the commit, as far as the controller knows.
+    pub committed: bool,
+    /// What a person should know: who serves the account, what is safe, what to do next.
+    pub advice: String,
+    /// When it was started, Unix milliseconds.
+    pub started_unix_ms: i64,
+    /// When it ended, Unix milliseconds.
+    pub ended_unix_ms: Option<i64>,
+    /// Its steps, in order.
+    pub steps: Vec<StepView>,
+}
