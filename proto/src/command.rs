@@ -172,8 +172,10 @@ pub enum Intent {
     Open {
         /// The move.
         of: Move,
-        /// The source's record.
-        commit: CommitRecord,
+        /// The source's record. Frozen as none, filled in when the commit is known; the record may
+        /// also have reached the target from the source itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        commit: Option<CommitRecord>,
     },
     /// Source: pass held and coming connections to the target.
     Release {

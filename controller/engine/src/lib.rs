@@ -1,1 +1,18 @@
-//! The durable step runner; knows no domain.
+//! The durable step runner. It knows that a job is a row of steps, each with observe, execute,
+//! verify and undo, and that one of them may be the point of no return. It must not know what the
+//! steps do.
+//!
+//! * [`spec`]: the job as data.
+//! * [`state`]: a pure function (state, event) -> state and what to do next. Recovery replays it.
+//! * [`step`]: what a step offers, and where events are kept.
+//! * [`runner`]: the loop that joins them.
+
+pub mod runner;
+pub mod spec;
+pub mod state;
+pub mod step;
+
+pub use runner::{Runner, Told};
+pub use spec::{JobSpec, StepSpec};
+pub use state::{Event, JobState, Next, StepState};
+pub use step::{Context, Journal, Observation, Step, Steps};

@@ -1,0 +1,249 @@
+//! The loop: ask the pure state what is next, journal it, do it, journal what came of it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferry_proto::command::Progress;
+use ferry_proto::view::JobPhase;
+use ferry_proto::{Fault, FaultClass};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::spec::JobSpec;
+use crate::state::{Event, JobState, Next, StepState};
+use crate::step::{Context, Journal, Observation, Steps};
+
+/// How long to wait before trying again, by attempt.
+fn backoff(attempt: u32) -> Duration {
+    Duration::from_millis(250u64.saturating_mul(1 << attempt.min(7))).min(Duration::from_secs(30))
+}
+
+/// What the runner tells whoever watches, after it was journalled.
+#[derive(Debug, Clone)]
+pub enum Told {
+    /// An event.
+    Event(Event),
+    /// A step says how far it is. Not journalled.
+    Progress {
+        /// Index of the step.
+        step: usize,
+        /// How far.
+        progress: Progress,
+    },
+}
+
+/// Runs one job to its end.
+pub struct Runner {
+    spec: JobSpec,
+    state: JobState,
+    steps: Arc<Steps>,
+    journal: Arc<dyn Journal>,
+    told: mpsc::Sender<Told>,
+    /// Cancelled from outside to abort the job.
+    abort: CancellationToken,
+}
+
+impl Runner {
+    /// Takes a job up where its journal left it.
+    ///
+    /// # Errors
+    /// If the journal cannot be read or does not fit the plan.
+    pub async fn recover(
+        spec: JobSpec,
+        steps: Arc<Steps>,
+        journal: Arc<dyn Journal>,
+        told: mpsc::Sender<Told>,
+        abort: CancellationToken,
+    ) -> Result<Self, Fault> {
+        let events = journal.load(spec.job).await?;
+        let state = JobState::replay(&spec, &events)
+            .map_err(|e| Fault::bug(format!("the journal of job {} is damaged", spec.job)).caused_by(&e))?;
+        for step in &spec.steps {
+            if !steps.contains_key(&step.kind) {
+                return Err(Fault::bug(format!("no step kind is called {}", step.kind)));
+            }
+        }
+        Ok(Self { spec, state, steps, journal, told, abort })
+    }
+
+    /// The state now.
+    pub fn state(&self) -> &JobState {
+        &self.state
+    }
+
+    /// Goes on until nothing more happens by itself.
+    ///
+    /// # Errors
+    /// Only if the journal fails: the job is then where the journal says.
+    pub async fn run(mut self) -> Result<JobPhase, Fault> {
+        loop {
+            self.note_abort().await?;
+            match self.state.next(&self.spec) {
+                Next::End(phase) => return Ok(phase),
+                Next::Start { step, attempt } => {
+                    if !self.pause(attempt).await {
+                        continue;
+                    }
+                    self.record(Event::StepStarted { step, attempt }).await?;
+                    self.execute(step, attempt).await?;
+                }
+                Next::Resume { step, attempt } => self.resume(step, attempt).await?,
+                Next::StartUndo { step, attempt } => {
+                    self.pause(attempt).await;
+                    self.record(Event::UndoStarted { step, attempt }).await?;
+                    self.undo(step, attempt).await?;
+                }
+                Next::ResumeUndo { step, attempt } => self.undo(step, attempt).await?,
+            }
+        }
+    }
+
+    /// Waits before a further attempt. False if an abort arrived meanwhile.
+    async fn pause(&self, attempt: u32) -> bool {
+        if attempt <= 1 {
+            return true;
+        }
+        let wait = tokio::time::sleep(backoff(attempt));
+        if self.state.abort_requested {
+            wait.await;
+            return true;
+        }
+        tokio::select! {
+            () = wait => true,
+            () = self.abort.cancelled() => false,
+        }
+    }
+
+    async fn note_abort(&mut self) -> Result<(), Fault> {
+        if self.abort.is_cancelled() && !self.state.abort_requested {
+            self.record(Event::AbortRequested).await?;
+        }
+        Ok(())
+    }
+
+    /// Journals an event, then takes it.
+    async fn record(&mut self, event: Event) -> Result<(), Fault> {
+        // Checked on a copy first: what cannot follow must not reach the journal.
+        let mut next = self.state.clone();
+        next.apply(&event).map_err(|e| Fault::bug(e.to_string()))?;
+        self.journal.append(self.spec.job, &event).await?;
+        self.state = next;
+        // A watcher that is gone does not stop a job.
+        let _ = self.told.send(Told::Event(event)).await;
+        Ok(())
+    }
+
+    fn context(&self, step: usize, attempt: u32, cancel: CancellationToken) -> Context {
+        let receipts: HashMap<_, _> = self
+            .spec
+            .steps
+            .iter()
+            .zip(&self.state.steps)
+            .filter_map(|(spec, state)| match state {
+                StepState::Done { receipt } => Some((spec.name.clone(), receipt.clone())),
+                _ => None,
+            })
+            .collect();
+        let (progress, mut seen) = watch::channel(Progress::default());
+        let told = self.told.clone();
+        tokio::spawn(async move {
+            // Ends with the context, which holds the only sender.
+            while seen.changed().await.is_ok() {
+                let progress = seen.borrow_and_update().clone();
+                if told.send(Told::Progress { step, progress }).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Context {
+            job: self.spec.job,
+            spec: self.spec.steps[step].clone(),
+            attempt,
+            receipts,
+            cancel,
+            progress,
+        }
+    }
+
+    /// An attempt was under way when the controller died: look, and go on if it is not done.
+    async fn resume(&mut self, step: usize, attempt: u32) -> Result<(), Fault> {
+        let context = self.context(step, attempt, self.abort.child_token());
+        let kind = self.steps[&context.spec.kind].clone();
+        let observed = within(&context, kind.observe(&context)).await;
+        match observed {
+            Ok(Observation::Done(receipt)) => self.settle(step, attempt, Ok(receipt)).await,
+            Ok(Observation::NotDone) => self.execute(step, attempt).await,
+            Err(fault) => self.record(Event::StepFailed { step, fault }).await,
+        }
+    }
+
+    async fn execute(&mut self, step: usize, attempt: u32) -> Result<(), Fault> {
+        // The commit is not cancelled: its outcome must become known.
+        let cancel = if self.spec.steps[step].commit_point {
+            CancellationToken::new()
+        } else {
+            self.abort.child_token()
+        };
+        let context = self.context(step, attempt, cancel);
+        let kind = self.steps[&context.spec.kind].clone();
+        let outcome = within(&context, kind.execute(&context)).await;
+        self.settle(step, attempt, outcome).await
+    }
+
+    /// Verifies what an attempt brought, and journals it.
+    async fn settle(
+        &mut self,
+        step: usize,
+        attempt: u32,
+        outcome: Result<serde_json::Value, Fault>,
+    ) -> Result<(), Fault> {
+        let verified = match outcome {
+            Err(fault) => Err(fault),
+            Ok(receipt) => {
+                let context = self.context(step, attempt, CancellationToken::new());
+                let kind = self.steps[&context.spec.kind].clone();
+                within(&context, kind.verify(&context, &receipt)).await.map(|()| receipt)
+            }
+        };
+        let event = match verified {
+            Ok(receipt) => Event::StepDone { step, receipt },
+            Err(fault) => {
+                tracing::warn!(job = %self.spec.job, step = %self.spec.steps[step].name, attempt, class = %fault.class, "step failed: {fault}");
+                Event::StepFailed { step, fault }
+            }
+        };
+        self.record(event).await
+    }
+
+    async fn undo(&mut self, step: usize, attempt: u32) -> Result<(), Fault> {
+        let context = self.context(step, attempt, CancellationToken::new());
+        let kind = self.steps[&context.spec.kind].clone();
+        let receipt = self.state.receipt(step).cloned();
+        let event = match within(&context, kind.undo(&context, receipt.as_ref())).await {
+            Ok(()) => Event::UndoDone { step },
+            Err(fault) => {
+                tracing::warn!(job = %self.spec.job, step = %self.spec.steps[step].name, attempt, class = %fault.class, "undo failed: {fault}");
+                Event::UndoFailed { step, fault }
+            }
+        };
+        self.record(event).await
+    }
+}
+
+/// Bounds an attempt by the step's time limit. What was not heard in time is unknown: transient.
+async fn within<T>(
+    context: &Context,
+    work: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    match tokio::time::timeout(context.spec.timeout(), work).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(Fault::new(
+            FaultClass::Transient,
+            format!(
+                "step {} gave no answer within {} s",
+                context.spec.name, context.spec.timeout_seconds
+            ),
+        )),
+    }
+}

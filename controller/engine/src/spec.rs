@@ -1,0 +1,46 @@
+//! A job as data: frozen when planned, never changed afterwards.
+
+use std::time::Duration;
+
+use ferry_proto::ids::JobId;
+use serde::{Deserialize, Serialize};
+
+/// A job: a row of steps done in order, undone in reverse.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// Its id.
+    pub job: JobId,
+    /// Its steps.
+    pub steps: Vec<StepSpec>,
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepSpec {
+    /// Unique within the job.
+    pub name: String,
+    /// Which implementation does it.
+    pub kind: String,
+    /// What it shall do; only the implementation reads it.
+    pub intent: serde_json::Value,
+    /// How long one attempt may take, in seconds.
+    pub timeout_seconds: u32,
+    /// Whether this is the point of no return. Before its outcome is known, nothing is undone;
+    /// after it succeeded, nothing is undone any more.
+    #[serde(default)]
+    pub commit_point: bool,
+}
+
+impl StepSpec {
+    /// How long one attempt may take.
+    pub fn timeout(&self) -> Duration {
+        Duration::from_secs(u64::from(self.timeout_seconds))
+    }
+}
+
+impl JobSpec {
+    /// The index of the commit point, if the job has one.
+    pub fn commit_point(&self) -> Option<usize> {
+        self.steps.iter().position(|s| s.commit_point)
+    }
+}

@@ -1,0 +1,393 @@
+//! The pure heart: what a job's events mean, and what follows from them. No clock, no disk, no
+//! await. The runner and recovery call the same two functions.
+
+use ferry_proto::view::JobPhase;
+use ferry_proto::{Fault, FaultClass};
+use serde::{Deserialize, Serialize};
+
+use crate::spec::JobSpec;
+
+/// How often a step is tried before the commit point.
+pub const ATTEMPTS_BEFORE_COMMIT: u32 = 5;
+/// How often a step after the commit point, or an undo, is tried before a person is called. With
+/// the runner's backoff of at most 30 s this is about half a day.
+pub const ATTEMPTS_UNTIL_STUCK: u32 = 1500;
+
+/// Something that happened. Journalled before it takes effect.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The step is about to be executed.
+    StepStarted {
+        /// Index of the step.
+        step: usize,
+        /// 1 for the first try.
+        attempt: u32,
+    },
+    /// The step was executed and verified.
+    StepDone {
+        /// Index of the step.
+        step: usize,
+        /// The evidence.
+        receipt: serde_json::Value,
+    },
+    /// An attempt failed.
+    StepFailed {
+        /// Index of the step.
+        step: usize,
+        /// Why.
+        fault: Fault,
+    },
+    /// Somebody wants the job undone.
+    AbortRequested,
+    /// The step is about to be undone.
+    UndoStarted {
+        /// Index of the step.
+        step: usize,
+        /// 1 for the first try.
+        attempt: u32,
+    },
+    /// The step left nothing behind.
+    UndoDone {
+        /// Index of the step.
+        step: usize,
+    },
+    /// An attempt to undo failed.
+    UndoFailed {
+        /// Index of the step.
+        step: usize,
+        /// Why.
+        fault: Fault,
+    },
+    /// A person looked at a stuck job and wants it tried again.
+    Resumed,
+}
+
+/// Where a step is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StepState {
+    /// Not yet.
+    Waiting,
+    /// An attempt is under way, or was when the controller died.
+    Running {
+        /// Which.
+        attempt: u32,
+    },
+    /// An attempt failed; another may follow.
+    Failed {
+        /// Which.
+        attempt: u32,
+        /// Why.
+        fault: Fault,
+    },
+    /// Executed and verified.
+    Done {
+        /// The evidence.
+        receipt: serde_json::Value,
+    },
+    /// Being undone.
+    Undoing {
+        /// Which attempt.
+        attempt: u32,
+    },
+    /// An attempt to undo failed; another may follow.
+    UndoFailed {
+        /// Which.
+        attempt: u32,
+        /// Why.
+        fault: Fault,
+    },
+    /// Undone.
+    Undone,
+}
+
+/// The state of a job: what its events add up to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobState {
+    /// One per step.
+    pub steps: Vec<StepState>,
+    /// The evidence of each step that was done, kept while it is undone.
+    receipts: Vec<Option<serde_json::Value>>,
+    /// Whether somebody asked for it to be undone.
+    pub abort_requested: bool,
+    /// How often a person resumed it.
+    pub resumed: u32,
+}
+
+/// An event that cannot follow from the state: the journal is damaged, or the engine is wrong.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("event {event} cannot follow: step {step} is {state}")]
+pub struct IllegalEvent {
+    /// The event.
+    pub event: String,
+    /// The step.
+    pub step: usize,
+    /// Its state.
+    pub state: String,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Next {
+    /// Execute the step: this is a new attempt, to be journalled first.
+    Start {
+        /// Index of the step.
+        step: usize,
+        /// The attempt.
+        attempt: u32,
+    },
+    /// An attempt was under way: observe, then go on with the same attempt.
+    Resume {
+        /// Index of the step.
+        step: usize,
+        /// The attempt.
+        attempt: u32,
+    },
+    /// Undo the step: a new attempt.
+    StartUndo {
+        /// Index of the step.
+        step: usize,
+        /// The attempt.
+        attempt: u32,
+    },
+    /// Undo was under way: do it again.
+    ResumeUndo {
+        /// Index of the step.
+        step: usize,
+        /// The attempt.
+        attempt: u32,
+    },
+    /// Nothing more by itself.
+    End(JobPhase),
+}
+
+impl JobState {
+    /// A job of which nothing has happened yet.
+    pub fn new(spec: &JobSpec) -> Self {
+        Self {
+            steps: vec![StepState::Waiting; spec.steps.len()],
+            receipts: vec![None; spec.steps.len()],
+            abort_requested: false,
+            resumed: 0,
+        }
+    }
+
+    /// The state after all of `events`.
+    ///
+    /// # Errors
+    /// The first event that cannot follow.
+    pub fn replay<'a>(
+        spec: &JobSpec,
+        events: impl IntoIterator<Item = &'a Event>,
+    ) -> Result<Self, IllegalEvent> {
+        let mut state = Self::new(spec);
+        for event in events {
+            state.apply(event)?;
+        }
+        Ok(state)
+    }
+
+    /// Takes one event.
+    ///
+    /// # Errors
+    /// If the event cannot follow from this state; the state is then unchanged.
+    pub fn apply(&mut self, event: &Event) -> Result<(), IllegalEvent> {
+        use StepState as S;
+        let (step, next) = match event {
+            Event::AbortRequested => {
+                self.abort_requested = true;
+                return Ok(());
+            }
+            Event::Resumed => {
+                self.resumed += 1;
+                return Ok(());
+            }
+            Event::StepStarted { step, attempt } => (*step, self.started(*step, *attempt)),
+            Event::StepDone { step, receipt } => (
+                *step,
+                match self.steps.get(*step) {
+                    Some(S::Running { .. }) => Some(S::Done { receipt: receipt.clone() }),
+                    _ => None,
+                },
+            ),
+            Event::StepFailed { step, fault } => (
+                *step,
+                match self.steps.get(*step) {
+                    Some(S::Running { attempt }) => {
+                        Some(S::Failed { attempt: *attempt, fault: fault.clone() })
+                    }
+                    _ => None,
+                },
+            ),
+            Event::UndoStarted { step, attempt } => (
+                *step,
+                match self.steps.get(*step) {
+                    None | Some(S::Waiting | S::Undone) => None,
+                    Some(_) => Some(S::Undoing { attempt: *attempt }),
+                },
+            ),
+            Event::UndoDone { step } => (
+                *step,
+                match self.steps.get(*step) {
+                    Some(S::Undoing { .. }) => Some(S::Undone),
+                    _ => None,
+                },
+            ),
+            Event::UndoFailed { step, fault } => (
+                *step,
+                match self.steps.get(*step) {
+                    Some(S::Undoing { attempt }) => {
+                        Some(S::UndoFailed { attempt: *attempt, fault: fault.clone() })
+                    }
+                    _ => None,
+                },
+            ),
+        };
+        match (next, self.steps.get_mut(step)) {
+            (Some(next), Some(slot)) => {
+                if let S::Done { receipt } = &next {
+                    self.receipts[step] = Some(receipt.clone());
+                }
+                *slot = next;
+                Ok(())
+            }
+            (_, slot) => Err(IllegalEvent {
+                event: format!("{event:?}"),
+                step,
+                state: slot.map_or_else(|| "not in the plan".to_owned(), |s| format!("{s:?}")),
+            }),
+        }
+    }
+
+    /// The state of a step that starts, if it may: those before it must be done.
+    fn started(&self, step: usize, attempt: u32) -> Option<StepState> {
+        let before_done =
+            self.steps.iter().take(step).all(|s| matches!(s, StepState::Done { .. }));
+        match self.steps.get(step)? {
+            StepState::Waiting | StepState::Failed { .. } if before_done => {
+                Some(StepState::Running { attempt })
+            }
+            _ => None,
+        }
+    }
+
+    /// The evidence of the step at `step`, if it was done.
+    pub fn receipt(&self, step: usize) -> Option<&serde_json::Value> {
+        self.receipts.get(step)?.as_ref()
+    }
+
+    /// Whether the point of no return is known to be passed.
+    pub fn committed(&self, spec: &JobSpec) -> bool {
+        spec.commit_point().is_some_and(|at| self.receipt(at).is_some())
+    }
+
+    /// Whether the outcome of the commit is open: it was started and neither done nor refused.
+    fn commit_unknown(&self, spec: &JobSpec) -> bool {
+        let Some(at) = spec.commit_point() else { return false };
+        match self.steps.get(at) {
+            Some(StepState::Running { .. }) => true,
+            Some(StepState::Failed { fault, .. }) => !is_refusal(fault.class),
+            _ => false,
+        }
+    }
+
+    /// What follows from this state.
+    pub fn next(&self, spec: &JobSpec) -> Next {
+        let undoing = self
+            .steps
+            .iter()
+            .any(|s| matches!(s, StepState::Undoing { .. } | StepState::UndoFailed { .. } | StepState::Undone));
+        if undoing {
+            return self.next_undo();
+        }
+        let Some((step, state)) =
+            self.steps.iter().enumerate().find(|(_, s)| !matches!(s, StepState::Done { .. }))
+        else {
+            return Next::End(JobPhase::Done);
+        };
+        let forward_only = self.committed(spec) || self.commit_unknown(spec);
+        match state {
+            StepState::Running { attempt } => Next::Resume { step, attempt: *attempt },
+            StepState::Waiting if self.abort_requested && !forward_only => self.next_undo(),
+            StepState::Waiting => Next::Start { step, attempt: 1 },
+            StepState::Failed { attempt, fault } => {
+                self.after_failure(step, *attempt, fault.class, forward_only)
+            }
+            // Excluded above: not undoing and not done.
+            _ => Next::End(JobPhase::Stuck),
+        }
+    }
+
+    /// What follows when an attempt failed.
+    fn after_failure(
+        &self,
+        step: usize,
+        attempt: u32,
+        class: FaultClass,
+        forward_only: bool,
+    ) -> Next {
+        let again = Next::Start { step, attempt: attempt + 1 };
+        let allowance = |limit: u32| attempt < limit.saturating_mul(self.resumed + 1);
+        match (forward_only, class) {
+            (true, FaultClass::Transient) if allowance(ATTEMPTS_UNTIL_STUCK) => again,
+            (true, _) if attempt <= self.resumed => again,
+            (true, _) => Next::End(JobPhase::Stuck),
+            (false, FaultClass::Transient)
+                if !self.abort_requested && attempt < ATTEMPTS_BEFORE_COMMIT =>
+            {
+                again
+            }
+            (
+                false,
+                FaultClass::Transient
+                | FaultClass::Precondition
+                | FaultClass::Fenced
+                | FaultClass::Cancelled
+                | FaultClass::Permanent
+                | FaultClass::Bug,
+            ) => self.next_undo(),
+        }
+    }
+
+    /// The next step to undo: the last one that was started and is not undone yet.
+    fn next_undo(&self) -> Next {
+        let started = self
+            .steps
+            .iter()
+            .enumerate()
+            .rev()
+            .find(|(_, s)| !matches!(s, StepState::Waiting | StepState::Undone));
+        match started {
+            None => Next::End(JobPhase::Undone),
+            Some((step, StepState::Undoing { attempt })) => {
+                Next::ResumeUndo { step, attempt: *attempt }
+            }
+            Some((step, StepState::UndoFailed { attempt, fault })) => {
+                let again = match fault.class {
+                    FaultClass::Transient => {
+                        *attempt < ATTEMPTS_UNTIL_STUCK.saturating_mul(self.resumed + 1)
+                    }
+                    _ => *attempt <= self.resumed,
+                };
+                if again {
+                    Next::StartUndo { step, attempt: attempt + 1 }
+                } else {
+                    Next::End(JobPhase::Stuck)
+                }
+            }
+            Some((step, _)) => Next::StartUndo { step, attempt: 1 },
+        }
+    }
+}
+
+/// Whether a failed commit is surely not committed. A transient fault (a lost connection, a time
+/// limit) says nothing, and neither does a bug.
+fn is_refusal(class: FaultClass) -> bool {
+    match class {
+        FaultClass::Precondition
+        | FaultClass::Fenced
+        | FaultClass::Cancelled
+        | FaultClass::Permanent => true,
+        FaultClass::Transient | FaultClass::Bug => false,
+    }
+}

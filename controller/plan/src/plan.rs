@@ -1,0 +1,166 @@
+//! The steps of a move, in the order of the critical section in the design.
+
+use ferry_proto::command::{
+    AccountFacts, Direction, Finding, Intent, Move, Severity, TargetFacts,
+};
+use ferry_proto::ids::{AccountName, Epoch, JobId, ServerName};
+use serde::{Deserialize, Serialize};
+
+use crate::forecast::{Forecast, Policy, deadline_seconds, forecast};
+use crate::preflight;
+
+/// What planning reads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Inputs {
+    /// The move.
+    pub of: Move,
+    /// What the source said.
+    pub source: AccountFacts,
+    /// What the target said.
+    pub target: TargetFacts,
+    /// What may be set.
+    pub policy: Policy,
+}
+
+/// A plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The job that it will be.
+    pub job: JobId,
+    /// What moves.
+    pub account: AccountName,
+    /// Which way.
+    pub direction: Direction,
+    /// From.
+    pub source: ServerName,
+    /// To.
+    pub target: ServerName,
+    /// The epoch before.
+    pub epoch: Epoch,
+    /// How long the fence may last, in seconds.
+    pub deadline_seconds: u32,
+    /// How long it will take.
+    pub forecast: Forecast,
+    /// What preflight saw, gravest first.
+    pub findings: Vec<Finding>,
+    /// Whether a finding forbids it.
+    pub blocked: bool,
+    /// What will be done.
+    pub steps: Vec<PlannedStep>,
+}
+
+/// One step of a plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlannedStep {
+    /// Unique within the plan.
+    pub name: String,
+    /// What it does, for a person.
+    pub title: String,
+    /// Whose agent does it.
+    pub server: ServerName,
+    /// What the agent is asked.
+    pub intent: Intent,
+    /// How long one attempt may take, in seconds.
+    pub timeout_seconds: u32,
+    /// Whether it is the point of no return.
+    pub commit_point: bool,
+}
+
+/// Days in seconds.
+const DAY: u32 = 24 * 3600;
+
+impl PlannedStep {
+    fn new(server: &ServerName, title: &str, timeout_seconds: u32, intent: Intent) -> Self {
+        Self {
+            name: intent.kind().to_owned(),
+            title: title.to_owned(),
+            server: server.clone(),
+            commit_point: matches!(intent, Intent::Commit { .. }),
+            intent,
+            timeout_seconds,
+        }
+    }
+}
+
+/// Plans a move.
+pub fn plan(inputs: &Inputs) -> Plan {
+    let forecast = forecast(&inputs.source);
+    let deadline = deadline_seconds(&inputs.policy, &forecast);
+    let findings = preflight::findings(inputs, &forecast);
+    Plan {
+        job: inputs.of.job,
+        account: inputs.of.account.clone(),
+        direction: inputs.of.direction,
+        source: inputs.of.source.clone(),
+        target: inputs.of.target.clone(),
+        epoch: inputs.of.epoch,
+        deadline_seconds: deadline,
+        forecast,
+        blocked: findings.iter().any(|f| f.severity == Severity::Blocker),
+        findings,
+        steps: steps(&inputs.of, &inputs.policy, deadline),
+    }
+}
+
+/// The critical section of the design, and what goes before and after it.
+fn steps(of: &Move, policy: &Policy, deadline: u32) -> Vec<PlannedStep> {
+    let (source, target) = (&of.source, &of.target);
+    // Inside the fence nothing is worth waiting for longer than the fence itself lasts.
+    let fenced = deadline;
+    let step = PlannedStep::new;
+    let of = || of.clone();
+    vec![
+        step(target, "Make the account at the target, closed", 600, Intent::Provision { of: of() }),
+        step(
+            source,
+            "Copy the files ahead while the account is served",
+            7 * DAY,
+            Intent::Precopy {
+                of: of(),
+                max_passes: policy.max_passes,
+                converged_bytes: policy.converged_bytes,
+            },
+        ),
+        step(source, "Put the redirector in front", 60, Intent::Arm { of: of() }),
+        step(
+            source,
+            "Fence: hold connections, stop writes",
+            fenced,
+            Intent::Fence { of: of(), deadline_seconds: deadline, grace_ms: policy.grace_ms },
+        ),
+        step(source, "Copy what changed since", fenced, Intent::FinalPass { of: of() }),
+        step(source, "Dump and load the databases", fenced, Intent::CopyDatabases { of: of() }),
+        step(source, "Compare both ends", fenced, Intent::Verify { of: of() }),
+        step(target, "Rehearse the open", fenced, Intent::Rehearse { of: of() }),
+        step(source, "Commit: the account has moved", fenced, Intent::Commit { of: of() }),
+        step(target, "Open the account at the target", 120, Intent::Open { of: of(), commit: None }),
+        step(source, "Release held connections to the target", 60, Intent::Release { of: of() }),
+    ]
+}
+
+/// The plan that ends a move: takes down what stands for it at the server that no longer serves.
+pub fn finalize(of: &Move, erase: bool) -> Plan {
+    let title = if erase {
+        "Take down what stands for the move, and erase the copy"
+    } else {
+        "Take down what stands for the move"
+    };
+    Plan {
+        job: of.job,
+        account: of.account.clone(),
+        direction: of.direction,
+        source: of.source.clone(),
+        target: of.target.clone(),
+        epoch: of.epoch,
+        deadline_seconds: 0,
+        forecast: Forecast { precopy_seconds: 0.0, outage_seconds: 0.0, bytes: 0 },
+        findings: Vec::new(),
+        blocked: false,
+        steps: vec![PlannedStep::new(
+            &of.source,
+            title,
+            600,
+            Intent::Finalize { of: of.clone(), erase },
+        )],
+    }
+}

@@ -1,0 +1,110 @@
+//! The store on a real file: what constraints promise, and what survives reopening.
+
+use ferry_proto::ids::{AccountName, JobId};
+use ferry_store::{JobRow, Role, ServerRow, ServerState, SqliteStore, Store};
+
+fn server(name: &str, token: &str) -> ServerRow {
+    ServerRow {
+        name: name.parse().unwrap(),
+        role: Role::Client,
+        state: ServerState::Added,
+        token_hash: Some(token.to_owned()),
+        token_expires_ms: Some(1000),
+        serial: None,
+        not_after_ms: None,
+        peer_address: String::new(),
+        version: String::new(),
+        facts: "{}".into(),
+        last_seen_ms: None,
+    }
+}
+
+fn plan(account: &str) -> JobRow {
+    JobRow {
+        id: JobId::new_now(),
+        account: account.parse().unwrap(),
+        plan: "{}".into(),
+        planned_ms: 1,
+        started_ms: None,
+        ended_ms: None,
+        phase: None,
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_taken_once_in_time_and_only_with_its_hash() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&dir.path().join("ferry.db")).await.unwrap();
+    let row = server("client", "aa");
+    store.add_server(&row, 0).await.unwrap();
+    assert!(!store.take_token(&row.name, "bb", 10).await.unwrap(), "wrong");
+    assert!(!store.take_token(&row.name, "aa", 1000).await.unwrap(), "expired");
+    assert!(store.take_token(&row.name, "aa", 999).await.unwrap());
+    assert!(!store.take_token(&row.name, "aa", 999).await.unwrap(), "reused");
+    let fault = store.add_server(&row, 0).await.unwrap_err();
+    assert!(fault.message.contains("enrolled already"), "{fault}");
+}
+
+#[tokio::test]
+async fn revoking_keeps_the_serial_and_a_new_token_does_not_forgive_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&dir.path().join("ferry.db")).await.unwrap();
+    let row = server("client", "aa");
+    store.add_server(&row, 0).await.unwrap();
+    assert!(store.take_token(&row.name, "aa", 1).await.unwrap());
+    store.set_certificate(&row.name, "01ab", 5000).await.unwrap();
+    store.revoke_server(&row.name, 2).await.unwrap();
+    assert_eq!(
+        store.revocations().await.unwrap(),
+        (vec!["01ab".to_owned()], vec![row.name.clone()])
+    );
+    store.add_server(&row, 3).await.unwrap();
+    assert_eq!(store.revocations().await.unwrap(), (vec!["01ab".to_owned()], vec![]));
+    assert!(store.revoke_server(&"nobody".parse().unwrap(), 4).await.is_err());
+}
+
+#[tokio::test]
+async fn one_job_of_an_account_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&dir.path().join("ferry.db")).await.unwrap();
+    let (first, second, other) = (plan("demo"), plan("demo"), plan("other"));
+    for row in [&first, &second, &other] {
+        store.add_plan(row).await.unwrap();
+    }
+    store.start_job(first.id, 1).await.unwrap();
+    let fault = store.start_job(second.id, 2).await.unwrap_err();
+    assert!(fault.message.contains("has not ended"), "{fault}");
+    store.start_job(other.id, 3).await.unwrap();
+    let fault = store.start_job(first.id, 4).await.unwrap_err();
+    assert!(fault.message.contains("started before"), "{fault}");
+    store.end_job(first.id, "done", 5).await.unwrap();
+    store.start_job(second.id, 6).await.unwrap();
+    let demo: AccountName = "demo".parse().unwrap();
+    assert_eq!(store.jobs(Some(&demo), true).await.unwrap().len(), 1);
+    assert_eq!(store.jobs(Some(&demo), false).await.unwrap().len(), 2);
+    assert_eq!(store.jobs(None, true).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn events_keep_their_order_and_survive_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ferry.db");
+    let (a, b) = (plan("a"), plan("b"));
+    {
+        let store = SqliteStore::open(&path).await.unwrap();
+        for row in [&a, &b] {
+            store.add_plan(row).await.unwrap();
+        }
+        assert_eq!(store.append_event(a.id, "1", 1).await.unwrap(), 1);
+        assert_eq!(store.append_event(b.id, "2", 2).await.unwrap(), 2);
+        assert_eq!(store.append_event(a.id, "3", 3).await.unwrap(), 3);
+    }
+    let store = SqliteStore::open(&path).await.unwrap();
+    let texts = |rows: Vec<ferry_store::JournalRow>| {
+        rows.into_iter().map(|r| r.event).collect::<Vec<_>>().join(",")
+    };
+    assert_eq!(texts(store.events(None, None, 0, 10).await.unwrap()), "1,2,3");
+    assert_eq!(texts(store.events(Some(a.id), None, 1, 10).await.unwrap()), "3");
+    assert_eq!(texts(store.events(None, Some(&b.account), 0, 10).await.unwrap()), "2");
+    assert!(store.append_event(JobId::new_now(), "x", 4).await.is_err(), "unknown job");
+}
