@@ -1,1 +1,17 @@
-//! The operators' API.
+//! What operators call: planning, jobs, servers, accounts, events.
+//!
+//! * [`operators`]: the gRPC service; the edge where wire types become ours.
+//! * [`auth`]: who may call it.
+//! * [`planning`]: asks both ends, then plans.
+//! * [`jobs`]: jobs that run, and those that are taken up again after a restart.
+//! * [`view`]: a job as it is shown.
+
+pub mod auth;
+pub mod jobs;
+pub mod operators;
+pub mod planning;
+pub mod view;
+
+pub use auth::OperatorToken;
+pub use jobs::Jobs;
+pub use operators::OperatorEndpoint;

@@ -1,1 +1,163 @@
-//! The agents: registry, sessions, epochs, certificates.
+//! The agents as the controller sees them: who is enrolled, who is connected, what they were
+//! asked. It knows how to speak to an agent, not why.
+//!
+//! * [`authority`]: the certificate authority, tokens and grants.
+//! * [`enrolment`]: tokens into certificates, and their renewal.
+//! * [`session`]: one agent's stream.
+//! * [`commands`]: commands under way, which outlive sessions.
+
+pub mod authority;
+pub mod commands;
+pub mod enrolment;
+pub mod session;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use ferry_proto::Fault;
+use ferry_proto::channel::{Connections, Revocations};
+use ferry_proto::ids::ServerName;
+use ferry_store::Store;
+use tokio::sync::{broadcast, mpsc};
+
+use crate::authority::Authority;
+use crate::commands::Pending;
+
+/// Milliseconds since 1970 by this host's clock.
+pub fn now_ms() -> i64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// What may be set.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How long an agent's certificate is good for.
+    pub certificate_lifetime: Duration,
+    /// How long an enrolment token is good for unless told.
+    pub token_lifetime: Duration,
+}
+
+/// All agents.
+pub struct Fleet {
+    store: Arc<dyn Store>,
+    authority: Arc<Authority>,
+    connections: Arc<Connections>,
+    settings: Settings,
+    generation: u64,
+    live: Mutex<Live>,
+    connected: broadcast::Sender<ServerName>,
+}
+
+/// What is known only while this process runs. One lock; never held across an await.
+#[derive(Default)]
+struct Live {
+    sessions: HashMap<ServerName, Session>,
+    pending: HashMap<ferry_proto::ids::CommandId, Pending>,
+    next_session: u64,
+}
+
+/// A connected agent.
+struct Session {
+    /// Tells a session from the one that followed it.
+    number: u64,
+    next_command: u64,
+    out: mpsc::Sender<ferry_proto::v1::SessionResponse>,
+}
+
+impl Fleet {
+    /// The fleet that `store` knows.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn open(
+        store: Arc<dyn Store>,
+        authority: Arc<Authority>,
+        connections: Arc<Connections>,
+        settings: Settings,
+    ) -> Result<Arc<Self>, Fault> {
+        let generation = store.generation().await?;
+        let (connected, _) = broadcast::channel(64);
+        let fleet = Arc::new(Self {
+            store,
+            authority,
+            connections,
+            settings,
+            generation,
+            live: Mutex::default(),
+            connected,
+        });
+        fleet.apply_revocations().await?;
+        Ok(fleet)
+    }
+
+    /// Whether the agent of `server` has a session now.
+    pub fn is_connected(&self, server: &ServerName) -> bool {
+        self.live().sessions.contains_key(server)
+    }
+
+    /// Names of servers as they connect.
+    pub fn connected(&self) -> broadcast::Receiver<ServerName> {
+        self.connected.subscribe()
+    }
+
+    /// The authority.
+    pub fn authority(&self) -> &Arc<Authority> {
+        &self.authority
+    }
+
+    /// The controller's generation.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Cuts a server off: its certificate is no longer accepted, by the controller from now on, by
+    /// its peers as soon as they hear. Returns whether it was connected.
+    ///
+    /// # Errors
+    /// If there is no such server or the store fails; then nothing is changed.
+    pub async fn revoke(&self, server: &ServerName) -> Result<bool, Fault> {
+        let was_connected = self.is_connected(server);
+        self.store.revoke_server(server, now_ms()).await?;
+        self.apply_revocations().await?;
+        self.connections.cut(server);
+        let told: Vec<_> = {
+            let mut live = self.live();
+            live.sessions.remove(server);
+            live.sessions.values().map(|s| s.out.clone()).collect()
+        };
+        let message = self.revocations_message().await?;
+        for out in told {
+            // A session whose queue is full or gone hears it when it connects again.
+            let _ = out.try_send(message.clone());
+        }
+        Ok(was_connected)
+    }
+
+    async fn apply_revocations(&self) -> Result<(), Fault> {
+        let (serials, servers) = self.store.revocations().await?;
+        let serials = serials
+            .iter()
+            .map(|s| s.parse())
+            .collect::<Result<_, _>>()
+            .map_err(|_| Fault::bug("the store has a serial that is none"))?;
+        self.connections.set_revocations(Revocations { servers: servers.into_iter().collect(), serials });
+        Ok(())
+    }
+
+    async fn revocations_message(&self) -> Result<ferry_proto::v1::SessionResponse, Fault> {
+        let (serials, servers) = self.store.revocations().await?;
+        let servers = servers.into_iter().map(String::from).collect();
+        Ok(session::response(ferry_proto::v1::session_response::Body::Revocations(
+            ferry_proto::v1::Revocations { serials, servers },
+        )))
+    }
+
+    fn live(&self) -> MutexGuard<'_, Live> {
+        // A panic while it was held would have left it consistent: each change is one insert or
+        // remove.
+        self.live.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,192 @@
+//! What a database holds, as plain facts about named objects, and the comparison of both ends.
+//! It knows no engine: an engine decides which facts it states and how it makes them independent
+//! of the server's version.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use ferry_proto::account::EngineKind;
+use serde::{Deserialize, Serialize};
+
+/// Facts whose name begins so are texts that a server writes anew in each release (a view's
+/// definition, an expression): they are compared only between servers of one release.
+pub(crate) const SAME_RELEASE: char = '~';
+
+/// At most this many differences are listed.
+const MAX_DIFFERENCES: usize = 200;
+
+/// The facts of one object: `rows`, `checksum`, `column 1`, ...
+pub(crate) type ObjectFacts = BTreeMap<String, String>;
+
+/// What a database holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatabaseManifest {
+    /// The engine.
+    pub engine: EngineKind,
+    /// The server's release: texts written by servers of one release are comparable literally.
+    pub release: String,
+    /// The database.
+    pub database: String,
+    /// Facts by object; an object is named by its kind and name, such as `table orders`.
+    pub objects: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl DatabaseManifest {
+    pub(crate) fn new(engine: EngineKind, release: String, database: String) -> Self {
+        Self { engine, release, database, objects: BTreeMap::new() }
+    }
+
+    pub(crate) fn object(&mut self, kind: &str, name: &str) -> &mut ObjectFacts {
+        self.objects.entry(format!("{kind} {name}")).or_default()
+    }
+
+    /// The number of rows in all tables.
+    pub fn rows(&self) -> u64 {
+        let rows = self.objects.values().filter_map(|facts| facts.get("rows"));
+        rows.filter_map(|n| n.parse::<u64>().ok()).sum()
+    }
+
+    /// The number of objects of a kind such as `table`.
+    pub fn count(&self, kind: &str) -> usize {
+        let prefix = format!("{kind} ");
+        self.objects.keys().filter(|name| name.starts_with(&prefix)).count()
+    }
+}
+
+/// One thing that is not the same on both ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// Which object, such as `table orders`.
+    pub object: String,
+    /// Which fact of it; empty if the object is on one end only.
+    pub fact: String,
+    /// What the first manifest says; none: the object or fact is not there.
+    pub first: Option<String>,
+    /// What the second one says.
+    pub second: Option<String>,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |value: &Option<String>| match value {
+            Some(text) => text.chars().take(120).collect::<String>(),
+            None => "(not there)".to_owned(),
+        };
+        write!(f, "{}", self.object)?;
+        if !self.fact.is_empty() {
+            write!(f, ", {}", self.fact.trim_start_matches(SAME_RELEASE))?;
+        }
+        write!(f, ": {} against {}", shown(&self.first), shown(&self.second))
+    }
+}
+
+/// What is not the same in `a` and `b`; empty: they are equal. At most 200 are listed.
+pub fn compare(a: &DatabaseManifest, b: &DatabaseManifest) -> Vec<Difference> {
+    let mut found = Vec::new();
+    if a.engine != b.engine || a.database != b.database {
+        found.push(Difference {
+            object: "database".to_owned(),
+            fact: "name".to_owned(),
+            first: Some(format!("{} {}", a.engine, a.database)),
+            second: Some(format!("{} {}", b.engine, b.database)),
+        });
+        return found;
+    }
+    let literal = a.release == b.release;
+    let mut names: Vec<&String> = a.objects.keys().chain(b.objects.keys()).collect();
+    names.sort();
+    names.dedup();
+    for name in names {
+        match (a.objects.get(name), b.objects.get(name)) {
+            (Some(first), Some(second)) => {
+                compare_facts(name, first, second, literal, &mut found);
+            }
+            (first, second) => found.push(Difference {
+                object: name.clone(),
+                fact: String::new(),
+                first: first.map(|_| "there".to_owned()),
+                second: second.map(|_| "there".to_owned()),
+            }),
+        }
+        if found.len() >= MAX_DIFFERENCES {
+            found.truncate(MAX_DIFFERENCES);
+            break;
+        }
+    }
+    found
+}
+
+fn compare_facts(
+    object: &str,
+    first: &ObjectFacts,
+    second: &ObjectFacts,
+    literal: bool,
+    found: &mut Vec<Difference>,
+) {
+    let mut facts: Vec<&String> = first.keys().chain(second.keys()).collect();
+    facts.sort();
+    facts.dedup();
+    for fact in facts {
+        if fact.starts_with(SAME_RELEASE) && !literal {
+            continue;
+        }
+        let (one, other) = (first.get(fact), second.get(fact));
+        if one != other {
+            found.push(Difference {
+                object: object.to_owned(),
+                fact: fact.clone(),
+                first: one.cloned(),
+                second: other.cloned(),
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(release: &str) -> DatabaseManifest {
+        let mut m =
+            DatabaseManifest::new(EngineKind::Mariadb, release.to_owned(), "shop".to_owned());
+        let table = m.object("table", "orders");
+        table.insert("rows".to_owned(), "2".to_owned());
+        table.insert("~check".to_owned(), "a > 0".to_owned());
+        m
+    }
+
+    #[test]
+    fn equal_manifests_have_no_difference() {
+        assert_eq!(compare(&manifest("10.11"), &manifest("10.11")), vec![]);
+        assert_eq!(manifest("10.11").rows(), 2);
+        assert_eq!(manifest("10.11").count("table"), 1);
+    }
+
+    #[test]
+    fn a_changed_a_missing_and_an_additional_thing_are_found() {
+        let (a, mut b) = (manifest("10.11"), manifest("10.11"));
+        b.object("table", "orders").insert("rows".to_owned(), "3".to_owned());
+        b.object("view", "v");
+        let found = compare(&a, &b);
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert_eq!(found[0].to_string(), "table orders, rows: 2 against 3");
+        assert_eq!(found[1].to_string(), "view v: (not there) against there");
+        assert_eq!(compare(&b, &a).len(), 2);
+    }
+
+    #[test]
+    fn texts_of_different_releases_are_not_compared() {
+        let mut b = manifest("10.11");
+        b.object("table", "orders").insert("~check".to_owned(), "(a > 0)".to_owned());
+        assert_eq!(compare(&manifest("10.11"), &b).len(), 1);
+        b.release = "11.8".to_owned();
+        assert_eq!(compare(&manifest("10.11"), &b).len(), 0);
+    }
+
+    #[test]
+    fn different_databases_are_never_equal() {
+        let mut b = manifest("10.11");
+        b.database = "other".to_owned();
+        assert_eq!(compare(&manifest("10.11"), &b).len(), 1);
+    }
+}

@@ -1,0 +1,126 @@
+//! Names in one directory: which are valid, which are Ferry's own, and a compact sorted list of
+//! them. It must not know what the names stand for.
+
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+
+use rustix::fs::RawDir;
+use rustix::io::Result;
+
+/// What Ferry's temporary names begin with; 32 hexadecimal digits follow.
+const RESERVED: &[u8] = b".ferry-tmp.";
+
+/// Length of the random part.
+const DIGITS: usize = 32;
+
+/// Longest name that Linux file systems take.
+pub const MAX_NAME: usize = 255;
+
+/// Whether `name` may name an entry: one component, not `.` or `..`.
+pub fn is_valid(name: &[u8]) -> bool {
+    !name.is_empty()
+        && name.len() <= MAX_NAME
+        && name != b"."
+        && name != b".."
+        && !name.iter().any(|&b| b == b'/' || b == 0)
+}
+
+/// Whether `name` is exactly one that Ferry makes for a temporary file.
+pub fn is_reserved(name: &[u8]) -> bool {
+    name.strip_prefix(RESERVED).is_some_and(|rest| {
+        rest.len() == DIGITS && rest.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    })
+}
+
+/// A fresh temporary name that nobody can guess.
+pub fn temporary() -> Vec<u8> {
+    let mut name = RESERVED.to_vec();
+    name.extend_from_slice(format!("{:032x}", rand::random::<u128>()).as_bytes());
+    name
+}
+
+/// The names of a directory, sorted bytewise, in one allocation.
+#[derive(Debug, Default)]
+pub struct Names {
+    bytes: Vec<u8>,
+    spans: Vec<(u32, u16)>,
+}
+
+impl Names {
+    /// Reads the names in `dir`, without `.` and `..`.
+    pub fn read(dir: impl AsFd) -> Result<Self> {
+        let mut names = Self::default();
+        // A descriptor that was read before stands at its end.
+        rustix::fs::seek(&dir, rustix::fs::SeekFrom::Start(0))?;
+        let mut buffer = [MaybeUninit::uninit(); 32 * 1024];
+        let mut entries = RawDir::new(dir.as_fd(), &mut buffer);
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if is_valid(name) {
+                names.push(name)?;
+            }
+        }
+        let Self { bytes, spans } = &mut names;
+        let bytes: &[u8] = bytes;
+        spans.sort_unstable_by(|a, b| slice(bytes, *a).cmp(slice(bytes, *b)));
+        // A name that was renamed while the directory was read can come twice.
+        spans.dedup_by(|a, b| slice(bytes, *a) == slice(bytes, *b));
+        Ok(names)
+    }
+
+    fn push(&mut self, name: &[u8]) -> Result<()> {
+        // 4 GiB of names in one directory: more than any file system that we know holds.
+        let start =
+            u32::try_from(self.bytes.len()).map_err(|_| rustix::io::Errno::OVERFLOW)?;
+        let length = u16::try_from(name.len()).map_err(|_| rustix::io::Errno::NAMETOOLONG)?;
+        self.bytes.extend_from_slice(name);
+        self.spans.push((start, length));
+        Ok(())
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.spans.len()
+    }
+
+    /// The name at `index`, in order.
+    pub fn get(&self, index: usize) -> Option<&[u8]> {
+        self.spans.get(index).map(|&span| slice(&self.bytes, span))
+    }
+
+    /// All in order.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.spans.iter().map(|&span| slice(&self.bytes, span))
+    }
+}
+
+fn slice(bytes: &[u8], (start, length): (u32, u16)) -> &[u8] {
+    // Spans are made by `push` alone, beside the bytes that they cover.
+    &bytes[start as usize..start as usize + usize::from(length)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_names_are_invalid() {
+        for bad in [b"".as_slice(), b".", b"..", b"a/b", b"/", b"a\0b", &[b'x'; 256]] {
+            assert!(!is_valid(bad), "{bad:?}");
+        }
+        for good in [b"...".as_slice(), b"a b", b"\xff\xfe", b"a\nb", &[b'x'; 255]] {
+            assert!(is_valid(good), "{good:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_exact_pattern_is_reserved() {
+        let fresh = temporary();
+        assert!(is_reserved(&fresh) && is_valid(&fresh));
+        assert_ne!(fresh, temporary());
+        for other in [&b".ferry-tmp."[..], b".ferry-tmp.0123", b".ferry-tmp.0123456789ABCDEF0123456789ABCDEF", b"ferry-tmp.0123456789abcdef0123456789abcdef"] {
+            assert!(!is_reserved(other));
+        }
+    }
+}

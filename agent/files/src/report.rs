@@ -1,0 +1,194 @@
+//! What a pass or a comparison found, as plain data that crosses the wire and is shown to people.
+//! Lists are bounded and carry the total beside them. It must not know how the data came about.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// How many items each list of a report holds at most.
+pub const LIST_LIMIT: usize = 500;
+
+/// Longest text of a path in a report, in characters; the middle is left out of longer ones.
+const PATH_LIMIT: usize = 400;
+
+/// How far a pass has come.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Entries of the source walked so far.
+    pub entries_scanned: u64,
+    /// Whether the walk is over, so that the totals are final.
+    pub scan_complete: bool,
+    /// Files whose content was sent or received.
+    pub files_done: u64,
+    /// Files to send altogether; known when the walk is over.
+    pub files_total: Option<u64>,
+    /// Bytes of content sent or received.
+    pub bytes_done: u64,
+    /// Bytes of content altogether; known when the walk is over.
+    pub bytes_total: Option<u64>,
+    /// Bytes that crossed the stream in both directions.
+    pub bytes_on_wire: u64,
+}
+
+/// A list that holds no more than [`LIST_LIMIT`] items but counts all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bounded<T> {
+    /// The first items.
+    pub items: Vec<T>,
+    /// How many there were altogether.
+    pub total: u64,
+}
+
+impl<T> Default for Bounded<T> {
+    fn default() -> Self {
+        Self { items: Vec::new(), total: 0 }
+    }
+}
+
+impl<T> Bounded<T> {
+    /// Adds one.
+    pub fn push(&mut self, item: T) {
+        self.total += 1;
+        if self.items.len() < LIST_LIMIT {
+            self.items.push(item);
+        }
+    }
+
+    /// Whether there was none.
+    pub fn is_empty(&self) -> bool {
+        self.total == 0
+    }
+
+    /// Adds another list's items and total.
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.total = self.total.saturating_add(other.total);
+        let room = LIST_LIMIT.saturating_sub(self.items.len());
+        self.items.extend(other.items.into_iter().take(room));
+    }
+}
+
+/// Something that the guard did not let through; the pass went on without it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Path below the root, `.` for the root itself; bytes that are not UTF-8 are shown lossily.
+    pub path: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What a note is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NoteKind {
+    /// A socket: it has no content and is not copied.
+    Socket,
+    /// It was there when listed and gone when read.
+    Vanished,
+    /// It changed while it was read; the next pass copies it again.
+    Changed,
+    /// A name that Ferry keeps for its own temporary files.
+    Reserved,
+    /// A flag or attribute that is not copied (immutable, append-only, a label of the system).
+    NotCopied,
+}
+
+/// Something worth knowing that stops nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    /// What it is about.
+    pub kind: NoteKind,
+    /// Path below the root.
+    pub path: String,
+    /// One sentence.
+    pub text: String,
+}
+
+/// What a pass did. Both ends hold the same one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassReport {
+    /// Entries of the source, the root not counted.
+    pub entries: u64,
+    /// Files whose content was copied.
+    pub files_sent: u64,
+    /// Bytes of content copied.
+    pub bytes_sent: u64,
+    /// Entries created at the target that carry no content: directories, links, symlinks, FIFOs.
+    pub created: u64,
+    /// Entries whose metadata alone was mended.
+    pub metadata_changed: u64,
+    /// Entries removed at the target.
+    pub deleted: u64,
+    /// Entries found equal.
+    pub unchanged: u64,
+    /// What the guard refused.
+    pub refused: Bounded<Refusal>,
+    /// What is worth knowing.
+    pub notes: Bounded<Note>,
+    /// Entries that changed or vanished while the pass read them. Not 0: run another pass.
+    pub changed_while_read: u64,
+    /// When the source began, in its clock; see [`crate::SourceOptions::changed_since`].
+    pub started: Option<std::time::SystemTime>,
+    /// How long the pass took at the target.
+    pub duration: Duration,
+}
+
+/// One thing that is not the same at both ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// Path below the root.
+    pub path: String,
+    /// What differs: `type`, `content`, `mode`, `owner`, `time`, `missing`, `extra`, ...
+    pub what: String,
+    /// The source's value.
+    pub source: String,
+    /// The target's value.
+    pub target: String,
+}
+
+/// The outcome of comparing both ends. Both ends hold the same one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// Entries of the source, the root not counted.
+    pub entries: u64,
+    /// Files whose content was read on both ends.
+    pub files: u64,
+    /// Bytes of content read at the source.
+    pub bytes: u64,
+    /// BLAKE3 over the source's canonical manifest (entries with metadata, and contents), in hex.
+    pub manifest: String,
+    /// What differs.
+    pub differences: Bounded<Difference>,
+    /// What the guard refuses, and so cannot be equal.
+    pub refused: Bounded<Refusal>,
+    /// What is worth knowing.
+    pub notes: Bounded<Note>,
+    /// Files that changed while they were read: nothing is proved about them.
+    pub unsettled: u64,
+    /// How long it took at the target.
+    pub duration: Duration,
+}
+
+impl Comparison {
+    /// Whether both ends were proved to hold the same, what was refused aside.
+    pub fn is_equal(&self) -> bool {
+        self.differences.is_empty() && self.unsettled == 0
+    }
+}
+
+/// The text of a path for people: lossy, without control characters, and bounded.
+pub(crate) fn show(path: &[u8]) -> String {
+    if path.is_empty() {
+        return ".".to_owned();
+    }
+    let text: String = String::from_utf8_lossy(path)
+        .chars()
+        .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })
+        .collect();
+    let count = text.chars().count();
+    if count <= PATH_LIMIT {
+        return text;
+    }
+    let head: String = text.chars().take(PATH_LIMIT / 2).collect();
+    let tail: String = text.chars().skip(count - PATH_LIMIT / 2).collect();
+    format!("{head}…{tail}")
+}

@@ -1,0 +1,184 @@
+//! Changes of files that survive a power cut: written aside, synced, renamed, and the directory
+//! synced. Knows nothing of what the files mean. Never follows a symlink in the last component.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use ferry_proto::Fault;
+
+/// Who a written file belongs to, and its mode.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ownership {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mode: u32,
+}
+
+impl Ownership {
+    /// A file of root with `mode`.
+    pub(crate) const fn root(mode: u32) -> Self {
+        Self { uid: 0, gid: 0, mode }
+    }
+}
+
+/// The directory of `path`; an entry of a host's tree always has one.
+pub(crate) fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    File::open(parent(path))?.sync_all()
+}
+
+/// The name under which `path` is written before it takes its place. A dot file: nginx's and
+/// PHP-FPM's include patterns, run-parts and cron all pass over it.
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = OsString::from(".ferry-tmp-");
+    name.push(path.file_name().unwrap_or_default());
+    parent(path).join(name)
+}
+
+/// Writes `bytes` as `path`, replacing what is there.
+pub(crate) fn write(path: &Path, bytes: &[u8], owner: Ownership) -> Result<(), Fault> {
+    let act = || -> io::Result<()> {
+        let aside = temporary(path);
+        match fs::remove_file(&aside) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
+        file.write_all(bytes)?;
+        rustix::fs::fchown(
+            &file,
+            Some(rustix::fs::Uid::from_raw(owner.uid)),
+            Some(rustix::fs::Gid::from_raw(owner.gid)),
+        )?;
+        file.set_permissions(Permissions::from_mode(owner.mode))?;
+        file.sync_all()?;
+        fs::rename(&aside, path)?;
+        sync_parent(path)
+    };
+    act().map_err(|e| Fault::io(format!("{} could not be written", path.display()), &e))
+}
+
+/// Writes only if the content differs. True if it was written.
+pub(crate) fn write_if_changed(path: &Path, bytes: &[u8], owner: Ownership) -> Result<bool, Fault> {
+    if let Ok(Some(now)) = read(path, bytes.len() as u64 + 1)
+        && now == bytes
+        && fs::symlink_metadata(path).is_ok_and(|m| m.permissions().mode() & 0o7777 == owner.mode)
+    {
+        return Ok(false);
+    }
+    write(path, bytes, owner)?;
+    Ok(true)
+}
+
+/// Reads a regular file of at most `cap` bytes; `None` if it does not exist.
+pub(crate) fn read(path: &Path, cap: u64) -> Result<Option<Vec<u8>>, Fault> {
+    let failed = |e: &io::Error| Fault::io(format!("{} could not be read", path.display()), e);
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let file = match OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path) {
+        Ok(file) => file,
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(e) => return Err(failed(&e)),
+    };
+    read_open(&file, path, cap).map(Some)
+}
+
+/// Reads an open regular file of at most `cap` bytes; `path` is for messages.
+pub(crate) fn read_open(file: &File, path: &Path, cap: u64) -> Result<Vec<u8>, Fault> {
+    let failed = |e: &io::Error| Fault::io(format!("{} could not be read", path.display()), e);
+    if !file.metadata().map_err(|e| failed(&e))?.is_file() {
+        return Err(Fault::precondition(format!("{} is not a regular file", path.display()))
+            .remedy("put a regular file there"));
+    }
+    let mut bytes = Vec::new();
+    file.take(cap + 1).read_to_end(&mut bytes).map_err(|e| failed(&e))?;
+    if bytes.len() as u64 > cap {
+        return Err(Fault::precondition(format!(
+            "{} is larger than the {cap} bytes that Ferry accepts",
+            path.display()
+        ))
+        .remedy("make the file smaller"));
+    }
+    Ok(bytes)
+}
+
+/// Whether there is an entry at `path`, a dangling symlink included.
+pub(crate) fn exists(path: &Path) -> Result<bool, Fault> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(false)
+        }
+        Err(e) => Err(Fault::io(format!("{} could not be examined", path.display()), &e)),
+    }
+}
+
+/// Renames; both directories are synced.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), Fault> {
+    let act = || -> io::Result<()> {
+        fs::rename(from, to)?;
+        sync_parent(to)?;
+        if parent(from) != parent(to) { sync_parent(from) } else { Ok(()) }
+    };
+    act().map_err(|e| {
+        Fault::io(format!("{} could not be renamed to {}", from.display(), to.display()), &e)
+    })
+}
+
+/// Removes a file or symlink; one that is not there is no error. True if it was there.
+pub(crate) fn remove(path: &Path) -> Result<bool, Fault> {
+    match fs::remove_file(path).and_then(|()| sync_parent(path)) {
+        Ok(()) => Ok(true),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(false)
+        }
+        Err(e) => Err(Fault::io(format!("{} could not be removed", path.display()), &e)),
+    }
+}
+
+/// Removes a directory if it is there and empty. True if it is gone.
+pub(crate) fn remove_empty_directory(path: &Path) -> Result<bool, Fault> {
+    match fs::remove_dir(path) {
+        Ok(()) => sync_parent(path)
+            .map(|()| true)
+            .map_err(|e| Fault::io(format!("{} could not be synced", path.display()), &e)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
+        Err(e) => Err(Fault::io(format!("{} could not be removed", path.display()), &e)),
+    }
+}
+
+/// Makes `path` and what is missing above it, each with `mode`.
+pub(crate) fn make_directory(path: &Path, mode: u32) -> Result<(), Fault> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .and_then(|()| sync_parent(path))
+        .map_err(|e| Fault::io(format!("the directory {} could not be made", path.display()), &e))
+}
+
+/// Makes `link` a symlink to `target`, replacing what is there.
+pub(crate) fn symlink(target: &Path, link: &Path) -> Result<(), Fault> {
+    if fs::read_link(link).is_ok_and(|now| now == target) {
+        return Ok(());
+    }
+    let act = || -> io::Result<()> {
+        let aside = temporary(link);
+        match fs::remove_file(&aside) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        std::os::unix::fs::symlink(target, &aside)?;
+        fs::rename(&aside, link)?;
+        sync_parent(link)
+    };
+    act().map_err(|e| Fault::io(format!("the symlink {} could not be made", link.display()), &e))
+}

@@ -1,0 +1,14 @@
+//! Processes of accounts: who there is, ending them so that none remains, who may still write below
+//! an account's roots, and keeping systemd from starting them again. Knows no sites and no cron:
+//! whoever starts such processes has to be closed first.
+
+mod keep;
+mod mounts;
+mod stop;
+mod table;
+mod writers;
+
+pub use keep::{KeptStopped, StoppedUnit, allow, keep_stopped, plan_keep_stopped};
+pub use stop::{StopReport, stop_all};
+pub use table::{Process, of_users};
+pub use writers::{How, Writer, wait_no_writers, writers_below};

@@ -1,0 +1,98 @@
+//! Reads the process table. A process may end at any moment: what is gone is left out.
+
+use std::fs;
+use std::path::PathBuf;
+
+use ferry_proto::Fault;
+use serde::{Deserialize, Serialize};
+
+use crate::run::printable;
+
+/// A process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// The user that it acts as.
+    pub uid: u32,
+    /// Its name.
+    pub comm: String,
+    /// Its command line, at most 200 characters.
+    pub command: String,
+}
+
+impl std::fmt::Display for Process {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (pid {}, user {})", self.comm, self.pid, self.uid)
+    }
+}
+
+/// What `/proc/PID/status` says that matters here.
+#[derive(Debug)]
+pub(super) struct Status {
+    comm: String,
+    zombie: bool,
+    /// Real, effective and saved user id.
+    uids: [u32; 3],
+}
+
+impl Status {
+    pub(super) fn read(pid: u32) -> Option<Self> {
+        let bytes = fs::read(format!("/proc/{pid}/status")).ok()?;
+        let text = String::from_utf8_lossy(&bytes);
+        let field = |name: &str| {
+            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
+        };
+        let mut uids = field("Uid")?.split_whitespace().map_while(|id| id.parse().ok());
+        Some(Self {
+            comm: printable(field("Name")?.as_bytes(), 32),
+            zombie: field("State")?.starts_with(['Z', 'X']),
+            uids: [uids.next()?, uids.next()?, uids.next()?],
+        })
+    }
+
+    /// Whether it acts, or can come to act, as one of `uids`.
+    pub(super) fn is_of(&self, uids: &[u32]) -> bool {
+        !self.zombie && self.uids.iter().any(|uid| uids.contains(uid))
+    }
+
+    pub(super) fn describe(&self, pid: u32) -> Process {
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        Process {
+            pid,
+            uid: self.uids[1],
+            comm: self.comm.clone(),
+            command: printable(&command, 200),
+        }
+    }
+}
+
+/// The ids of all processes.
+pub(super) fn pids() -> Result<Vec<u32>, Fault> {
+    let failed = |e: std::io::Error| Fault::io("the process table could not be read", &e);
+    let mut pids = Vec::new();
+    for entry in fs::read_dir(PathBuf::from("/proc")).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        if let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) {
+            pids.push(pid);
+        }
+    }
+    Ok(pids)
+}
+
+/// The processes whose real, effective or saved user is one of `uids`, `exclude` left out.
+///
+/// # Errors
+/// If the process table cannot be read.
+pub fn of_users(uids: &[u32], exclude: &[u32]) -> Result<Vec<Process>, Fault> {
+    let mut found = Vec::new();
+    for pid in pids()? {
+        if exclude.contains(&pid) {
+            continue;
+        }
+        if let Some(status) = Status::read(pid).filter(|s| s.is_of(uids)) {
+            found.push(status.describe(pid));
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,459 @@
+//! Makes an account's user, groups and home at the target, closed, and takes them away again.
+//!
+//! The record comes from another server, which may be hostile: ids of the system, groups that
+//! would give power here, foreign homes and unknown shells are refused.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use ferry_proto::Fault;
+use ferry_proto::account::Definition;
+use ferry_proto::ids::UnixName;
+use serde::{Deserialize, Serialize};
+
+use super::logins::{CLOSED, tree};
+use super::passwd::Database;
+use super::{Group, IdPlan, LAST_ID, UserRecord, WEB_USER, ids_in, is_account_id};
+use crate::run::Run;
+use crate::{Finding, Layout, durable};
+
+/// Groups whose members are as good as root, or read other accounts' data.
+const POWERFUL: &[&str] = &[
+    "adm", "admin", "backup", "daemon", "disk", "docker", "incus", "incus-admin", "kmem", "kvm",
+    "libvirt", "lxd", "mail", "mysql", "operator", "postgres", "root", "shadow", "ssl-cert",
+    "staff", "sudo", "sys", "systemd-journal", "tty", "utmp", "vmail", "wheel", "www-data",
+];
+
+/// What to think of a user and a home that are there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Existing {
+    /// They are not this account's: refuse.
+    Refuse,
+    /// This agent's ledger says that the account lived here: keep them.
+    Keep,
+}
+
+/// What this server lets an account from elsewhere have.
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    /// Existing groups that an account may join, though they are the system's or another user's.
+    pub allow_groups: Vec<UnixName>,
+    /// Numeric ids that other moves to this server have planned.
+    pub reserved_ids: Vec<u32>,
+}
+
+/// All that is made for an account's user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provision {
+    /// The user as it is at the source, with the target's shell and home.
+    pub record: UserRecord,
+    /// The numeric ids here.
+    pub ids: IdPlan,
+    /// Whether the user, its primary group and its home are made; otherwise they are kept.
+    pub create: bool,
+    /// Supplementary groups that are made.
+    pub create_groups: Vec<Group>,
+    /// Supplementary groups that the user joins, with their ids here.
+    pub groups: Vec<Group>,
+    /// Directories above the home that are made.
+    pub create_parents: Vec<PathBuf>,
+    /// What a person should know.
+    pub findings: Vec<Finding>,
+}
+
+/// What making the account's user here would change.
+///
+/// # Errors
+/// Precondition if the user or the home is taken, or the record asks for what this server refuses.
+pub fn plan_provision(
+    layout: &Layout,
+    definition: &Definition,
+    record: &UserRecord,
+    existing: Existing,
+    policy: &Policy,
+) -> Result<Provision, Fault> {
+    let database = Database::read(layout)?;
+    if record.name != definition.user || record.home != definition.home {
+        return Err(Fault::permanent(format!(
+            "the user record is not the one of account {}",
+            definition.name
+        )));
+    }
+    check_text(record)?;
+    check_shell(layout, record)?;
+    let mut findings = Vec::new();
+    let mut taken: BTreeSet<u32> = policy.reserved_ids.iter().copied().collect();
+    let (ids, create) = match (existing, database.user(record.name.as_str())) {
+        (Existing::Keep, Some(user)) => {
+            let (uid, gid) = (user.uid, user.gid);
+            let mapped = uid != record.uid || gid != record.group.gid;
+            (IdPlan { uid, gid, mapped }, false)
+        }
+        _ => {
+            refuse_taken(layout, &database, record)?;
+            (ids_in(&database, record, &policy.reserved_ids)?, true)
+        }
+    };
+    taken.insert(ids.gid);
+    if ids.mapped {
+        findings.push(Finding::new(
+            format!(
+                "user {} gets the ids {}:{} here instead of {}:{}",
+                record.name, ids.uid, ids.gid, record.uid, record.group.gid
+            ),
+            "",
+        ));
+    }
+    let mut create_groups = Vec::new();
+    let mut groups = Vec::new();
+    for group in &record.groups {
+        match join(&database, group, policy)? {
+            Some(gid) => groups.push(Group { name: group.name.clone(), gid }),
+            None => {
+                let gid = group_id(&database, group, &taken)?;
+                taken.insert(gid);
+                let made = Group { name: group.name.clone(), gid };
+                groups.push(made.clone());
+                create_groups.push(made);
+            }
+        }
+    }
+    let create_parents = if create { parents(layout, &record.home)? } else { Vec::new() };
+    let record = record.clone();
+    Ok(Provision { record, ids, create, create_groups, groups, create_parents, findings })
+}
+
+fn refuse_taken(layout: &Layout, database: &Database, record: &UserRecord) -> Result<(), Fault> {
+    let name = record.name.as_str();
+    if database.user(name).is_some() {
+        return Err(Fault::precondition(format!("there is a user {name} at the target already"))
+            .remedy("rename one of the two, or remove the one at the target if it is not needed"));
+    }
+    if database.group(record.group.name.as_str()).is_some() {
+        return Err(Fault::precondition(format!(
+            "there is a group {} at the target already",
+            record.group.name
+        ))
+        .remedy("rename one of the two, or remove the one at the target if it is not needed"));
+    }
+    if durable::exists(&layout.path(&record.home))? {
+        return Err(Fault::precondition(format!(
+            "the home {} exists at the target already",
+            record.home.display()
+        ))
+        .remedy("move it away at the target if it is not needed"));
+    }
+    Ok(())
+}
+
+/// Nothing that could add a field or a line to the user database.
+fn check_text(record: &UserRecord) -> Result<(), Fault> {
+    let plain = |text: &str, limit: usize| {
+        text.len() <= limit && !text.chars().any(|c| c.is_control() || c == ':')
+    };
+    let hash = record.password_hash.expose();
+    let shell = record.shell.to_str().unwrap_or(":");
+    if plain(&record.gecos, 1024) && plain(hash, 1024) && hash.is_ascii() && plain(shell, 255) {
+        return Ok(());
+    }
+    Err(Fault::permanent(format!(
+        "the record of user {} holds what a user database cannot",
+        record.name
+    ))
+    .remedy("look at the user's lines in /etc/passwd and /etc/shadow at the source"))
+}
+
+fn check_shell(layout: &Layout, record: &UserRecord) -> Result<(), Fault> {
+    let denying = ["/usr/sbin/nologin", "/sbin/nologin", "/bin/false", "/usr/bin/false"];
+    if denying.iter().any(|s| Path::new(s) == record.shell) {
+        return Ok(());
+    }
+    let shells = durable::read(&layout.path("/etc/shells"), 1 << 20)?.unwrap_or_default();
+    let shells = String::from_utf8_lossy(&shells);
+    if shells.lines().any(|line| Path::new(line.trim()) == record.shell) {
+        return Ok(());
+    }
+    Err(Fault::precondition(format!(
+        "user {} has the shell {}, which is not in the target's /etc/shells",
+        record.name,
+        record.shell.display()
+    ))
+    .remedy("install the shell at the target, or give the user another one"))
+}
+
+/// The id of a group that is here and may be joined; `None` if it has to be made.
+fn join(database: &Database, group: &Group, policy: &Policy) -> Result<Option<u32>, Fault> {
+    let name = group.name.as_str();
+    let allowed = policy.allow_groups.contains(&group.name);
+    let refuse = |why: &str| {
+        Err(Fault::precondition(format!("the account may not join group {name} here: {why}"))
+            .remedy("remove it from `groups` in the definition, or allow it in the target's agent.toml"))
+    };
+    if POWERFUL.contains(&name) && !allowed {
+        return refuse("its members have power over the system or over others");
+    }
+    let Some(here) = database.group(name) else { return Ok(None) };
+    if !allowed && !is_account_id(here.gid) {
+        return refuse("it is a group of the system");
+    }
+    if !allowed && database.is_primary(here.gid) {
+        return refuse("it is another user's own group");
+    }
+    Ok(Some(here.gid))
+}
+
+fn group_id(database: &Database, group: &Group, taken: &BTreeSet<u32>) -> Result<u32, Fault> {
+    let free = |id: &u32| !taken.contains(id) && database.gid_is_free(*id);
+    if is_account_id(group.gid) && free(&group.gid) {
+        return Ok(group.gid);
+    }
+    (super::FIRST_MAPPED_ID..=LAST_ID).find(free).ok_or_else(|| {
+        Fault::precondition(format!("no group id is free for group {}", group.name))
+            .remedy("remove groups that are no longer needed")
+    })
+}
+
+/// The directories above the home that do not exist. Those that do must be root's alone: otherwise
+/// somebody could replace the home while root works in it.
+fn parents(layout: &Layout, home: &Path) -> Result<Vec<PathBuf>, Fault> {
+    let mut missing = Vec::new();
+    for directory in home.ancestors().skip(1) {
+        let here = layout.path(directory);
+        match fs::symlink_metadata(&here) {
+            Ok(m) if m.is_dir() && m.uid() == 0 && m.mode() & 0o022 == 0 => {}
+            Ok(_) => {
+                return Err(Fault::precondition(format!(
+                    "{} above the home is not a directory that only root can write",
+                    directory.display()
+                ))
+                .remedy("give it to root and take the write permission of others"));
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => missing.push(directory.to_owned()),
+            Err(e) => {
+                return Err(Fault::io(format!("{} could not be examined", directory.display()), &e));
+            }
+        }
+    }
+    missing.reverse();
+    Ok(missing)
+}
+
+/// Makes what the plan says: the account's user cannot log in yet.
+///
+/// # Errors
+/// Precondition if the user database has changed since the plan was made.
+pub fn provision(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
+    for group in &plan.create_groups {
+        make_group(layout, group)?;
+    }
+    if plan.create {
+        let own = Group { name: plan.record.group.name.clone(), gid: plan.ids.gid };
+        make_group(layout, &own)?;
+        make_user(layout, plan)?;
+        make_home(layout, plan)?;
+    }
+    let database = Database::read(layout)?;
+    let user = plan.record.name.as_str();
+    for group in &plan.groups {
+        join_group(layout, &database, &group.name, user)?;
+    }
+    if plan.record.web_group_member && database.user(WEB_USER).is_some() {
+        join_group(layout, &database, &plan.record.group.name, WEB_USER)?;
+    }
+    Ok(())
+}
+
+fn make_group(layout: &Layout, group: &Group) -> Result<(), Fault> {
+    match Database::read(layout)?.group(group.name.as_str()) {
+        Some(here) if here.gid == group.gid => return Ok(()),
+        Some(_) => return Err(changed(&format!("group {}", group.name))),
+        None => {}
+    }
+    Run::new("/usr/sbin/groupadd")
+        .arguments(tree(layout))
+        .argument("--gid")
+        .argument(group.gid.to_string())
+        .argument(group.name.as_str())
+        .succeed(&format!("group {} could not be made", group.name))?;
+    Ok(())
+}
+
+fn changed(what: &str) -> Fault {
+    Fault::precondition(format!("{what} has appeared at the target since the plan was made"))
+        .remedy("plan the move again")
+}
+
+fn make_user(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
+    let (record, ids) = (&plan.record, plan.ids);
+    let name = record.name.as_str();
+    match Database::read(layout)?.user(name) {
+        Some(u) if u.uid == ids.uid && u.gid == ids.gid && Path::new(&u.home) == record.home => {}
+        Some(_) => return Err(changed(&format!("user {name}"))),
+        None => {
+            let mut run = Run::new("/usr/sbin/useradd").arguments(tree(layout));
+            if name.contains('.') {
+                run = run.argument("--badname");
+            }
+            run.arguments(["--no-log-init", "--no-create-home", "--no-user-group"])
+                .arguments(["--uid", &ids.uid.to_string(), "--gid", &ids.gid.to_string()])
+                .arguments(["--expiredate", &CLOSED.to_string(), "--comment", &record.gecos])
+                .argument("--home-dir")
+                .argument(&record.home)
+                .argument("--shell")
+                .argument(&record.shell)
+                .argument(name)
+                .succeed(&format!("user {name} could not be made"))?;
+        }
+    }
+    set_password(layout, record)?;
+    set_aging(layout, record)
+}
+
+/// By standard input: the arguments of a program can be read by everybody.
+fn set_password(layout: &Layout, record: &UserRecord) -> Result<(), Fault> {
+    let name = record.name.as_str();
+    // No password at all would let everybody in; a locked one lets nobody in.
+    let hash = match record.password_hash.expose() {
+        "" => "!",
+        hash => hash,
+    };
+    let is_set = |database: &Database| database.shadow(name).is_some_and(|s| s.hash == hash);
+    if is_set(&Database::read(layout)?) {
+        return Ok(());
+    }
+    let what = format!("the password hash of user {name} could not be set");
+    Run::new("/usr/sbin/chpasswd")
+        .argument("--encrypted")
+        .arguments(chroot(layout))
+        .input(format!("{name}:{hash}\n").into_bytes())
+        .succeed(&what)?;
+    if is_set(&Database::read(layout)?) { Ok(()) } else { Err(Fault::permanent(what)) }
+}
+
+/// chpasswd and chage know no prefix, only another root.
+fn chroot(layout: &Layout) -> Vec<std::ffi::OsString> {
+    if layout.is_system() { Vec::new() } else { vec!["--root".into(), layout.root().into()] }
+}
+
+fn set_aging(layout: &Layout, record: &UserRecord) -> Result<(), Fault> {
+    let name = record.name.as_str();
+    let wanted = super::Aging { expire: Some(CLOSED), ..record.aging };
+    let now = Database::read(layout)?.shadow(name).map(|s| s.aging);
+    if now == Some(wanted) {
+        return Ok(());
+    }
+    let day = |day: Option<i64>| day.map_or("-1".to_owned(), |d| d.to_string());
+    Run::new("/usr/bin/chage")
+        .arguments(chroot(layout))
+        .arguments(["--lastday", &day(wanted.last_change), "--mindays", &day(wanted.minimum)])
+        .arguments(["--maxdays", &day(wanted.maximum), "--warndays", &day(wanted.warning)])
+        .arguments(["--inactive", &day(wanted.inactive), "--expiredate", &day(wanted.expire)])
+        .argument(name)
+        .succeed(&format!("the password age of user {name} could not be set"))?;
+    Ok(())
+}
+
+fn make_home(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
+    for parent in &plan.create_parents {
+        durable::make_directory(&layout.path(parent), 0o755)?;
+    }
+    let home = layout.path(&plan.record.home);
+    let failed = |e: std::io::Error| {
+        Fault::io(format!("the home {} could not be made", plan.record.home.display()), &e)
+    };
+    match fs::symlink_metadata(&home) {
+        Ok(m) if m.is_dir() && [0, plan.ids.uid].contains(&m.uid()) => {
+            // Made by an earlier attempt, which may not have come to the owner.
+            if m.uid() == plan.ids.uid {
+                return Ok(());
+            }
+        }
+        Ok(_) => return Err(changed(&format!("the home {}", plan.record.home.display()))),
+        Err(_) => durable::make_directory(&home, 0o700)?,
+    }
+    std::os::unix::fs::lchown(&home, Some(plan.ids.uid), Some(plan.ids.gid)).map_err(failed)
+}
+
+fn join_group(
+    layout: &Layout,
+    database: &Database,
+    group: &UnixName,
+    user: &str,
+) -> Result<(), Fault> {
+    let member = |g: &super::passwd::Group| g.members.iter().any(|m| m == user);
+    if database.group(group.as_str()).is_some_and(member) {
+        return Ok(());
+    }
+    Run::new("/usr/sbin/usermod")
+        .arguments(tree(layout))
+        .arguments(["--append", "--groups", group.as_str(), user])
+        .succeed(&format!("user {user} could not be added to group {group}"))?;
+    Ok(())
+}
+
+/// Takes away what `provision` has made, and nothing else. The account's processes must be gone.
+///
+/// # Errors
+/// What the tools say, for instance that a process of the user is still there.
+pub fn deprovision(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
+    if plan.create {
+        remove_user(layout, plan)?;
+    }
+    for group in &plan.create_groups {
+        remove_group(layout, group)?;
+    }
+    Ok(())
+}
+
+/// A user of another id, or a home of another owner, is not what Ferry made: it stays.
+fn remove_user(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
+    let name = plan.record.name.as_str();
+    let ours = |u: &super::passwd::User| u.uid == plan.ids.uid && u.gid == plan.ids.gid;
+    if Database::read(layout)?.user(name).is_some_and(|u| !ours(u)) {
+        return Ok(());
+    }
+    // The home first: as long as the user is there, the next attempt knows whose it is.
+    let home = layout.path(&plan.record.home);
+    let failed = |e: std::io::Error| {
+        Fault::io(format!("the home {} could not be removed", plan.record.home.display()), &e)
+    };
+    match fs::symlink_metadata(&home) {
+        // Does not follow symlinks, even ones that are put there while it works.
+        Ok(m) if m.is_dir() && m.uid() == plan.ids.uid => {
+            fs::remove_dir_all(&home).map_err(failed)?;
+        }
+        // An attempt that did not come to the owner has left it empty.
+        Ok(m) if m.is_dir() && m.uid() == 0 => {
+            durable::remove_empty_directory(&home)?;
+        }
+        _ => {}
+    }
+    for parent in plan.create_parents.iter().rev() {
+        durable::remove_empty_directory(&layout.path(parent))?;
+    }
+    if Database::read(layout)?.user(name).is_some() {
+        Run::new("/usr/sbin/userdel")
+            .arguments(tree(layout))
+            .argument(name)
+            .succeed(&format!("user {name} could not be removed"))?;
+    }
+    let own = Group { name: plan.record.group.name.clone(), gid: plan.ids.gid };
+    remove_group(layout, &own)
+}
+
+/// Removes a group if it is the planned one and nobody else has come to use it.
+fn remove_group(layout: &Layout, group: &Group) -> Result<(), Fault> {
+    let database = Database::read(layout)?;
+    let Some(here) = database.group(group.name.as_str()) else { return Ok(()) };
+    let others = here.members.iter().any(|m| m != WEB_USER);
+    if here.gid != group.gid || others || database.is_primary(here.gid) {
+        return Ok(());
+    }
+    Run::new("/usr/sbin/groupdel")
+        .arguments(tree(layout))
+        .argument(group.name.as_str())
+        .succeed(&format!("group {} could not be removed", group.name))?;
+    Ok(())
+}

@@ -1,0 +1,406 @@
+//! The nftables rules that put the redirector in front of the web server: the table
+//! `inet ferry_redirect`, and, where sites shall see their visitors' own addresses, the policy
+//! route that brings the web server's answers back to the redirector.
+//!
+//! It owns that table, one routing table and one routing rule per address family, and touches no
+//! other. It must not know accounts: rules cannot see names, so while armed the redirector is in
+//! the path of every site of the server.
+//!
+//! What is armed does not survive a reboot or a `flush ruleset`; the agent arms again from its
+//! ledger. Nothing is opened by the loss: what a fence denies is denied by the services
+//! themselves.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::process::Stdio;
+use std::time::Duration;
+
+use ferry_proto::Fault;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+/// The only nftables table that this module touches.
+pub const TABLE: &str = "ferry_redirect";
+
+/// The user that `ferry-redirector` runs as.
+pub const REDIRECTOR_USER: &str = "ferry-redirector";
+
+/// Marks connections that the redirector opened with a visitor's address.
+const MARK: u32 = 0x000f_e77e;
+
+/// The routing table that turns their answers back to this server.
+const ROUTING_TABLE: &str = "7480";
+
+/// `nft` and `ip` answer within milliseconds; beyond this something is broken.
+const PROGRAM_WITHIN: Duration = Duration::from_secs(20);
+
+/// Before other tables' destination NAT (-100), so that a container's port mapping does not win.
+const NAT_PRIORITY: i32 = -110;
+
+/// What is redirected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// The web server's HTTP ports.
+    pub http_ports: BTreeSet<u16>,
+    /// The web server's HTTPS ports.
+    pub https_ports: BTreeSet<u16>,
+    /// Where the redirector accepts HTTP.
+    pub redirect_http: u16,
+    /// Where the redirector accepts HTTPS.
+    pub redirect_https: u16,
+    /// Whose own connections are let through.
+    pub redirector_uid: u32,
+    /// The service addresses; empty: every address of this server, loopback included.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Whether the redirector opens connections with the visitor's address (the key
+    /// `keep_visitor_address` of its configuration); answers are then routed back to it.
+    pub keep_visitor_address: bool,
+}
+
+impl Rules {
+    /// Ports 80 and 443 on every address, to the redirector's usual ports.
+    pub fn usual(redirector_uid: u32) -> Self {
+        Self {
+            http_ports: BTreeSet::from([80]),
+            https_ports: BTreeSet::from([443]),
+            redirect_http: crate::config::HTTP_PORT,
+            redirect_https: crate::config::HTTPS_PORT,
+            redirector_uid,
+            addresses: BTreeSet::new(),
+            keep_visitor_address: true,
+        }
+    }
+
+    /// The service ports, each with the port of the redirector that takes them.
+    fn pairs(&self) -> impl Iterator<Item = (u16, u16)> + '_ {
+        let http = self.http_ports.iter().map(|port| (*port, self.redirect_http));
+        http.chain(self.https_ports.iter().map(|port| (*port, self.redirect_https)))
+    }
+
+    /// What selects the destination, once per rule needed.
+    fn destinations(&self) -> Vec<String> {
+        if self.addresses.is_empty() {
+            return vec!["fib daddr type local".to_owned()];
+        }
+        let family = |name: &str, wanted: fn(&IpAddr) -> bool| {
+            let list: Vec<_> =
+                self.addresses.iter().filter(|a| wanted(a)).map(ToString::to_string).collect();
+            (!list.is_empty()).then(|| {
+                format!("{name} daddr {{ {} }} fib daddr type local", list.join(", "))
+            })
+        };
+        [family("ip", IpAddr::is_ipv4), family("ip6", IpAddr::is_ipv6)]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+
+    /// The redirecting rules of one chain.
+    fn redirects(&self, text: &mut String, comment: &str) {
+        for destination in self.destinations() {
+            for (port, to) in self.pairs() {
+                // Writing to a String cannot fail.
+                let _ = writeln!(
+                    text,
+                    "    {destination} tcp dport {port} redirect to :{to} comment \"{comment}\""
+                );
+            }
+        }
+    }
+
+    /// The whole table, replacing what was there in one transaction. It is made of numbers and
+    /// addresses only.
+    fn script(&self, redirecting: bool) -> String {
+        let mut text = format!(
+            "add table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n\
+             \x20 chain prerouting {{\n\
+             \x20   type nat hook prerouting priority {NAT_PRIORITY}; policy accept;\n"
+        );
+        let comment = self.comment();
+        if redirecting {
+            self.redirects(&mut text, &comment);
+        }
+        let _ = write!(
+            text,
+            "  }}\n  chain output {{\n    type nat hook output priority {NAT_PRIORITY}; policy accept;\n\
+             \x20   meta skuid {} return\n",
+            self.redirector_uid
+        );
+        if redirecting {
+            self.redirects(&mut text, &comment);
+        }
+        text.push_str("  }\n");
+        if self.keep_visitor_address {
+            // A connection whose source is a visitor's address but whose owner is the redirector
+            // is marked; packets of the web server that answer it carry the mark to the routing
+            // rule, which delivers them here instead of sending them to the visitor.
+            let _ = write!(
+                text,
+                "  chain answers {{\n    type route hook output priority -150; policy accept;\n\
+                 \x20   meta skuid {} fib saddr type != local ct mark set {MARK:#x}\n\
+                 \x20   ct mark {MARK:#x} ct direction reply meta mark set {MARK:#x}\n  }}\n",
+                self.redirector_uid
+            );
+        }
+        text.push_str("}\n");
+        text
+    }
+
+    /// Identifies these rules in a listing.
+    fn comment(&self) -> String {
+        // FNV-1a: it only has to tell different rules apart, and must not change with the compiler.
+        let hash = format!("{self:?}").bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        format!("ferry {hash:016x}")
+    }
+
+    fn check(&self) -> Result<(), Fault> {
+        let listening = [self.redirect_http, self.redirect_https];
+        if self.pairs().next().is_none() {
+            return Err(Fault::precondition("no service port is named for the redirector")
+                .remedy("name at least one HTTP or HTTPS port"));
+        }
+        if self.pairs().any(|(port, _)| port == 0 || listening.contains(&port)) {
+            return Err(Fault::precondition(
+                "a port of the redirector itself cannot be redirected to it",
+            )
+            .remedy("name the ports of the web server"));
+        }
+        if self.redirector_uid == 0 {
+            return Err(Fault::precondition(
+                "the redirector must not run as root: connections of root would not be redirected",
+            )
+            .remedy("run it as the user ferry-redirector"));
+        }
+        Ok(())
+    }
+}
+
+/// The number of the redirector's user.
+///
+/// # Errors
+/// There is no such user.
+pub fn redirector_uid() -> Result<u32, Fault> {
+    let user = nix::unistd::User::from_name(REDIRECTOR_USER).map_err(|e| {
+        Fault::transient(format!("user {REDIRECTOR_USER} cannot be looked up")).caused_by(&e)
+    })?;
+    user.map(|user| user.uid.as_raw()).ok_or_else(|| {
+        Fault::precondition(format!("user {REDIRECTOR_USER} does not exist"))
+            .remedy("install the package ferry-agent again, or run systemd-sysusers")
+    })
+}
+
+/// Puts the redirector in front of the web server. Repeating it replaces the rules in one
+/// transaction. Connections made before are not redirected.
+///
+/// # Errors
+/// Rules that make no sense, or `nft` or `ip` failed; then what was armed before is still armed.
+pub async fn arm(rules: &Rules) -> Result<(), Fault> {
+    rules.check()?;
+    if rules.keep_visitor_address {
+        for family in FAMILIES {
+            add_routing(family).await?;
+        }
+    }
+    nft(&rules.script(true)).await
+}
+
+/// Stops redirecting new connections, while running ones go on through the redirector. To be
+/// followed by [`disarm`] when they have ended: the kernel stops translating addresses of running
+/// connections when the last such table goes.
+///
+/// # Errors
+/// `nft` failed.
+pub async fn stand_down(rules: &Rules) -> Result<(), Fault> {
+    rules.check()?;
+    nft(&rules.script(false)).await
+}
+
+/// Takes the table and the policy route away. Disarming what is not armed succeeds.
+///
+/// # Errors
+/// `nft` or `ip` failed.
+pub async fn disarm() -> Result<(), Fault> {
+    nft(&format!("add table inet {TABLE}\ndelete table inet {TABLE}\n")).await?;
+    for family in FAMILIES {
+        remove_routing(family).await?;
+    }
+    Ok(())
+}
+
+/// Whether exactly these rules stand.
+///
+/// # Errors
+/// `nft` or `ip` failed.
+pub async fn is_armed(rules: &Rules) -> Result<bool, Fault> {
+    let comment = rules.comment();
+    let each = rules.destinations().len() * rules.pairs().count();
+    let standing = list().await?;
+    let count = |chain: &str| {
+        standing.iter().filter(|r| r.chain == chain && r.comment == comment).count()
+    };
+    if count("prerouting") != each || count("output") != each {
+        return Ok(false);
+    }
+    if rules.keep_visitor_address {
+        for family in FAMILIES {
+            if !has_rule(family).await? {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// One rule of the table, as far as it can be told apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StandingRule {
+    /// Its chain.
+    pub chain: String,
+    /// Its comment; redirecting rules have one.
+    pub comment: String,
+}
+
+/// The rules that stand in the table; none if there is no table.
+///
+/// # Errors
+/// `nft` failed or gave something that is not its JSON.
+pub async fn list() -> Result<Vec<StandingRule>, Fault> {
+    let tables = run("nft", &["-j", "list", "tables"], "").await?;
+    let ours = |object: &serde_json::Value| {
+        object["table"]["family"] == "inet" && object["table"]["name"] == TABLE
+    };
+    if !objects(&tables)?.iter().any(ours) {
+        return Ok(Vec::new());
+    }
+    let text = run("nft", &["-j", "list", "table", "inet", TABLE], "").await?;
+    let word = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    Ok(objects(&text)?
+        .iter()
+        .filter_map(|object| object.get("rule"))
+        .map(|rule| StandingRule { chain: word(&rule["chain"]), comment: word(&rule["comment"]) })
+        .collect())
+}
+
+/// The address families, as options of `ip`, with the route to everything.
+const FAMILIES: [(&str, &str); 2] = [("-4", "0.0.0.0/0"), ("-6", "::/0")];
+
+async fn add_routing((family, all): (&str, &str)) -> Result<(), Fault> {
+    let route =
+        [family, "route", "replace", "local", all, "dev", "lo", "table", ROUTING_TABLE];
+    run("ip", &route, "").await?;
+    if !has_rule((family, all)).await? {
+        let mark = format!("{MARK:#x}");
+        run("ip", &[family, "rule", "add", "fwmark", &mark, "lookup", ROUTING_TABLE], "").await?;
+    }
+    Ok(())
+}
+
+async fn remove_routing((family, all): (&str, &str)) -> Result<(), Fault> {
+    let mark = format!("{MARK:#x}");
+    // A crash between looking and adding may have left two; more cannot be.
+    for _ in 0..4 {
+        if !has_rule((family, all)).await? {
+            break;
+        }
+        run("ip", &[family, "rule", "del", "fwmark", &mark, "lookup", ROUTING_TABLE], "").await?;
+    }
+    run("ip", &[family, "route", "flush", "table", ROUTING_TABLE], "").await.map(drop).or_else(
+        // A table that never had a route does not exist for `ip`.
+        |fault| if fault.to_string().contains("FIB table does not exist") { Ok(()) } else { Err(fault) },
+    )
+}
+
+async fn has_rule((family, _): (&str, &str)) -> Result<bool, Fault> {
+    let rules = run("ip", &[family, "rule", "show"], "").await?;
+    let mark = format!("fwmark {MARK:#x} ");
+    let lookup = format!("lookup {ROUTING_TABLE}");
+    Ok(rules.lines().any(|line| line.contains(&mark) && line.trim_end().ends_with(&lookup)))
+}
+
+async fn nft(script: &str) -> Result<(), Fault> {
+    run("nft", &["-f", "-"], script).await.map(drop)
+}
+
+fn objects(text: &str) -> Result<Vec<serde_json::Value>, Fault> {
+    let mut value: serde_json::Value = serde_json::from_str(text)
+        .map_err(|e| Fault::permanent("nft gave a listing that is not JSON").caused_by(&e))?;
+    match value["nftables"].take() {
+        serde_json::Value::Array(objects) => Ok(objects),
+        _ => Err(Fault::permanent("nft gave a listing without the list \"nftables\"")),
+    }
+}
+
+/// Runs a program with `input`, and returns what it printed.
+async fn run(program: &str, arguments: &[&str], input: &str) -> Result<String, Fault> {
+    let what = format!("`{program} {}`", arguments.join(" "));
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|e| {
+            Fault::precondition(format!("{what} cannot be started"))
+                .caused_by(&e)
+                .remedy("install the packages nftables and iproute2")
+        })?;
+    let stdin = child.stdin.take();
+    let work = async {
+        if let Some(mut stdin) = stdin {
+            stdin.write_all(input.as_bytes()).await?;
+        }
+        child.wait_with_output().await
+    };
+    let output = tokio::time::timeout(PROGRAM_WITHIN, work)
+        .await
+        .map_err(|_| {
+            Fault::transient(format!("{what} did not end within {} s", PROGRAM_WITHIN.as_secs()))
+        })?
+        .map_err(|e| Fault::io(format!("{what} could not be run"), &e))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said: String = String::from_utf8_lossy(&output.stderr).chars().take(500).collect();
+    let mut fault = Fault::permanent(format!("{what} failed with {}", output.status))
+        .remedy("look at the rules with `nft list ruleset`");
+    fault.causes.push(said.trim().to_owned());
+    Err(fault)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_that_cannot_work_are_refused() {
+        let good = Rules::usual(990);
+        assert!(good.check().is_ok());
+        assert!(Rules { redirector_uid: 0, ..good.clone() }.check().is_err());
+        assert!(Rules { http_ports: BTreeSet::from([7480]), ..good.clone() }.check().is_err());
+        let none = Rules { http_ports: BTreeSet::new(), https_ports: BTreeSet::new(), ..good };
+        assert!(none.check().is_err());
+    }
+
+    #[test]
+    fn different_rules_have_different_comments() {
+        let one = Rules::usual(990);
+        let other = Rules { redirector_uid: 991, ..one.clone() };
+        assert_ne!(one.comment(), other.comment());
+        assert!(one.script(true).contains(&one.comment()));
+        assert!(!one.script(false).contains("redirect to"));
+    }
+
+    #[test]
+    fn addresses_restrict_each_family_by_itself() {
+        let addresses = ["192.0.2.1", "2001:db8::1"].map(|a| a.parse().unwrap());
+        let rules = Rules { addresses: BTreeSet::from(addresses), ..Rules::usual(990) };
+        let script = rules.script(true);
+        assert!(script.contains("ip daddr { 192.0.2.1 } fib daddr type local tcp dport 80 "));
+        assert!(script.contains("ip6 daddr { 2001:db8::1 } fib daddr type local tcp dport 443 "));
+    }
+}

@@ -1,0 +1,1 @@
+//! Mail of an account during a move: reception, delivery and passing on.

@@ -1,0 +1,292 @@
+//! The operators' gRPC service: the edge where wire types become ours.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferry_fleet::Fleet;
+use ferry_fleet::session::status;
+use ferry_plan::Policy;
+use ferry_proto::Fault;
+use ferry_proto::ids::{AccountName, JobId, ServerName};
+use ferry_proto::v1;
+use ferry_proto::v1::operator_service_server::OperatorService;
+use ferry_store::{ServerRow, Store};
+use futures::Stream;
+use tokio::sync::{broadcast, mpsc};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::{ReceiverStream, WatchStream};
+use tonic::{Request, Response, Status};
+
+use crate::auth::OperatorToken;
+use crate::jobs::{Jobs, read_plan};
+use crate::planning::{Planner, Wish};
+use crate::view::sentence;
+
+/// Events read from the store at a time.
+const PAGE: u32 = 200;
+
+/// The service.
+#[derive(Clone)]
+pub struct OperatorEndpoint {
+    /// Who may call.
+    pub token: OperatorToken,
+    /// The agents.
+    pub fleet: Arc<Fleet>,
+    /// What is known.
+    pub store: Arc<dyn Store>,
+    /// What runs.
+    pub jobs: Arc<Jobs>,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[allow(clippy::result_large_err)]
+fn parse<T: std::str::FromStr>(text: &str) -> Result<T, Status>
+where
+    T::Err: std::error::Error + 'static,
+{
+    text.parse().map_err(|e: T::Err| status(&Fault::permanent(e.to_string())))
+}
+
+#[allow(clippy::result_large_err)]
+fn json<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, Status> {
+    serde_json::to_vec(value)
+        .map_err(|e| status(&Fault::bug("a document has no JSON").caused_by(&e)))
+}
+
+#[allow(clippy::result_large_err)]
+fn or_status<T>(result: Result<T, Fault>) -> Result<T, Status> {
+    result.map_err(|fault| status(&fault))
+}
+
+impl OperatorEndpoint {
+    fn planner(&self) -> Planner {
+        Planner { fleet: self.fleet.clone(), store: self.store.clone() }
+    }
+
+    fn server_message(&self, row: ServerRow) -> v1::Server {
+        let system = serde_json::from_str::<ferry_proto::command::ServerFacts>(&row.facts)
+            .map(|f| f.system)
+            .unwrap_or_default();
+        v1::Server {
+            connected: self.fleet.is_connected(&row.name),
+            name: row.name.into(),
+            role: row.role.as_str().to_owned(),
+            state: row.state.as_str().to_owned(),
+            version: row.version,
+            peer_address: row.peer_address,
+            certificate_not_after_unix: row.not_after_ms.unwrap_or(0) / 1000,
+            last_seen_unix: row.last_seen_ms.unwrap_or(0) / 1000,
+            system,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl OperatorService for OperatorEndpoint {
+    async fn add_server(&self, request: Request<v1::AddServerRequest>) -> Answer<v1::AddServerResponse> {
+        self.token.check(&request)?;
+        let request = request.into_inner();
+        let valid = (request.token_seconds > 0)
+            .then(|| Duration::from_secs(u64::from(request.token_seconds)));
+        let name: ServerName = parse(&request.name)?;
+        let role = or_status(request.role.parse())?;
+        let (token, expires_ms) = or_status(self.fleet.add_server(&name, role, valid).await)?;
+        Ok(Response::new(v1::AddServerResponse { token, expires_unix: expires_ms / 1000 }))
+    }
+
+    async fn list_servers(
+        &self,
+        request: Request<v1::ListServersRequest>,
+    ) -> Answer<v1::ListServersResponse> {
+        self.token.check(&request)?;
+        let rows = or_status(self.store.servers().await)?;
+        let servers = rows.into_iter().map(|row| self.server_message(row)).collect();
+        Ok(Response::new(v1::ListServersResponse { servers }))
+    }
+
+    async fn revoke_server(
+        &self,
+        request: Request<v1::RevokeServerRequest>,
+    ) -> Answer<v1::RevokeServerResponse> {
+        self.token.check(&request)?;
+        let name: ServerName = parse(&request.into_inner().name)?;
+        let was_connected = or_status(self.fleet.revoke(&name).await)?;
+        tracing::warn!(server = %name, "server cut off");
+        Ok(Response::new(v1::RevokeServerResponse { was_connected }))
+    }
+
+    async fn list_accounts(
+        &self,
+        request: Request<v1::ListAccountsRequest>,
+    ) -> Answer<v1::ListAccountsResponse> {
+        self.token.check(&request)?;
+        let accounts = or_status(self.store.accounts().await)?
+            .into_iter()
+            .map(|(server, state)| v1::Account {
+                connected: self.fleet.is_connected(&server),
+                name: state.name.into(),
+                server: server.into(),
+                standing: state.standing.to_string(),
+                epoch: state.epoch.0,
+                moved_to: state.moved_to.map(String::from).unwrap_or_default(),
+                domains: state.domains,
+            })
+            .collect();
+        let problems = or_status(self.store.problems().await)?
+            .into_iter()
+            .map(|(server, problem)| format!("{server}: {problem}"))
+            .collect();
+        Ok(Response::new(v1::ListAccountsResponse { accounts, problems }))
+    }
+
+    async fn plan_move(&self, request: Request<v1::PlanMoveRequest>) -> Answer<v1::PlanMoveResponse> {
+        self.token.check(&request)?;
+        let request = request.into_inner();
+        let wish = Wish {
+            account: parse(&request.account)?,
+            to: (!request.to.is_empty()).then(|| parse(&request.to)).transpose()?,
+            direction: parse(&request.direction)?,
+            policy: Policy {
+                deadline_seconds: (request.deadline_seconds > 0).then_some(request.deadline_seconds),
+                ..Policy::default()
+            },
+        };
+        let plan = or_status(self.planner().plan(&wish).await)?;
+        or_status(self.jobs.keep(&plan).await)?;
+        Ok(Response::new(v1::PlanMoveResponse { plan_id: plan.job.to_string(), plan: json(&plan)? }))
+    }
+
+    async fn start_move(
+        &self,
+        request: Request<v1::StartMoveRequest>,
+    ) -> Answer<v1::StartMoveResponse> {
+        self.token.check(&request)?;
+        let id: JobId = parse(&request.into_inner().plan_id)?;
+        or_status(self.jobs.start(id).await)?;
+        Ok(Response::new(v1::StartMoveResponse { job: id.to_string() }))
+    }
+
+    async fn abort_move(
+        &self,
+        request: Request<v1::AbortMoveRequest>,
+    ) -> Answer<v1::AbortMoveResponse> {
+        self.token.check(&request)?;
+        let account: AccountName = parse(&request.into_inner().account)?;
+        let job = or_status(self.jobs.abort(&account))?;
+        Ok(Response::new(v1::AbortMoveResponse { job: job.to_string() }))
+    }
+
+    async fn finalize_move(
+        &self,
+        request: Request<v1::FinalizeMoveRequest>,
+    ) -> Answer<v1::FinalizeMoveResponse> {
+        self.token.check(&request)?;
+        let request = request.into_inner();
+        let account: AccountName = parse(&request.account)?;
+        let plan = or_status(self.planner().plan_finalize(&account, request.erase).await)?;
+        or_status(self.jobs.keep(&plan).await)?;
+        or_status(self.jobs.start(plan.job).await)?;
+        Ok(Response::new(v1::FinalizeMoveResponse { job: plan.job.to_string() }))
+    }
+
+    async fn list_jobs(&self, request: Request<v1::ListJobsRequest>) -> Answer<v1::ListJobsResponse> {
+        self.token.check(&request)?;
+        let request = request.into_inner();
+        let account = (!request.account.is_empty()).then(|| parse(&request.account)).transpose()?;
+        let views = or_status(self.jobs.list(account.as_ref(), request.running).await)?;
+        let jobs = views.iter().map(json).collect::<Result<_, _>>()?;
+        Ok(Response::new(v1::ListJobsResponse { jobs }))
+    }
+
+    type WatchJobStream = Streamed<v1::WatchJobResponse>;
+
+    async fn watch_job(&self, request: Request<v1::WatchJobRequest>) -> Answer<Self::WatchJobStream> {
+        self.token.check(&request)?;
+        let id: JobId = parse(&request.into_inner().job)?;
+        let views = or_status(self.jobs.watch(id).await)?;
+        let stream = WatchStream::new(views)
+            .map(|view| Ok(v1::WatchJobResponse { job: json(&view)? }));
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    type ListEventsStream = Streamed<v1::ListEventsResponse>;
+
+    async fn list_events(
+        &self,
+        request: Request<v1::ListEventsRequest>,
+    ) -> Answer<Self::ListEventsStream> {
+        self.token.check(&request)?;
+        let request = request.into_inner();
+        let reader = EventReader {
+            job: (!request.job.is_empty()).then(|| parse(&request.job)).transpose()?,
+            account: (!request.account.is_empty()).then(|| parse(&request.account)).transpose()?,
+            store: self.store.clone(),
+            // Before the first read: an event between the two rings the bell.
+            bell: request.follow.then(|| self.jobs.bell()),
+        };
+        let (sender, receiver) = mpsc::channel(16);
+        tokio::spawn(reader.run(request.after, sender));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+/// Reads events from the store, and goes on reading if it has a bell.
+struct EventReader {
+    store: Arc<dyn Store>,
+    job: Option<JobId>,
+    account: Option<AccountName>,
+    bell: Option<broadcast::Receiver<()>>,
+}
+
+type EventSender = mpsc::Sender<Result<v1::ListEventsResponse, Status>>;
+
+impl EventReader {
+    /// Ends when the receiver is gone, or everything is read and there is no bell.
+    async fn run(mut self, mut after: u64, sender: EventSender) {
+        loop {
+            match self.page(after, &sender).await {
+                Ok(Some(last)) => after = last,
+                Ok(None) => {
+                    let Some(bell) = &mut self.bell else { return };
+                    tokio::select! {
+                        rung = bell.recv() => if matches!(rung, Err(broadcast::error::RecvError::Closed)) { return },
+                        () = sender.closed() => return,
+                    }
+                }
+                Err(fault) => {
+                    let _ = sender.send(Err(status(&fault))).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Sends one page; the number of its last event, or none if there was nothing.
+    async fn page(&self, after: u64, sender: &EventSender) -> Result<Option<u64>, Fault> {
+        let rows = self.store.events(self.job, self.account.as_ref(), after, PAGE).await?;
+        let mut last = None;
+        for row in rows {
+            let job = self.store.job(row.job).await?.ok_or_else(|| {
+                Fault::bug(format!("event {} is of no job", row.number))
+            })?;
+            let event = serde_json::from_str(&row.event)
+                .map_err(|e| Fault::bug(format!("event {} is damaged", row.number)).caused_by(&e))?;
+            let message = v1::ListEventsResponse {
+                number: row.number,
+                at_unix_ms: row.at_ms,
+                job: row.job.to_string(),
+                account: row.account.into(),
+                text: sentence(&read_plan(&job)?, &event),
+                event: row.event.into_bytes(),
+            };
+            if sender.send(Ok(message)).await.is_err() {
+                return Ok(None);
+            }
+            last = Some(row.number);
+        }
+        Ok(last)
+    }
+}

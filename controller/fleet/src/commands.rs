@@ -1,0 +1,216 @@
+//! Commands under way. A command outlives the session it was sent in: when its agent connects
+//! again it is sent again, with the same id, and the agent answers what it recorded.
+
+use ferry_proto::command::{Intent, Outcome, Progress, Receipt};
+use ferry_proto::grant::SignedGrant;
+use ferry_proto::ids::{CommandId, JobId, ServerName};
+use ferry_proto::v1;
+use ferry_proto::{Fault, FaultClass};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::session::response;
+use crate::{Fleet, Live};
+
+/// A command whose outcome is awaited.
+pub(crate) struct Pending {
+    pub(crate) server: ServerName,
+    pub(crate) what: Waiting,
+    pub(crate) reply: Option<oneshot::Sender<Answer>>,
+    pub(crate) progress: Option<watch::Sender<Progress>>,
+}
+
+/// What is to be sent (again) when the agent connects.
+pub(crate) enum Waiting {
+    /// Carry this out.
+    Outcome {
+        job: Option<JobId>,
+        intent: Vec<u8>,
+        grant: Vec<u8>,
+    },
+    /// Say what became of it.
+    Observation,
+}
+
+/// What an agent says of a command.
+pub(crate) enum Answer {
+    /// It ended.
+    Ended(Outcome),
+    /// It has not ended: `true` if it is under way.
+    Open(bool),
+}
+
+/// A command to one agent.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// Which agent.
+    pub server: ServerName,
+    /// Its id: the same again for the same attempt.
+    pub id: CommandId,
+    /// The job, if it is part of one.
+    pub job: Option<JobId>,
+    /// What to do.
+    pub intent: Intent,
+    /// What allows the agent to speak to its peer.
+    pub grant: Option<SignedGrant>,
+}
+
+impl Fleet {
+    /// Sends a command and waits for its outcome, across reconnects of the agent. The caller bounds
+    /// the wait. If `cancel` fires, the agent is asked to stop, and its answer awaited.
+    ///
+    /// # Errors
+    /// The agent's fault, or one of class Bug if the intent cannot be written.
+    pub async fn run(
+        &self,
+        order: &Order,
+        progress: Option<watch::Sender<Progress>>,
+        cancel: &CancellationToken,
+    ) -> Result<Receipt, Fault> {
+        let what = Waiting::Outcome {
+            job: order.job,
+            intent: json(&order.intent)?,
+            grant: order.grant.as_ref().map(json).transpose()?.unwrap_or_default(),
+        };
+        let mut reply = self.register(order.id, &order.server, what, progress);
+        let guard = Forget { fleet: self, id: order.id };
+        let answer = tokio::select! {
+            answer = &mut reply => answer,
+            () = cancel.cancelled() => {
+                self.send_cancel(&order.server, order.id);
+                reply.await
+            }
+        };
+        drop(guard);
+        match answer {
+            Ok(Answer::Ended(outcome)) => outcome,
+            Ok(Answer::Open(_)) | Err(_) => Err(Fault::transient(format!(
+                "the agent of {} gave no outcome of its command",
+                order.server
+            ))),
+        }
+    }
+
+    /// Asks an agent what became of a command: its outcome, or none if it has not ended or was
+    /// never heard of.
+    ///
+    /// # Errors
+    /// If the answer is lost; the caller bounds the wait.
+    pub async fn observe(&self, server: &ServerName, id: CommandId) -> Result<Option<Outcome>, Fault> {
+        let reply = self.register(id, server, Waiting::Observation, None);
+        let guard = Forget { fleet: self, id };
+        let answer = reply.await;
+        drop(guard);
+        match answer {
+            Ok(Answer::Ended(outcome)) => Ok(Some(outcome)),
+            Ok(Answer::Open(_)) => Ok(None),
+            Err(_) => {
+                Err(Fault::transient(format!("the agent of {server} did not say what became of a command")))
+            }
+        }
+    }
+
+    /// A fault unless the agent has a session.
+    ///
+    /// # Errors
+    /// Of class Transient, with what to look at.
+    pub fn require_connected(&self, server: &ServerName) -> Result<(), Fault> {
+        if self.is_connected(server) {
+            return Ok(());
+        }
+        Err(Fault::transient(format!("the agent of {server} is not connected"))
+            .remedy(format!("on {server}: systemctl status ferry-agent")))
+    }
+
+    fn register(
+        &self,
+        id: CommandId,
+        server: &ServerName,
+        what: Waiting,
+        progress: Option<watch::Sender<Progress>>,
+    ) -> oneshot::Receiver<Answer> {
+        let (reply, receiver) = oneshot::channel();
+        let mut live = self.live();
+        live.pending.insert(id, Pending { server: server.clone(), what, reply: Some(reply), progress });
+        live.send_pending(id, self.generation);
+        receiver
+    }
+
+    fn send_cancel(&self, server: &ServerName, id: CommandId) {
+        let live = self.live();
+        if let Some(session) = live.sessions.get(server) {
+            let body = v1::session_response::Body::CancelCommandId(id.to_string());
+            // Not connected or not reading: the command stands, and the caller's time limit ends
+            // the wait.
+            let _ = session.out.try_send(response(body));
+        }
+    }
+
+    /// Takes an agent's answer.
+    pub(crate) fn answer(&self, server: &ServerName, id: CommandId, answer: Answer) {
+        let mut live = self.live();
+        let Some(pending) = live.pending.get_mut(&id).filter(|p| &p.server == server) else {
+            return; // Nobody waits any more: the next attempt will ask.
+        };
+        if let (Waiting::Outcome { .. }, Answer::Open(_)) = (&pending.what, &answer) {
+            return;
+        }
+        if let Some(reply) = pending.reply.take() {
+            let _ = reply.send(answer);
+        }
+    }
+
+    /// Takes a word on progress.
+    pub(crate) fn progressed(&self, server: &ServerName, id: CommandId, progress: Progress) {
+        let live = self.live();
+        if let Some(pending) = live.pending.get(&id).filter(|p| &p.server == server)
+            && let Some(sender) = &pending.progress
+        {
+            sender.send_replace(progress);
+        }
+    }
+}
+
+impl Live {
+    /// Sends a pending command if its agent is connected. If its queue is full the session is
+    /// dropped: the agent connects again, and everything pending is sent then.
+    pub(crate) fn send_pending(&mut self, id: CommandId, generation: u64) {
+        let Some(pending) = self.pending.get(&id) else { return };
+        let Some(session) = self.sessions.get_mut(&pending.server) else { return };
+        let body = match &pending.what {
+            Waiting::Observation => v1::session_response::Body::ObserveCommandId(id.to_string()),
+            Waiting::Outcome { job, intent, grant } => {
+                session.next_command += 1;
+                v1::session_response::Body::Command(v1::Command {
+                    number: session.next_command,
+                    id: id.to_string(),
+                    job: job.map(|j| j.to_string()).unwrap_or_default(),
+                    generation,
+                    intent: intent.clone(),
+                    grant: grant.clone(),
+                })
+            }
+        };
+        if let Err(mpsc::error::TrySendError::Full(_)) = session.out.try_send(response(body)) {
+            let server = pending.server.clone();
+            self.sessions.remove(&server);
+        }
+    }
+}
+
+/// Forgets a pending command when its caller is gone.
+struct Forget<'a> {
+    fleet: &'a Fleet,
+    id: CommandId,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.fleet.live().pending.remove(&self.id);
+    }
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, Fault> {
+    serde_json::to_vec(value)
+        .map_err(|e| Fault::new(FaultClass::Bug, "a command has no JSON").caused_by(&e))
+}

@@ -1,0 +1,157 @@
+//! A step that is one command to one agent, and whose undo is another.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use ferry_engine::{Context, Observation, Step};
+use ferry_fleet::Fleet;
+use ferry_fleet::commands::Order;
+use ferry_plan::PlannedStep;
+use ferry_proto::channel::unix_now;
+use ferry_proto::command::{Intent, Move, Receipt};
+use ferry_proto::grant::{Grant, SignedGrant};
+use ferry_proto::ids::{CommandId, ServerName};
+use ferry_proto::Fault;
+use tokio_util::sync::CancellationToken;
+
+/// How long a grant lets two agents *start* together, in seconds: a precopy may take days, and
+/// each attempt gets a new one.
+const GRANT_SECONDS: i64 = 7 * 24 * 3600;
+
+/// What is special about a kind of step.
+#[derive(Debug, Clone, Copy)]
+pub struct Recipe {
+    /// Its name, as of the intent.
+    pub kind: &'static str,
+    /// Adds to the frozen intent what only earlier receipts tell.
+    pub fill: fn(Intent, &Context) -> Result<Intent, Fault>,
+    /// Checks the evidence.
+    pub check: fn(&Move, &Receipt) -> Result<(), Fault>,
+    /// The command that leaves nothing of it behind, and who gets it; none if nothing can be left.
+    pub undo: fn(&Move) -> Option<(ServerName, Intent)>,
+}
+
+impl Recipe {
+    /// A kind with nothing special: any receipt of `Done` will do, nothing to undo.
+    pub const fn plain(kind: &'static str) -> Self {
+        Self { kind, fill: |intent, _| Ok(intent), check: expect_done, undo: |_| None }
+    }
+}
+
+fn expect_done(of: &Move, receipt: &Receipt) -> Result<(), Fault> {
+    match receipt {
+        Receipt::Done { .. } => Ok(()),
+        other => Err(wrong_receipt(of, other)),
+    }
+}
+
+/// The fault for a receipt of another kind than the command's.
+pub fn wrong_receipt(of: &Move, receipt: &Receipt) -> Fault {
+    Fault::bug(format!("an agent answered a step of account {} with {receipt:?}", of.account))
+}
+
+/// A step done by an agent.
+pub struct AgentStep {
+    fleet: Arc<Fleet>,
+    recipe: Recipe,
+}
+
+/// What a command is for: part of its id.
+#[derive(Clone, Copy)]
+enum Action {
+    Execute,
+    Undo,
+}
+
+impl AgentStep {
+    /// A step of this kind, done by the agents of `fleet`.
+    pub fn new(fleet: Arc<Fleet>, recipe: Recipe) -> Self {
+        Self { fleet, recipe }
+    }
+
+    fn order(
+        &self,
+        context: &Context,
+        action: Action,
+        server: ServerName,
+        intent: Intent,
+    ) -> Result<Order, Fault> {
+        let grant = intent.of().map(|of| self.grant(of)).transpose()?;
+        Ok(Order { server, id: command_id(context, action), job: Some(context.job), intent, grant })
+    }
+
+    fn grant(&self, of: &Move) -> Result<SignedGrant, Fault> {
+        let now = unix_now();
+        self.fleet.authority().sign_grant(&Grant {
+            id: uuid::Uuid::now_v7(),
+            job: of.job,
+            account: of.account.clone(),
+            direction: of.direction,
+            source: of.source.clone(),
+            target: of.target.clone(),
+            epoch: of.epoch,
+            not_before: now,
+            expires: now + GRANT_SECONDS,
+            controller_generation: self.fleet.generation(),
+        })
+    }
+}
+
+fn planned(context: &Context) -> Result<PlannedStep, Fault> {
+    serde_json::from_value(context.spec.intent.clone())
+        .map_err(|e| Fault::bug("a planned step cannot be read").caused_by(&e))
+}
+
+fn move_of(step: &PlannedStep) -> Result<Move, Fault> {
+    step.intent.of().cloned().ok_or_else(|| Fault::bug("a step of a job is of no move"))
+}
+
+/// The same for the same attempt, also after a crash of the controller: so the agent knows it.
+fn command_id(context: &Context, action: Action) -> CommandId {
+    let action = match action {
+        Action::Execute => "execute",
+        Action::Undo => "undo",
+    };
+    let name = format!("{}/{action}/{}", context.spec.name, context.attempt);
+    CommandId(uuid::Uuid::new_v5(&context.job.0, name.as_bytes()))
+}
+
+fn to_json(receipt: &Receipt) -> Result<serde_json::Value, Fault> {
+    serde_json::to_value(receipt).map_err(|e| Fault::bug("a receipt has no JSON").caused_by(&e))
+}
+
+#[async_trait]
+impl Step for AgentStep {
+    async fn observe(&self, context: &Context) -> Result<Observation, Fault> {
+        let step = planned(context)?;
+        match self.fleet.observe(&step.server, command_id(context, Action::Execute)).await? {
+            Some(Ok(receipt)) => Ok(Observation::Done(to_json(&receipt)?)),
+            Some(Err(fault)) => Err(fault),
+            // Under way or unknown: sending the same command again attaches to it or starts it.
+            None => Ok(Observation::NotDone),
+        }
+    }
+
+    async fn execute(&self, context: &Context) -> Result<serde_json::Value, Fault> {
+        let step = planned(context)?;
+        let intent = (self.recipe.fill)(step.intent, context)?;
+        let order = self.order(context, Action::Execute, step.server, intent)?;
+        let receipt =
+            self.fleet.run(&order, Some(context.progress.clone()), &context.cancel).await?;
+        to_json(&receipt)
+    }
+
+    async fn verify(&self, context: &Context, receipt: &serde_json::Value) -> Result<(), Fault> {
+        let of = move_of(&planned(context)?)?;
+        let receipt = serde_json::from_value(receipt.clone())
+            .map_err(|e| Fault::bug("a receipt cannot be read").caused_by(&e))?;
+        (self.recipe.check)(&of, &receipt)
+    }
+
+    async fn undo(&self, context: &Context, _: Option<&serde_json::Value>) -> Result<(), Fault> {
+        let of = move_of(&planned(context)?)?;
+        let Some((server, intent)) = (self.recipe.undo)(&of) else { return Ok(()) };
+        let order = self.order(context, Action::Undo, server, intent)?;
+        self.fleet.run(&order, None, &CancellationToken::new()).await.map(|_| ())
+    }
+}

@@ -1,0 +1,335 @@
+//! One host: its life from the first boot to its end. [`crate::exec`] works inside it.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::cgroup::Cgroup;
+use crate::disk::Disk;
+use crate::network::{BRIDGE, Network};
+use crate::spec::HostSpec;
+use crate::{mounts, run, wait};
+
+/// How long a host may take to boot, or to go down in good order.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(120);
+
+/// System calls that systemd-nspawn withholds unless told otherwise. Without them the kernel
+/// answers EPERM and an agent would quietly do without fanotify.
+const SYSTEM_CALLS: &str =
+    "fanotify_init fanotify_mark open_by_handle_at name_to_handle_at quotactl";
+
+/// Where systemd-nspawn keeps directories by machine name, and leaves them when it is killed.
+const NSPAWN_RUN: &str = "/run/systemd/nspawn";
+
+/// Runs systemd-nspawn until the host is switched off. It ends with 133 when the host asks for
+/// a reboot, and leaves the next start to its caller. Arguments: the control group's door, then
+/// the command.
+const SUPERVISE: &str = r#"
+door=$1; shift
+echo 0 > "$door" || exit
+while :; do
+    "$@"
+    [ $? -eq 133 ] || exit
+done
+"#;
+
+/// A host of the lab.
+#[derive(Debug, Clone)]
+pub struct Host {
+    spec: HostSpec,
+    /// Its name among all machines on this machine.
+    machine: String,
+    disk: Disk,
+    cgroup: Cgroup,
+    network: Network,
+}
+
+/// What systemd says about a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// `running`, `degraded`, `starting`, ... or `off`.
+    pub state: String,
+    /// The units that failed.
+    pub failed: Vec<String>,
+}
+
+impl Host {
+    pub(crate) fn new(
+        spec: HostSpec,
+        lab: &str,
+        dir: &Path,
+        cgroup: &Cgroup,
+        net: &Network,
+    ) -> Host {
+        Host {
+            machine: format!("{lab}-{}", spec.name),
+            disk: Disk::at(dir.join("hosts").join(&spec.name)),
+            cgroup: cgroup.child(&spec.name),
+            network: net.clone(),
+            spec,
+        }
+    }
+
+    /// What it was made to be like: name, release, addresses.
+    pub fn spec(&self) -> &HostSpec {
+        &self.spec
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.spec.name
+    }
+
+    /// Its root file system as seen from outside, /home included, /tmp and /run not. Symbolic
+    /// links in it point into *this* machine when followed from outside.
+    pub fn rootfs(&self) -> PathBuf {
+        self.disk.root()
+    }
+
+    /// Makes the disks of a new host, and who it is.
+    pub(crate) fn create(&self, tree: &Path, others: &[HostSpec]) -> Result<()> {
+        self.mount(tree)?;
+        self.disk.write_identity(&self.spec, others)
+    }
+
+    /// Mounts the disks.
+    pub(crate) fn mount(&self, tree: &Path) -> Result<()> {
+        self.disk
+            .mount(tree, self.spec.home_mib)
+            .with_context(|| format!("preparing the disks of {}", self.name()))
+    }
+
+    /// Ends it at once and removes everything of it.
+    pub(crate) fn destroy(&self) -> Result<()> {
+        self.cgroup.kill()?;
+        self.disk.destroy()?;
+        self.cgroup.remove()?;
+        self.remove_nspawn_leftovers()
+    }
+
+    /// Switches it on, unless it is on, and waits until it has booted without a failed unit.
+    pub fn start(&self) -> Result<()> {
+        if !self.cgroup.is_populated() {
+            self.remove_nspawn_leftovers()?;
+            self.cgroup.create()?;
+            self.spawn()?;
+        }
+        let health = self.wait_booted()?;
+        if health.state != "running" {
+            bail!(
+                "{} is {}; failed units: {}",
+                self.name(),
+                health.state,
+                health.failed.join(" ")
+            );
+        }
+        Ok(())
+    }
+
+    /// Waits until systemd has started all that it will, and tells how that went.
+    pub fn wait_booted(&self) -> Result<Health> {
+        wait::until(&format!("{} to boot", self.name()), BOOT_LIMIT, || {
+            if !self.cgroup.is_populated() {
+                let log = run::tail(&self.disk.console_log(), 15);
+                bail!("{} is off; the end of its console:\n{log}", self.name());
+            }
+            let health = self.health();
+            Ok(matches!(&*health.state, "running" | "degraded" | "maintenance").then_some(health))
+        })
+    }
+
+    /// What systemd says about it just now.
+    pub fn health(&self) -> Health {
+        let ask = |args: &[&str]| match self.exec(args) {
+            Ok(output) => output.text().trim().to_owned(),
+            // It is not there yet, or going.
+            Err(_) => String::new(),
+        };
+        if !self.is_on() {
+            return Health {
+                state: "off".into(),
+                failed: Vec::new(),
+            };
+        }
+        let mut health = Health {
+            state: ask(&["systemctl", "is-system-running"]),
+            failed: Vec::new(),
+        };
+        if health.state == "degraded" {
+            let failed = ask(&[
+                "systemctl",
+                "list-units",
+                "--failed",
+                "--plain",
+                "--no-legend",
+            ]);
+            health.failed = failed
+                .lines()
+                .filter_map(|l| l.split(' ').next())
+                .map(str::to_owned)
+                .collect();
+        }
+        health
+    }
+
+    /// Whether it is switched on.
+    pub fn is_on(&self) -> bool {
+        self.cgroup.is_populated() && self.leader().is_ok()
+    }
+
+    /// Reboots it in good order and waits until it is up again.
+    pub fn reboot(&self) -> Result<Health> {
+        let before = self.leader()?;
+        self.exec(&["systemctl", "--no-block", "reboot"])?.ok()?;
+        wait::until(&format!("{} to go down", self.name()), BOOT_LIMIT, || {
+            Ok(self
+                .leader()
+                .is_ok_and(|leader| leader != before)
+                .then_some(()))
+        })?;
+        self.wait_booted()
+    }
+
+    /// Shuts it down in good order and waits until it is off. [`Host::start`] boots it again.
+    pub fn power_off(&self) -> Result<()> {
+        self.exec(&["systemctl", "--no-block", "poweroff"])?.ok()?;
+        wait::until(&format!("{} to be off", self.name()), BOOT_LIMIT, || {
+            Ok((!self.cgroup.is_populated()).then_some(()))
+        })
+    }
+
+    /// Ends all its processes at once, as when the power fails. What programs had written is on
+    /// the disk, synced or not. [`Host::start`] boots it again.
+    pub fn kill_power(&self) -> Result<()> {
+        self.cgroup.kill()
+    }
+
+    /// Pulls its cable. [`Host::heal_network`] and a reboot plug it in again.
+    pub fn cut_network(&self) -> Result<()> {
+        self.network.set_link(&self.port()?, false)
+    }
+
+    /// Plugs its cable in again.
+    pub fn heal_network(&self) -> Result<()> {
+        self.network.set_link(&self.port()?, true)
+    }
+
+    /// Ties all its processes, and those that they will start, to one core: for measurements.
+    pub fn pin(&self, core: u32) -> Result<()> {
+        for pid in self.cgroup.pids() {
+            let mut taskset = Command::new("taskset");
+            let set = run::check(taskset.args(["-acp", &core.to_string(), &pid.to_string()]));
+            // A process that ended meanwhile needs no core.
+            if Path::new(&format!("/proc/{pid}")).exists() {
+                set?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The bridge's port that its cable is in.
+    pub(crate) fn port(&self) -> Result<String> {
+        let index = self.sh("cat /sys/class/net/host0/iflink")?;
+        self.network.port(
+            index
+                .trim()
+                .parse()
+                .context("reading the number of a bridge port")?,
+        )
+    }
+
+    /// The process that is number 1 inside, by its number out here.
+    pub fn leader(&self) -> Result<u32> {
+        Ok(self.init()?.0)
+    }
+
+    /// The process that is number 1 inside, and its control group.
+    pub(crate) fn init(&self) -> Result<(u32, Cgroup)> {
+        let payload = self.cgroup.child("payload");
+        [payload.child("init.scope"), payload]
+            .into_iter()
+            .find_map(|group| {
+                Some((
+                    group.own_pids().into_iter().find(|pid| is_init(*pid))?,
+                    group,
+                ))
+            })
+            .ok_or_else(|| anyhow!("{} is switched off", self.name()))
+    }
+
+    /// Starts systemd-nspawn in the host's group, with no tie to this process.
+    fn spawn(&self) -> Result<()> {
+        let log = self.disk.console_log();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| format!("opening {}", log.display()))?;
+        let mut command = Command::new("setsid");
+        command
+            .args(["--fork", "sh", "-c", SUPERVISE, "supervise"])
+            .arg(self.cgroup.door());
+        command
+            .arg("nsenter")
+            .arg(format!("--net={}", self.network.file().display()))
+            .arg("--");
+        command.args([
+            "systemd-nspawn",
+            "--quiet",
+            "--register=no",
+            "--keep-unit",
+            "--boot",
+        ]);
+        command.args([
+            "--settings=no",
+            "--link-journal=no",
+            "--resolv-conf=off",
+            "--timezone=off",
+        ]);
+        command.arg(format!("--directory={}", self.disk.root().display()));
+        command.arg(format!("--machine={}", self.machine));
+        command.arg(format!("--hostname={}", self.spec.name));
+        command.arg(format!("--system-call-filter={SYSTEM_CALLS}"));
+        command.arg(format!("--network-bridge={BRIDGE}"));
+        // The directory is ours and locked; nspawn's own lock files would stay behind.
+        command
+            .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
+            .env("SYSTEMD_NSPAWN_LOCK", "0");
+        command
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let status = command.status().context("starting systemd-nspawn")?;
+        if !status.success() {
+            bail!("setsid could not start {}: {status}", self.name());
+        }
+        wait::until(&format!("{} to start", self.name()), BOOT_LIMIT, || {
+            Ok(self.cgroup.is_populated().then_some(()))
+        })
+    }
+
+    fn remove_nspawn_leftovers(&self) -> Result<()> {
+        for kind in ["propagate", "unix-export"] {
+            let dir = Path::new(NSPAWN_RUN).join(kind).join(&self.machine);
+            if dir.is_dir() {
+                mounts::unmount_below(&dir)?;
+                fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a process is number 1 of a process namespace below ours.
+fn is_init(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    numbers.is_some_and(|numbers| {
+        let numbers: Vec<&str> = numbers.split_whitespace().collect();
+        numbers.len() > 1 && numbers.last() == Some(&"1")
+    })
+}
