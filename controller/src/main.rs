@@ -1,3 +1,159 @@
-//! The controller of Ferry.
+//! The controller: joins store, fleet, jobs and the operators' API, and serves them on one port.
 
-fn main() {}
+mod config;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use ferry_api::{Jobs, OperatorEndpoint, OperatorToken};
+use ferry_fleet::authority::Authority;
+use ferry_fleet::session::{AgentEndpoint, MAX_MESSAGE};
+use ferry_fleet::{Fleet, Settings};
+use ferry_proto::channel::{self, Connections, Limits, Listener};
+use ferry_proto::v1::agent_service_server::AgentServiceServer;
+use ferry_proto::v1::enrolment_service_server::EnrolmentServiceServer;
+use ferry_proto::v1::operator_service_server::OperatorServiceServer;
+use ferry_store::{SqliteStore, Store};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+
+/// No operator's message is longer.
+const OPERATOR_MESSAGE: usize = 64 << 10;
+/// How long open calls may take to end when the controller stops.
+const STOPPING: Duration = Duration::from_secs(5);
+
+/// The controller of Ferry: plans moves of hosting accounts and leads the servers' agents.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// Configuration file.
+    #[arg(long, global = true, default_value = "/etc/ferry/controller.toml")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Serve agents and operators, until told to stop.
+    Run,
+    /// Say whether the configuration is right.
+    Check,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let config = Config::load(&arguments.config)?;
+    match arguments.command {
+        Command::Run => {}
+        Command::Check => {
+            println!("{} is right", arguments.config.display());
+            return Ok(());
+        }
+    }
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_new(&config.log)
+                .with_context(|| format!("log = {:?} is no filter", config.log))?,
+        )
+        .with_writer(std::io::stderr)
+        // The journal adds the time.
+        .without_time()
+        .with_ansi(false)
+        .init();
+    channel::install_crypto_provider();
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let state = &config.state_directory;
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&state.join("ferry.db")).await?);
+    let authority = Arc::new(Authority::open(&state.join("ca"))?);
+    let token = OperatorToken::open(&state.join("operator.token"))?;
+    let connections = Connections::new(Limits::default());
+    let settings = Settings {
+        certificate_lifetime: config.certificate_lifetime(),
+        token_lifetime: Duration::from_secs(u64::from(config.token_minutes) * 60),
+    };
+    let fleet =
+        Fleet::open(store.clone(), authority.clone(), connections.clone(), settings).await?;
+    let stop = CancellationToken::new();
+    let jobs = Jobs::new(store.clone(), &fleet, stop.clone());
+    let incoming =
+        Listener::bind(&config.listen).await?.serve(&authority.controller_identity(), &connections)?;
+    jobs.recover().await?;
+    let renewal = tokio::spawn({
+        let (authority, stop) = (authority.clone(), stop.clone());
+        async move { authority.keep_controller_fresh(stop).await }
+    });
+
+    let (health_reporter, health) = tonic_health::server::health_reporter();
+    health_reporter.set_serving::<AgentServiceServer<AgentEndpoint>>().await;
+    let agents = AgentEndpoint(fleet.clone());
+    let operators = OperatorEndpoint { token, fleet, store, jobs: jobs.clone() };
+    let server = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .add_service(health)
+        .add_service(
+            AgentServiceServer::new(agents.clone()).max_decoding_message_size(MAX_MESSAGE),
+        )
+        .add_service(EnrolmentServiceServer::new(agents).max_decoding_message_size(OPERATOR_MESSAGE))
+        .add_service(
+            OperatorServiceServer::new(operators).max_decoding_message_size(OPERATOR_MESSAGE),
+        )
+        .serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
+    tracing::info!(listen = %config.listen, authority = %authority.fingerprint().short(), "controller is ready");
+    notify(&[sd_notify::NotifyState::Ready]);
+    tokio::spawn(watchdog(stop.clone()));
+    // Agents keep their streams open for ever: after the stop they get a moment, not a veto.
+    tokio::select! {
+        ended = server => ended.context("the port failed")?,
+        () = async { stop.cancelled().await; tokio::time::sleep(STOPPING).await } => {}
+    }
+    stop.cancel();
+    jobs.stopped().await;
+    renewal.await.context("the renewal of the controller's certificate failed")?;
+    tracing::info!("controller has stopped; running jobs go on at the next start");
+    Ok(())
+}
+
+/// Ends when the service manager or a person says stop, and tells everybody else.
+async fn stopped(stop: CancellationToken) {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::error!("cannot listen for signals; stop the process with SIGKILL");
+        return stop.cancelled().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = stop.cancelled() => {}
+    }
+    notify(&[sd_notify::NotifyState::Stopping]);
+    stop.cancel();
+}
+
+/// Tells the service manager that the runtime still turns.
+async fn watchdog(stop: CancellationToken) {
+    let Some(period) = sd_notify::watchdog_enabled() else { return };
+    let mut tick = tokio::time::interval(period / 3);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => notify(&[sd_notify::NotifyState::Watchdog]),
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+fn notify(states: &[sd_notify::NotifyState]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "the service manager was not told");
+    }
+}

@@ -222,3 +222,117 @@ mod base64_bytes {
         STANDARD.decode(text).map_err(de::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_lc_rs::signature::KeyPair as _;
+
+    use super::*;
+    use crate::FaultClass;
+
+    const NOW: i64 = 1_700_000_000;
+
+    fn grant() -> Grant {
+        Grant {
+            id: uuid::Uuid::nil(),
+            job: JobId(uuid::Uuid::nil()),
+            account: "shop".parse().unwrap(),
+            direction: Direction::Outbound,
+            source: "web1".parse().unwrap(),
+            target: "transit1".parse().unwrap(),
+            epoch: Epoch(3),
+            not_before: NOW,
+            expires: NOW + 600,
+            controller_generation: 2,
+        }
+    }
+
+    fn key() -> (Ed25519KeyPair, GrantKey) {
+        let key = Ed25519KeyPair::generate().unwrap();
+        let public = GrantKey::from_bytes(key.public_key().as_ref()).unwrap();
+        (key, public)
+    }
+
+    #[test]
+    fn a_grant_survives_the_wire() {
+        let (key, public) = key();
+        let signed = grant().sign(&key).unwrap();
+        let carried = serde_json::to_string(&signed).unwrap();
+        let carried: SignedGrant = serde_json::from_str(&carried).unwrap();
+        assert_eq!(carried.verify(&public, NOW).unwrap(), grant());
+        let pinned = serde_json::to_string(&public).unwrap();
+        assert_eq!(serde_json::from_str::<GrantKey>(&pinned).unwrap(), public);
+    }
+
+    #[test]
+    fn every_changed_bit_is_noticed() {
+        let (key, public) = key();
+        let signed = grant().sign(&key).unwrap();
+        for bit in 0..signed.bytes.len() * 8 {
+            let mut wrong = signed.clone();
+            wrong.bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(wrong.verify(&public, NOW).is_err(), "bit {bit} of the bytes");
+        }
+        for bit in 0..signed.signature.len() * 8 {
+            let mut wrong = signed.clone();
+            wrong.signature[bit / 8] ^= 1 << (bit % 8);
+            assert!(wrong.verify(&public, NOW).is_err(), "bit {bit} of the signature");
+        }
+        for bytes in [vec![], vec![b'x'; MAX_LEN + 1]] {
+            let wrong = SignedGrant { bytes, ..signed.clone() };
+            assert!(wrong.verify(&public, NOW).is_err());
+        }
+        let unsigned = SignedGrant { signature: Vec::new(), ..signed };
+        assert!(unsigned.verify(&public, NOW).is_err());
+    }
+
+    #[test]
+    fn another_key_or_another_purpose_is_refused() {
+        let (key, public) = key();
+        let (_, other) = self::key();
+        let signed = grant().sign(&key).unwrap();
+        let fault = signed.verify(&other, NOW).unwrap_err();
+        assert_eq!(fault.class, FaultClass::Permanent);
+        assert!(fault.message.contains("not signed by this server's controller"));
+        // The same key's signature over the bare bytes is not a grant's signature.
+        let bare = SignedGrant {
+            signature: key.sign(&signed.bytes).as_ref().to_vec(),
+            bytes: signed.bytes,
+        };
+        assert!(bare.verify(&public, NOW).is_err());
+    }
+
+    #[test]
+    fn expiry_limits_starting_only() {
+        let (key, public) = key();
+        let signed = grant().sign(&key).unwrap();
+        signed.verify(&public, NOW + 600).unwrap();
+        let fault = signed.verify(&public, NOW + 601).unwrap_err();
+        assert_eq!(fault.class, FaultClass::Precondition);
+        assert!(fault.message.contains("expired 1 s ago"), "{fault}");
+        assert_eq!(signed.verify_signature(&public).unwrap(), grant());
+        // A clock a little behind the controller's is no reason to refuse, an hour is.
+        signed.verify(&public, NOW - SKEW_SECONDS).unwrap();
+        assert!(signed.verify(&public, NOW - SKEW_SECONDS - 1).is_err());
+    }
+
+    #[test]
+    fn a_grant_is_for_its_two_ends() {
+        let grant = grant();
+        let name = |text: &str| text.parse::<ServerName>().unwrap();
+        grant.check_ends(&name("web1"), &name("transit1")).unwrap();
+        grant.check_ends(&name("transit1"), &name("web1")).unwrap();
+        for (me, peer) in [("web1", "web1"), ("web1", "web2"), ("web2", "transit1")] {
+            assert!(grant.check_ends(&name(me), &name(peer)).is_err(), "{me} {peer}");
+        }
+    }
+
+    #[test]
+    fn senseless_grants_are_not_signed() {
+        let (key, _) = key();
+        let same = Grant { target: "web1".parse().unwrap(), ..grant() };
+        assert!(same.sign(&key).is_err());
+        let never = Grant { expires: NOW, ..grant() };
+        assert!(never.sign(&key).is_err());
+    }
+}

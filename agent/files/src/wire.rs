@@ -33,13 +33,24 @@ const LIMITED_PIECE: usize = 16 * 1024;
 pub struct Outbox {
     sender: mpsc::Sender<Vec<u8>>,
     buffer: Vec<u8>,
+    flushes: u64,
     halt: Halt,
 }
 
 impl Outbox {
     /// An outbox that feeds the pump behind `sender`.
     pub fn new(sender: mpsc::Sender<Vec<u8>>, halt: Halt) -> Self {
-        Self { sender, buffer: Vec::new(), halt }
+        Self { sender, buffer: Vec::new(), flushes: 0, halt }
+    }
+
+    /// How often frames were handed over.
+    pub fn flushes(&self) -> u64 {
+        self.flushes
+    }
+
+    /// Whether all frames were handed over.
+    pub fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
     }
 
     /// Adds a frame. Answers whether the frames so far were handed over.
@@ -58,6 +69,7 @@ impl Outbox {
         }
         let next = Vec::with_capacity(CHUNK + CHUNK / 4);
         let chunk = std::mem::replace(&mut self.buffer, next);
+        self.flushes += 1;
         self.sender.blocking_send(chunk).map_err(|_| self.halt.ended())
     }
 }

@@ -1,6 +1,6 @@
 //! A job as it is shown: plan and events folded into one document, and each event as a sentence.
 
-use ferry_engine::{Event, JobSpec, JobState, Next, StepState};
+use ferry_engine::{Event, JobSpec, JobState, Next};
 use ferry_plan::Plan;
 use ferry_proto::Fault;
 use ferry_proto::command::Progress;

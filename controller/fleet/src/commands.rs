@@ -36,8 +36,8 @@ pub(crate) enum Waiting {
 pub(crate) enum Answer {
     /// It ended.
     Ended(Outcome),
-    /// It has not ended: `true` if it is under way.
-    Open(bool),
+    /// It has not ended: under way, or never heard of. Sending it again is right for both.
+    Open,
 }
 
 /// A command to one agent.
@@ -84,7 +84,7 @@ impl Fleet {
         drop(guard);
         match answer {
             Ok(Answer::Ended(outcome)) => outcome,
-            Ok(Answer::Open(_)) | Err(_) => Err(Fault::transient(format!(
+            Ok(Answer::Open) | Err(_) => Err(Fault::transient(format!(
                 "the agent of {} gave no outcome of its command",
                 order.server
             ))),
@@ -103,7 +103,7 @@ impl Fleet {
         drop(guard);
         match answer {
             Ok(Answer::Ended(outcome)) => Ok(Some(outcome)),
-            Ok(Answer::Open(_)) => Ok(None),
+            Ok(Answer::Open) => Ok(None),
             Err(_) => {
                 Err(Fault::transient(format!("the agent of {server} did not say what became of a command")))
             }
@@ -152,7 +152,7 @@ impl Fleet {
         let Some(pending) = live.pending.get_mut(&id).filter(|p| &p.server == server) else {
             return; // Nobody waits any more: the next attempt will ask.
         };
-        if let (Waiting::Outcome { .. }, Answer::Open(_)) = (&pending.what, &answer) {
+        if let (Waiting::Outcome { .. }, Answer::Open) = (&pending.what, &answer) {
             return;
         }
         if let Some(reply) = pending.reply.take() {

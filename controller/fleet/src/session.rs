@@ -174,7 +174,7 @@ impl Fleet {
                 self.answer(server, id, Answer::Ended(outcome));
             }
             Some(Body::CommandState(state)) => {
-                self.answer(server, command_id(&state.id)?, Answer::Open(state.running));
+                self.answer(server, command_id(&state.id)?, Answer::Open);
             }
             Some(Body::CommandProgress(progress)) => {
                 let id = command_id(&progress.id)?;

@@ -1,0 +1,165 @@
+//! The web server of this host: checks its configuration, makes it take a new one, and waits until
+//! it has. Knows no accounts.
+//!
+//! There is one configuration for all accounts, so there is one lock: changing files, checking and
+//! reloading is done by one at a time.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ferry_proto::Fault;
+
+use crate::run::Run;
+use crate::{Layout, http, systemd};
+
+const UNIT: &str = "nginx.service";
+/// How long workers may take to turn over.
+const TURNOVER: Duration = Duration::from_secs(20);
+/// The longest pause between two looks.
+const PAUSE: Duration = Duration::from_millis(20);
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// What to do if the web server does not run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IfDown {
+    /// Leave it so; it reads its configuration when it starts.
+    Leave,
+    /// Start it.
+    Start,
+}
+
+/// Keeps others from changing the web server's configuration.
+pub(crate) fn lock() -> MutexGuard<'static, ()> {
+    // It guards files, not memory: what a thread that panicked has left is found on the disk.
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Checks the configuration as it is on disk.
+pub(crate) fn check(layout: &Layout) -> Result<(), Fault> {
+    Run::new(&layout.programs.nginx)
+        .argument("-t")
+        .argument("-q")
+        .succeed("nginx does not accept its configuration")
+        .map(|_| ())
+        .map_err(|fault| fault.remedy("run nginx -t and mend what it names"))
+}
+
+/// The id of the running master.
+fn master(layout: &Layout) -> Option<u32> {
+    let pid = fs::read_to_string(layout.path("/run/nginx.pid")).ok()?.trim().parse().ok()?;
+    title(pid).is_some_and(|t| t.starts_with("nginx: master")).then_some(pid)
+}
+
+fn title(pid: u32) -> Option<String> {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+}
+
+/// Whether the process is a worker of `master`; then, whether it takes no more connections.
+fn worker(pid: u32, master: u32) -> Option<bool> {
+    let title = title(pid)?;
+    let is_worker = title.starts_with("nginx: worker process") && parent(pid)? == master;
+    is_worker.then(|| title.contains("shutting down"))
+}
+
+fn workers(master: u32) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|e| e.file_name().to_str()?.parse().ok())
+        .filter(|pid| worker(*pid, master).is_some())
+        .collect()
+}
+
+/// Makes the web server take the configuration on disk, which has been checked, and waits until every
+/// worker that takes connections works by it. Returns the workers of the old configuration that
+/// still finish requests.
+pub(crate) fn apply(layout: &Layout, if_down: IfDown) -> Result<Vec<u32>, Fault> {
+    let Some(master) = master(layout) else {
+        if if_down == IfDown::Start {
+            systemd::start(layout, UNIT)
+                .map_err(|f| f.remedy("look at: journalctl -u nginx"))?;
+        }
+        return Ok(Vec::new());
+    };
+    let before = workers(master);
+    systemd::reload(layout, UNIT)?;
+    let deadline = Instant::now() + TURNOVER;
+    loop {
+        if before.iter().all(|pid| worker(*pid, master).unwrap_or(true)) {
+            return Ok(before.into_iter().filter(|p| worker(*p, master).is_some()).collect());
+        }
+        if Instant::now() >= deadline {
+            return Err(Fault::transient(format!(
+                "nginx has not taken its new configuration within {} s",
+                TURNOVER.as_secs()
+            ))
+            .remedy("look at /var/log/nginx/error.log"));
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Waits until the workers `old` have ended; true if they have.
+pub(crate) fn wait_ended(layout: &Layout, old: &[u32], timeout: Duration) -> bool {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let Some(master) = master(layout) else { return true };
+        if old.iter().all(|pid| worker(*pid, master).is_none()) {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// The path at which a server block of Ferry says which one it is, to this host only.
+pub(crate) const PROBE: &str = "/.well-known/ferry-probe";
+
+/// The location that answers the probe with `token`.
+pub(crate) fn probe_location(token: &str) -> String {
+    format!(
+        "    location = {PROBE} {{\n        if ($remote_addr != 127.0.0.1) {{ return 404; }}\n\
+         \x20       default_type text/plain;\n        return 200 \"{token}\";\n    }}\n"
+    )
+}
+
+/// A token that stands for exactly this text.
+pub(crate) fn token(text: &str) -> String {
+    blake3::hash(text.as_bytes()).to_hex()[..24].to_owned()
+}
+
+/// Whether `host` is answered by the server block with `token`, on a loopback port.
+pub(crate) fn probe(port: u16, host: &str, token: &str) -> bool {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    // Names with a wildcard stand for any name below.
+    let host = host.strip_prefix("*.").map_or(host.to_owned(), |h| format!("ferry-probe.{h}"));
+    http::get(address, &host, PROBE).is_ok_and(|a| a.status == 200 && a.text.ends_with(token))
+}
+
+/// Probes until the right server block answers.
+pub(crate) fn wait_probe(port: u16, host: &str, token: &str) -> Result<(), Fault> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !probe(port, host, token) {
+        if Instant::now() >= deadline {
+            return Err(Fault::precondition(format!(
+                "nginx does not answer for {host} by the configuration that Ferry gave it"
+            ))
+            .remedy(format!(
+                "look for another server block with server_name {host}, or one that listens on \
+                 an address instead of all: nginx -T"
+            )));
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(())
+}

@@ -1,0 +1,214 @@
+//! PHP-FPM on this host: its versions, its pools, and making it take a new configuration. Knows no
+//! accounts.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use ferry_proto::Fault;
+use serde::{Deserialize, Serialize};
+
+use crate::run::Run;
+use crate::{Layout, systemd};
+
+/// How long a reload may take to show.
+const TURNOVER: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The versions of PHP-FPM that are installed, the newest first.
+pub(crate) fn versions(layout: &Layout) -> Vec<String> {
+    let mut found: Vec<(u32, u32)> = fs::read_dir(layout.path("/etc/php"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| parse(entry.file_name().to_str()?))
+        .filter(|(major, minor)| {
+            let version = format!("{major}.{minor}");
+            pools(layout, &version).is_dir() && program(layout, &version).exists()
+        })
+        .collect();
+    found.sort_unstable_by(|a, b| b.cmp(a));
+    found.into_iter().map(|(major, minor)| format!("{major}.{minor}")).collect()
+}
+
+fn parse(version: &str) -> Option<(u32, u32)> {
+    let (major, minor) = version.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// Where the pools of a version are.
+pub(crate) fn pools(layout: &Layout, version: &str) -> PathBuf {
+    layout.path(format!("/etc/php/{version}/fpm/pool.d"))
+}
+
+fn program(layout: &Layout, version: &str) -> PathBuf {
+    let mut name = layout.programs.php_fpm.clone().into_os_string();
+    name.push(version);
+    PathBuf::from(name)
+}
+
+fn unit(version: &str) -> String {
+    format!("php{version}-fpm.service")
+}
+
+/// Checks the configuration of a version as it is on disk.
+pub(crate) fn check(layout: &Layout, version: &str) -> Result<(), Fault> {
+    Run::new(program(layout, version))
+        .argument("-t")
+        .succeed(&format!("PHP-FPM {version} does not accept its configuration"))
+        .map(|_| ())
+        .map_err(|fault| fault.remedy(format!("run php-fpm{version} -t and mend what it names")))
+}
+
+/// Whether it runs.
+pub(crate) fn is_active(layout: &Layout, version: &str) -> Result<bool, Fault> {
+    systemd::is_active(layout, &unit(version))
+}
+
+/// Makes it take the configuration on disk, which has been checked; starts it if it does not run.
+/// Returns before it has: wait for a pool to come or go.
+pub(crate) fn apply(layout: &Layout, version: &str) -> Result<(), Fault> {
+    if is_active(layout, version)? {
+        systemd::reload(layout, &unit(version))
+    } else {
+        systemd::start(layout, &unit(version))
+    }
+    .map_err(|f| f.remedy(format!("look at: journalctl -u php{version}-fpm")))
+}
+
+/// Whether somebody listens at `address`: a socket's path, `PORT` or `HOST:PORT`. Looked up in the
+/// kernel's tables: a connection would make an on-demand pool start a process.
+pub(crate) fn is_listening(address: &str) -> bool {
+    let table = |name: &str| fs::read_to_string(format!("/proc/net/{name}")).unwrap_or_default();
+    if address.starts_with('/') {
+        return table("unix").lines().any(|line| unix_listener(line) == Some(address));
+    }
+    let Some(Ok(port)) = address.rsplit(':').next().map(str::parse::<u16>) else { return false };
+    let port = format!(":{port:04X}");
+    ["tcp", "tcp6"].iter().any(|name| {
+        table(name).lines().any(|line| {
+            let mut fields = line.split_whitespace();
+            // 0A is LISTEN.
+            fields.nth(1).is_some_and(|a| a.ends_with(&port)) && fields.nth(1) == Some("0A")
+        })
+    })
+}
+
+/// The path of a listening socket in a line of /proc/net/unix.
+fn unix_listener(line: &str) -> Option<&str> {
+    /// SO_ACCEPTCON in the kernel's flags.
+    const LISTENING: u32 = 0x1_0000;
+    let mut fields = line.split_whitespace();
+    let flags = u32::from_str_radix(fields.nth(3)?, 16).ok()?;
+    (flags & LISTENING != 0).then(|| fields.nth(3)).flatten()
+}
+
+fn wait(what: &str, mut done: impl FnMut() -> bool) -> Result<(), Fault> {
+    let deadline = Instant::now() + TURNOVER;
+    while !done() {
+        if Instant::now() >= deadline {
+            return Err(Fault::transient(format!("{what} within {} s", TURNOVER.as_secs()))
+                .remedy("look at the journal of PHP-FPM"));
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(())
+}
+
+/// Waits until a pool takes connections.
+pub(crate) fn wait_listening(address: &str) -> Result<(), Fault> {
+    let what = format!("the PHP pool at {address} does not take connections");
+    wait(&what, || is_listening(address))
+}
+
+/// Waits until PHP-FPM has let go of a pool: nobody listens for it, nothing works for it.
+pub(crate) fn wait_gone(pool: &Pool) -> Result<(), Fault> {
+    let title = format!("php-fpm: pool {}", pool.name);
+    wait(&format!("PHP-FPM has not let go of its pool {}", pool.name), || {
+        !pool.listen.as_deref().is_some_and(is_listening) && !is_working(&title)
+    })
+}
+
+fn is_working(title: &str) -> bool {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter(|e| e.file_name().to_str().is_some_and(|n| n.parse::<u32>().is_ok()))
+        .filter_map(|e| fs::read(e.path().join("cmdline")).ok())
+        // The title stands where the arguments were, padded.
+        .any(|line| {
+            String::from_utf8_lossy(&line).trim_end_matches(['\0', ' ']) == title
+        })
+}
+
+/// A pool, as its configuration file defines it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Pool {
+    pub(crate) name: String,
+    pub(crate) listen: Option<String>,
+}
+
+/// The pools that a configuration file defines.
+pub(crate) fn pools_in(text: &str) -> Vec<Pool> {
+    let mut found: Vec<Pool> = Vec::new();
+    for line in text.lines().map(str::trim) {
+        if let Some((name, _)) = line.strip_prefix('[').and_then(|l| l.split_once(']')) {
+            found.push(Pool { name: name.trim().to_owned(), listen: None });
+        } else if let Some((key, value)) = line.split_once('=')
+            && key.trim() == "listen"
+            && let Some(pool) = found.last_mut()
+        {
+            let value = value.split(';').next().unwrap_or_default();
+            let value = value.trim().trim_matches('"').replace("$pool", &pool.name);
+            pool.listen = Some(value);
+        }
+    }
+    found.retain(|pool| pool.name != "global");
+    found
+}
+
+/// A pool that does nothing: PHP-FPM does not run without one.
+pub(crate) fn idle_pool(name: &str, layout: &Layout) -> String {
+    let socket = layout.path(format!("/run/php/{name}.sock"));
+    format!(
+        "; Made by Ferry: PHP-FPM does not run without a pool. Nothing connects to it.\n\
+         [{name}]\nuser = www-data\ngroup = www-data\nlisten = {}\nlisten.mode = 0600\n\
+         pm = ondemand\npm.max_children = 1\n",
+        socket.display()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pools_of_a_usual_file_are_found() {
+        let text = "; [none]\n[global]\npid = x\n[shop]\nuser = shop\n\
+                    listen.owner = a\nlisten = /run/php/$pool.sock ; here\n[api]\nlisten=127.0.0.1:9001\n";
+        let pool = |name: &str, listen: &str| Pool {
+            name: name.to_owned(),
+            listen: Some(listen.to_owned()),
+        };
+        assert_eq!(
+            pools_in(text),
+            [pool("shop", "/run/php/shop.sock"), pool("api", "127.0.0.1:9001")]
+        );
+    }
+
+    #[test]
+    fn listeners_are_seen_without_connecting() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.sock");
+        let path = path.to_str().unwrap();
+        assert!(!is_listening(path));
+        let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+        assert!(is_listening(path));
+        drop(listener);
+        assert!(!is_listening(path));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        assert!(is_listening(&address));
+        drop(listener);
+        assert!(!is_listening(&address));
+    }
+}

@@ -1,0 +1,116 @@
+//! A plan in lines, as it is shown before somebody says yes. Pure.
+
+use ferry_proto::command::{Finding, Severity};
+
+use crate::plan_view::PlanView;
+use crate::text;
+
+/// The whole plan.
+pub fn plan(plan: &PlanView) -> String {
+    let rows = plan.steps.iter().enumerate().map(|(i, step)| {
+        vec![format!("{:3}", i + 1), step.title.clone(), step.server.to_string()]
+    });
+    let mut lines = format!(
+        "{} of account {}: {} to {} (epoch {}, then {})\n\n",
+        capital(&plan.direction.to_string()),
+        plan.account,
+        plan.source,
+        plan.target,
+        plan.epoch,
+        plan.epoch.next()
+    );
+    lines.push_str(&text::table(&["  #", "step", "server"], rows.collect(), &[]));
+    lines.push_str("\nForecast\n");
+    lines.push_str(&text::pairs(&[
+        ("to move", text::bytes(plan.forecast.bytes)),
+        (
+            "copied ahead",
+            format!("about {}, while the account is served", text::duration(plan.forecast.precopy_seconds)),
+        ),
+        ("outage", format!("about {}", text::duration(plan.forecast.outage_seconds))),
+        (
+            "fence deadline",
+            format!(
+                "{}; if it is not done by then, {} takes the account back by itself",
+                text::duration(f64::from(plan.deadline_seconds)),
+                plan.source
+            ),
+        ),
+    ]));
+    lines.push_str(&findings(&plan.findings));
+    lines
+}
+
+/// What preflight saw, gravest first.
+fn findings(findings: &[Finding]) -> String {
+    if findings.is_empty() {
+        return "\nPreflight found nothing to mention.\n".to_owned();
+    }
+    let mut sorted: Vec<&Finding> = findings.iter().collect();
+    // Stable: within a severity the order is the controller's.
+    sorted.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    let servers = sorted.iter().map(|f| f.server.as_str().len()).max().unwrap_or(0);
+    let mut lines = "\nPreflight\n".to_owned();
+    for finding in sorted {
+        let severity = match finding.severity {
+            Severity::Blocker => "blocker",
+            Severity::Warning => "warning",
+            Severity::Note => "note",
+        };
+        let server = finding.server.as_str();
+        lines.push_str(&format!("  {severity:7}  {server:servers$}  {}\n", text::safe(&finding.message)));
+        if !finding.remedy.is_empty() {
+            lines.push_str(&format!("  {:7}  {:servers$}  to do: {}\n", "", "", text::safe(&finding.remedy)));
+        }
+    }
+    lines
+}
+
+/// How many findings forbid the move.
+pub fn blockers(plan: &PlanView) -> usize {
+    plan.findings.iter().filter(|finding| finding.severity == Severity::Blocker).count()
+}
+
+fn capital(word: &str) -> String {
+    let mut chars = word.chars();
+    chars.next().map_or_else(String::new, |c| c.to_uppercase().chain(chars).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> PlanView {
+        serde_json::from_value(serde_json::json!({
+            "job": "01900000-0000-7000-8000-000000000000",
+            "account": "shop", "direction": "outbound", "source": "web1", "target": "transit1",
+            "epoch": 3, "deadline_seconds": 30, "blocked": true,
+            "forecast": {"precopy_seconds": 121.0, "outage_seconds": 7.2, "bytes": 1_300_000_000_u64},
+            "findings": [
+                {"severity": "note", "server": "web1", "message": "database shop is copied by dump", "remedy": ""},
+                {"severity": "blocker", "server": "transit1", "message": "the user \u{1b}[31mshop is taken",
+                 "remedy": "rename it"},
+            ],
+            "steps": [
+                {"name": "provision", "title": "Make the account at the target, closed", "server": "transit1",
+                 "intent": {"kind": "provision"}, "timeout_seconds": 600},
+                {"name": "fence", "title": "Fence: hold connections, stop writes", "server": "web1"},
+            ],
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_plan_is_shown_whole_with_blockers_first() {
+        insta::assert_snapshot!(plan(&sample()));
+        assert_eq!(blockers(&sample()), 1);
+    }
+
+    #[test]
+    fn a_clean_plan_says_so() {
+        let mut clean = sample();
+        clean.findings.clear();
+        assert!(plan(&clean).ends_with("Preflight found nothing to mention.\n"));
+        assert_eq!(blockers(&clean), 0);
+    }
+}
