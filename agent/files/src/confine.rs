@@ -72,6 +72,11 @@ impl Node {
         })
     }
 
+    /// Its parent and its name there; none for the root.
+    pub fn place(&self) -> Option<(&Arc<Self>, &[u8])> {
+        self.parent.as_ref().map(|parent| (parent, &*self.name))
+    }
+
     /// Levels below the root.
     pub fn depth(&self) -> u32 {
         self.depth

@@ -46,11 +46,13 @@ where
     let given = Work { channels, halt: halt.clone(), counters: counters.clone() };
     let inner = halt.clone();
     let mut working = tokio::task::spawn_blocking(move || {
+        // The pumps say the last word, so they must know why before the last sender is dropped.
+        let sender = given.channels.outgoing.clone();
         let outcome = work(given);
-        // The pumps say the last word, so they must know before the channels close.
         if let Err(fault) = &outcome {
             inner.stop(fault.clone());
         }
+        drop(sender);
         outcome
     });
     let mut tick = tokio::time::interval(PROGRESS_EVERY);

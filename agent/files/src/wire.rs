@@ -25,6 +25,8 @@ const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(60);
 /// How long an ending connection may take to say why, and to be closed.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// How long the peer's own account of its end is waited for once writing to it failed.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// What is written at once when the rate is limited.
 const LIMITED_PIECE: usize = 16 * 1024;
 
@@ -142,7 +144,11 @@ struct Writing {
 impl Writing {
     async fn run(mut self, mut stream: impl AsyncWrite + Unpin) {
         let outcome = self.pump(&mut stream).await;
+        // Threads that wait for room in the queue must not wait for the farewell.
+        self.out.close();
         if let Err(error) = outcome {
+            // A peer that closed may have said why, which says more than a broken pipe.
+            let _ = timeout(LAST_WORDS, self.halt.stopped()).await;
             self.halt.stop(lost(&error));
             return;
         }
@@ -251,6 +257,8 @@ impl Reading {
             },
             () = self.halt.stopped() => {}
         }
+        // Whoever waits for frames must not wait for the farewell.
+        drop(self.arrived);
         // The peer may still be writing: what is not read could cost it our last words.
         let mut rest = vec![0; 64 * 1024];
         let drain = async { while matches!(stream.read(&mut rest).await, Ok(1..)) {} };

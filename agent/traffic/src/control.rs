@@ -45,7 +45,12 @@ pub struct HoldLimits {
 
 impl Default for HoldLimits {
     fn default() -> Self {
-        Self { wait_ms: 30_000, requests: 1_000, bytes: 64 * 1024 * 1024, grace_ms: 2_000 }
+        Self {
+            wait_ms: 30_000,
+            requests: 1_000,
+            bytes: 64 * 1024 * 1024,
+            grace_ms: 2_000,
+        }
     }
 }
 
@@ -282,7 +287,9 @@ impl Traffic {
     /// The outage of the last hold, once it is over.
     pub fn outage(&self) -> Option<Duration> {
         let (from, to) = (self.first_held_at?, self.first_answered_at?);
-        Some(Duration::from_nanos(to.monotonic_ns.saturating_sub(from.monotonic_ns)))
+        Some(Duration::from_nanos(
+            to.monotonic_ns.saturating_sub(from.monotonic_ns),
+        ))
     }
 }
 

@@ -74,8 +74,15 @@ impl Rules {
 
     /// The service ports, each with the port of the redirector that takes them.
     fn pairs(&self) -> impl Iterator<Item = (u16, u16)> + '_ {
-        let http = self.http_ports.iter().map(|port| (*port, self.redirect_http));
-        http.chain(self.https_ports.iter().map(|port| (*port, self.redirect_https)))
+        let http = self
+            .http_ports
+            .iter()
+            .map(|port| (*port, self.redirect_http));
+        http.chain(
+            self.https_ports
+                .iter()
+                .map(|port| (*port, self.redirect_https)),
+        )
     }
 
     /// What selects the destination, once per rule needed.
@@ -84,16 +91,26 @@ impl Rules {
             return vec!["fib daddr type local".to_owned()];
         }
         let family = |name: &str, wanted: fn(&IpAddr) -> bool| {
-            let list: Vec<_> =
-                self.addresses.iter().filter(|a| wanted(a)).map(ToString::to_string).collect();
+            let list: Vec<_> = self
+                .addresses
+                .iter()
+                .filter(|a| wanted(a))
+                .map(ToString::to_string)
+                .collect();
             (!list.is_empty()).then(|| {
-                format!("{name} daddr {{ {} }} fib daddr type local", list.join(", "))
+                format!(
+                    "{name} daddr {{ {} }} fib daddr type local",
+                    list.join(", ")
+                )
             })
         };
-        [family("ip", IpAddr::is_ipv4), family("ip6", IpAddr::is_ipv6)]
-            .into_iter()
-            .flatten()
-            .collect()
+        [
+            family("ip", IpAddr::is_ipv4),
+            family("ip6", IpAddr::is_ipv6),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
 
     /// The redirecting rules of one chain.
@@ -150,19 +167,26 @@ impl Rules {
     /// Identifies these rules in a listing.
     fn comment(&self) -> String {
         // FNV-1a: it only has to tell different rules apart, and must not change with the compiler.
-        let hash = format!("{self:?}").bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let hash = format!("{self:?}")
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+            });
         format!("ferry {hash:016x}")
     }
 
     fn check(&self) -> Result<(), Fault> {
         let listening = [self.redirect_http, self.redirect_https];
         if self.pairs().next().is_none() {
-            return Err(Fault::precondition("no service port is named for the redirector")
-                .remedy("name at least one HTTP or HTTPS port"));
+            return Err(
+                Fault::precondition("no service port is named for the redirector")
+                    .remedy("name at least one HTTP or HTTPS port"),
+            );
         }
-        if self.pairs().any(|(port, _)| port == 0 || listening.contains(&port)) {
+        if self
+            .pairs()
+            .any(|(port, _)| port == 0 || listening.contains(&port))
+        {
             return Err(Fault::precondition(
                 "a port of the redirector itself cannot be redirected to it",
             )
@@ -223,7 +247,10 @@ pub async fn stand_down(rules: &Rules) -> Result<(), Fault> {
 /// # Errors
 /// `nft` or `ip` failed.
 pub async fn disarm() -> Result<(), Fault> {
-    nft(&format!("add table inet {TABLE}\ndelete table inet {TABLE}\n")).await?;
+    nft(&format!(
+        "add table inet {TABLE}\ndelete table inet {TABLE}\n"
+    ))
+    .await?;
     for family in FAMILIES {
         remove_routing(family).await?;
     }
@@ -239,7 +266,10 @@ pub async fn is_armed(rules: &Rules) -> Result<bool, Fault> {
     let each = rules.destinations().len() * rules.pairs().count();
     let standing = list().await?;
     let count = |chain: &str| {
-        standing.iter().filter(|r| r.chain == chain && r.comment == comment).count()
+        standing
+            .iter()
+            .filter(|r| r.chain == chain && r.comment == comment)
+            .count()
     };
     if count("prerouting") != each || count("output") != each {
         return Ok(false);
@@ -280,7 +310,10 @@ pub async fn list() -> Result<Vec<StandingRule>, Fault> {
     Ok(objects(&text)?
         .iter()
         .filter_map(|object| object.get("rule"))
-        .map(|rule| StandingRule { chain: word(&rule["chain"]), comment: word(&rule["comment"]) })
+        .map(|rule| StandingRule {
+            chain: word(&rule["chain"]),
+            comment: word(&rule["comment"]),
+        })
         .collect())
 }
 
@@ -288,12 +321,34 @@ pub async fn list() -> Result<Vec<StandingRule>, Fault> {
 const FAMILIES: [(&str, &str); 2] = [("-4", "0.0.0.0/0"), ("-6", "::/0")];
 
 async fn add_routing((family, all): (&str, &str)) -> Result<(), Fault> {
-    let route =
-        [family, "route", "replace", "local", all, "dev", "lo", "table", ROUTING_TABLE];
+    let route = [
+        family,
+        "route",
+        "replace",
+        "local",
+        all,
+        "dev",
+        "lo",
+        "table",
+        ROUTING_TABLE,
+    ];
     run("ip", &route, "").await?;
     if !has_rule((family, all)).await? {
         let mark = format!("{MARK:#x}");
-        run("ip", &[family, "rule", "add", "fwmark", &mark, "lookup", ROUTING_TABLE], "").await?;
+        run(
+            "ip",
+            &[
+                family,
+                "rule",
+                "add",
+                "fwmark",
+                &mark,
+                "lookup",
+                ROUTING_TABLE,
+            ],
+            "",
+        )
+        .await?;
     }
     Ok(())
 }
@@ -305,11 +360,37 @@ async fn remove_routing((family, all): (&str, &str)) -> Result<(), Fault> {
         if !has_rule((family, all)).await? {
             break;
         }
-        run("ip", &[family, "rule", "del", "fwmark", &mark, "lookup", ROUTING_TABLE], "").await?;
+        run(
+            "ip",
+            &[
+                family,
+                "rule",
+                "del",
+                "fwmark",
+                &mark,
+                "lookup",
+                ROUTING_TABLE,
+            ],
+            "",
+        )
+        .await?;
     }
-    run("ip", &[family, "route", "flush", "table", ROUTING_TABLE], "").await.map(drop).or_else(
+    run(
+        "ip",
+        &[family, "route", "flush", "table", ROUTING_TABLE],
+        "",
+    )
+    .await
+    .map(drop)
+    .or_else(
         // A table that never had a route does not exist for `ip`.
-        |fault| if fault.to_string().contains("FIB table does not exist") { Ok(()) } else { Err(fault) },
+        |fault| {
+            if fault.to_string().contains("FIB table does not exist") {
+                Ok(())
+            } else {
+                Err(fault)
+            }
+        },
     )
 }
 
@@ -317,7 +398,9 @@ async fn has_rule((family, _): (&str, &str)) -> Result<bool, Fault> {
     let rules = run("ip", &[family, "rule", "show"], "").await?;
     let mark = format!("fwmark {MARK:#x} ");
     let lookup = format!("lookup {ROUTING_TABLE}");
-    Ok(rules.lines().any(|line| line.contains(&mark) && line.trim_end().ends_with(&lookup)))
+    Ok(rules
+        .lines()
+        .any(|line| line.contains(&mark) && line.trim_end().ends_with(&lookup)))
 }
 
 async fn nft(script: &str) -> Result<(), Fault> {
@@ -329,7 +412,9 @@ fn objects(text: &str) -> Result<Vec<serde_json::Value>, Fault> {
         .map_err(|e| Fault::permanent("nft gave a listing that is not JSON").caused_by(&e))?;
     match value["nftables"].take() {
         serde_json::Value::Array(objects) => Ok(objects),
-        _ => Err(Fault::permanent("nft gave a listing without the list \"nftables\"")),
+        _ => Err(Fault::permanent(
+            "nft gave a listing without the list \"nftables\"",
+        )),
     }
 }
 
@@ -359,13 +444,19 @@ async fn run(program: &str, arguments: &[&str], input: &str) -> Result<String, F
     let output = tokio::time::timeout(PROGRAM_WITHIN, work)
         .await
         .map_err(|_| {
-            Fault::transient(format!("{what} did not end within {} s", PROGRAM_WITHIN.as_secs()))
+            Fault::transient(format!(
+                "{what} did not end within {} s",
+                PROGRAM_WITHIN.as_secs()
+            ))
         })?
         .map_err(|e| Fault::io(format!("{what} could not be run"), &e))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said: String = String::from_utf8_lossy(&output.stderr).chars().take(500).collect();
+    let said: String = String::from_utf8_lossy(&output.stderr)
+        .chars()
+        .take(500)
+        .collect();
     let mut fault = Fault::permanent(format!("{what} failed with {}", output.status))
         .remedy("look at the rules with `nft list ruleset`");
     fault.causes.push(said.trim().to_owned());
@@ -380,16 +471,37 @@ mod tests {
     fn rules_that_cannot_work_are_refused() {
         let good = Rules::usual(990);
         assert!(good.check().is_ok());
-        assert!(Rules { redirector_uid: 0, ..good.clone() }.check().is_err());
-        assert!(Rules { http_ports: BTreeSet::from([7480]), ..good.clone() }.check().is_err());
-        let none = Rules { http_ports: BTreeSet::new(), https_ports: BTreeSet::new(), ..good };
+        assert!(
+            Rules {
+                redirector_uid: 0,
+                ..good.clone()
+            }
+            .check()
+            .is_err()
+        );
+        assert!(
+            Rules {
+                http_ports: BTreeSet::from([7480]),
+                ..good.clone()
+            }
+            .check()
+            .is_err()
+        );
+        let none = Rules {
+            http_ports: BTreeSet::new(),
+            https_ports: BTreeSet::new(),
+            ..good
+        };
         assert!(none.check().is_err());
     }
 
     #[test]
     fn different_rules_have_different_comments() {
         let one = Rules::usual(990);
-        let other = Rules { redirector_uid: 991, ..one.clone() };
+        let other = Rules {
+            redirector_uid: 991,
+            ..one.clone()
+        };
         assert_ne!(one.comment(), other.comment());
         assert!(one.script(true).contains(&one.comment()));
         assert!(!one.script(false).contains("redirect to"));
@@ -398,7 +510,10 @@ mod tests {
     #[test]
     fn addresses_restrict_each_family_by_itself() {
         let addresses = ["192.0.2.1", "2001:db8::1"].map(|a| a.parse().unwrap());
-        let rules = Rules { addresses: BTreeSet::from(addresses), ..Rules::usual(990) };
+        let rules = Rules {
+            addresses: BTreeSet::from(addresses),
+            ..Rules::usual(990)
+        };
         let script = rules.script(true);
         assert!(script.contains("ip daddr { 192.0.2.1 } fib daddr type local tcp dport 80 "));
         assert!(script.contains("ip6 daddr { 2001:db8::1 } fib daddr type local tcp dport 443 "));

@@ -15,6 +15,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::accept::tune;
+use super::admitted::Admitted;
 use super::certificate::{CaCertificate, Fingerprint};
 use super::credentials::Identity;
 use super::names::{CONTROLLER_DNS_NAME, Party};
@@ -28,14 +29,13 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often an idle connection is asked for a sign of life, and how long that may take.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
-/// Connects an agent to `expected` (the controller) at `address` (`HOST:PORT`). The channel dials again by
-/// itself if the connection is lost, with the identity's then current certificate.
-///
-/// That the server refuses *our* certificate is seen only in the first call:
-/// see [`status_fault`](super::status_fault).
+/// Connects an agent to `expected` (the controller) at `address` (`HOST:PORT`). When this succeeds
+/// the server has admitted us. The channel dials again by itself if the connection is lost, with
+/// the identity's then current certificate; why that failed, a call's status tells:
+/// [`status_fault`](super::status_fault).
 ///
 /// # Errors
-/// Nobody answers there, or somebody else does.
+/// Nobody answers there, somebody else does, or it refused us.
 pub async fn connect(
     address: &str,
     identity: &Arc<Identity>,
@@ -108,12 +108,7 @@ impl Dialler {
     pub(crate) async fn dial(&self) -> Result<(TlsStream<TcpStream>, SocketAddr), Fault> {
         match tokio::time::timeout(DIAL_TIMEOUT, self.dial_unbounded()).await {
             Ok(result) => result,
-            Err(_) => Err(Fault::transient(format!(
-                "{} did not answer within {} s",
-                self.other(),
-                DIAL_TIMEOUT.as_secs()
-            ))
-            .remedy("check the address, routes and firewalls on the way")),
+            Err(_) => Err(self.silent()),
         }
     }
 
@@ -134,9 +129,7 @@ impl Dialler {
         }
         Ok((tls, address))
     }
-}
 
-impl Dialler {
     fn unreachable(&self, error: &std::io::Error) -> Fault {
         let message = format!("no connection to {}", self.other());
         if error.kind() == std::io::ErrorKind::InvalidInput {
@@ -149,11 +142,39 @@ impl Dialler {
             .remedy("check the address, routes and firewalls on the way, and that it runs")
             .caused_by(error)
     }
+
+    fn silent(&self) -> Fault {
+        Fault::transient(format!(
+            "{} did not answer within {} s",
+            self.other(),
+            DIAL_TIMEOUT.as_secs()
+        ))
+        .remedy("check the address, routes and firewalls on the way")
+    }
+
+    /// The other end closed the connection instead of admitting us, without an alert.
+    pub(crate) fn not_admitted(&self) -> Fault {
+        Fault::transient(format!("{} closed the connection without admitting us", self.other()))
+            .remedy("look at its journal for the reason")
+    }
+}
+
+/// Dials the controller and waits until it has admitted us.
+async fn dial_controller(dialler: &Dialler) -> Result<Admitted, Fault> {
+    let (tls, _) = dialler.dial().await?;
+    match tokio::time::timeout(DIAL_TIMEOUT, Admitted::wait(tls)).await {
+        Ok(Ok(admitted)) => Ok(admitted),
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            Err(dialler.not_admitted())
+        }
+        Ok(Err(error)) => Err(refusal::fault(&dialler.other(), &error)),
+        Err(_) => Err(dialler.silent()),
+    }
 }
 
 async fn channel(dialler: Dialler) -> Result<Channel, Fault> {
     // Dialled here first, because tonic would bury the reason in its own error.
-    let (first, _) = dialler.dial().await?;
+    let first = dial_controller(&dialler).await?;
     let first = Arc::new(Mutex::new(Some(first)));
     let other = dialler.other();
     let connector = tower::service_fn(move |_: Uri| {
@@ -161,15 +182,16 @@ async fn channel(dialler: Dialler) -> Result<Channel, Fault> {
         let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
         async move {
             match first {
-                Some(tls) => Ok(TokioIo::new(tls)),
-                None => dialler.dial().await.map(|(tls, _)| TokioIo::new(tls)),
+                Some(admitted) => Ok(TokioIo::new(admitted)),
+                None => dial_controller(&dialler).await.map(TokioIo::new),
             }
         }
     });
     // The scheme is what tonic sees: TLS is the connector's business.
     Endpoint::from_shared(format!("http://{CONTROLLER_DNS_NAME}"))
         .map_err(|e| Fault::bug("the controller's name is no URI").caused_by(&e))?
-        .connect_timeout(DIAL_TIMEOUT)
+        // Each half of dialling has its own deadline; this one is only there for both.
+        .connect_timeout(3 * DIAL_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
         .keep_alive_while_idle(true)

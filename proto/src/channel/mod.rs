@@ -14,6 +14,7 @@ pub mod files;
 pub mod token;
 
 mod accept;
+mod admitted;
 mod certificate;
 mod client;
 mod connections;

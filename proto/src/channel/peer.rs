@@ -107,11 +107,7 @@ pub async fn peer_connect(
             )));
         }
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-            return Err(Fault::transient(format!(
-                "{} closed the connection without admitting us",
-                dialler.other()
-            ))
-            .remedy("look at that agent's journal for the reason"));
+            return Err(dialler.not_admitted());
         }
         Ok(Err(error)) => return Err(refusal::fault(&dialler.other(), &error)),
         Err(_) => {

@@ -19,26 +19,25 @@ pub(crate) fn only_tls13() -> Error {
 /// The fault of an error on the way to `other`, which stands for "the controller at
 /// 192.0.2.1:7443" or the like.
 pub(crate) fn fault(other: &str, error: &io::Error) -> Fault {
-    match tls_error(error) {
+    match find::<Error>(error) {
         Some(tls) => of_tls(other, tls),
         None => Fault::io(format!("no connection to {other}"), error),
     }
 }
 
-/// What a failed call says about the connection itself, if the cause lies there: a server that
-/// refuses a certificate can say so only after the client has done its part of the handshake, so
-/// that the refusal arrives with the first call.
+/// Why a channel that was open could not dial again, if that is why a call failed.
 pub fn status_fault(status: &tonic::Status) -> Option<Fault> {
-    tls_error(status).map(|error| of_tls("the controller", error))
+    find::<Fault>(status).cloned()
 }
 
-/// Finds rustls's error in a chain of causes. An `io::Error` hides what it wraps from `source`.
-fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Error> {
+/// Finds an error of one type in a chain of causes. An `io::Error` hides what it wraps from
+/// `source`.
+fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
     let mut next = Some(error);
     for _ in 0..MAX_DEPTH {
         let cause = next?;
-        if let Some(tls) = cause.downcast_ref::<Error>() {
-            return Some(tls);
+        if let Some(found) = cause.downcast_ref::<E>() {
+            return Some(found);
         }
         next = match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
             Some(inner) => Some(inner),

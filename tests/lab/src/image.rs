@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::mirror::Mirror;
 use crate::mounts;
 use crate::progress::{Task, say};
-use crate::{cache, run};
+use crate::{cache, interrupt, run};
 
 /// What a host is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -86,6 +86,13 @@ const DPKG_OPTIONS: &[&str] = &[
     "path-exclude=/usr/share/locale/*",
     "path-exclude=/usr/share/man/*",
 ];
+
+/// mmdebstrap in mount and process namespaces of its own, ended with this process: whatever
+/// happens, no mount and no process of a half-made tree stays behind.
+const APART: &str = "--pdeathsig KILL unshare --mount --propagation slave --pid --mount-proc \
+                     --fork --kill-child";
+const MMDEBSTRAP: &str = "mmdebstrap --mode=root --format=directory --variant=minbase \
+                          --components=main --verbose";
 
 /// What a tree needs before hosts can be made of it. No identity may be shared by all hosts;
 /// timers that reach for the network would only fail; a getty would have nobody to talk to.
@@ -177,7 +184,7 @@ pub fn ensure(wanted: &[Image]) -> Result<()> {
     remove_unfinished(&images)?;
     let mirror = Mirror::of_this_machine()?;
     let missing = missing(&images);
-    thread::scope(|scope| {
+    let built = thread::scope(|scope| {
         let builds: Vec<_> = missing
             .iter()
             .map(|image| scope.spawn(|| build(*image, &mirror, &images)))
@@ -187,7 +194,11 @@ pub fn ensure(wanted: &[Image]) -> Result<()> {
                 .join()
                 .map_err(|_| anyhow!("a thread that built an image panicked"))?
         })
-    })?;
+    });
+    if built.is_err() {
+        interrupt::shielded(|| remove_unfinished(&images))?;
+    }
+    built?;
     missing.iter().try_for_each(|image| prune(*image, &images))
 }
 
@@ -199,44 +210,28 @@ pub fn tree(image: Image) -> Result<PathBuf> {
 fn build(image: Image, mirror: &Mirror, images: &Path) -> Result<()> {
     let target = image.path(images);
     let building = images.join(format!(".building-{}", image.name()));
+    let scratch = images.join(format!(".building-{}.tmp", image.name()));
+    fs::create_dir_all(&scratch).with_context(|| format!("making {}", scratch.display()))?;
     let log = images.join(format!("{}.log", image.name()));
     let task = Task::start(format!("image {}", image.name()));
-    run::logged(
-        &mut bootstrap(image, mirror, &building),
-        &log,
-        &task,
-        BUILD_LIMIT,
-    )
-    .with_context(|| format!("making the {} image from {}", image.name(), mirror.archive))?;
+    let mut bootstrap = bootstrap(image, mirror, &building);
+    bootstrap.env("TMPDIR", &scratch);
+    run::logged(&mut bootstrap, &log, &task, BUILD_LIMIT)
+        .with_context(|| format!("making the {} image from {}", image.name(), mirror.archive))?;
     let mut finish = Command::new("chroot");
     finish.arg(&building).args(["sh", "-euc", FINISH]);
     run::check(&mut finish).with_context(|| format!("finishing the {} image", image.name()))?;
     fs::rename(&building, &target)
         .with_context(|| format!("moving the image to {}", target.display()))?;
+    fs::remove_dir_all(&scratch).with_context(|| format!("removing {}", scratch.display()))?;
     task.done();
     Ok(())
 }
 
-/// mmdebstrap in mount and process namespaces of its own, ended with this process: whatever
-/// happens, no mount and no process of a half-made tree stays behind.
+/// The command that makes a tree.
 fn bootstrap(image: Image, mirror: &Mirror, tree: &Path) -> Command {
     let mut command = Command::new("setpriv");
-    command.args([
-        "--pdeathsig",
-        "KILL",
-        "unshare",
-        "--mount",
-        "--pid",
-        "--mount-proc",
-    ]);
-    command.args([
-        "--fork",
-        "--kill-child",
-        "mmdebstrap",
-        "--mode=root",
-        "--format=directory",
-    ]);
-    command.args(["--variant=minbase", "--components=main", "--verbose"]);
+    command.args(APART.split(' ')).args(MMDEBSTRAP.split(' '));
     command.arg("--aptopt=APT::Install-Recommends \"false\"");
     command.args(
         DPKG_OPTIONS

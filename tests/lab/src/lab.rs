@@ -77,6 +77,13 @@ impl Place {
             .collect()
     }
 
+    /// Makes what the hosts stand on.
+    fn prepare(&self) -> Result<()> {
+        mounts::share(&self.dir)?;
+        self.cgroup.child(OUTSIDE).create()?;
+        self.network.create()
+    }
+
     /// Removes the lab, whatever there is of it. The caller holds the lock.
     fn remove(&self) -> Result<()> {
         self.cgroup.kill()?;
@@ -108,8 +115,7 @@ impl Lab {
             _lock: Some(lock),
             keep,
         };
-        lab.place.cgroup.child(OUTSIDE).create()?;
-        lab.place.network.create()?;
+        lab.place.prepare()?;
         lab.add_hosts(wanted)?;
         Ok(lab)
     }
@@ -262,6 +268,10 @@ impl Lab {
     }
 
     fn forget(&mut self, specs: &[&HostSpec]) -> Result<()> {
+        // All of them before any disk: a host that is just starting sees the others' disks.
+        for spec in specs {
+            self.place.host(spec).kill_power()?;
+        }
         for spec in specs {
             self.place.host(spec).destroy()?;
             self.state.remove(&spec.name);

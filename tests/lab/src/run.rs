@@ -25,6 +25,8 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 const TICK: Duration = Duration::from_millis(200);
 /// A daemon that a command left behind may hold its output open: do not wait for it.
 const OUTPUT_GRACE: Duration = Duration::from_secs(2);
+/// So many characters of a command are shown.
+const SHOWN_LIMIT: usize = 160;
 /// So many lines of a failed command's log go into its error.
 const LOG_TAIL: usize = 25;
 
@@ -128,11 +130,15 @@ pub fn tail(log: &Path, lines: usize) -> String {
     said[said.len().saturating_sub(lines)..].join("\n")
 }
 
-/// A command as a person would type it, for errors.
-pub fn shown(command: &Command) -> String {
+/// A command as a person would type it, for errors, and cut to what a person would read.
+fn shown(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy().into_owned()];
     words.extend(command.get_args().map(|a| a.to_string_lossy().into_owned()));
-    words.join(" ")
+    let line = words.join(" ");
+    match line.char_indices().nth(SHOWN_LIMIT) {
+        Some((end, _)) => format!("{} ...", &line[..end]),
+        None => line,
+    }
 }
 
 fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use ferry_proto::Fault;
 use ferry_proto::ids::{AccountName, Epoch};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use super::live::{Cut, Generation, Live};
@@ -102,7 +102,10 @@ impl Gate {
     pub fn open(store: Store) -> Result<Arc<Self>, Fault> {
         store.sweep();
         let routes = store.load()?;
-        let mut inner = Inner { index: Index::of(&routes), ..Inner::default() };
+        let mut inner = Inner {
+            index: Index::of(&routes),
+            ..Inner::default()
+        };
         for (account, standing) in &routes.accounts {
             let mut live = Live::default();
             // Nothing runs yet, so nothing is to be cut.
@@ -137,7 +140,8 @@ impl Gate {
         };
         // Inner is one struct behind a guard: borrow its parts separately.
         let Inner { routes, live, .. } = &mut *inner;
-        let (Some(standing), Some(live)) = (routes.accounts.get(&*account), live.get_mut(&*account))
+        let (Some(standing), Some(live)) =
+            (routes.accounts.get(&*account), live.get_mut(&*account))
         else {
             // Index, table and live accounts change together; never pass what does not fit.
             return Admission::Refused(Refusal::NotHere);
@@ -167,8 +171,19 @@ impl Gate {
         };
         let generation = Arc::clone(live.current());
         generation.enter();
-        let running = Running { gate: Arc::clone(self), generation, stray: None };
-        Admission::Pass(Pass { running, goal, account: Some(account), look: live.wait() })
+        let running = Running {
+            gate: Arc::clone(self),
+            generation,
+            stray: None,
+        };
+        let pace = Some(Arc::clone(live.pace()));
+        Admission::Pass(Pass {
+            running,
+            goal,
+            account: Some(account),
+            look: live.wait(),
+            pace,
+        })
     }
 
     fn pass_stray(self: &Arc<Self>, inner: &mut Inner, host: Option<&str>) -> Pass {
@@ -178,11 +193,26 @@ impl Gate {
         };
         generation.enter();
         let stray = host.map(str::to_owned);
-        let running = Running { gate: Arc::clone(self), generation, stray };
-        Pass { running, goal: Goal::Unrouted, account: None, look: Duration::ZERO }
+        let running = Running {
+            gate: Arc::clone(self),
+            generation,
+            stray,
+        };
+        Pass {
+            running,
+            goal: Goal::Unrouted,
+            account: None,
+            look: Duration::ZERO,
+            pace: None,
+        }
     }
 
-    fn wait(self: &Arc<Self>, live: &mut Live, account: &Arc<AccountName>, ask: Ask<'_>) -> Admission {
+    fn wait(
+        self: &Arc<Self>,
+        live: &mut Live,
+        account: &Arc<AccountName>,
+        ask: Ask<'_>,
+    ) -> Admission {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         match live.queue(id, ask.bytes, ask.again) {
             Some(released) => Admission::Wait(Waiting {
@@ -266,7 +296,12 @@ impl Gate {
 
     fn take_effect(self: &Arc<Self>, inner: &mut Inner, account: &AccountName, before: &Routes) {
         let before = before.accounts.get(account).map(|standing| &standing.route);
-        let Inner { routes, index, live, strays } = inner;
+        let Inner {
+            routes,
+            index,
+            live,
+            strays,
+        } = inner;
         let Some(after) = routes.accounts.get(account).map(|standing| &standing.route) else {
             if let (Some(live), Some(route)) = (live.remove(account), before) {
                 live.forget(&route.state);
@@ -300,7 +335,11 @@ impl Gate {
     /// An unknown account.
     pub fn leftover(&self, account: &AccountName) -> Result<u64, Fault> {
         let mut inner = self.lock();
-        inner.live.get_mut(account).map(Live::leftover).ok_or_else(|| unknown(account))
+        inner
+            .live
+            .get_mut(account)
+            .map(Live::leftover)
+            .ok_or_else(|| unknown(account))
     }
 
     /// Waits until none of those runs, at most `timeout`; returns how many are left.
@@ -327,9 +366,18 @@ impl Gate {
             epoch: route.epoch,
             state: route.state.clone(),
             domains: u32::try_from(route.domains.len()).unwrap_or(u32::MAX),
-            traffic: inner.live.get(&route.account).map(Live::traffic).unwrap_or_default(),
+            traffic: inner
+                .live
+                .get(&route.account)
+                .map(Live::traffic)
+                .unwrap_or_default(),
         };
-        let accounts = inner.routes.accounts.values().map(|s| status(&s.route)).collect();
+        let accounts = inner
+            .routes
+            .accounts
+            .values()
+            .map(|s| status(&s.route))
+            .collect();
         (inner.routes.peers.clone(), accounts)
     }
 }
@@ -346,9 +394,7 @@ impl Drop for Running {
         let last = self.generation.leave();
         if let Some(host) = self.stray.take().filter(|_| last) {
             let mut inner = self.gate.lock();
-            let gone = |g: &Arc<Generation>| {
-                Arc::ptr_eq(g, &self.generation) && g.running() == 0
-            };
+            let gone = |g: &Arc<Generation>| Arc::ptr_eq(g, &self.generation) && g.running() == 0;
             if inner.strays.get(&host).is_some_and(gone) {
                 inner.strays.remove(&host);
             }
@@ -365,9 +411,19 @@ pub struct Pass {
     account: Option<Arc<AccountName>>,
     /// How long it may look for its target.
     pub look: Duration,
+    pace: Option<Arc<Semaphore>>,
 }
 
 impl Pass {
+    /// Waits for its turn to look for its target. Dropped when it has found it.
+    pub async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        match &self.pace {
+            // The semaphore is never closed.
+            Some(pace) => pace.acquire().await.ok(),
+            None => None,
+        }
+    }
+
     /// Cancelled when the account is held: what has sent nothing goes back and waits.
     pub fn fencing(&self) -> &tokio_util::sync::CancellationToken {
         &self.running.generation.fencing
@@ -442,6 +498,7 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.gate.with_live(&self.account, |live| live.unqueue(self.id));
+        self.gate
+            .with_live(&self.account, |live| live.unqueue(self.id));
     }
 }

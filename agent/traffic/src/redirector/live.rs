@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -55,8 +55,11 @@ pub enum Cut {
     After(Duration),
 }
 
+/// How many requests of one account look for their target at once: those held are released in
+/// order and must not overrun a web server that has just started.
+const PACE: usize = 64;
+
 /// One account.
-#[derive(Default)]
 pub struct Live {
     traffic: Traffic,
     /// From the beginning of a hold to the first answer after it.
@@ -67,6 +70,22 @@ pub struct Live {
     waiters: VecDeque<Waiter>,
     /// Ends the old generations after the grace.
     cutter: Option<AbortHandle>,
+    pace: Arc<Semaphore>,
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        Self {
+            traffic: Traffic::default(),
+            measuring: false,
+            limits: HoldLimits::default(),
+            current: Arc::default(),
+            old: Vec::new(),
+            waiters: VecDeque::new(),
+            cutter: None,
+            pace: Arc::new(Semaphore::new(PACE)),
+        }
+    }
 }
 
 impl Live {
@@ -78,6 +97,11 @@ impl Live {
     /// How long a request may wait, or look for its target.
     pub fn wait(&self) -> Duration {
         self.limits.wait()
+    }
+
+    /// Grants, in order, the right to look for a target.
+    pub fn pace(&self) -> &Arc<Semaphore> {
+        &self.pace
     }
 
     /// How many connections of earlier generations run.
@@ -114,7 +138,11 @@ impl Live {
             return None;
         }
         let (released, waiting) = oneshot::channel();
-        self.waiters.push_back(Waiter { id, bytes, released });
+        self.waiters.push_back(Waiter {
+            id,
+            bytes,
+            released,
+        });
         self.traffic.held_bytes += bytes;
         self.traffic.held_total += u64::from(!again);
         self.note_outage();
@@ -215,8 +243,15 @@ impl Live {
 
     fn cut_leftover(&mut self, grace: Duration) -> Cut {
         let running = self.leftover() > 0;
-        let planned = self.cutter.as_ref().is_some_and(|cutter| !cutter.is_finished());
-        if running && !planned { Cut::After(grace) } else { Cut::Leave }
+        let planned = self
+            .cutter
+            .as_ref()
+            .is_some_and(|cutter| !cutter.is_finished());
+        if running && !planned {
+            Cut::After(grace)
+        } else {
+            Cut::Leave
+        }
     }
 
     /// The task that will end the old generations.
@@ -276,7 +311,11 @@ mod tests {
     }
 
     fn hold(requests: u32, bytes: u64) -> AccountRoute {
-        let limits = HoldLimits { requests, bytes, ..HoldLimits::default() };
+        let limits = HoldLimits {
+            requests,
+            bytes,
+            ..HoldLimits::default()
+        };
         route(RouteState::Hold { limits })
     }
 
@@ -306,7 +345,11 @@ mod tests {
         let first = live.traffic().first_held_at.unwrap();
         live.refused();
         live.answered(&before);
-        assert_eq!(live.traffic().first_answered_at, None, "an answer of before the hold");
+        assert_eq!(
+            live.traffic().first_answered_at,
+            None,
+            "an answer of before the hold"
+        );
         live.apply(Some(&hold(2, 100)), &route(RouteState::Local));
         let after = Arc::clone(live.current());
         live.answered(&after);

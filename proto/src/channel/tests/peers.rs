@@ -1,6 +1,5 @@
 //! Agent to agent.
 
-use rustls::ClientConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::support::*;
@@ -78,8 +77,9 @@ async fn other_protocols_are_refused_at_the_peer_port() {
     let certificate = ca.issue(&agent("web1"), Profile::default());
     for offered in [vec![], vec![b"h2".to_vec()]] {
         let configure = |verifier| {
-            let config = raw_config(verifier, Some(&certificate), ALPN_PEER);
-            ClientConfig { alpn_protocols: offered.clone(), ..config }
+            let mut config = raw_config(verifier, Some(&certificate), ALPN_PEER);
+            config.alpn_protocols = offered.clone();
+            config
         };
         match foreign_client(&address.to_string(), &agent("web2"), configure, &ca).await {
             Err(error) => says(&refusal::fault("the peer", &error), "another protocol"),

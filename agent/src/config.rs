@@ -1,0 +1,109 @@
+//! `/etc/ferry/agent.toml`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use ferry_proto::Fault;
+use serde::Deserialize;
+
+/// What may be set.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The controller, `HOST:PORT`; none: the one remembered from enrolment.
+    pub controller: Option<String>,
+    /// Where other agents connect.
+    pub peer_listen: SocketAddr,
+    /// The address that the controller tells the peers; none: the address from which the agent
+    /// reaches the controller, with the port of `peer_listen`.
+    pub peer_address: Option<SocketAddr>,
+    /// `/metrics`, `/healthz` and `/readyz`.
+    pub metrics_listen: SocketAddr,
+    /// What is logged: a filter of the tracing crate, such as `info` or `ferry_files=debug`.
+    pub log: String,
+    /// The ledger and the identity.
+    pub state_directory: PathBuf,
+    /// One file per account.
+    pub accounts_directory: PathBuf,
+    /// Programs that print accounts as JSON.
+    pub inventory_directory: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            controller: None,
+            peer_listen: SocketAddr::from(([0, 0, 0, 0], 7401)),
+            peer_address: None,
+            metrics_listen: SocketAddr::from(([127, 0, 0, 1], 9464)),
+            log: "info".to_owned(),
+            state_directory: "/var/lib/ferry".into(),
+            accounts_directory: "/etc/ferry/accounts.d".into(),
+            inventory_directory: "/etc/ferry/inventory.d".into(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// With line and column, and what to do.
+    pub fn load(path: &Path) -> Result<Self, Fault> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Fault::io(format!("cannot read {}", path.display()), &e))?;
+        let config: Self = toml::from_str(&text).map_err(|e| {
+            Fault::precondition(format!("{} is not valid: {e}", path.display()))
+                .remedy("mend the file; `ferry-agent check` says when it is right")
+        })?;
+        let directories = [
+            ("state_directory", &config.state_directory),
+            ("accounts_directory", &config.accounts_directory),
+            ("inventory_directory", &config.inventory_directory),
+        ];
+        for (key, directory) in directories {
+            if !directory.is_absolute() {
+                return Err(Fault::precondition(format!("{}: {key} must be absolute", path.display())));
+            }
+        }
+        if config.peer_address.is_some_and(|a| a.ip().is_unspecified()) {
+            return Err(Fault::precondition(format!(
+                "{}: peer_address must be an address that peers can reach",
+                path.display()
+            )));
+        }
+        Ok(config)
+    }
+
+    /// Where key and certificate are.
+    pub fn identity_directory(&self) -> PathBuf {
+        self.state_directory.join("identity")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_packaged_configuration_is_valid_and_the_default() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/conf/agent.toml");
+        assert_eq!(Config::load(&path).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn bad_configurations_are_refused_with_the_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.toml");
+        for (text, expected) in [
+            ("log = \"info\"\nlgo = 1\n", "line 2"),
+            ("peer_listen = \"nowhere\"\n", "peer_listen"),
+            ("state_directory = \"here\"\n", "must be absolute"),
+            ("peer_address = \"0.0.0.0:7401\"\n", "peers can reach"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let fault = Config::load(&path).unwrap_err();
+            assert!(fault.message.contains(expected), "{text}: {fault}");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! What the ledger records: commands, and how each account stands on this server. An entry holds
+//! the whole new state of what it is about, so that recovery is: the last one counts.
+
+use ferry_databases as databases;
+use ferry_host as host;
+use ferry_proto::account::{Definition, EngineKind};
+use ferry_proto::command::{CommitRecord, Move, Outcome, StandingKind};
+use ferry_proto::ids::{AccountName, CommandId, Epoch, JobId, ServerName};
+use ferry_traffic::mail;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Deadline;
+
+/// One entry.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "entry", rename_all = "snake_case")]
+pub enum Entry {
+    /// A command was taken; it may have been begun.
+    Taken {
+        /// The command.
+        id: CommandId,
+        /// BLAKE3 of its intent, hex.
+        digest: String,
+    },
+    /// A command ended.
+    Ended {
+        /// The command.
+        id: CommandId,
+        /// BLAKE3 of its intent, hex.
+        digest: String,
+        /// What came of it.
+        outcome: Outcome,
+    },
+    /// How an account stands.
+    Account {
+        /// Its name.
+        name: AccountName,
+        /// Its state; none: forgotten.
+        account: Option<Box<Account>>,
+    },
+    /// The highest controller generation seen.
+    Generation {
+        /// It.
+        generation: u64,
+    },
+    /// Certificates no longer accepted; the whole list.
+    Revocations {
+        /// Serials.
+        serials: Vec<String>,
+        /// Servers.
+        servers: Vec<ServerName>,
+    },
+}
+
+/// An account on this server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Account {
+    /// Its definition, as this server serves it.
+    pub definition: Definition,
+    /// The epoch at which `standing` holds.
+    pub epoch: Epoch,
+    /// Its user's numeric id here.
+    pub uid: u32,
+    /// Its group's numeric id here.
+    pub gid: u32,
+    /// How it stands.
+    pub standing: Standing,
+    /// What Ferry made here for it; none for an account that was here before Ferry.
+    pub made: Option<Made>,
+    /// What denies it service here: the former state of all that the fence changes.
+    pub closed: Option<Box<Closed>>,
+}
+
+/// How an account stands on a server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub enum Standing {
+    /// Served here.
+    Serving,
+    /// A closed copy is being made.
+    Receiving {
+        /// The move.
+        of: Move,
+        /// What the source said of it last.
+        source: Box<SourceRecord>,
+        /// How it stood before: a move that is undone goes back to it.
+        before: Option<Box<Standing>>,
+    },
+    /// Served here, the redirector in front.
+    Armed {
+        /// The move.
+        of: Move,
+    },
+    /// Takes no writes here.
+    Fenced {
+        /// The move.
+        of: Move,
+        /// When it ends by itself.
+        deadline: Deadline,
+        /// When everything was closed, Unix seconds; none: not yet.
+        complete_unix: Option<i64>,
+        /// It is being taken back: it can no longer be committed.
+        ending: bool,
+    },
+    /// Committed away.
+    Moved {
+        /// The move.
+        of: Move,
+        /// The record.
+        record: CommitRecord,
+        /// Whether connections are passed on.
+        released: bool,
+    },
+    /// Committed to this server; being opened.
+    Opening {
+        /// The move.
+        of: Move,
+        /// The source's record.
+        record: CommitRecord,
+        /// What the source said of it last.
+        source: Box<SourceRecord>,
+    },
+    /// A closed copy that nothing stands for any more.
+    Finalized {
+        /// Who serves the account.
+        to: ServerName,
+    },
+}
+
+/// What Ferry made here for an account: what may be removed again.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Made {
+    /// The Unix user and groups.
+    pub user: Option<host::users::Created>,
+    /// Databases and database users, by engine.
+    pub databases: Vec<(EngineKind, databases::Provisioned)>,
+    /// Rendered sites.
+    pub sites: Option<host::sites::SitesPlan>,
+}
+
+/// The former state of all that the fence changes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Closed {
+    /// Web sites.
+    pub sites: host::sites_fence::FencePlan,
+    /// Logins.
+    pub logins: host::users::logins::LoginRecord,
+    /// User units, timers, services.
+    pub units: host::processes::KeptStopped,
+    /// Databases, by engine.
+    pub databases: Vec<(EngineKind, databases::FenceRecord)>,
+}
+
+/// What a source tells its target of an account, apart from content. It holds password hashes: it
+/// crosses only from agent to agent, and is kept only in this ledger.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SourceRecord {
+    /// The definition as the source serves it.
+    pub definition: Definition,
+    /// The user.
+    pub user: host::users::UserRecord,
+    /// The crontab.
+    pub cron: host::cron::CronRecord,
+    /// Databases and database users, by engine.
+    pub databases: Vec<(EngineKind, databases::Record)>,
+    /// Mailboxes.
+    pub mail: mail::MailRecord,
+}
+
+impl Account {
+    /// The kind of its standing, as reported.
+    pub fn kind(&self) -> StandingKind {
+        match &self.standing {
+            Standing::Serving => StandingKind::Serving,
+            Standing::Receiving { .. } | Standing::Opening { .. } => StandingKind::Provisioned,
+            Standing::Armed { .. } => StandingKind::Armed,
+            Standing::Fenced { .. } => StandingKind::Fenced,
+            Standing::Moved { .. } => StandingKind::Moved,
+            Standing::Finalized { .. } => StandingKind::Closed,
+        }
+    }
+
+    /// The job that has it, if one has.
+    pub fn job(&self) -> Option<JobId> {
+        match &self.standing {
+            Standing::Receiving { of, .. }
+            | Standing::Armed { of }
+            | Standing::Fenced { of, .. }
+            | Standing::Opening { of, .. } => Some(of.job),
+            Standing::Serving | Standing::Moved { .. } | Standing::Finalized { .. } => None,
+        }
+    }
+
+    /// Where it went, if it moved.
+    pub fn moved_to(&self) -> Option<&ServerName> {
+        match &self.standing {
+            Standing::Moved { record, .. } => Some(&record.target),
+            Standing::Finalized { to } => Some(to),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! The ledger's file: an append-only log of frames, each a length, a checksum and a JSON document.
+//! A frame is durable when `append` returns. What was being written when the power went is
+//! found by its checksum and cut off at the next opening; damage anywhere else is an error.
+//!
+//! Space is reserved ahead, so that taking an account back needs no free disk.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use ferry_proto::{Fault, FaultClass};
+
+const MAGIC: &[u8; 8] = b"ferryL1\n";
+/// Length (u32 little-endian) and the first 8 bytes of the BLAKE3 of the document.
+const HEADER: usize = 12;
+/// No document is longer.
+const MAX_FRAME: usize = 16 << 20;
+/// Bytes reserved beyond the end.
+const RESERVE: u64 = 4 << 20;
+
+/// An open log.
+#[derive(Debug)]
+pub struct LogFile {
+    file: File,
+    path: PathBuf,
+    end: u64,
+    reserved: u64,
+    /// A write failed and it is unknown what reached the disk: reread before going on.
+    unsure: bool,
+}
+
+impl LogFile {
+    /// Opens or makes the file, and gives every document in it, oldest first.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is damaged before its end.
+    pub fn open(path: &Path) -> Result<(Self, Vec<Vec<u8>>), Fault> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(|e| Fault::io(format!("cannot open the ledger {}", path.display()), &e))?;
+        let mut log =
+            Self { file, path: path.to_owned(), end: 0, reserved: 0, unsure: true };
+        let documents = log.reread()?;
+        Ok((log, documents))
+    }
+
+    /// Appends a document and waits until it is durable.
+    ///
+    /// # Errors
+    /// If it is not known to be durable. The next append, or [`Self::reread`], finds out.
+    pub fn append(&mut self, document: &[u8]) -> Result<(), Fault> {
+        if self.unsure {
+            return Err(Fault::new(
+                FaultClass::Transient,
+                "the ledger's last write failed and has not been reread",
+            ));
+        }
+        let frame = frame(document)?;
+        self.unsure = true;
+        self.write(&frame).map_err(|e| {
+            Fault::io(format!("cannot write to the ledger {}", self.path.display()), &e)
+                .remedy("free space on its file system, and look at the kernel's log for disk errors")
+        })?;
+        self.end += frame.len() as u64;
+        self.unsure = false;
+        self.reserve();
+        Ok(())
+    }
+
+    fn write(&self, frame: &[u8]) -> std::io::Result<()> {
+        self.file.write_all_at(frame, self.end)?;
+        self.file.sync_data()
+    }
+
+    /// Whether a write failed since the last reading.
+    pub fn is_unsure(&self) -> bool {
+        self.unsure
+    }
+
+    /// Bytes of documents and frames.
+    pub fn len(&self) -> u64 {
+        self.end
+    }
+
+    /// Reads everything again from the disk: what is there is what counts.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is damaged before its end.
+    pub fn reread(&mut self) -> Result<Vec<Vec<u8>>, Fault> {
+        let failed =
+            |e: &std::io::Error| Fault::io(format!("cannot read the ledger {}", self.path.display()), e);
+        let mut bytes = Vec::new();
+        self.file.seek(SeekFrom::Start(0)).map_err(|e| failed(&e))?;
+        self.file.read_to_end(&mut bytes).map_err(|e| failed(&e))?;
+        if bytes.len() < MAGIC.len() {
+            // New, or made by a start that was cut off before anything was recorded.
+            self.file.write_all_at(MAGIC, 0).map_err(|e| failed(&e))?;
+            self.file.set_len(MAGIC.len() as u64).map_err(|e| failed(&e))?;
+            bytes = MAGIC.to_vec();
+        }
+        if !bytes.starts_with(MAGIC) {
+            return Err(Fault::permanent(format!("{} is not a ledger of this version", self.path.display()))
+                .remedy("restore it, or install the version of Ferry that wrote it"));
+        }
+        let (documents, end) = parse(&bytes, &self.path)?;
+        // Cut a frame that never became whole, and make the cut durable before anything follows it.
+        self.file.set_len(end).map_err(|e| failed(&e))?;
+        self.file.sync_all().map_err(|e| failed(&e))?;
+        self.end = end;
+        self.reserved = end;
+        self.unsure = false;
+        self.reserve();
+        Ok(documents)
+    }
+
+    /// Reserves blocks beyond the end. Best effort: a full disk is what it is for.
+    fn reserve(&mut self) {
+        if self.reserved >= self.end + RESERVE / 2 {
+            return;
+        }
+        let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
+        if rustix::fs::fallocate(&self.file, flags, self.end, RESERVE).is_ok() {
+            self.reserved = self.end + RESERVE;
+        }
+    }
+
+    /// Replaces the log by `documents`, in one step: a crash leaves the old one or the new one.
+    ///
+    /// # Errors
+    /// If the new file cannot be made; the old one stands then.
+    pub fn replace(&mut self, documents: &[Vec<u8>]) -> Result<(), Fault> {
+        let failed =
+            |e: &std::io::Error| Fault::io(format!("cannot compact the ledger {}", self.path.display()), e);
+        let next = self.path.with_extension("next");
+        let mut bytes = MAGIC.to_vec();
+        for document in documents {
+            bytes.extend(frame(document)?);
+        }
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&next)
+            .map_err(|e| failed(&e))?;
+        file.write_all(&bytes).map_err(|e| failed(&e))?;
+        file.sync_all().map_err(|e| failed(&e))?;
+        std::fs::rename(&next, &self.path).map_err(|e| failed(&e))?;
+        if let Some(directory) = self.path.parent() {
+            File::open(directory).and_then(|d| d.sync_all()).map_err(|e| failed(&e))?;
+        }
+        self.file = file;
+        self.end = bytes.len() as u64;
+        self.reserved = self.end;
+        self.unsure = false;
+        self.reserve();
+        Ok(())
+    }
+}
+
+fn frame(document: &[u8]) -> Result<Vec<u8>, Fault> {
+    let length = u32::try_from(document.len())
+        .ok()
+        .filter(|l| *l as usize <= MAX_FRAME)
+        .ok_or_else(|| Fault::bug("a ledger entry is too long"))?;
+    let mut frame = Vec::with_capacity(HEADER + document.len());
+    frame.extend(length.to_le_bytes());
+    frame.extend(&checksum(document));
+    frame.extend(document);
+    Ok(frame)
+}
+
+fn checksum(document: &[u8]) -> [u8; 8] {
+    let hash = blake3::hash(document);
+    let mut sum = [0; 8];
+    sum.copy_from_slice(&hash.as_bytes()[..8]);
+    sum
+}
+
+/// The documents, and where the last whole frame ends.
+fn parse(bytes: &[u8], path: &Path) -> Result<(Vec<Vec<u8>>, u64), Fault> {
+    let mut documents = Vec::new();
+    let mut at = MAGIC.len();
+    while let Some(document) = whole_frame(&bytes[at..]) {
+        documents.push(document.to_vec());
+        at += HEADER + document.len();
+    }
+    // A torn frame is the last thing in the file. If whole frames follow the bad one, it was not
+    // torn but damaged, and cutting there would forget what was acknowledged.
+    let torn = &bytes[at..];
+    let whole_follows = (1..torn.len()).any(|skip| {
+        whole_frame(&torn[skip..]).is_some_and(|d| !d.is_empty() && d.first() == Some(&b'{'))
+    });
+    if whole_follows {
+        return Err(Fault::permanent(format!("the ledger {} is damaged at byte {at}", path.display()))
+            .remedy("restore it from a backup; do not delete it: it says which accounts this server must not serve"));
+    }
+    Ok((documents, at as u64))
+}
+
+fn whole_frame(bytes: &[u8]) -> Option<&[u8]> {
+    let length = u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
+    if length == 0 || length > MAX_FRAME {
+        return None;
+    }
+    let document = bytes.get(HEADER..HEADER + length)?;
+    (bytes[4..HEADER] == checksum(document)).then_some(document)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn documents(n: usize) -> Vec<Vec<u8>> {
+        (0..n).map(|i| format!("{{\"n\":{i}}}").into_bytes()).collect()
+    }
+
+    #[test]
+    fn what_was_appended_is_there_after_reopening_and_compaction() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger");
+        let (mut log, found) = LogFile::open(&path).unwrap();
+        assert!(found.is_empty());
+        for document in documents(5) {
+            log.append(&document).unwrap();
+        }
+        assert_eq!(LogFile::open(&path).unwrap().1, documents(5));
+        log.replace(&documents(2)).unwrap();
+        log.append(b"{\"later\":1}").unwrap();
+        let mut expected = documents(2);
+        expected.push(b"{\"later\":1}".to_vec());
+        assert_eq!(LogFile::open(&path).unwrap().1, expected);
+    }
+
+    #[test]
+    fn a_torn_last_frame_is_cut_at_every_length() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger");
+        let (mut log, _) = LogFile::open(&path).unwrap();
+        for document in documents(2) {
+            log.append(&document).unwrap();
+        }
+        let whole = std::fs::read(&path).unwrap();
+        let last = HEADER + documents(2)[1].len();
+        for cut in 1..last {
+            std::fs::write(&path, &whole[..whole.len() - cut]).unwrap();
+            let (mut log, found) = LogFile::open(&path).unwrap();
+            assert_eq!(found, documents(1), "cut {cut}");
+            log.append(b"{\"after\":1}").unwrap();
+            assert_eq!(LogFile::open(&path).unwrap().1.len(), 2, "cut {cut}");
+        }
+    }
+
+    #[test]
+    fn damage_before_the_end_is_refused_not_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger");
+        let (mut log, _) = LogFile::open(&path).unwrap();
+        for document in documents(3) {
+            log.append(&document).unwrap();
+        }
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[MAGIC.len() + HEADER + 2] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let fault = LogFile::open(&path).unwrap_err();
+        assert!(fault.message.contains("damaged at byte 8"), "{fault}");
+    }
+}

@@ -1,0 +1,260 @@
+//! The ledger: what this agent has promised, durable in `/var/lib/ferry/ledger`. Every command is in
+//! it once; every change of how an account stands is in it before it takes effect.
+
+mod entry;
+mod file;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::Path;
+
+use ferry_proto::command::Outcome;
+use ferry_proto::ids::{AccountName, CommandId, ServerName};
+use ferry_proto::Fault;
+
+pub use entry::{Account, Closed, Entry, Made, SourceRecord, Standing};
+use file::LogFile;
+
+/// Outcomes of ended commands that are kept for repeated questions. A controller asks again within
+/// the life of a job; this many commands are some hundreds of jobs.
+const KEPT_OUTCOMES: usize = 4096;
+/// The log is compacted when it is longer than this and mostly history.
+const COMPACT_ABOVE: u64 = 32 << 20;
+
+/// What a command has come to.
+#[derive(Debug, Clone)]
+pub enum CommandState {
+    /// Never heard of.
+    Unknown,
+    /// Taken; begun, perhaps, before the agent died.
+    Taken {
+        /// BLAKE3 of its intent.
+        digest: String,
+    },
+    /// Ended.
+    Ended {
+        /// BLAKE3 of its intent.
+        digest: String,
+        /// With this.
+        outcome: Outcome,
+    },
+}
+
+/// The entries, added up.
+#[derive(Debug, Default)]
+struct State {
+    accounts: BTreeMap<AccountName, Account>,
+    commands: HashMap<CommandId, CommandState>,
+    ended: VecDeque<CommandId>,
+    generation: u64,
+    revoked_serials: Vec<String>,
+    revoked_servers: Vec<ServerName>,
+}
+
+/// The ledger.
+#[derive(Debug)]
+pub struct Ledger {
+    log: LogFile,
+    state: State,
+}
+
+impl Ledger {
+    /// Opens or makes the ledger at `path`.
+    ///
+    /// # Errors
+    /// If it cannot be read or is damaged.
+    pub fn open(path: &Path) -> Result<Self, Fault> {
+        let (log, documents) = LogFile::open(path)?;
+        let mut ledger = Self { log, state: State::read(&documents)? };
+        let entries = ledger.state.entries()?;
+        let lean: u64 = entries.iter().map(|e| e.len() as u64 + 12).sum();
+        if ledger.log.len() > COMPACT_ABOVE && ledger.log.len() / 4 > lean {
+            ledger.log.replace(&entries)?;
+        }
+        Ok(ledger)
+    }
+
+    /// Records an entry. It has taken effect only if this succeeds; if it fails, what the disk
+    /// holds is read again and counts, so the caller looks at the state before it decides.
+    ///
+    /// # Errors
+    /// If the entry is not recorded, or cannot be found to be.
+    pub fn record(&mut self, entry: Entry) -> Result<(), Fault> {
+        let document = to_json(&entry)?;
+        if self.log.is_unsure() {
+            self.reread()?;
+        }
+        match self.log.append(&document) {
+            Ok(()) => {
+                self.state.apply(entry);
+                Ok(())
+            }
+            Err(fault) => {
+                // Neither yes nor no: reread before deciding.
+                let documents = self.log.reread()?;
+                let there = documents.last().is_some_and(|last| *last == document);
+                self.state = State::read(&documents)?;
+                if there { Ok(()) } else { Err(fault) }
+            }
+        }
+    }
+
+    fn reread(&mut self) -> Result<(), Fault> {
+        self.state = State::read(&self.log.reread()?)?;
+        Ok(())
+    }
+
+    /// Records how an account stands; none: forgotten.
+    ///
+    /// # Errors
+    /// As [`Self::record`].
+    pub fn set_account(&mut self, name: &AccountName, account: Option<Account>) -> Result<(), Fault> {
+        self.record(Entry::Account { name: name.clone(), account: account.map(Box::new) })
+    }
+
+    /// How an account stands, if the ledger knows it.
+    pub fn account(&self, name: &AccountName) -> Option<&Account> {
+        self.state.accounts.get(name)
+    }
+
+    /// Every account in the ledger.
+    pub fn accounts(&self) -> &BTreeMap<AccountName, Account> {
+        &self.state.accounts
+    }
+
+    /// What became of a command.
+    pub fn command(&self, id: CommandId) -> CommandState {
+        self.state.commands.get(&id).cloned().unwrap_or(CommandState::Unknown)
+    }
+
+    /// The highest controller generation seen.
+    pub fn generation(&self) -> u64 {
+        self.state.generation
+    }
+
+    /// Serials and servers whose certificates are no longer accepted.
+    pub fn revocations(&self) -> (&[String], &[ServerName]) {
+        (&self.state.revoked_serials, &self.state.revoked_servers)
+    }
+}
+
+fn to_json(entry: &Entry) -> Result<Vec<u8>, Fault> {
+    serde_json::to_vec(entry).map_err(|e| Fault::bug("a ledger entry has no JSON").caused_by(&e))
+}
+
+impl State {
+    fn read(documents: &[Vec<u8>]) -> Result<Self, Fault> {
+        let mut state = Self::default();
+        for document in documents {
+            let entry = serde_json::from_slice(document).map_err(|e| {
+                Fault::permanent("the ledger holds an entry that this version cannot read")
+                    .caused_by(&e)
+                    .remedy("install the version of Ferry that wrote it")
+            })?;
+            state.apply(entry);
+        }
+        Ok(state)
+    }
+
+    fn apply(&mut self, entry: Entry) {
+        match entry {
+            Entry::Taken { id, digest } => {
+                self.commands.insert(id, CommandState::Taken { digest });
+            }
+            Entry::Ended { id, digest, outcome } => {
+                self.commands.insert(id, CommandState::Ended { digest, outcome });
+                self.ended.push_back(id);
+                if self.ended.len() > KEPT_OUTCOMES
+                    && let Some(oldest) = self.ended.pop_front()
+                {
+                    self.commands.remove(&oldest);
+                }
+            }
+            Entry::Account { name, account: Some(account) } => {
+                self.accounts.insert(name, *account);
+            }
+            Entry::Account { name, account: None } => {
+                self.accounts.remove(&name);
+            }
+            Entry::Generation { generation } => self.generation = generation,
+            Entry::Revocations { serials, servers } => {
+                self.revoked_serials = serials;
+                self.revoked_servers = servers;
+            }
+        }
+    }
+
+    /// The fewest entries that add up to this state.
+    fn entries(&self) -> Result<Vec<Vec<u8>>, Fault> {
+        let mut entries = vec![
+            to_json(&Entry::Generation { generation: self.generation })?,
+            to_json(&Entry::Revocations {
+                serials: self.revoked_serials.clone(),
+                servers: self.revoked_servers.clone(),
+            })?,
+        ];
+        for (name, account) in &self.accounts {
+            let account = Some(Box::new(account.clone()));
+            entries.push(to_json(&Entry::Account { name: name.clone(), account })?);
+        }
+        for (id, state) in &self.commands {
+            if let CommandState::Taken { digest } = state {
+                entries.push(to_json(&Entry::Taken { id: *id, digest: digest.clone() })?);
+            }
+        }
+        for id in &self.ended {
+            if let Some(CommandState::Ended { digest, outcome }) = self.commands.get(id) {
+                let (digest, outcome) = (digest.clone(), outcome.clone());
+                entries.push(to_json(&Entry::Ended { id: *id, digest, outcome })?);
+            }
+        }
+        Ok(entries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ferry_proto::command::Receipt;
+
+    fn done() -> Outcome {
+        Ok(Receipt::Done { summary: "done".into(), figures: BTreeMap::new() })
+    }
+
+    #[test]
+    fn commands_and_revocations_survive_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger");
+        let (a, b) = (CommandId::new_now(), CommandId::new_now());
+        {
+            let mut ledger = Ledger::open(&path).unwrap();
+            ledger.record(Entry::Taken { id: a, digest: "d".into() }).unwrap();
+            ledger.record(Entry::Taken { id: b, digest: "e".into() }).unwrap();
+            ledger.record(Entry::Ended { id: a, digest: "d".into(), outcome: done() }).unwrap();
+            ledger.record(Entry::Generation { generation: 3 }).unwrap();
+            ledger
+                .record(Entry::Revocations { serials: vec!["01".into()], servers: vec![] })
+                .unwrap();
+        }
+        let ledger = Ledger::open(&path).unwrap();
+        assert!(matches!(ledger.command(a), CommandState::Ended { outcome, .. } if outcome == done()));
+        assert!(matches!(ledger.command(b), CommandState::Taken { digest } if digest == "e"));
+        assert!(matches!(ledger.command(CommandId::new_now()), CommandState::Unknown));
+        assert_eq!(ledger.generation(), 3);
+        assert_eq!(ledger.revocations().0, ["01".to_owned()]);
+    }
+
+    #[test]
+    fn compaction_keeps_the_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ledger = Ledger::open(&dir.path().join("ledger")).unwrap();
+        let id = CommandId::new_now();
+        ledger.record(Entry::Ended { id, digest: "d".into(), outcome: done() }).unwrap();
+        ledger.record(Entry::Generation { generation: 7 }).unwrap();
+        let entries = ledger.state.entries().unwrap();
+        ledger.log.replace(&entries).unwrap();
+        drop(ledger);
+        let ledger = Ledger::open(&dir.path().join("ledger")).unwrap();
+        assert!(matches!(ledger.command(id), CommandState::Ended { .. }));
+        assert_eq!(ledger.generation(), 7);
+    }
+}

@@ -1,0 +1,438 @@
+//! Dovecot: the snippet that makes it read Ferry's tables, in the syntax of the version installed,
+//! the proof that it does, and its sessions.
+//!
+//! A login is held by a user lookup that fails for the time being, keyed by domain and asked before
+//! every other. It covers all ways in, whatever the provider's passwords are kept in: IMAP, POP3,
+//! LMTP, master users and `doveadm`. Mail clients are told UNAVAILABLE and try again, where a refused
+//! password would make them ask their owner for another.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ferry_proto::Fault;
+use ferry_proto::ids::DomainName;
+use tokio::time::Instant;
+
+use super::maps::{Dialect, PROBE_DOMAIN, Tables};
+use super::procs::{self, Process};
+use super::record::PasswdFile;
+use super::run::Program;
+use super::spec::MailSpec;
+use super::{MailConfig, store};
+
+/// How long Dovecot may take to see a changed table: it looks at most once a second.
+const SETTLE: Duration = Duration::from_secs(10);
+/// How often a condition is looked at.
+const POLL: Duration = Duration::from_millis(100);
+/// `doveadm user`: the lookup failed for the time being (EX_TEMPFAIL).
+const EX_TEMPFAIL: i32 = 75;
+
+/// This server's Dovecot.
+pub(super) struct Dovecot<'a> {
+    pub config: &'a MailConfig,
+}
+
+/// Its version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Version {
+    /// As it tells it.
+    pub text: String,
+    /// The syntax it wants.
+    pub dialect: Dialect,
+}
+
+impl Dovecot<'_> {
+    fn program<'a>(&'a self, path: &'a Path) -> Program<'a> {
+        Program {
+            path,
+            config: self.config.dovecot_config.as_deref(),
+            timeout: self.config.command_timeout,
+        }
+    }
+
+    fn doveconf(&self) -> Program<'_> {
+        self.program(&self.config.programs.doveconf)
+    }
+
+    fn doveadm(&self) -> Program<'_> {
+        self.program(&self.config.programs.doveadm)
+    }
+
+    /// Its version; none if it is not installed.
+    pub async fn version(&self) -> Result<Option<Version>, Fault> {
+        let program = Program { config: None, ..self.program(&self.config.programs.dovecot) };
+        let Some(output) = program.try_run(&["--version"]).await? else { return Ok(None) };
+        let text = output.stdout.split_whitespace().next().unwrap_or_default().to_owned();
+        let mut numbers = text.split(['.', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
+        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        let dialect = if version >= (2, 4) { Dialect::V2_4 } else { Dialect::V2_3 };
+        Ok(output.ok().then_some(Version { text, dialect }))
+    }
+
+    /// One setting, or none if this version has it not.
+    pub async fn setting(&self, name: &str) -> Result<Option<String>, Fault> {
+        let output = self.doveconf().run(&["-h", name]).await?;
+        Ok(output.ok().then(|| output.stdout.trim().to_owned()))
+    }
+
+    /// One setting as it is for one protocol.
+    pub async fn setting_of(&self, protocol: &str, name: &str) -> Result<Option<String>, Fault> {
+        let filter = format!("protocol={protocol}");
+        let output = self.doveconf().run(&["-f", &filter, "-h", name]).await?;
+        Ok(output.ok().then(|| output.stdout.trim().to_owned()))
+    }
+
+    /// The master process, if it runs.
+    pub async fn master(&self) -> Result<Option<Process>, Fault> {
+        let Some(base) = self.setting("base_dir").await? else { return Ok(None) };
+        let pid = store::read(&Path::new(&base).join("master.pid"))?;
+        let pid = pid.and_then(|text| text.trim().parse().ok());
+        Ok(pid.and_then(procs::process).filter(|p| p.name == "dovecot"))
+    }
+
+    fn table(&self, name: &str) -> PathBuf {
+        self.config.dovecot_dir.join(name)
+    }
+
+    /// Whether the hook was ever begun.
+    pub fn is_hooked(&self) -> bool {
+        self.config.dovecot_snippet.exists()
+    }
+
+    /// Writes the tables: readable by Dovecot's own user, and by nobody else.
+    pub async fn write(&self, tables: &Tables) -> Result<(), Fault> {
+        let gid = self.group().await?;
+        store::make_directory_for(&self.config.dovecot_dir, Some(gid))?;
+        for (name, text) in [
+            // Who is held first: a login must not slip in between.
+            ("held", &tables.held_logins),
+            ("users", &tables.users),
+            ("passwords", &tables.passwords),
+        ] {
+            let path = self.table(name);
+            if store::read(&path)?.as_ref() != Some(text) {
+                store::replace(&path, text.as_bytes(), 0o640, Some(gid))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The tables that do not hold what they should.
+    pub fn stale(&self, tables: &Tables) -> Result<Vec<&'static str>, Fault> {
+        let mut stale = Vec::new();
+        for (name, text) in [
+            ("held", &tables.held_logins),
+            ("users", &tables.users),
+            ("passwords", &tables.passwords),
+        ] {
+            if store::read(&self.table(name))?.as_ref() != Some(text) {
+                stale.push(name);
+            }
+        }
+        Ok(stale)
+    }
+
+    /// The group that Dovecot's authentication process belongs to.
+    async fn group(&self) -> Result<u32, Fault> {
+        let name = self.setting("default_internal_group").await?;
+        let name = name.unwrap_or_else(|| "dovecot".to_owned());
+        match nix::unistd::Group::from_name(&name) {
+            Ok(Some(group)) => Ok(group.gid.as_raw()),
+            Ok(None) => Err(Fault::precondition(format!("Dovecot's group {name} does not exist"))
+                .remedy("install Dovecot completely, or mend default_internal_group")),
+            Err(e) => {
+                Err(Fault::transient(format!("the group {name} cannot be looked up"))
+                    .caused_by(&e))
+            }
+        }
+    }
+
+    fn snippet(&self, dialect: Dialect) -> String {
+        let held = self.table("held").display().to_string();
+        let users = self.table("users").display().to_string();
+        let passwords = self.table("passwords").display().to_string();
+        let head = "# Written by Ferry, which also removes it. It must be read before every other\n\
+                    # passdb and userdb: accounts being moved are held here.\n";
+        match dialect {
+            Dialect::V2_3 => format!(
+                "{head}\
+                 passdb {{\n  driver = passwd-file\n  args = username_format=%Lu {passwords}\n}}\n\
+                 userdb {{\n  driver = passwd-file\n  args = username_format=%Ld {held}\n  \
+                 result_internalfail = return-fail\n}}\n\
+                 userdb {{\n  driver = passwd-file\n  args = username_format=%Lu {users}\n}}\n"
+            ),
+            Dialect::V2_4 => format!(
+                "{head}\
+                 passdb ferry-passwords {{\n  driver = passwd-file\n  \
+                 auth_username_format = %{{user | lower}}\n  passwd_file_path = {passwords}\n}}\n\
+                 userdb ferry-held {{\n  driver = passwd-file\n  \
+                 auth_username_format = %{{user | domain | lower}}\n  passwd_file_path = {held}\n  \
+                 result_internalfail = return-fail\n}}\n\
+                 userdb ferry-users {{\n  driver = passwd-file\n  \
+                 auth_username_format = %{{user | lower}}\n  passwd_file_path = {users}\n}}\n"
+            ),
+        }
+    }
+
+    /// Puts the snippet into Dovecot's configuration, unless it is there already, and proves that
+    /// Dovecot reads it before everything else. The tables must exist.
+    pub async fn install(&self, version: &Version) -> Result<(), Fault> {
+        let path = &self.config.dovecot_snippet;
+        let text = self.snippet(version.dialect);
+        let fresh = store::read(path)?.as_deref() != Some(&text);
+        if fresh {
+            store::replace(path, text.as_bytes(), 0o644, None)?;
+            if let Err(fault) = self.check_order().await {
+                // Dovecot as it was is better than a Dovecot that may not start.
+                store::remove(path)?;
+                return Err(fault);
+            }
+        }
+        if self.master().await?.is_none() || (!fresh && self.holds(PROBE_DOMAIN).await?) {
+            return Ok(());
+        }
+        self.doveadm().succeed(&["reload"]).await?;
+        self.await_hold(PROBE_DOMAIN, true).await
+    }
+
+    /// Takes the snippet out again.
+    pub async fn remove(&self) -> Result<(), Fault> {
+        let there = self.is_hooked();
+        store::remove(&self.config.dovecot_snippet)?;
+        if there && self.master().await?.is_some() {
+            self.doveadm().succeed(&["reload"]).await?;
+            self.await_hold(PROBE_DOMAIN, false).await?;
+        }
+        for name in ["held", "users", "passwords"] {
+            store::remove(&self.table(name))?;
+        }
+        match std::fs::remove_dir(&self.config.dovecot_dir) {
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(e) => {
+                let dir = self.config.dovecot_dir.display();
+                Err(Fault::io(format!("{dir} cannot be removed"), &e))
+            }
+        }
+    }
+
+    /// The databases of passwords and users, in Dovecot's order.
+    async fn databases(&self) -> Result<Vec<Block>, Fault> {
+        let text = self.doveconf().succeed(&["-n"]).await?;
+        Ok(blocks(&text).into_iter().filter(|b| b.kind == "passdb" || b.kind == "userdb").collect())
+    }
+
+    async fn check_order(&self) -> Result<(), Fault> {
+        let databases = self.databases().await.map_err(|f| {
+            f.context("Dovecot does not accept the snippet that holds logins during a move")
+        })?;
+        for (kind, table) in [("passdb", "passwords"), ("userdb", "held")] {
+            let table = self.table(table).display().to_string();
+            let first = databases.iter().find(|b| b.kind == kind);
+            if !first.is_some_and(|b| b.names(&table)) {
+                return Err(Fault::precondition(format!(
+                    "Dovecot asks another {kind} before Ferry's, so logins could not be held"
+                ))
+                .remedy(format!(
+                    "have dovecot.conf include {} before its first passdb and userdb",
+                    self.config.dovecot_snippet.display()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The provider's passwd-files with passwords, and whether there are passwords elsewhere.
+    pub async fn passwd_files(&self) -> Result<(Vec<PasswdFile>, Vec<String>), Fault> {
+        let (mut files, mut others) = (Vec::new(), Vec::new());
+        let own = self.table("passwords").display().to_string();
+        for block in self.databases().await? {
+            if block.kind != "passdb" || block.names(&own) {
+                continue;
+            }
+            let is = |name: &str| block.get(name) == Some("yes");
+            if is("deny") || is("master") {
+                continue;
+            }
+            let driver = block.get("driver").unwrap_or(&block.name);
+            match block.passwd_file() {
+                Some(file) if driver == "passwd-file" => files.push(file),
+                _ => others.push(driver.to_owned()),
+            }
+        }
+        Ok((files, others))
+    }
+
+    /// Whether logins of `domain` are held, as Dovecot itself says. Any local part will do.
+    pub async fn holds(&self, domain: &str) -> Result<bool, Fault> {
+        let output = self.doveadm().run(&["user", &format!("postmaster@{domain}")]).await?;
+        Ok(output.code == Some(EX_TEMPFAIL))
+    }
+
+    /// Waits until Dovecot holds, or does not hold, the logins of `domain`.
+    pub async fn await_hold(&self, domain: &str, held: bool) -> Result<(), Fault> {
+        let deadline = Instant::now() + SETTLE;
+        // What it remembers of earlier lookups. Not every Dovecot remembers.
+        self.doveadm().run(&["auth", "cache", "flush"]).await?;
+        loop {
+            if self.holds(domain).await? == held {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let state = if held { "does not hold" } else { "still holds" };
+                return Err(Fault::transient(format!(
+                    "Dovecot {state} the logins of {domain} {} s after it was told to",
+                    SETTLE.as_secs()
+                ))
+                .remedy("look at Dovecot's log on this server"));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// The home that Dovecot itself has for a mailbox; none if it does not know it.
+    pub async fn home(&self, address: &str) -> Result<Option<String>, Fault> {
+        let output = self.doveadm().run(&["user", "-f", "home", address]).await?;
+        Ok(output.ok().then(|| output.stdout.trim().to_owned()))
+    }
+
+    /// Ends the sessions of an account's domains, and waits until there are none.
+    pub async fn end_sessions(&self, spec: &MailSpec) -> Result<(), Fault> {
+        let deadline = Instant::now() + self.config.drain_timeout;
+        for domain in spec.domains() {
+            while let Some(sessions) = self.sessions(domain).await? {
+                if Instant::now() > deadline {
+                    return Err(Fault::transient(format!(
+                        "mail sessions of {domain} did not end within {} s: {sessions}",
+                        self.config.drain_timeout.as_secs()
+                    ))
+                    .remedy("look at what these processes wait for, then try again"));
+                }
+                // Its exit code only says whether there was any.
+                self.doveadm().run(&["kick", &format!("*@{domain}")]).await?;
+                tokio::time::sleep(POLL).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// The sessions of a domain, as a word for a person; none if there are none.
+    async fn sessions(&self, domain: &DomainName) -> Result<Option<String>, Fault> {
+        let text =
+            self.doveadm().succeed(&["-f", "tab", "who", "-1", &format!("*@{domain}")]).await?;
+        let sessions: Vec<String> = text
+            .lines()
+            .skip(1)
+            .filter_map(|line| {
+                let mut fields = line.split('\t');
+                let (user, service, pid) = (fields.next()?, fields.next()?, fields.next()?);
+                let of = user.rsplit_once('@').map(|(_, d)| d.to_ascii_lowercase());
+                (of.as_deref() == Some(domain.as_str())).then(|| format!("{service} {pid}"))
+            })
+            .take(10)
+            .collect();
+        Ok((!sessions.is_empty()).then(|| sessions.join(", ")))
+    }
+}
+
+/// A block of `doveconf -n` at the top level.
+#[derive(Debug, PartialEq, Eq)]
+struct Block {
+    kind: String,
+    name: String,
+    settings: Vec<(String, String)>,
+}
+
+impl Block {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.settings.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
+    }
+
+    /// Whether one of its settings names this file.
+    fn names(&self, path: &str) -> bool {
+        self.settings.iter().any(|(_, v)| v.split_whitespace().any(|word| word == path))
+    }
+
+    fn passwd_file(&self) -> Option<PasswdFile> {
+        if let Some(path) = self.get("passwd_file_path") {
+            let format = self.get("auth_username_format").unwrap_or("%{user}");
+            let scheme = self.get("default_password_scheme");
+            return Some(PasswdFile {
+                path: path.to_owned(),
+                username_format: format.to_owned(),
+                default_scheme: scheme.unwrap_or("CRYPT").to_ascii_uppercase(),
+            });
+        }
+        let mut file = PasswdFile {
+            path: String::new(),
+            username_format: "%u".to_owned(),
+            default_scheme: "CRYPT".to_owned(),
+        };
+        for word in self.get("args")?.split_whitespace() {
+            match word.split_once('=') {
+                Some(("scheme", scheme)) => file.default_scheme = scheme.to_ascii_uppercase(),
+                Some(("username_format", format)) => file.username_format = format.to_owned(),
+                _ => file.path = word.to_owned(),
+            }
+        }
+        (!file.path.is_empty()).then_some(file)
+    }
+}
+
+/// The blocks at the top level of `doveconf -n`, with their own settings.
+fn blocks(text: &str) -> Vec<Block> {
+    let mut found = Vec::new();
+    let mut depth = 0_usize;
+    let mut open: Option<Block> = None;
+    for line in text.lines().map(str::trim) {
+        if let Some(head) = line.strip_suffix('{') {
+            if depth == 0 {
+                let mut words = head.split_whitespace();
+                open = Some(Block {
+                    kind: words.next().unwrap_or_default().to_owned(),
+                    name: words.next().unwrap_or_default().to_owned(),
+                    settings: Vec::new(),
+                });
+            }
+            depth += 1;
+        } else if line == "}" {
+            depth = depth.saturating_sub(1);
+            if depth == 0 {
+                found.extend(open.take());
+            }
+        } else if depth == 1
+            && let (Some(block), Some((key, value))) = (open.as_mut(), line.split_once('='))
+        {
+            block.settings.push((key.trim().to_owned(), value.trim().to_owned()));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwd_files_are_found_in_both_syntaxes() {
+        let old = "protocols = imap\npassdb {\n  args = scheme=ssha512 username_format=%Ln /etc/%d/users\n  \
+                   driver = passwd-file\n}\nservice auth {\n  unix_listener x {\n    mode = 0600\n  }\n}\n";
+        let new = "passdb passwd-file {\n  passwd_file_path = /etc/users\n  fields {\n    a = b\n  }\n}\n";
+        let old = blocks(old);
+        assert_eq!(old.len(), 2);
+        assert_eq!(
+            old[0].passwd_file(),
+            Some(PasswdFile {
+                path: "/etc/%d/users".to_owned(),
+                username_format: "%Ln".to_owned(),
+                default_scheme: "SSHA512".to_owned(),
+            })
+        );
+        assert_eq!(old[1].settings, []);
+        let new = blocks(new);
+        assert_eq!((new[0].kind.as_str(), new[0].name.as_str()), ("passdb", "passwd-file"));
+        assert_eq!(new[0].get("a"), None, "it belongs to a block inside");
+        let file = new[0].passwd_file().expect("a passwd-file");
+        assert_eq!((file.path.as_str(), file.default_scheme.as_str()), ("/etc/users", "CRYPT"));
+    }
+}

@@ -1,0 +1,405 @@
+//! Postfix: the hook that makes it read Ferry's tables, reloading it until the tables are in effect,
+//! waiting for running deliveries, and the queue.
+//!
+//! The hook is made once per server and adds to the provider's settings without changing what they
+//! decide. Mailboxes opened by Ferry are delivered by Postfix's own virtual(8), under a service name
+//! and settings of their own: it needs no listener of Dovecot's, delivers with the account's user and
+//! group only, and leaves the provider's `virtual_transport` alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ferry_proto::Fault;
+use ferry_proto::ids::DomainName;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::maps::Tables;
+use super::procs::{self, Process};
+use super::run::Program;
+use super::{MAIL_TRANSPORT, MailConfig, store};
+
+/// How long a reload may take to reach the processes that decide on deliveries.
+const SETTLE: Duration = Duration::from_secs(15);
+/// How long a process that Postfix told to end may serve on before it is ended.
+const LINGER: Duration = Duration::from_secs(1);
+/// How often a condition is looked at.
+const POLL: Duration = Duration::from_millis(20);
+
+/// The processes that decide where a message goes: with an old table they would still deliver.
+const DECIDERS: &[&str] = &["qmgr", "oqmgr", "trivial-rewrite", "error"];
+/// The processes that write mail into mailboxes, or wait for those that do.
+const DELIVERERS: &[&str] = &["local", "virtual", "lmtp", "pipe"];
+
+/// This server's Postfix.
+pub(super) struct Postfix<'a> {
+    pub config: &'a MailConfig,
+}
+
+/// What the hook replaced, kept for its exact removal.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Saved {
+    parameters: BTreeMap<String, SavedParameter>,
+}
+
+/// One parameter of main.cf.
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedParameter {
+    /// What main.cf said; none: it did not mention the parameter.
+    before: Option<String>,
+    /// What the hook wrote.
+    written: String,
+}
+
+/// Where the hook adds to a parameter.
+#[derive(Clone, Copy)]
+enum Place {
+    Front,
+    Back,
+}
+
+impl Postfix<'_> {
+    fn program<'a>(&'a self, path: &'a Path) -> Program<'a> {
+        Program {
+            path,
+            config: self.config.postfix_config_dir.as_deref(),
+            timeout: self.config.command_timeout,
+        }
+    }
+
+    fn postconf(&self) -> Program<'_> {
+        self.program(&self.config.programs.postconf)
+    }
+
+    /// Its version; none if it is not installed.
+    pub async fn version(&self) -> Result<Option<String>, Fault> {
+        let Some(output) = self.postconf().try_run(&["-h", "mail_version"]).await? else {
+            return Ok(None);
+        };
+        Ok(output.ok().then(|| output.stdout.trim().to_owned()))
+    }
+
+    /// A parameter's value with all others put in.
+    pub async fn value(&self, name: &str) -> Result<String, Fault> {
+        Ok(self.postconf().succeed(&["-hx", name]).await?.trim().to_owned())
+    }
+
+    /// The master process, if it runs.
+    pub async fn master(&self) -> Result<Option<Process>, Fault> {
+        let queue = self.value("queue_directory").await?;
+        let pid = store::read(&Path::new(&queue).join("pid/master.pid"))?;
+        let pid = pid.and_then(|text| text.trim().parse().ok());
+        Ok(pid.and_then(procs::process).filter(|p| p.name == "master"))
+    }
+
+    /// Whether master.cf has a service.
+    pub async fn has_service(&self, service: &str) -> Result<bool, Fault> {
+        let output = self.postconf().run(&["-M", service]).await?;
+        Ok(output.ok() && !output.stdout.trim().is_empty())
+    }
+
+    fn table(&self, name: &str) -> PathBuf {
+        self.config.state_dir.join(name)
+    }
+
+    fn saved_path(&self) -> PathBuf {
+        self.table("postconf.saved")
+    }
+
+    /// Whether the hook was ever begun.
+    pub fn is_hooked(&self) -> bool {
+        self.saved_path().exists()
+    }
+
+    /// Writes the tables.
+    pub fn write(&self, tables: &Tables) -> Result<(), Fault> {
+        for (name, text) in [
+            ("held_recipients", &tables.held_recipients),
+            ("held_transport", &tables.held_transport),
+            ("transport", &tables.transport),
+            ("virtual_domains", &tables.virtual_domains),
+            ("virtual_mailboxes", &tables.virtual_mailboxes),
+            ("virtual_uids", &tables.virtual_uids),
+            ("virtual_gids", &tables.virtual_gids),
+        ] {
+            let path = self.table(name);
+            if store::read(&path)?.as_ref() != Some(text) {
+                store::replace(&path, text.as_bytes(), 0o644, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The tables that do not hold what they should.
+    pub fn stale(&self, tables: &Tables) -> Result<Vec<&'static str>, Fault> {
+        let mut stale = Vec::new();
+        for (name, text) in [
+            ("held_recipients", &tables.held_recipients),
+            ("held_transport", &tables.held_transport),
+            ("transport", &tables.transport),
+            ("virtual_domains", &tables.virtual_domains),
+            ("virtual_mailboxes", &tables.virtual_mailboxes),
+        ] {
+            if store::read(&self.table(name))?.as_ref() != Some(text) {
+                stale.push(name);
+            }
+        }
+        Ok(stale)
+    }
+
+    fn additions(&self) -> Vec<(&'static str, Place, String)> {
+        let table = |kind: &str, name: &str| format!("{kind}:{}", self.table(name).display());
+        vec![
+            (
+                "transport_maps",
+                Place::Front,
+                format!("{}, {}", table("regexp", "held_transport"), table("texthash", "transport")),
+            ),
+            (
+                "smtpd_recipient_restrictions",
+                Place::Front,
+                format!("check_recipient_access {}", table("regexp", "held_recipients")),
+            ),
+            ("virtual_mailbox_domains", Place::Back, table("texthash", "virtual_domains")),
+            ("virtual_mailbox_maps", Place::Back, table("texthash", "virtual_mailboxes")),
+        ]
+    }
+
+    fn service(&self) -> String {
+        let table = |name: &str| format!("texthash:{}", self.table(name).display());
+        // The Maildirs' own bounds are the account's quota, so there is no limit per mailbox here.
+        format!(
+            "{MAIL_TRANSPORT} unix - n n - - virtual -o virtual_mailbox_base=/ \
+             -o virtual_mailbox_maps={} -o virtual_uid_maps={} -o virtual_gid_maps={} \
+             -o virtual_mailbox_limit=0",
+            table("virtual_mailboxes"),
+            table("virtual_uids"),
+            table("virtual_gids"),
+        )
+    }
+
+    /// What main.cf itself says, raw.
+    async fn explicit(&self) -> Result<BTreeMap<String, String>, Fault> {
+        let text = self.postconf().succeed(&["-n"]).await?;
+        Ok(text
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned()))
+            .collect())
+    }
+
+    fn saved(&self) -> Result<Saved, Fault> {
+        let Some(text) = store::read(&self.saved_path())? else { return Ok(Saved::default()) };
+        serde_json::from_str(&text).map_err(|e| {
+            Fault::permanent(format!("{} is damaged", self.saved_path().display()))
+                .caused_by(&e)
+                .remedy("remove Ferry's tables from main.cf by hand, then this file")
+        })
+    }
+
+    /// Puts the hook into main.cf and master.cf, where it is not there already. The tables must exist.
+    /// Whether anything changed, so that Postfix must read it.
+    pub async fn install(&self) -> Result<bool, Fault> {
+        let explicit = self.explicit().await?;
+        let mut saved = self.saved()?;
+        let mut edits = Vec::new();
+        for (name, place, addition) in self.additions() {
+            let before = explicit.get(name);
+            if before.is_some_and(|b| b.contains(&addition)) {
+                continue;
+            }
+            if name == "virtual_mailbox_maps" && self.accepts_any_recipient().await? {
+                continue;
+            }
+            let default = self.postconf().succeed(&["-dh", name]).await?;
+            let now = before.map_or(default.trim(), String::as_str);
+            let written = match place {
+                _ if now.is_empty() => addition,
+                Place::Front => format!("{addition}, {now}"),
+                Place::Back => format!("{now}, {addition}"),
+            };
+            edits.push(format!("{name}={written}"));
+            let entry = SavedParameter { before: before.cloned(), written };
+            saved.parameters.insert(name.to_owned(), entry);
+        }
+        let served = self.postconf().run(&["-M", &format!("{MAIL_TRANSPORT}/unix")]).await?;
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let missing = words(&served.stdout) != words(&self.service());
+        if edits.is_empty() && !missing {
+            return Ok(false);
+        }
+        let text = serde_json::to_string_pretty(&saved)
+            .map_err(|e| Fault::bug("Postfix's saved settings cannot be written").caused_by(&e))?;
+        store::replace(&self.saved_path(), text.as_bytes(), 0o600, None)?;
+        if missing {
+            let entry = format!("{MAIL_TRANSPORT}/unix={}", self.service());
+            self.postconf().succeed(&["-M", &entry]).await?;
+        }
+        if !edits.is_empty() {
+            let mut args = vec!["-e"];
+            args.extend(edits.iter().map(String::as_str));
+            self.postconf().succeed(&args).await?;
+        }
+        Ok(true)
+    }
+
+    /// A provider that names virtual domains but no mailboxes accepts every recipient of them. Naming
+    /// ours would make Postfix refuse theirs.
+    async fn accepts_any_recipient(&self) -> Result<bool, Fault> {
+        let maps = self.value("virtual_mailbox_maps").await?;
+        let domains = self.value("virtual_mailbox_domains").await?;
+        let own = format!("texthash:{}", self.table("virtual_domains").display());
+        let others = without(&domains, &own);
+        Ok(maps.is_empty() && !others.is_empty())
+    }
+
+    /// Takes the hook out again. What the provider has changed since is kept.
+    pub async fn remove(&self) -> Result<(), Fault> {
+        let explicit = self.explicit().await?;
+        let saved = self.saved()?;
+        for (name, _, addition) in self.additions() {
+            let (Some(now), Some(kept)) = (explicit.get(name), saved.parameters.get(name)) else {
+                continue;
+            };
+            let back = if *now == kept.written {
+                kept.before.clone()
+            } else {
+                Some(without(now, &addition))
+            };
+            match back {
+                Some(value) => {
+                    self.postconf().succeed(&["-e", &format!("{name}={value}")]).await?;
+                }
+                None => {
+                    self.postconf().succeed(&["-X", name]).await?;
+                }
+            }
+        }
+        let entry = format!("{MAIL_TRANSPORT}/unix");
+        if self.has_service(&entry).await? {
+            self.postconf().succeed(&["-MX", &entry]).await?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the tables. Only when nothing reads them any more.
+    pub fn remove_tables(&self) -> Result<(), Fault> {
+        for name in [
+            "held_recipients",
+            "held_transport",
+            "transport",
+            "virtual_domains",
+            "virtual_mailboxes",
+            "virtual_uids",
+            "virtual_gids",
+            "postconf.saved",
+        ] {
+            store::remove(&self.table(name))?;
+        }
+        Ok(())
+    }
+
+    /// Makes Postfix read its tables again, and waits until no process decides by the old ones.
+    /// Returns the processes that ran before, or none if Postfix does not run: it then reads the
+    /// tables when it starts.
+    pub async fn reload(&self) -> Result<Option<Vec<Process>>, Fault> {
+        let Some(master) = self.master().await? else { return Ok(None) };
+        let before = procs::children(master.pid);
+        self.program(&self.config.programs.postfix).succeed(&["reload"]).await?;
+        let start = Instant::now();
+        let mut ended = false;
+        loop {
+            let left: Vec<&Process> = before
+                .iter()
+                .filter(|p| DECIDERS.contains(&p.name.as_str()) && procs::runs(p))
+                .collect();
+            if left.is_empty() {
+                return Ok(Some(before));
+            }
+            if start.elapsed() > SETTLE {
+                let names: Vec<_> = left.iter().map(|p| format!("{} {}", p.name, p.pid)).collect();
+                return Err(Fault::transient(format!(
+                    "Postfix still decides by old tables {} s after its reload: {}",
+                    SETTLE.as_secs(),
+                    names.join(", ")
+                ))
+                .remedy("look at Postfix's log on this server"));
+            }
+            if !ended && start.elapsed() > LINGER {
+                // A long SMTP session keeps its old trivial-rewrite. Its clients connect again to the
+                // new one, so ending it costs nobody anything.
+                for p in left.iter().filter(|p| p.name == "trivial-rewrite") {
+                    let pid = nix::unistd::Pid::from_raw(p.pid);
+                    // Gone already is what was wanted.
+                    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+                }
+                ended = true;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits until none of the processes that ran before the fence delivers to these domains. Those
+    /// started since know that they must not.
+    pub async fn drain(
+        &self,
+        before: &[Process],
+        domains: &BTreeSet<&DomainName>,
+        roots: &[PathBuf],
+    ) -> Result<(), Fault> {
+        let deadline = Instant::now() + self.config.drain_timeout;
+        loop {
+            let running: Vec<&Process> = before
+                .iter()
+                .filter(|p| DELIVERERS.contains(&p.name.as_str()) && procs::runs(p))
+                .collect();
+            if running.is_empty() {
+                return Ok(());
+            }
+            let queued: BTreeSet<String> =
+                self.queued(domains).await?.into_iter().map(|m| m.queue_id).collect();
+            let concerns = |file: &PathBuf| {
+                roots.iter().any(|root| file.starts_with(root))
+                    || file.file_name().and_then(|n| n.to_str()).is_some_and(|n| queued.contains(n))
+            };
+            let busy: Vec<String> = running
+                .iter()
+                .filter(|p| procs::open_files(p.pid).iter().any(concerns))
+                .map(|p| format!("{} {}", p.name, p.pid))
+                .collect();
+            if busy.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(Fault::transient(format!(
+                    "mail is still being delivered {} s after the fence: {}",
+                    self.config.drain_timeout.as_secs(),
+                    busy.join(", ")
+                ))
+                .remedy("look at what these processes wait for, then try again"));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+/// A value of main.cf without one of its parts.
+fn without(value: &str, part: &str) -> String {
+    let rest = value.replacen(part, "", 1);
+    rest.trim_matches(|c: char| c == ',' || c.is_whitespace()).replace(", ,", ",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without;
+
+    #[test]
+    fn a_part_is_taken_out_wherever_it_is() {
+        assert_eq!(without("a:/x", "a:/x"), "");
+        assert_eq!(without("a:/x, b:/y", "a:/x"), "b:/y");
+        assert_eq!(without("b:/y, a:/x", "a:/x"), "b:/y");
+        assert_eq!(without("b:/y, a:/x, c:/z", "a:/x"), "b:/y, c:/z");
+        assert_eq!(without("b:/y", "a:/x"), "b:/y");
+    }
+}

@@ -1,0 +1,261 @@
+//! Keeps what was decided, durably: one file per account, and the tables made from them. Replaces
+//! files as a whole, and still can when the disk is full. Blocks: callers are off the async threads.
+//!
+//! Knows nothing of what the files mean.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use ferry_proto::Fault;
+use ferry_proto::ids::AccountName;
+use nix::fcntl::{Flock, FlockArg};
+
+use super::standing::Standing;
+
+/// The largest file read back: some 10,000 mailboxes with their hashes.
+const MAX_STANDING: u64 = 8 << 20;
+/// How long one operation waits for another.
+const LOCK_WAIT: Duration = Duration::from_secs(60);
+
+/// The directory of standings and tables.
+#[derive(Debug, Clone)]
+pub(super) struct Store {
+    pub dir: PathBuf,
+}
+
+/// Holds off every other operation on the same directory, in this process and in others.
+#[derive(Debug)]
+pub(super) struct Lock(#[expect(dead_code, reason = "held, and released when dropped")] Flock<File>);
+
+impl Store {
+    fn accounts(&self) -> PathBuf {
+        self.dir.join("accounts")
+    }
+
+    fn file(&self, account: &AccountName) -> PathBuf {
+        self.accounts().join(format!("{account}.json"))
+    }
+
+    /// Makes the directories: tables can be read by the mail servers, standings by root only.
+    pub fn prepare(&self) -> Result<(), Fault> {
+        make_directory(&self.dir, 0o755)?;
+        make_directory(&self.accounts(), 0o700)
+    }
+
+    /// Whether anything was ever kept here.
+    pub fn exists(&self) -> bool {
+        self.accounts().is_dir()
+    }
+
+    /// Waits for the other operations to end.
+    pub fn lock(&self) -> Result<Lock, Fault> {
+        let path = self.dir.join(".lock");
+        let deadline = Instant::now() + LOCK_WAIT;
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|e| Fault::io(format!("{} cannot be opened", path.display()), &e))?;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(Lock(lock)),
+                Err((back, nix::errno::Errno::EWOULDBLOCK)) if Instant::now() < deadline => {
+                    file = back;
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err((_, e)) => {
+                    return Err(Fault::transient(format!("{} is held", path.display()))
+                        .caused_by(&e)
+                        .remedy("another mail operation runs on this server; try again"));
+                }
+            }
+        }
+    }
+
+    /// Every standing.
+    pub fn load(&self) -> Result<BTreeMap<AccountName, Standing>, Fault> {
+        let mut standings = BTreeMap::new();
+        let dir = self.accounts();
+        let unreadable = |path: &Path, e: &std::io::Error| {
+            Fault::io(format!("{} cannot be read", path.display()), e)
+        };
+        let entries = match std::fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(standings),
+            Err(e) => return Err(unreadable(&dir, &e)),
+        };
+        for entry in entries {
+            let path = entry.map_err(|e| unreadable(&dir, &e))?.path();
+            let name = path.file_name().and_then(|n| n.to_str());
+            let Some(name) = name.and_then(|n| n.strip_suffix(".json")) else { continue };
+            let Ok(account) = name.parse::<AccountName>() else { continue };
+            let mut text = String::new();
+            File::open(&path)
+                .and_then(|f| f.take(MAX_STANDING).read_to_string(&mut text))
+                .map_err(|e| unreadable(&path, &e))?;
+            let standing = serde_json::from_str(&text).map_err(|e| {
+                Fault::permanent(format!("{} is damaged", path.display()))
+                    .caused_by(&e)
+                    .remedy("it is never guessed: restore it from a backup, or remove it and repeat the step")
+            })?;
+            standings.insert(account, standing);
+        }
+        Ok(standings)
+    }
+
+    /// Keeps a standing.
+    pub fn save(&self, account: &AccountName, standing: &Standing) -> Result<(), Fault> {
+        let text = serde_json::to_string(standing)
+            .map_err(|e| Fault::bug("a mail standing cannot be written").caused_by(&e))?;
+        replace(&self.file(account), text.as_bytes(), 0o600, None)
+    }
+
+    /// Forgets a standing.
+    pub fn remove(&self, account: &AccountName) -> Result<(), Fault> {
+        remove(&self.file(account))
+    }
+}
+
+fn make_directory(path: &Path, mode: u32) -> Result<(), Fault> {
+    let made = std::fs::create_dir_all(path)
+        .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)));
+    made.map_err(|e| Fault::io(format!("{} cannot be made", path.display()), &e))
+}
+
+/// Makes a directory that `gid` may enter and list.
+pub(super) fn make_directory_for(path: &Path, gid: Option<u32>) -> Result<(), Fault> {
+    make_directory(path, 0o750)?;
+    std::os::unix::fs::chown(path, None, gid)
+        .map_err(|e| Fault::io(format!("{} cannot be given away", path.display()), &e))
+}
+
+/// Removes a file; one that is not there is removed already.
+pub(super) fn remove(path: &Path) -> Result<(), Fault> {
+    match std::fs::remove_file(path) {
+        Ok(()) => sync_parent(path),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Fault::io(format!("{} cannot be removed", path.display()), &e)),
+    }
+}
+
+/// What a file holds now; none if it is not there.
+pub(super) fn read(path: &Path) -> Result<Option<String>, Fault> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Fault::io(format!("{} cannot be read", path.display()), &e)),
+    }
+}
+
+/// Replaces a file as a whole, durably. On a full disk the old file's own blocks are used, if the new
+/// text fits into them: undoing a fence must need no space.
+pub(super) fn replace(path: &Path, text: &[u8], mode: u32, gid: Option<u32>) -> Result<(), Fault> {
+    let old = std::fs::metadata(path).ok();
+    let written = match write_beside(path, text, mode, gid, old.as_ref()) {
+        Err(e) if is_full(&e) && old.as_ref().is_some_and(|o| o.len() >= text.len() as u64) => {
+            overwrite(path, text, old.as_ref())
+        }
+        other => other,
+    };
+    written.map_err(|e| Fault::io(format!("{} cannot be written", path.display()), &e))?;
+    sync_parent(path)
+}
+
+fn is_full(e: &std::io::Error) -> bool {
+    use std::io::ErrorKind as K;
+    matches!(e.kind(), K::StorageFull | K::QuotaExceeded)
+}
+
+fn write_beside(
+    path: &Path,
+    text: &[u8],
+    mode: u32,
+    gid: Option<u32>,
+    old: Option<&std::fs::Metadata>,
+) -> std::io::Result<()> {
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("file");
+    let beside = path.with_file_name(format!(".{name}.new"));
+    let result = (|| {
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+        std::os::unix::fs::fchown(&file, None, gid)?;
+        file.write_all(text)?;
+        set_later(&file, old)?;
+        file.sync_all()?;
+        std::fs::rename(&beside, path)
+    })();
+    if result.is_err() {
+        // What was half written only takes space away; the error itself is told.
+        let _ = std::fs::remove_file(&beside);
+    }
+    result
+}
+
+fn overwrite(path: &Path, text: &[u8], old: Option<&std::fs::Metadata>) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().write(true).open(path)?;
+    file.rewind()?;
+    file.write_all(text)?;
+    file.set_len(text.len() as u64)?;
+    set_later(&file, old)?;
+    file.sync_all()
+}
+
+/// Dovecot reads a passwd-file again when its size or the second of its modification has changed: a
+/// change within the same second must show.
+fn set_later(file: &File, old: Option<&std::fs::Metadata>) -> std::io::Result<()> {
+    let Some(old) = old else { return Ok(()) };
+    let now = file.metadata()?;
+    if now.mtime() > old.mtime() {
+        return Ok(());
+    }
+    let later = u64::try_from(old.mtime()).unwrap_or(0).saturating_add(1);
+    file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(later))
+}
+
+fn sync_parent(path: &Path) -> Result<(), Fault> {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    File::open(parent)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|e| Fault::io(format!("{} cannot be synced", parent.display()), &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replacement_is_whole_and_always_looks_newer() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("table");
+        let mut last = i64::MIN;
+        for text in ["one", "two", "six"] {
+            replace(&path, text.as_bytes(), 0o640, None).expect("written");
+            assert_eq!(read(&path).expect("read").as_deref(), Some(text));
+            let meta = std::fs::metadata(&path).expect("there");
+            assert_eq!(meta.mode() & 0o777, 0o640);
+            assert!(meta.mtime() > last, "same size, so the time must tell");
+            last = meta.mtime();
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).expect("a directory").count(), 1);
+    }
+
+    #[test]
+    fn overwriting_needs_no_block() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("table");
+        replace(&path, b"a long text", 0o600, None).expect("written");
+        let old = std::fs::metadata(&path).expect("there");
+        overwrite(&path, b"short", Some(&old)).expect("overwritten");
+        let new = std::fs::metadata(&path).expect("there");
+        assert_eq!(read(&path).expect("read").as_deref(), Some("short"));
+        assert_eq!(new.ino(), old.ino());
+        assert!(new.mtime() > old.mtime());
+    }
+}

@@ -1,0 +1,139 @@
+//! The redirector's side of the control socket: who may ask, and what an ask does to the gate.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use ferry_proto::Fault;
+use tokio::io::BufReader;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::gate::Gate;
+use crate::control::{Overview, Reply, Request, Stamp, Target, read_message, write_message};
+
+/// How long the agent may take between two messages.
+const MESSAGE_WITHIN: Duration = Duration::from_secs(30);
+
+/// The longest that a drain is waited for.
+const MAX_DRAIN: Duration = Duration::from_secs(600);
+
+/// What the control socket speaks for.
+pub struct Control {
+    /// The gate.
+    pub gate: Arc<Gate>,
+    /// When this process started.
+    pub started: Stamp,
+    /// Connections open now.
+    pub connections: Arc<AtomicU64>,
+}
+
+impl Control {
+    /// Serves one connection of the agent.
+    pub async fn serve(&self, stream: UnixStream) {
+        if let Err(fault) = self.talk(stream).await {
+            tracing::warn!(%fault, "a control connection ended");
+        }
+    }
+
+    async fn talk(&self, stream: UnixStream) -> Result<(), Fault> {
+        let caller = stream
+            .peer_cred()
+            .map_err(|e| Fault::io("the caller of the control socket is unknown", &e))?
+            .uid();
+        // The socket's mode lets only root in; this holds even if somebody changed it. The own
+        // user gains nothing that it does not have.
+        if caller != 0 && caller != nix::unistd::geteuid().as_raw() {
+            return Err(Fault::precondition(format!(
+                "user {caller} may not control the redirector"
+            )));
+        }
+        let mut stream = BufReader::new(stream);
+        loop {
+            let request = match timeout(MESSAGE_WITHIN, read_message(&mut stream)).await {
+                Ok(Ok(Some(request))) => request,
+                Ok(Ok(None)) | Err(_) => return Ok(()),
+                Ok(Err(fault)) => {
+                    write_message(
+                        &mut stream,
+                        &Reply::Fault {
+                            fault: fault.clone(),
+                        },
+                    )
+                    .await?;
+                    return Err(fault);
+                }
+            };
+            let reply = self.answer(request).await.unwrap_or_else(|fault| {
+                tracing::info!(%fault, "a request of the agent is refused");
+                Reply::Fault { fault }
+            });
+            match timeout(MESSAGE_WITHIN, write_message(&mut stream, &reply)).await {
+                Ok(written) => written?,
+                Err(_) => return Ok(()),
+            }
+        }
+    }
+
+    async fn answer(&self, request: Request) -> Result<Reply, Fault> {
+        let gate = &self.gate;
+        match request {
+            Request::SetRoute { route } => {
+                let account = route.account.clone();
+                gate.change(Some(&account), false, |routes| routes.set_route(route))
+                    .await?;
+            }
+            Request::Hold {
+                account,
+                epoch,
+                limits,
+            } => {
+                let hold =
+                    |routes: &mut super::routes::Routes| routes.hold(&account, epoch, limits);
+                gate.change(Some(&account), false, hold).await?;
+                return Ok(Reply::Running {
+                    running: gate.leftover(&account)?,
+                });
+            }
+            Request::Release { account, epoch, to } => {
+                let unfencing = to == Target::Local;
+                let release =
+                    |routes: &mut super::routes::Routes| routes.release(&account, epoch, to);
+                gate.change(Some(&account), unfencing, release).await?;
+            }
+            Request::RemoveRoute { account, epoch } => {
+                gate.change(Some(&account), false, |routes| {
+                    routes.remove(&account, epoch)
+                })
+                .await?;
+            }
+            Request::SetPeers { peers } => {
+                gate.change(None, false, |routes| routes.set_peers(peers))
+                    .await?;
+            }
+            Request::Drain {
+                account,
+                timeout_ms,
+            } => {
+                let limit = Duration::from_millis(timeout_ms).min(MAX_DRAIN);
+                return Ok(Reply::Running {
+                    running: gate.drain(&account, limit).await?,
+                });
+            }
+            Request::Status => {
+                let (peers, accounts) = gate.status();
+                let connections = self.connections.load(Ordering::Relaxed);
+                let overview = Overview {
+                    started: self.started,
+                    connections,
+                    peers,
+                    accounts,
+                };
+                return Ok(Reply::Status {
+                    overview: Box::new(overview),
+                });
+            }
+        }
+        Ok(Reply::Done)
+    }
+}
