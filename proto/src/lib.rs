@@ -10,7 +10,7 @@ pub mod view;
 
 /// Types generated from `ferry/v1/*.proto`. They stop at the edge: each side converts them to its
 /// own types in one place.
-#[allow(missing_docs, clippy::all)]
+#[allow(missing_docs, clippy::all, clippy::too_many_lines)]
 pub mod v1 {
     tonic::include_proto!("ferry.v1");
 }

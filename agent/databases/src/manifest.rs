@@ -15,6 +15,17 @@ pub(crate) const SAME_RELEASE: char = '~';
 /// At most this many differences are listed.
 const MAX_DIFFERENCES: usize = 200;
 
+/// Texts longer than this are kept as their digest.
+const MAX_TEXT: usize = 300;
+
+/// A text, or its digest if it is long.
+pub(crate) fn digest(text: &str) -> String {
+    if text.len() <= MAX_TEXT {
+        return text.to_owned();
+    }
+    format!("{} characters, digest {}", text.chars().count(), blake3::hash(text.as_bytes()).to_hex())
+}
+
 /// The facts of one object: `rows`, `checksum`, `column 1`, ...
 pub(crate) type ObjectFacts = BTreeMap<String, String>;
 

@@ -33,7 +33,11 @@ fn parse(value: &[u8]) -> Option<Vec<Entry>> {
         let tag = u16::from_le_bytes([t0, t1]);
         let permissions = u16::from_le_bytes([p0, p1]);
         let id = u32::from_le_bytes([i0, i1, i2, i3]);
-        (TAGS.contains(&tag) && permissions <= 7).then_some(Entry { tag, id, permissions })
+        (TAGS.contains(&tag) && permissions <= 7).then_some(Entry {
+            tag,
+            id,
+            permissions,
+        })
     };
     chunks.iter().map(entry).collect()
 }
@@ -97,8 +101,24 @@ mod tests {
     fn named_ids_are_translated_and_sorted() {
         let mut ids = IdMap::of((1000, 2000), (1000, 3000));
         ids.uids.insert(33, 34);
-        let source = acl(&[(1, 7, NONE), (2, 5, 33), (2, 4, 1000), (4, 5, NONE), (8, 1, 1000), (16, 7, NONE), (32, 0, NONE)]);
-        let target = acl(&[(1, 7, NONE), (2, 5, 34), (2, 4, 2000), (4, 5, NONE), (8, 1, 3000), (16, 7, NONE), (32, 0, NONE)]);
+        let source = acl(&[
+            (1, 7, NONE),
+            (2, 5, 33),
+            (2, 4, 1000),
+            (4, 5, NONE),
+            (8, 1, 1000),
+            (16, 7, NONE),
+            (32, 0, NONE),
+        ]);
+        let target = acl(&[
+            (1, 7, NONE),
+            (2, 5, 34),
+            (2, 4, 2000),
+            (4, 5, NONE),
+            (8, 1, 3000),
+            (16, 7, NONE),
+            (32, 0, NONE),
+        ]);
         assert_eq!(translated(&source, &ids), Ok(target.clone()));
         ids.uids.insert(33, 9999);
         assert_ne!(translated(&source, &ids), Ok(target.clone()));
@@ -118,7 +138,15 @@ mod tests {
     fn malformed_acls_are_refused() {
         let ids = IdMap::default();
         let long = acl(&vec![(1, 7, NONE); MAX_ENTRIES + 1]);
-        for bad in [b"".as_slice(), b"\x02\0\0", b"\x01\0\0\0", b"\x02\0\0\0\x01", &acl(&[(3, 0, 0)]), &acl(&[(1, 8, 0)]), &long] {
+        for bad in [
+            b"".as_slice(),
+            b"\x02\0\0",
+            b"\x01\0\0\0",
+            b"\x02\0\0\0\x01",
+            &acl(&[(3, 0, 0)]),
+            &acl(&[(1, 8, 0)]),
+            &long,
+        ] {
             assert!(translated(bad, &ids).is_err());
             assert_eq!(canonical(bad), bad);
         }

@@ -104,11 +104,11 @@ pub fn read_at(
     if Stat::of_fd(&handle)?.identity() != stat.identity() {
         return Err(Unread::Failed(Errno::STALE));
     }
-    read_all(&Handle::Named(handle))
+    read_all(Handle::Named(handle.as_fd()))
 }
 
 /// The attributes of an open inode, as [`read_at`].
-pub fn read_all(inode: &Handle) -> std::result::Result<Vec<Attribute>, Unread> {
+pub fn read_all(inode: Handle<'_>) -> std::result::Result<Vec<Attribute>, Unread> {
     let path = proc_path(inode.fd());
     let names = match inode {
         Handle::Open(fd) => list(|buffer| rustix::fs::flistxattr(fd, buffer))?,
@@ -120,12 +120,17 @@ pub fn read_all(inode: &Handle) -> std::result::Result<Vec<Attribute>, Unread> {
         if class(name) == Class::System {
             continue;
         }
-        let Some(value) = value(&path, name)? else { continue };
+        let Some(value) = value(&path, name)? else {
+            continue;
+        };
         total += name.len() + value.len();
         if total > MAX_TOTAL || attributes.len() == MAX_COUNT {
             return Err(Unread::TooLarge);
         }
-        attributes.push(Attribute { name: name.to_vec(), value });
+        attributes.push(Attribute {
+            name: name.to_vec(),
+            value,
+        });
     }
     attributes.sort_unstable();
     Ok(attributes)
@@ -167,11 +172,14 @@ fn value(path: &str, name: &[u8]) -> Result<Option<Vec<u8>>> {
 
 /// Makes the attributes of `inode` those of `wanted`, given what it has. Only what an account may
 /// have is removed. Answers whether anything was done.
-pub fn replace(inode: &Handle, have: &[Attribute], wanted: &[Attribute]) -> Result<bool> {
+pub fn replace(inode: Handle<'_>, have: &[Attribute], wanted: &[Attribute]) -> Result<bool> {
     let path = proc_path(inode.fd());
     let mut changed = false;
     for old in have {
-        let ours = matches!(class(&old.name), Class::User | Class::Acl | Class::Capability);
+        let ours = matches!(
+            class(&old.name),
+            Class::User | Class::Acl | Class::Capability
+        );
         if ours && !wanted.iter().any(|w| w.name == old.name) {
             match rustix::fs::removexattr(&path, old.name.as_slice()) {
                 Ok(()) | Err(Errno::NODATA) => changed = true,

@@ -133,7 +133,9 @@ impl Tree {
     pub fn open_root(root: &Path) -> std::result::Result<Self, Fault> {
         let shown = root.display();
         let relative = root.strip_prefix("/").map_err(|_| {
-            Fault::permanent(format!("the root {shown} of the tree is not an absolute path"))
+            Fault::permanent(format!(
+                "the root {shown} of the tree is not an absolute path"
+            ))
         })?;
         let relative = match relative.as_os_str().as_bytes() {
             b"" => b".".as_slice(),
@@ -146,7 +148,10 @@ impl Tree {
             retried(|| rustix::fs::openat2(&top, relative, flags, Mode::empty(), resolve))
         });
         match opened {
-            Ok(fd) => Ok(Self { root: Arc::new(fd), recent: Mutex::default() }),
+            Ok(fd) => Ok(Self {
+                root: Arc::new(fd),
+                recent: Mutex::default(),
+            }),
             Err(errno) => Err(root_fault(&shown.to_string(), errno)),
         }
     }
@@ -210,14 +215,25 @@ fn root_fault(shown: &str, errno: Errno) -> Fault {
         .remedy("name the real path (readlink -f) as the account's home"),
         Errno::NOSYS => Fault::precondition("the kernel cannot confine file access (openat2)")
             .remedy("run the agent on Linux 5.10 or later"),
-        _ => Fault::io(format!("the root {shown} of the tree cannot be opened"), &errno.into()),
+        _ => Fault::io(
+            format!("the root {shown} of the tree cannot be opened"),
+            &errno.into(),
+        ),
     };
-    if fault.causes.is_empty() { fault.caused_by(&std::io::Error::from(errno)) } else { fault }
+    if fault.causes.is_empty() {
+        fault.caused_by(&std::io::Error::from(errno))
+    } else {
+        fault
+    }
 }
 
 /// Opens the directory `name` for reading.
 pub fn open_directory(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
-    open_quietly(dir.as_fd(), name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW)
+    open_quietly(
+        dir.as_fd(),
+        name,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW,
+    )
 }
 
 /// Opens the file `name` for reading. The caller checks what it is: a FIFO does not block, a
@@ -235,17 +251,14 @@ pub fn open_handle(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
 
 /// Creates the file `name`, which must not exist, for reading and writing by us alone.
 pub fn create_file(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
-    let flags =
-        OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::WUSR;
     retried(|| rustix::fs::openat2(dir.as_fd(), name, flags, mode, INSIDE))
 }
 
 /// Opens without leaving a trace in the access time where we may.
 fn open_quietly(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd> {
-    let open = |flags| {
-        retried(|| rustix::fs::openat2(dir, name, flags, Mode::empty(), INSIDE))
-    };
+    let open = |flags| retried(|| rustix::fs::openat2(dir, name, flags, Mode::empty(), INSIDE));
     match open(flags | OFlags::CLOEXEC | OFlags::NOATIME) {
         Err(Errno::PERM) => open(flags | OFlags::CLOEXEC),
         other => other,

@@ -27,7 +27,11 @@ struct ContentDigest {
 
 impl ContentDigest {
     fn new() -> Self {
-        Self { hasher: blake3::Hasher::new(), block: Vec::with_capacity(BLOCK), number: 0 }
+        Self {
+            hasher: blake3::Hasher::new(),
+            block: Vec::with_capacity(BLOCK),
+            number: 0,
+        }
     }
 
     fn data(&mut self, mut bytes: &[u8]) {
@@ -102,21 +106,23 @@ pub fn of_file(
             }
             Part::Hole(length) => digest.hole(length),
         }
-        if halt.is_stopped() { Err(Undigested::Stopped) } else { Ok(()) }
+        if halt.is_stopped() {
+            Err(Undigested::Stopped)
+        } else {
+            Ok(())
+        }
     })?;
     Ok((digest.finish(length), length))
 }
 
-/// BLAKE3 over all that the source says of its tree: entries in the order of the walk, and contents in
-/// the order of their entries.
+/// BLAKE3 over all that the source says of its tree but for the contents, in the order of the walk.
 #[derive(Debug, Default)]
-pub struct ManifestDigest {
+pub struct EntriesDigest {
     entries: blake3::Hasher,
-    contents: blake3::Hasher,
     scratch: Vec<u8>,
 }
 
-impl ManifestDigest {
+impl EntriesDigest {
     /// The next entry.
     pub fn entry(&mut self, entry: &Entry) {
         self.scratch.clear();
@@ -129,18 +135,18 @@ impl ManifestDigest {
         self.entries.update(&[0]);
     }
 
-    /// The next content.
-    pub fn content(&mut self, digest: &[u8; 32]) {
-        self.contents.update(digest);
+    /// The digest.
+    pub fn finish(self) -> blake3::Hash {
+        self.entries.finalize()
     }
+}
 
-    /// The digest in hex.
-    pub fn finish(self) -> String {
-        let mut both = blake3::Hasher::new();
-        both.update(self.entries.finalize().as_bytes());
-        both.update(self.contents.finalize().as_bytes());
-        both.finalize().to_hex().to_string()
-    }
+/// The digest of a whole manifest, in hex: of its entries, and of its contents in the same order.
+pub fn manifest(entries: &blake3::Hash, contents: &blake3::Hasher) -> String {
+    let mut both = blake3::Hasher::new();
+    both.update(entries.as_bytes());
+    both.update(contents.finalize().as_bytes());
+    both.finalize().to_hex().to_string()
 }
 
 #[cfg(test)]
@@ -174,10 +180,17 @@ mod tests {
         let pieces: Vec<_> = data.chunks(999).map(Part::Data).collect();
         assert_eq!(digest(&pieces), plain);
         let tail = 2 * BLOCK as u64 + 100 - 6;
-        let sparse = [Part::Hole(BLOCK as u64 + 5), Part::Data(&[7]), Part::Hole(tail)];
+        let sparse = [
+            Part::Hole(BLOCK as u64 + 5),
+            Part::Data(&[7]),
+            Part::Hole(tail),
+        ];
         assert_eq!(digest(&sparse), plain);
         assert_ne!(digest(&[Part::Data(&zeros)]), plain);
-        assert_eq!(digest(&[Part::Data(&zeros)]), digest(&[Part::Hole(zeros.len() as u64)]));
+        assert_eq!(
+            digest(&[Part::Data(&zeros)]),
+            digest(&[Part::Hole(zeros.len() as u64)])
+        );
         assert_ne!(digest(&[Part::Hole(1)]), digest(&[Part::Hole(2)]));
         assert_ne!(digest(&[Part::Hole(1)]), digest(&[]));
     }

@@ -36,7 +36,10 @@ impl Halt {
     }
 
     fn stop_with(&self, why: Why) {
-        self.fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+        self.fault
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(why);
         self.token.cancel();
     }
 
@@ -52,7 +55,10 @@ impl Halt {
 
     /// The first fault, if there was one.
     pub fn why(&self) -> Option<Why> {
-        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.fault
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Goes on, or ends the thread that asks.
@@ -60,7 +66,11 @@ impl Halt {
     /// # Errors
     /// It was stopped.
     pub fn check(&self) -> Result<(), Fault> {
-        if self.is_stopped() { Err(self.ended()) } else { Ok(()) }
+        if self.is_stopped() {
+            Err(self.ended())
+        } else {
+            Ok(())
+        }
     }
 
     /// The fault that it ended with.
@@ -91,6 +101,7 @@ impl Drop for StopOnDrop {
 pub fn protocol_fault(what: &Malformed) -> Fault {
     Fault::permanent("the other end does not keep to the protocol for files")
         .caused_by(what)
-        .remedy("check that both agents run the same version of Ferry; if they do, distrust the peer")
+        .remedy(
+            "check that both agents run the same version of Ferry; if they do, distrust the peer",
+        )
 }
-

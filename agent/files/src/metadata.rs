@@ -1,7 +1,7 @@
 //! What an inode says about itself, and putting it there: type, mode, owner, times. It must not
 //! know which metadata an account may have; that is `guard`.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{
     AtFlags, Gid, Mode, Statx, StatxAttributes, StatxFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
@@ -24,7 +24,10 @@ impl Time {
     /// The clock that file systems stamp with: coarse, a few milliseconds behind.
     pub fn now_coarse() -> Self {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
-        Self { sec: now.tv_sec, nsec: u32::try_from(now.tv_nsec).unwrap_or(0) }
+        Self {
+            sec: now.tv_sec,
+            nsec: u32::try_from(now.tv_nsec).unwrap_or(0),
+        }
     }
 
     /// Of the system's type.
@@ -38,8 +41,14 @@ impl Time {
                 let before = before.duration();
                 let whole = i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
                 match before.subsec_nanos() {
-                    0 => Self { sec: -whole, nsec: 0 },
-                    part => Self { sec: -whole - 1, nsec: 1_000_000_000 - part },
+                    0 => Self {
+                        sec: -whole,
+                        nsec: 0,
+                    },
+                    part => Self {
+                        sec: -whole - 1,
+                        nsec: 1_000_000_000 - part,
+                    },
                 }
             }
         }
@@ -47,14 +56,17 @@ impl Time {
 
     /// Milliseconds from `earlier` to this; negative if it is before.
     pub fn millis_since(self, earlier: Self) -> i64 {
-        let seconds = self.sec.saturating_sub(earlier.sec);
-        let nanos = i64::from(self.nsec) - i64::from(earlier.nsec);
-        seconds.saturating_mul(1000).saturating_add(nanos / 1_000_000)
+        let nanos = |time: Self| i128::from(time.sec) * 1_000_000_000 + i128::from(time.nsec);
+        let millis = (nanos(self) - nanos(earlier)) / 1_000_000;
+        i64::try_from(millis).unwrap_or(if millis < 0 { i64::MIN } else { i64::MAX })
     }
 
     /// A moment that no comparison takes for this one.
     pub fn disturbed(self) -> Self {
-        Self { nsec: self.nsec ^ 1, ..self }
+        Self {
+            nsec: self.nsec ^ 1,
+            ..self
+        }
     }
 }
 
@@ -142,7 +154,10 @@ impl Stat {
 
     /// Which inode it is.
     pub fn identity(&self) -> Identity {
-        Identity { dev: self.dev, ino: self.ino }
+        Identity {
+            dev: self.dev,
+            ino: self.ino,
+        }
     }
 }
 
@@ -157,7 +172,10 @@ impl From<&Statx> for Stat {
             F::Socket => Kind::Socket,
             _ => Kind::Device,
         };
-        let time = |t: &rustix::fs::StatxTimestamp| Time { sec: t.tv_sec, nsec: t.tv_nsec };
+        let time = |t: &rustix::fs::StatxTimestamp| Time {
+            sec: t.tv_sec,
+            nsec: t.tv_nsec,
+        };
         let flags = x.stx_attributes;
         Self {
             kind,
@@ -177,25 +195,25 @@ impl From<&Statx> for Stat {
     }
 }
 
-/// An inode held open, so that what is put on it lands on it and not on what took its name.
-#[derive(Debug)]
-pub enum Handle {
+/// An inode by a descriptor, so that what is put on it lands on it and not on what took its name.
+#[derive(Debug, Clone, Copy)]
+pub enum Handle<'a> {
     /// Opened for reading or writing: files and directories.
-    Open(OwnedFd),
+    Open(BorrowedFd<'a>),
     /// Only named: symlinks and FIFOs.
-    Named(OwnedFd),
+    Named(BorrowedFd<'a>),
 }
 
-impl Handle {
+impl<'a> Handle<'a> {
     /// The descriptor.
-    pub fn fd(&self) -> BorrowedFd<'_> {
+    pub fn fd(self) -> BorrowedFd<'a> {
         match self {
-            Self::Open(fd) | Self::Named(fd) => fd.as_fd(),
+            Self::Open(fd) | Self::Named(fd) => fd,
         }
     }
 
     /// Gives it to `uid` and `gid`.
-    pub fn chown(&self, uid: u32, gid: u32) -> Result<()> {
+    pub fn chown(self, uid: u32, gid: u32) -> Result<()> {
         let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
         match self {
             Self::Open(fd) => rustix::fs::fchown(fd, uid, gid),
@@ -204,21 +222,27 @@ impl Handle {
     }
 
     /// Sets the mode. Not for symlinks.
-    pub fn chmod(&self, mode: u16) -> Result<()> {
+    pub fn chmod(self, mode: u16) -> Result<()> {
         let mode = Mode::from_raw_mode(u32::from(mode & MODE_BITS));
         match self {
             Self::Open(fd) => rustix::fs::fchmod(fd, mode),
             // fchmod refuses a descriptor that only names; its entry in /proc leads to the inode.
-            Self::Named(fd) => rustix::fs::chmod(proc_path(fd.as_fd()), mode),
+            Self::Named(fd) => rustix::fs::chmod(proc_path(fd), mode),
         }
     }
 
     /// Sets the modification time and leaves the access time.
-    pub fn set_mtime(&self, mtime: Time) -> Result<()> {
-        let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    pub fn set_mtime(self, mtime: Time) -> Result<()> {
+        let omit = Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        };
         let times = Timestamps {
             last_access: omit,
-            last_modification: Timespec { tv_sec: mtime.sec, tv_nsec: i64::from(mtime.nsec) },
+            last_modification: Timespec {
+                tv_sec: mtime.sec,
+                tv_nsec: i64::from(mtime.nsec),
+            },
         };
         match self {
             Self::Open(fd) => rustix::fs::futimens(fd, &times),
@@ -241,11 +265,28 @@ mod tests {
     #[test]
     fn times_before_1970_keep_their_nanoseconds() {
         let time = Time::from_system(UNIX_EPOCH - Duration::from_nanos(1));
-        assert_eq!(time, Time { sec: -1, nsec: 999_999_999 });
-        assert_eq!(Time::from_system(UNIX_EPOCH - Duration::from_secs(2)), Time { sec: -2, nsec: 0 });
+        assert_eq!(
+            time,
+            Time {
+                sec: -1,
+                nsec: 999_999_999
+            }
+        );
+        assert_eq!(
+            Time::from_system(UNIX_EPOCH - Duration::from_secs(2)),
+            Time { sec: -2, nsec: 0 }
+        );
         assert_eq!(Time::default().millis_since(time), 0);
         assert_ne!(time.disturbed(), time);
         assert!(time.disturbed().nsec < 1_000_000_000);
-        assert!(Time { sec: 0, nsec: 999_999_999 }.disturbed().nsec < 1_000_000_000);
+        assert!(
+            Time {
+                sec: 0,
+                nsec: 999_999_999
+            }
+            .disturbed()
+            .nsec
+                < 1_000_000_000
+        );
     }
 }

@@ -71,17 +71,11 @@ impl Names {
 
     fn push(&mut self, name: &[u8]) -> Result<()> {
         // 4 GiB of names in one directory: more than any file system that we know holds.
-        let start =
-            u32::try_from(self.bytes.len()).map_err(|_| rustix::io::Errno::OVERFLOW)?;
+        let start = u32::try_from(self.bytes.len()).map_err(|_| rustix::io::Errno::OVERFLOW)?;
         let length = u16::try_from(name.len()).map_err(|_| rustix::io::Errno::NAMETOOLONG)?;
         self.bytes.extend_from_slice(name);
         self.spans.push((start, length));
         Ok(())
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.spans.len()
     }
 
     /// The name at `index`, in order.
@@ -106,10 +100,24 @@ mod tests {
 
     #[test]
     fn hostile_names_are_invalid() {
-        for bad in [b"".as_slice(), b".", b"..", b"a/b", b"/", b"a\0b", &[b'x'; 256]] {
+        for bad in [
+            b"".as_slice(),
+            b".",
+            b"..",
+            b"a/b",
+            b"/",
+            b"a\0b",
+            &[b'x'; 256],
+        ] {
             assert!(!is_valid(bad), "{bad:?}");
         }
-        for good in [b"...".as_slice(), b"a b", b"\xff\xfe", b"a\nb", &[b'x'; 255]] {
+        for good in [
+            b"...".as_slice(),
+            b"a b",
+            b"\xff\xfe",
+            b"a\nb",
+            &[b'x'; 255],
+        ] {
             assert!(is_valid(good), "{good:?}");
         }
     }
@@ -119,7 +127,12 @@ mod tests {
         let fresh = temporary();
         assert!(is_reserved(&fresh) && is_valid(&fresh));
         assert_ne!(fresh, temporary());
-        for other in [&b".ferry-tmp."[..], b".ferry-tmp.0123", b".ferry-tmp.0123456789ABCDEF0123456789ABCDEF", b"ferry-tmp.0123456789abcdef0123456789abcdef"] {
+        for other in [
+            &b".ferry-tmp."[..],
+            b".ferry-tmp.0123",
+            b".ferry-tmp.0123456789ABCDEF0123456789ABCDEF",
+            b"ferry-tmp.0123456789abcdef0123456789abcdef",
+        ] {
             assert!(!is_reserved(other));
         }
     }

@@ -101,6 +101,11 @@ pub struct TargetOptions {
 impl TargetOptions {
     /// Options that make the target equal to the source, deletions included.
     pub fn new(ids: IdMap) -> Self {
-        Self { ids, delete: true, allow_emptied: false, durable: true }
+        Self {
+            ids,
+            delete: true,
+            allow_emptied: false,
+            durable: true,
+        }
     }
 }

@@ -89,7 +89,12 @@ fn unlink(tree: &Tree, node: &Node, name: &[u8], flags: AtFlags) -> Result<(), E
 
 fn push(tree: &Tree, node: Arc<Node>, stack: &mut Vec<Emptying>, removal: &mut Removal) {
     match tree.open(&node).and_then(Names::read) {
-        Ok(names) => stack.push(Emptying { node, names, next: 0, rounds: 0 }),
+        Ok(names) => stack.push(Emptying {
+            node,
+            names,
+            next: 0,
+            rounds: 0,
+        }),
         Err(Errno::NOENT) => {}
         Err(errno) => removal.prevented.push((node.path(), errno)),
     }
@@ -97,17 +102,24 @@ fn push(tree: &Tree, node: Arc<Node>, stack: &mut Vec<Emptying>, removal: &mut R
 
 /// Removes a directory that was emptied.
 fn close(tree: &Tree, done: Emptying, stack: &mut Vec<Emptying>, removal: &mut Removal) {
-    let Some((parent, name)) = done.node.place() else { return };
+    let Some((parent, name)) = done.node.place() else {
+        return;
+    };
     match unlink(tree, parent, name, AtFlags::REMOVEDIR) {
         Ok(()) => removal.removed += 1,
         Err(Errno::NOENT) => {}
         Err(Errno::NOTEMPTY | Errno::EXIST) => {
             // Either something below was prevented, and was said, or somebody fills it.
-            if removal.prevented.is_empty() && done.rounds < ROUNDS {
-                if let Ok(names) = tree.open(&done.node).and_then(Names::read) {
-                    stack.push(Emptying { names, next: 0, rounds: done.rounds + 1, ..done });
-                    return;
-                }
+            let again = removal.prevented.is_empty() && done.rounds < ROUNDS;
+            let names = again.then(|| tree.open(&done.node).and_then(Names::read));
+            if let Some(Ok(names)) = names {
+                stack.push(Emptying {
+                    names,
+                    next: 0,
+                    rounds: done.rounds + 1,
+                    ..done
+                });
+                return;
             }
             if removal.prevented.is_empty() {
                 removal.prevented.push((done.node.path(), Errno::NOTEMPTY));

@@ -25,7 +25,7 @@ use crate::progress::Counters;
 use crate::protocol::{Ending, Frame, Place, Purpose};
 use crate::report::{Bounded, Comparison, Note, PassReport, Progress};
 use crate::session::{self, Work};
-use crate::walk::{Owners, Walker};
+use crate::walk::{Findings, Owners, Walker};
 use crate::window::{Answered, Listed, Window};
 use crate::wire::{self, Channels, Outbox};
 
@@ -36,6 +36,8 @@ pub struct Summary {
     pub notes: Bounded<Note>,
     /// When it began.
     pub started: Option<SystemTime>,
+    /// The digest of its manifest, when comparing.
+    pub manifest: Option<String>,
 }
 
 /// Sends one pass: the source's side. Answers the same report as the target's side.
@@ -97,14 +99,21 @@ fn source<R: serde::de::DeserializeOwned>(
     purpose: Purpose,
     work: Work,
 ) -> Result<R, Fault> {
-    let Work { channels: Channels { outgoing, mut incoming }, halt, counters } = work;
+    let Work {
+        channels: Channels {
+            outgoing,
+            mut incoming,
+        },
+        halt,
+        counters,
+    } = work;
     let mut out = Outbox::new(outgoing.clone(), halt.clone());
     out.put(&Frame::Hello(purpose))?;
     out.flush()?;
     let tree = Arc::new(Tree::open_root(root)?);
     let started = SystemTime::now();
     let flushed = flush(&tree, options)?;
-    let notes = Arc::new(Mutex::new(Bounded::default()));
+    let findings = Arc::new(Mutex::new(Findings::default()));
     let window = Arc::new(Window::new(halt.clone()));
     let walker = Walker::new(
         Arc::clone(&tree),
@@ -112,7 +121,7 @@ fn source<R: serde::de::DeserializeOwned>(
         Arc::clone(&window),
         counters.clone(),
         halt.clone(),
-        Arc::clone(&notes),
+        Arc::clone(&findings),
         purpose,
         options,
     );
@@ -126,16 +135,19 @@ fn source<R: serde::de::DeserializeOwned>(
         purpose,
         flushed,
         buffer: Vec::new(),
+        digests: blake3::Hasher::new(),
     };
     std::thread::scope(|scope| {
-        let stopping = |outcome: Result<(), Fault>| {
+        let halt = &halt;
+        let stopping = move |outcome: Result<(), Fault>| {
             if let Err(fault) = outcome {
                 halt.stop(fault);
             }
         };
-        scope.spawn(|| stopping(walker.run()));
-        scope.spawn(|| stopping(contents.run(&notes, started)));
-        let report = await_report(&mut incoming, purpose, &window, &counters, &halt);
+        scope.spawn(move || stopping(walker.run()));
+        let findings = &findings;
+        scope.spawn(move || stopping(contents.run(findings, started)));
+        let report = await_report(&mut incoming, purpose, &window, &counters, halt);
         match &report {
             Ok(_) => {
                 out.put(&Frame::Bye)?;
@@ -153,9 +165,8 @@ fn flush(tree: &Tree, options: &SourceOptions) -> Result<Option<Time>, Fault> {
         return Ok(None);
     }
     let before = Time::now_coarse();
-    rustix::fs::syncfs(tree.root_fd()).map_err(|errno| {
-        Fault::io("the source's file system cannot be flushed", &errno.into())
-    })?;
+    rustix::fs::syncfs(tree.root_fd())
+        .map_err(|errno| Fault::io("the source's file system cannot be flushed", &errno.into()))?;
     Ok(Some(before))
 }
 
@@ -180,7 +191,10 @@ fn await_report<R: serde::de::DeserializeOwned>(
                 Ok(())
             }
             (true, Frame::Wants(batch, bits)) => {
-                window.answer(batch, bits)?.into_iter().for_each(|size| counters.wanted(size));
+                window
+                    .answer(batch, bits)?
+                    .into_iter()
+                    .for_each(|size| counters.wanted(size));
                 Ok(())
             }
             (true, Frame::Report(json)) => {
@@ -205,6 +219,8 @@ struct Contents {
     purpose: Purpose,
     flushed: Option<Time>,
     buffer: Vec<u8>,
+    /// Of all contents read for a comparison.
+    digests: blake3::Hasher,
 }
 
 /// What reading one file met.
@@ -220,7 +236,7 @@ impl From<Errno> for Failure {
 }
 
 impl Contents {
-    fn run(mut self, notes: &Mutex<Bounded<Note>>, started: SystemTime) -> Result<(), Fault> {
+    fn run(mut self, findings: &Mutex<Findings>, started: SystemTime) -> Result<(), Fault> {
         // Batches whose contents are in the outbox, with the count of flushes at that time.
         let mut unsent = VecDeque::new();
         loop {
@@ -240,8 +256,14 @@ impl Contents {
             unsent.push_back((self.out.flushes(), next.batch.entries.len()));
         }
         self.counters.scan_complete();
-        let notes = std::mem::take(&mut *notes.lock().unwrap_or_else(PoisonError::into_inner));
-        let summary = wire::to_json(&Summary { notes, started: Some(started) });
+        let mut findings = findings.lock().unwrap_or_else(PoisonError::into_inner);
+        let Findings { notes, entries } = std::mem::take(&mut *findings);
+        let manifest = entries.map(|entries| digest::manifest(&entries, &self.digests));
+        let summary = wire::to_json(&Summary {
+            notes,
+            started: Some(started),
+            manifest,
+        });
         self.out.put(&Frame::Summary(&summary))?;
         self.out.flush()
     }
@@ -251,16 +273,32 @@ impl Contents {
             self.window.sent(1, entries);
         }
         if self.out.is_empty() {
-            unsent.drain(..).for_each(|(_, entries)| self.window.sent(1, entries));
+            unsent
+                .drain(..)
+                .for_each(|(_, entries)| self.window.sent(1, entries));
         }
     }
 
     fn batch(&mut self, answered: &Answered) -> Result<(), Fault> {
-        let batch = &answered.batch;
-        for &index in &answered.wanted {
+        let Answered { batch, wanted } = answered;
+        // A digest is made of each file, wanted or not: the manifest is of the whole tree.
+        let digested = |file: &Listed| self.purpose == Purpose::Verify && file.doubtful;
+        let files = (0..)
+            .zip(&batch.entries)
+            .filter_map(|(index, file): (u16, _)| {
+                let wanted = wanted.binary_search(&index).is_ok();
+                let file = file.as_ref().filter(|file| wanted || digested(file))?;
+                Some((
+                    Place {
+                        batch: batch.number,
+                        index,
+                    },
+                    file,
+                    wanted,
+                ))
+            });
+        for (place, file, wanted) in files.collect::<Vec<_>>() {
             self.halt.check()?;
-            let Some(Some(file)) = batch.entries.get(usize::from(index)) else { continue };
-            let place = Place { batch: batch.number, index };
             let opened = self.tree.open(&batch.node).and_then(|dir| {
                 let fd = confine::open_file(&dir, &file.name)?;
                 let stat = Stat::of_fd(&fd)?;
@@ -273,8 +311,15 @@ impl Contents {
             };
             match (opened, self.purpose) {
                 (Ok(fd), Purpose::Pass) => self.send(place, file, &fd)?,
-                (Ok(fd), Purpose::Verify) => self.digest(place, file, &fd)?,
-                (Err(ending), _) => self.out.put(&Frame::Skip(place, ending)).map(drop)?,
+                (Err(ending), Purpose::Pass) => {
+                    self.out.put(&Frame::Skip(place, ending)).map(drop)?;
+                }
+                (opened, Purpose::Verify) => {
+                    let frame = self.digest(place, file, opened)?;
+                    if wanted {
+                        self.out.put(&frame).map(drop)?;
+                    }
+                }
             }
             self.counters.file_done();
         }
@@ -291,7 +336,12 @@ impl Contents {
     fn send(&mut self, place: Place, file: &Listed, fd: &OwnedFd) -> Result<(), Fault> {
         let stat = match content::settle(fd, self.flushed) {
             Ok(stat) => stat,
-            Err(errno) => return self.out.put(&Frame::Skip(place, ending_of(errno))).map(drop),
+            Err(errno) => {
+                return self
+                    .out
+                    .put(&Frame::Skip(place, ending_of(errno)))
+                    .map(drop);
+            }
         };
         self.out.put(&Frame::File(place, stat.size))?;
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -315,21 +365,40 @@ impl Contents {
         self.out.put(&Frame::FileEnd(ending)).map(drop)
     }
 
-    fn digest(&mut self, place: Place, file: &Listed, fd: &OwnedFd) -> Result<(), Fault> {
-        let counters = self.counters.clone();
-        let mut buffer = std::mem::take(&mut self.buffer);
-        let digested = content::settle(fd, self.flushed).map_err(Undigested::from).and_then(|stat| {
-            let progress = |bytes| counters.bytes_done(bytes);
-            let (digest, length) = digest::of_file(fd, &stat, &mut buffer, &self.halt, progress)?;
-            Ok((held_still(file, &stat, fd, length), length, digest))
-        });
-        self.buffer = buffer;
-        let frame = match digested {
-            Ok((ending, length, digest)) => Frame::Hash(place, ending, length, digest),
-            Err(Undigested::Failed(errno)) => Frame::Skip(place, ending_of(errno)),
-            Err(Undigested::Stopped) => return Err(self.halt.ended()),
+    /// Digests a content, adds it to the manifest, and answers what the target is told.
+    fn digest(
+        &mut self,
+        place: Place,
+        file: &Listed,
+        opened: Result<OwnedFd, Ending>,
+    ) -> Result<Frame<'static>, Fault> {
+        let fd = match opened {
+            Ok(fd) => fd,
+            Err(ending) => return Ok(self.undigested(place, ending)),
         };
-        self.out.put(&frame).map(drop)
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let digested = content::settle(&fd, self.flushed)
+            .map_err(Undigested::from)
+            .and_then(|stat| {
+                let progress = |bytes| self.counters.bytes_done(bytes);
+                let (digest, length) =
+                    digest::of_file(&fd, &stat, &mut buffer, &self.halt, progress)?;
+                Ok((held_still(file, &stat, &fd, length), length, digest))
+            });
+        self.buffer = buffer;
+        match digested {
+            Ok((ending, length, digest)) => {
+                self.digests.update(&digest);
+                Ok(Frame::Hash(place, ending, length, digest))
+            }
+            Err(Undigested::Failed(errno)) => Ok(self.undigested(place, ending_of(errno))),
+            Err(Undigested::Stopped) => Err(self.halt.ended()),
+        }
+    }
+
+    fn undigested(&mut self, place: Place, ending: Ending) -> Frame<'static> {
+        self.digests.update(&[0; 32]);
+        Frame::Skip(place, ending)
     }
 }
 
@@ -339,7 +408,11 @@ fn held_still(file: &Listed, before: &Stat, fd: &OwnedFd, length: u64) -> Ending
         && before.size == file.size
         && length == file.size
         && Stat::of_fd(fd).is_ok_and(|after| after.ctime == before.ctime);
-    if still { Ending::Settled } else { Ending::Changed }
+    if still {
+        Ending::Settled
+    } else {
+        Ending::Changed
+    }
 }
 
 fn ending_of(errno: Errno) -> Ending {

@@ -4,21 +4,20 @@
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ferry_proto::Fault;
 use rustix::io::Errno;
 
 use crate::attributes::{self, Unread};
 use crate::confine::{MAX_DEPTH, Node, Tree};
+use crate::digest::EntriesDigest;
 use crate::halt::Halt;
-use crate::metadata::{Identity, Kind, Stat, Time};
+use crate::metadata::{Handle, Identity, Kind, Stat, Time};
 use crate::names::{self, Names};
 use crate::options::SourceOptions;
 use crate::progress::Counters;
-use crate::protocol::{
-    DirStatus, Entry, Frame, Link, MAX_BATCH, Purpose, What, Withheld,
-};
+use crate::protocol::{DirStatus, Entry, Frame, Link, MAX_BATCH, Purpose, What, Withheld};
 use crate::report::{Bounded, Note, NoteKind, show};
 use crate::window::{Batch, Listed, Window};
 use crate::wire::Outbox;
@@ -42,7 +41,10 @@ pub struct Owners {
 impl Owners {
     /// Those of the options.
     pub fn of(options: &SourceOptions) -> Self {
-        Self { own: options.uids.clone(), shared: options.shared_uids.clone() }
+        Self {
+            own: options.uids.clone(),
+            shared: options.shared_uids.clone(),
+        }
     }
 
     /// Why the inode is withheld, if it is.
@@ -60,6 +62,15 @@ impl Owners {
     }
 }
 
+/// What the walk finds out beside the listings.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// Notes for the report.
+    pub notes: Bounded<Note>,
+    /// Of all entries; made for a comparison, when the walk is over.
+    pub entries: Option<blake3::Hash>,
+}
+
 /// The walker of one pass.
 #[derive(Debug)]
 pub struct Walker {
@@ -73,10 +84,11 @@ pub struct Walker {
     pub counters: Counters,
     /// Stops us.
     pub halt: Halt,
-    /// Notes for the report.
-    pub notes: Arc<Mutex<Bounded<Note>>>,
+    /// What it finds out beside the listings.
+    pub findings: Arc<Mutex<Findings>>,
     /// What the stream is for.
     pub purpose: Purpose,
+    manifest: EntriesDigest,
     excludes: HashSet<Vec<u8>>,
     owners: Owners,
     changed_since: Option<Time>,
@@ -107,14 +119,17 @@ enum Look {
 
 impl Walker {
     /// A walker; `options` say what is given out.
-    #[expect(clippy::too_many_arguments, reason = "each is one part of the pass, named at the call")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is one part of the pass, named at the call"
+    )]
     pub fn new(
         tree: Arc<Tree>,
         out: Outbox,
         window: Arc<Window>,
         counters: Counters,
         halt: Halt,
-        notes: Arc<Mutex<Bounded<Note>>>,
+        findings: Arc<Mutex<Findings>>,
         purpose: Purpose,
         options: &SourceOptions,
     ) -> Self {
@@ -125,8 +140,9 @@ impl Walker {
             window,
             counters,
             halt,
-            notes,
+            findings,
             purpose,
+            manifest: EntriesDigest::default(),
             excludes: options.excludes.iter().map(exclude).collect(),
             owners: Owners::of(options),
             changed_since: options.changed_since.map(Time::from_system),
@@ -145,12 +161,21 @@ impl Walker {
         self.send_root()?;
         let mut stack = Vec::new();
         self.directory(&root, None, &mut stack)?;
-        while let Some(Pending { parent, name, identity }) = stack.pop() {
+        while let Some(Pending {
+            parent,
+            name,
+            identity,
+        }) = stack.pop()
+        {
             self.halt.check()?;
             self.directory(&parent.child(&name), Some(identity), &mut stack)?;
         }
         self.out.put(&Frame::WalkEnd)?;
         self.out.flush()?;
+        if self.purpose == Purpose::Verify {
+            let entries = std::mem::take(&mut self.manifest).finish();
+            self.findings().entries = Some(entries);
+        }
         self.window.all_listed();
         Ok(())
     }
@@ -159,14 +184,17 @@ impl Walker {
         let fail = |errno: Errno| Fault::io("the root of the tree cannot be read", &errno.into());
         let root = self.tree.root_fd();
         let stat = Stat::of_fd(root).map_err(fail)?;
-        let attributes = match read_root_attributes(root) {
+        let attributes = match attributes::read_all(Handle::Open(root)) {
             Ok(attributes) => attributes,
             Err(Unread::TooLarge) => {
-                return Err(Fault::precondition("the root's extended attributes are too large"));
+                return Err(Fault::precondition(
+                    "the root's extended attributes are too large",
+                ));
             }
             Err(Unread::Failed(errno)) => return Err(fail(errno)),
         };
         let entry = described(&stat, What::Directory, attributes);
+        self.manifest.entry(&entry);
         self.out.put(&Frame::Root(entry)).map(drop)
     }
 
@@ -198,7 +226,14 @@ impl Walker {
             };
             if let (What::Directory, Some(stat)) = (&entry.what, &stat) {
                 let (parent, name) = (Arc::clone(node), name.into());
-                stack.push(Pending { parent, name, identity: stat.identity() });
+                stack.push(Pending {
+                    parent,
+                    name,
+                    identity: stat.identity(),
+                });
+            }
+            if self.purpose == Purpose::Verify {
+                self.manifest.entry(&entry);
             }
             batch.push(entry, stat);
             if batch.is_full() {
@@ -206,13 +241,17 @@ impl Walker {
             }
         }
         self.send_batch(node, batch)?;
+        self.manifest.directory_end();
         stack[first..].reverse();
         self.out.put(&Frame::DirEnd).map(drop)
     }
 
     fn unlisted(&mut self, node: &Node, errno: Errno) -> Result<(), Fault> {
         if node.depth() == 0 {
-            return Err(Fault::io("the root of the tree cannot be read", &errno.into()));
+            return Err(Fault::io(
+                "the root of the tree cannot be read",
+                &errno.into(),
+            ));
         }
         let status = match errno {
             Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::STALE | Errno::XDEV => {
@@ -235,17 +274,29 @@ impl Walker {
         self.counters.scanned(batch.entries.len() as u64);
         let number = self.next_batch;
         self.next_batch += 1;
-        self.window.list(Batch { number, node: Arc::clone(node), entries: batch.listed });
+        self.window.list(Batch {
+            number,
+            node: Arc::clone(node),
+            entries: batch.listed,
+        });
         self.out.put(&Frame::Batch(batch.entries)).map(drop)
     }
 
     fn look(&mut self, dir: BorrowedFd<'_>, node: &Node, name: &[u8]) -> Look {
         if names::is_reserved(name) {
-            self.note(NoteKind::Reserved, node, name, "Ferry keeps this name for temporary files");
+            self.note(
+                NoteKind::Reserved,
+                node,
+                name,
+                "Ferry keeps this name for temporary files",
+            );
             return Look::Skip;
         }
         let withheld = |why| {
-            let entry = Entry { name: name.to_vec(), ..Entry::of(What::Withheld(why)) };
+            let entry = Entry {
+                name: name.to_vec(),
+                ..Entry::of(What::Withheld(why))
+            };
             Look::Entry(Box::new((entry, None)))
         };
         if !self.excludes.is_empty() && self.excludes.contains(&node.path_of(name)) {
@@ -300,9 +351,7 @@ impl Walker {
             }
         };
         let attributes = match what {
-            What::File(_) | What::Directory | What::Fifo => {
-                attributes::read_at(dir, name, &stat)?
-            }
+            What::File(_) | What::Directory | What::Fifo => attributes::read_at(dir, name, &stat)?,
             _ => Vec::new(),
         };
         if stat.is_locked {
@@ -331,7 +380,10 @@ impl Walker {
             std::collections::hash_map::Entry::Occupied(mut seen) => {
                 let Seen { group, met } = seen.get_mut();
                 *met += 1;
-                let link = Link { group: *group, names };
+                let link = Link {
+                    group: *group,
+                    names,
+                };
                 if *met >= names {
                     seen.remove();
                 }
@@ -348,20 +400,36 @@ impl Walker {
         }
     }
 
+    fn findings(&self) -> MutexGuard<'_, Findings> {
+        self.findings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn note(&self, kind: NoteKind, node: &Node, name: &[u8], text: &str) {
-        let note = Note { kind, path: show(&node.path_of(name)), text: text.to_owned() };
-        self.notes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(note);
+        let note = Note {
+            kind,
+            path: show(&node.path_of(name)),
+            text: text.to_owned(),
+        };
+        self.findings().notes.push(note);
     }
 }
 
-fn read_root_attributes(root: BorrowedFd<'_>) -> Result<Vec<attributes::Attribute>, Unread> {
-    let root = root.try_clone_to_owned().map_err(|_| Unread::Failed(Errno::MFILE))?;
-    attributes::read_all(&crate::metadata::Handle::Open(root))
-}
-
 fn described(stat: &Stat, what: What, attributes: Vec<attributes::Attribute>) -> Entry {
-    let Stat { mode, uid, gid, mtime, .. } = *stat;
-    Entry { mode, uid, gid, mtime, attributes, ..Entry::of(what) }
+    let Stat {
+        mode,
+        uid,
+        gid,
+        mtime,
+        ..
+    } = *stat;
+    Entry {
+        mode,
+        uid,
+        gid,
+        mtime,
+        attributes,
+        ..Entry::of(what)
+    }
 }
 
 /// A batch that is being filled.
@@ -374,9 +442,16 @@ struct Collecting {
 
 impl Collecting {
     fn push(&mut self, entry: Entry, stat: Option<Stat>) {
-        let attributes: usize =
-            entry.attributes.iter().map(|a| a.name.len() + a.value.len()).sum();
-        let target = if let What::Symlink(target) = &entry.what { target.len() } else { 0 };
+        let attributes: usize = entry
+            .attributes
+            .iter()
+            .map(|a| a.name.len() + a.value.len())
+            .sum();
+        let target = if let What::Symlink(target) = &entry.what {
+            target.len()
+        } else {
+            0
+        };
         self.weight += 32 + entry.name.len() + attributes + target;
         self.listed.push(match (&entry.what, stat) {
             (What::File(size), Some(stat)) => Some(Listed {
@@ -384,6 +459,7 @@ impl Collecting {
                 identity: stat.identity(),
                 ctime: stat.ctime,
                 size: *size,
+                doubtful: entry.doubtful,
             }),
             _ => None,
         });

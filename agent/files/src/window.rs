@@ -28,6 +28,8 @@ pub struct Listed {
     pub ctime: Time,
     /// Its length.
     pub size: u64,
+    /// It is to be read even if size and time are the same.
+    pub doubtful: bool,
 }
 
 /// A batch on its way.
@@ -70,7 +72,11 @@ pub struct Window {
 impl Window {
     /// An empty one.
     pub fn new(halt: Halt) -> Self {
-        Self { state: Mutex::default(), changed: Condvar::new(), halt }
+        Self {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            halt,
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -86,9 +92,7 @@ impl Window {
     /// Waits until another batch may be listed.
     pub fn wait_for_room(&self) -> Result<(), Fault> {
         let mut state = self.state();
-        while state.batches > 0
-            && (state.batches >= MAX_BATCHES || state.entries >= MAX_ENTRIES)
-        {
+        while state.batches > 0 && (state.batches >= MAX_BATCHES || state.entries >= MAX_ENTRIES) {
             state = self.wait(state)?;
         }
         Ok(())

@@ -42,7 +42,12 @@ pub struct Outbox {
 impl Outbox {
     /// An outbox that feeds the pump behind `sender`.
     pub fn new(sender: mpsc::Sender<Vec<u8>>, halt: Halt) -> Self {
-        Self { sender, buffer: Vec::new(), flushes: 0, halt }
+        Self {
+            sender,
+            buffer: Vec::new(),
+            flushes: 0,
+            halt,
+        }
     }
 
     /// How often frames were handed over.
@@ -72,7 +77,9 @@ impl Outbox {
         let next = Vec::with_capacity(CHUNK + CHUNK / 4);
         let chunk = std::mem::replace(&mut self.buffer, next);
         self.flushes += 1;
-        self.sender.blocking_send(chunk).map_err(|_| self.halt.ended())
+        self.sender
+            .blocking_send(chunk)
+            .map_err(|_| self.halt.ended())
     }
 }
 
@@ -88,7 +95,7 @@ pub struct Channels {
 /// The pumps of one end. Dropped, they stop.
 #[derive(Debug)]
 pub struct Pumps {
-    writer: tokio::task::JoinHandle<()>,
+    writer: tokio::task::JoinHandle<bool>,
     reader: tokio::task::JoinHandle<()>,
     halt: Halt,
 }
@@ -114,8 +121,17 @@ impl Pumps {
         let (read, write) = tokio::io::split(stream);
         let (outgoing, out) = mpsc::channel(QUEUE);
         let (arrived, incoming) = mpsc::channel(QUEUE);
-        let writer = Writing { out, halt: halt.clone(), counters: counters.clone(), bandwidth };
-        let reader = Reading { arrived, halt: halt.clone(), counters: counters.clone() };
+        let writer = Writing {
+            out,
+            halt: halt.clone(),
+            counters: counters.clone(),
+            bandwidth,
+        };
+        let reader = Reading {
+            arrived,
+            halt: halt.clone(),
+            counters: counters.clone(),
+        };
         let pumps = Self {
             writer: tokio::spawn(writer.run(write)),
             reader: tokio::spawn(reader.run(read)),
@@ -127,10 +143,16 @@ impl Pumps {
     /// Waits until all was written and the peer has closed its side, or for a moment only if the
     /// pass was stopped. All outboxes must be dropped before.
     pub async fn finish(mut self) {
-        let limit = if self.halt.is_stopped() { FAREWELL } else { SILENCE };
-        // Whether the farewell arrives cannot be known anyway.
-        let _ = timeout(limit, &mut self.writer).await;
-        let _ = timeout(FAREWELL, &mut self.reader).await;
+        let limit = if self.halt.is_stopped() {
+            FAREWELL
+        } else {
+            SILENCE
+        };
+        // Whether the farewell arrives cannot be known, but a peer that got it closes its side.
+        let written = timeout(limit, &mut self.writer).await;
+        if matches!(written, Ok(Ok(true))) {
+            let _ = timeout(FAREWELL, &mut self.reader).await;
+        }
     }
 }
 
@@ -142,7 +164,8 @@ struct Writing {
 }
 
 impl Writing {
-    async fn run(mut self, mut stream: impl AsyncWrite + Unpin) {
+    /// Answers whether all, the farewell included, was written.
+    async fn run(mut self, mut stream: impl AsyncWrite + Unpin) -> bool {
         let outcome = self.pump(&mut stream).await;
         // Threads that wait for room in the queue must not wait for the farewell.
         self.out.close();
@@ -150,23 +173,27 @@ impl Writing {
             // A peer that closed may have said why, which says more than a broken pipe.
             let _ = timeout(LAST_WORDS, self.halt.stopped()).await;
             self.halt.stop(lost(&error));
-            return;
+            return false;
         }
         if let Some(Why::Ours(fault)) = self.halt.why() {
             let mut frame = Vec::new();
             Frame::Fault(&to_json(&fault)).encode(&mut frame);
-            let _ = timeout(FAREWELL, stream.write_all(&frame)).await;
+            let said = timeout(FAREWELL, stream.write_all(&frame)).await;
+            if !matches!(said, Ok(Ok(()))) {
+                return false;
+            }
         }
-        let _ = timeout(FAREWELL, stream.shutdown()).await;
+        matches!(timeout(FAREWELL, stream.shutdown()).await, Ok(Ok(())))
     }
 
     /// Writes until the threads are done or stopped; never ends inside a frame.
     async fn pump(&mut self, stream: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
         let mut limit = Limit::new(self.bandwidth);
+        let halt = self.halt.clone();
         loop {
             let next = tokio::select! {
                 biased;
-                () = self.halt.stopped() => return Ok(()),
+                () = halt.stopped() => return Ok(()),
                 next = timeout(KEEP_ALIVE_EVERY, self.next(stream)) => next,
             };
             let chunk = match next {
@@ -205,9 +232,17 @@ impl Writing {
         limit: &mut Limit,
     ) -> std::io::Result<()> {
         let writing = async {
-            let piece = if limit.rate.is_some() { LIMITED_PIECE } else { chunk.len().max(1) };
+            let piece = if limit.rate.is_some() {
+                LIMITED_PIECE
+            } else {
+                chunk.len().max(1)
+            };
             for piece in chunk.chunks(piece) {
-                limit.pause(piece.len()).await;
+                tokio::select! {
+                    biased;
+                    () = self.halt.stopped() => {}
+                    () = limit.pause(piece.len()) => {}
+                }
                 stream.write_all(piece).await?;
             }
             Ok(())
@@ -231,7 +266,10 @@ struct Limit {
 
 impl Limit {
     fn new(rate: Option<u64>) -> Self {
-        Self { rate: rate.map(|r| r.max(1)), free_at: Instant::now() }
+        Self {
+            rate: rate.map(|r| r.max(1)),
+            free_at: Instant::now(),
+        }
     }
 
     async fn pause(&mut self, bytes: usize) {
@@ -279,7 +317,13 @@ impl Reading {
             }
             self.counters.wire(length);
             let whole = self.whole_frames(&buffer)?;
-            if whole > 0 && self.arrived.send(buffer.split_to(whole).freeze()).await.is_err() {
+            if whole > 0
+                && self
+                    .arrived
+                    .send(buffer.split_to(whole).freeze())
+                    .await
+                    .is_err()
+            {
                 return Ok(());
             }
         }
@@ -299,12 +343,19 @@ impl Reading {
     }
 }
 
-/// The kind, payload and whole length of the frame at the front, if all of it is there.
-fn split(bytes: &[u8]) -> Result<Option<(u8, &[u8], usize)>, Fault> {
-    let Some((header, rest)) = bytes.split_first_chunk::<4>() else { return Ok(None) };
+/// The kind, the payload and the length with its header of one frame.
+type Whole<'a> = (u8, &'a [u8], usize);
+
+/// The frame at the front, if all of it is there.
+fn split(bytes: &[u8]) -> Result<Option<Whole<'_>>, Fault> {
+    let Some((header, rest)) = bytes.split_first_chunk::<4>() else {
+        return Ok(None);
+    };
     let length = u32::from_le_bytes(*header) as usize;
     if length == 0 || length > MAX_FRAME {
-        return Err(protocol_fault(&Malformed("a frame of an impossible length")));
+        return Err(protocol_fault(&Malformed(
+            "a frame of an impossible length",
+        )));
     }
     match rest.get(..length).and_then(<[u8]>::split_first) {
         Some((&kind, payload)) => Ok(Some((kind, payload, length + HEADER - 1))),
@@ -359,8 +410,11 @@ fn lost(error: &std::io::Error) -> Fault {
 }
 
 fn silent() -> Fault {
-    Fault::transient(format!("the other end was silent for {} s", SILENCE.as_secs()))
-        .remedy("check the network between the two servers, then run the pass again")
+    Fault::transient(format!(
+        "the other end was silent for {} s",
+        SILENCE.as_secs()
+    ))
+    .remedy("check the network between the two servers, then run the pass again")
 }
 
 /// The fault for a stream that ended before the pass did.

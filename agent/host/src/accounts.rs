@@ -166,11 +166,23 @@ fn safe(path: &Path, kind: &str) -> Result<(), Option<Box<Problem>>> {
             return Err(Some(Box::new(Problem::new(path, message, "mend the path"))));
         }
     };
-    let right_kind = if kind == "directory" { metadata.is_dir() } else { metadata.is_file() };
+    let right_kind = if kind == "directory" {
+        metadata.is_dir()
+    } else {
+        metadata.is_file()
+    };
     if !right_kind {
-        let what = if kind == "directory" { "a directory" } else { "a regular file" };
+        let what = if kind == "directory" {
+            "a directory"
+        } else {
+            "a regular file"
+        };
         let message = format!("this is not {what}");
-        return Err(Some(Box::new(Problem::new(path, message, format!("put {what} there")))));
+        return Err(Some(Box::new(Problem::new(
+            path,
+            message,
+            format!("put {what} there"),
+        ))));
     }
     let mode = metadata.permissions().mode() & 0o7777;
     let group_may_write = mode & 0o020 != 0 && metadata.gid() != 0;
@@ -208,7 +220,10 @@ fn load_file(file: &Path) -> Result<Definition, Problem> {
             "the file defines account {}, but is named {stem}.toml",
             definition.name
         );
-        let remedy = format!("name the file {}.toml, or set name = \"{stem}\"", definition.name);
+        let remedy = format!(
+            "name the file {}.toml, or set name = \"{stem}\"",
+            definition.name
+        );
         return Err(Problem::new(file, message, remedy).at(locate(&text, "name")));
     }
     Ok(definition)
@@ -218,18 +233,31 @@ fn parse(file: &Path, text: &str) -> Result<Definition, Problem> {
     let definition: Definition = toml::from_str(text).map_err(|e| {
         let line = e.span().map(|span| line_of(text.as_bytes(), span.start));
         let message = e.message().trim().replace('\n', "; ");
-        Problem::new(file, message, "mend this line; the fields are described in accounts(5)").at(line)
+        Problem::new(
+            file,
+            message,
+            "mend this line; the fields are described in accounts(5)",
+        )
+        .at(line)
     })?;
     definition.check().map_err(|e| {
         let line = locate(text, &e.field);
-        Problem::new(file, e.to_string(), format!("mend {} in this file", e.field)).at(line)
+        Problem::new(
+            file,
+            e.to_string(),
+            format!("mend {} in this file", e.field),
+        )
+        .at(line)
     })?;
     Ok(definition)
 }
 
 /// The line, counted from 1, of the byte at `offset`.
 fn line_of(text: &[u8], offset: usize) -> usize {
-    1 + text[..offset.min(text.len())].iter().filter(|b| **b == b'\n').count()
+    1 + text[..offset.min(text.len())]
+        .iter()
+        .filter(|b| **b == b'\n')
+        .count()
 }
 
 /// The line of a field written as `sites[0].php.max_children`, or of the nearest thing around it.
@@ -242,7 +270,12 @@ fn locate(text: &str, field: &str) -> Option<usize> {
         let value = if let Some(index) = part.strip_suffix(']') {
             items.and_then(|items| items.get(index.parse::<usize>().ok()?))
         } else {
-            table.and_then(|table| table.iter().find(|(k, _)| k.get_ref() == part).map(|(_, v)| v))
+            table.and_then(|table| {
+                table
+                    .iter()
+                    .find(|(k, _)| k.get_ref() == part)
+                    .map(|(_, v)| v)
+            })
         };
         let Some(value) = value else { break };
         offset = Some(value.span().start);

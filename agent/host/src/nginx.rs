@@ -49,8 +49,19 @@ pub(crate) fn check(layout: &Layout) -> Result<(), Fault> {
 
 /// The id of the running master.
 fn master(layout: &Layout) -> Option<u32> {
-    let pid = fs::read_to_string(layout.path("/run/nginx.pid")).ok()?.trim().parse().ok()?;
-    title(pid).is_some_and(|t| t.starts_with("nginx: master")).then_some(pid)
+    let pid = fs::read_to_string(layout.path("/run/nginx.pid"))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()?;
+    title(pid)
+        .is_some_and(|t| t.starts_with("nginx: master"))
+        .then_some(pid)
+}
+
+/// Whether the web server runs.
+pub(crate) fn is_running(layout: &Layout) -> bool {
+    master(layout).is_some()
 }
 
 fn title(pid: u32) -> Option<String> {
@@ -60,7 +71,11 @@ fn title(pid: u32) -> Option<String> {
 
 fn parent(pid: u32) -> Option<u32> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+    text.lines()
+        .find_map(|line| line.strip_prefix("PPid:"))?
+        .trim()
+        .parse()
+        .ok()
 }
 
 /// Whether the process is a worker of `master`; then, whether it takes no more connections.
@@ -79,22 +94,24 @@ fn workers(master: u32) -> Vec<u32> {
 }
 
 /// Makes the web server take the configuration on disk, which has been checked, and waits until every
-/// worker that takes connections works by it. Returns the workers of the old configuration that
-/// still finish requests.
-pub(crate) fn apply(layout: &Layout, if_down: IfDown) -> Result<Vec<u32>, Fault> {
+/// worker that takes connections works by it. Workers of the old configuration may still finish
+/// requests.
+pub(crate) fn apply(layout: &Layout, if_down: IfDown) -> Result<(), Fault> {
     let Some(master) = master(layout) else {
         if if_down == IfDown::Start {
-            systemd::start(layout, UNIT)
-                .map_err(|f| f.remedy("look at: journalctl -u nginx"))?;
+            systemd::start(layout, UNIT).map_err(|f| f.remedy("look at: journalctl -u nginx"))?;
         }
-        return Ok(Vec::new());
+        return Ok(());
     };
     let before = workers(master);
     systemd::reload(layout, UNIT)?;
     let deadline = Instant::now() + TURNOVER;
     loop {
-        if before.iter().all(|pid| worker(*pid, master).unwrap_or(true)) {
-            return Ok(before.into_iter().filter(|p| worker(*p, master).is_some()).collect());
+        if before
+            .iter()
+            .all(|pid| worker(*pid, master).unwrap_or(true))
+        {
+            return Ok(());
         }
         if Instant::now() >= deadline {
             return Err(Fault::transient(format!(
@@ -102,21 +119,6 @@ pub(crate) fn apply(layout: &Layout, if_down: IfDown) -> Result<Vec<u32>, Fault>
                 TURNOVER.as_secs()
             ))
             .remedy("look at /var/log/nginx/error.log"));
-        }
-        std::thread::sleep(PAUSE);
-    }
-}
-
-/// Waits until the workers `old` have ended; true if they have.
-pub(crate) fn wait_ended(layout: &Layout, old: &[u32], timeout: Duration) -> bool {
-    let deadline = Instant::now() + timeout;
-    loop {
-        let Some(master) = master(layout) else { return true };
-        if old.iter().all(|pid| worker(*pid, master).is_none()) {
-            return true;
-        }
-        if Instant::now() >= deadline {
-            return false;
         }
         std::thread::sleep(PAUSE);
     }
@@ -142,7 +144,9 @@ pub(crate) fn token(text: &str) -> String {
 pub(crate) fn probe(port: u16, host: &str, token: &str) -> bool {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     // Names with a wildcard stand for any name below.
-    let host = host.strip_prefix("*.").map_or(host.to_owned(), |h| format!("ferry-probe.{h}"));
+    let host = host
+        .strip_prefix("*.")
+        .map_or(host.to_owned(), |h| format!("ferry-probe.{h}"));
     http::get(address, &host, PROBE).is_ok_and(|a| a.status == 200 && a.text.ends_with(token))
 }
 

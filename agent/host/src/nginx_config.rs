@@ -38,7 +38,9 @@ impl Listen {
             }
             _ => (self.address.as_str(), 80),
         };
-        ["*", "0.0.0.0", "127.0.0.1"].contains(&host).then_some(port)
+        ["*", "0.0.0.0", "127.0.0.1"]
+            .contains(&host)
+            .then_some(port)
     }
 
     /// As a directive.
@@ -63,7 +65,9 @@ pub(crate) fn summarise(text: &str) -> Summary {
     let (mut certificate, mut key) = (None, None);
     for Directive(words) in directives(text) {
         match words[0].as_str() {
-            "server_name" => summary.names.extend(words[1..].iter().map(|n| n.to_lowercase())),
+            "server_name" => summary
+                .names
+                .extend(words[1..].iter().map(|n| n.to_lowercase())),
             "listen" => {
                 if let Some(listen) = listen(&words)
                     && !summary.listens.iter().any(|l| l.address == listen.address)
@@ -82,7 +86,9 @@ pub(crate) fn summarise(text: &str) -> Summary {
 
 fn listen(words: &[String]) -> Option<Listen> {
     let address = words.get(1)?;
-    let plain = address.chars().all(|c| c.is_ascii_alphanumeric() || ".:[]*/_-".contains(c));
+    let plain = address
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || ".:[]*/_-".contains(c));
     let has = |word: &str| words[2..].iter().any(|w| w == word);
     // QUIC has a socket of its own beside TCP's; nobody waits for an answer there.
     (plain && !has("quic")).then(|| Listen {
@@ -110,7 +116,7 @@ fn directives(text: &str) -> Vec<Directive> {
             // A variable in braces is part of the word.
             '$' if chars.peek() == Some(&'{') => {
                 word.push(c);
-                while let Some(c) = chars.next() {
+                for c in chars.by_ref() {
                     word.push(c);
                     if c == '}' {
                         break;
@@ -136,11 +142,7 @@ fn directives(text: &str) -> Vec<Directive> {
     found
 }
 
-fn quoted(
-    quote: char,
-    chars: &mut std::iter::Peekable<std::str::Chars<'_>>,
-    word: &mut String,
-) {
+fn quoted(quote: char, chars: &mut std::iter::Peekable<std::str::Chars<'_>>, word: &mut String) {
     while let Some(c) = chars.next() {
         match c {
             '\\' => word.extend(chars.next()),
@@ -173,7 +175,10 @@ server { listen 80; server_name api.shop.example; return 301 https://$host; }
     #[test]
     fn a_usual_file_is_understood() {
         let summary = summarise(TEXT);
-        assert_eq!(summary.names, ["shop.example", "www.shop.example", "api.shop.example"]);
+        assert_eq!(
+            summary.names,
+            ["shop.example", "www.shop.example", "api.shop.example"]
+        );
         let listens: Vec<String> = summary.listens.iter().map(Listen::directive).collect();
         assert_eq!(
             listens,
@@ -184,7 +189,10 @@ server { listen 80; server_name api.shop.example; return 301 https://$host; }
                 "listen 127.0.0.1:8080 proxy_protocol"
             ]
         );
-        let pair = ("/etc/ssl/shop.pem".to_owned(), "/etc/ssl/shop.key".to_owned());
+        let pair = (
+            "/etc/ssl/shop.pem".to_owned(),
+            "/etc/ssl/shop.key".to_owned(),
+        );
         assert_eq!(summary.certificate, Some(pair));
     }
 

@@ -9,7 +9,7 @@ use ferry_proto::Fault;
 use serde::{Deserialize, Serialize};
 
 use crate::run::Run;
-use crate::{Layout, systemd};
+use crate::{Finding, Layout, durable, systemd};
 
 /// How long a reload may take to show.
 const TURNOVER: Duration = Duration::from_secs(20);
@@ -28,7 +28,10 @@ pub(crate) fn versions(layout: &Layout) -> Vec<String> {
         })
         .collect();
     found.sort_unstable_by(|a, b| b.cmp(a));
-    found.into_iter().map(|(major, minor)| format!("{major}.{minor}")).collect()
+    found
+        .into_iter()
+        .map(|(major, minor)| format!("{major}.{minor}"))
+        .collect()
 }
 
 fn parse(version: &str) -> Option<(u32, u32)> {
@@ -55,9 +58,36 @@ fn unit(version: &str) -> String {
 pub(crate) fn check(layout: &Layout, version: &str) -> Result<(), Fault> {
     Run::new(program(layout, version))
         .argument("-t")
-        .succeed(&format!("PHP-FPM {version} does not accept its configuration"))
+        .succeed(&format!(
+            "PHP-FPM {version} does not accept its configuration"
+        ))
         .map(|_| ())
         .map_err(|fault| fault.remedy(format!("run php-fpm{version} -t and mend what it names")))
+}
+
+/// A finding if a reload ends the running requests of all sites, as Debian's configuration has it.
+pub(crate) fn harshness(layout: &Layout, version: &str) -> Option<Finding> {
+    let file = layout.path(format!("/etc/php/{version}/fpm/php-fpm.conf"));
+    let text = durable::read(&file, 1 << 20)
+        .ok()
+        .flatten()
+        .unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let gentle = text
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .any(|(key, value)| {
+            key.trim() == "process_control_timeout" && !["0", "0s"].contains(&value.trim())
+        });
+    (!gentle).then(|| {
+        Finding::new(
+            format!(
+                "PHP-FPM {version} ends running requests of all sites when it is reloaded, which \
+                 a move does"
+            ),
+            format!("set process_control_timeout = 10s in /etc/php/{version}/fpm/php-fpm.conf"),
+        )
+    })
 }
 
 /// Whether it runs.
@@ -76,39 +106,83 @@ pub(crate) fn apply(layout: &Layout, version: &str) -> Result<(), Fault> {
     .map_err(|f| f.remedy(format!("look at: journalctl -u php{version}-fpm")))
 }
 
-/// Whether somebody listens at `address`: a socket's path, `PORT` or `HOST:PORT`. Looked up in the
+/// What sockets do at an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doing {
+    /// Somebody takes connections.
+    Listening,
+    /// Connections that have been taken, or wait for it.
+    Connected,
+}
+
+/// Whether a socket is `doing` that at `address`: a socket's path, `PORT` or `HOST:PORT`. Looked up in the
 /// kernel's tables: a connection would make an on-demand pool start a process.
-pub(crate) fn is_listening(address: &str) -> bool {
+fn any(address: &str, doing: Doing) -> bool {
     let table = |name: &str| fs::read_to_string(format!("/proc/net/{name}")).unwrap_or_default();
     if address.starts_with('/') {
-        return table("unix").lines().any(|line| unix_listener(line) == Some(address));
+        return table("unix")
+            .lines()
+            .any(|line| unix(line, doing) == Some(address));
     }
-    let Some(Ok(port)) = address.rsplit(':').next().map(str::parse::<u16>) else { return false };
+    let Some(Ok(port)) = address.rsplit(':').next().map(str::parse::<u16>) else {
+        return false;
+    };
     let port = format!(":{port:04X}");
+    let state = match doing {
+        Doing::Listening => "0A",
+        Doing::Connected => "01",
+    };
     ["tcp", "tcp6"].iter().any(|name| {
         table(name).lines().any(|line| {
             let mut fields = line.split_whitespace();
-            // 0A is LISTEN.
-            fields.nth(1).is_some_and(|a| a.ends_with(&port)) && fields.nth(1) == Some("0A")
+            fields.nth(1).is_some_and(|a| a.ends_with(&port)) && fields.nth(1) == Some(state)
         })
     })
 }
 
-/// The path of a listening socket in a line of /proc/net/unix.
-fn unix_listener(line: &str) -> Option<&str> {
+/// The path of the socket in a line of /proc/net/unix, if it is `doing` that.
+fn unix(line: &str, doing: Doing) -> Option<&str> {
     /// SO_ACCEPTCON in the kernel's flags.
     const LISTENING: u32 = 0x1_0000;
     let mut fields = line.split_whitespace();
     let flags = u32::from_str_radix(fields.nth(3)?, 16).ok()?;
-    (flags & LISTENING != 0).then(|| fields.nth(3)).flatten()
+    // SS_CONNECTING, or SS_CONNECTED.
+    let connected = matches!(fields.nth(1)?, "02" | "03");
+    let path = fields.nth(1)?;
+    let fits = match doing {
+        Doing::Listening => flags & LISTENING != 0,
+        Doing::Connected => connected,
+    };
+    fits.then_some(path)
+}
+
+/// Whether somebody takes connections at `address`.
+pub(crate) fn is_listening(address: &str) -> bool {
+    any(address, Doing::Listening)
+}
+
+/// Waits until a pool has answered all that it was asked, at most until `deadline`; true if it has. The
+/// web server opens a connection for each request and closes it after the answer.
+pub(crate) fn wait_idle(address: &str, deadline: Instant) -> bool {
+    loop {
+        if !any(address, Doing::Connected) {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(PAUSE);
+    }
 }
 
 fn wait(what: &str, mut done: impl FnMut() -> bool) -> Result<(), Fault> {
     let deadline = Instant::now() + TURNOVER;
     while !done() {
         if Instant::now() >= deadline {
-            return Err(Fault::transient(format!("{what} within {} s", TURNOVER.as_secs()))
-                .remedy("look at the journal of PHP-FPM"));
+            return Err(
+                Fault::transient(format!("{what} within {} s", TURNOVER.as_secs()))
+                    .remedy("look at the journal of PHP-FPM"),
+            );
         }
         std::thread::sleep(PAUSE);
     }
@@ -123,21 +197,29 @@ pub(crate) fn wait_listening(address: &str) -> Result<(), Fault> {
 
 /// Waits until PHP-FPM has let go of a pool: nobody listens for it, nothing works for it.
 pub(crate) fn wait_gone(pool: &Pool) -> Result<(), Fault> {
-    let title = format!("php-fpm: pool {}", pool.name);
-    wait(&format!("PHP-FPM has not let go of its pool {}", pool.name), || {
-        !pool.listen.as_deref().is_some_and(is_listening) && !is_working(&title)
-    })
+    wait(
+        &format!("PHP-FPM has not let go of its pool {}", pool.name),
+        || is_gone(pool),
+    )
+}
+
+/// Whether nobody listens for a pool and nothing works for it.
+pub(crate) fn is_gone(pool: &Pool) -> bool {
+    !pool.listen.as_deref().is_some_and(is_listening)
+        && !is_working(&format!("php-fpm: pool {}", pool.name))
 }
 
 fn is_working(title: &str) -> bool {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries
-        .filter(|e| e.file_name().to_str().is_some_and(|n| n.parse::<u32>().is_ok()))
+        .filter(|e| {
+            e.file_name()
+                .to_str()
+                .is_some_and(|n| n.parse::<u32>().is_ok())
+        })
         .filter_map(|e| fs::read(e.path().join("cmdline")).ok())
         // The title stands where the arguments were, padded.
-        .any(|line| {
-            String::from_utf8_lossy(&line).trim_end_matches(['\0', ' ']) == title
-        })
+        .any(|line| String::from_utf8_lossy(&line).trim_end_matches(['\0', ' ']) == title)
 }
 
 /// A pool, as its configuration file defines it.
@@ -152,7 +234,10 @@ pub(crate) fn pools_in(text: &str) -> Vec<Pool> {
     let mut found: Vec<Pool> = Vec::new();
     for line in text.lines().map(str::trim) {
         if let Some((name, _)) = line.strip_prefix('[').and_then(|l| l.split_once(']')) {
-            found.push(Pool { name: name.trim().to_owned(), listen: None });
+            found.push(Pool {
+                name: name.trim().to_owned(),
+                listen: None,
+            });
         } else if let Some((key, value)) = line.split_once('=')
             && key.trim() == "listen"
             && let Some(pool) = found.last_mut()
@@ -191,7 +276,10 @@ mod tests {
         };
         assert_eq!(
             pools_in(text),
-            [pool("shop", "/run/php/shop.sock"), pool("api", "127.0.0.1:9001")]
+            [
+                pool("shop", "/run/php/shop.sock"),
+                pool("api", "127.0.0.1:9001")
+            ]
         );
     }
 
@@ -203,12 +291,21 @@ mod tests {
         assert!(!is_listening(path));
         let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
         assert!(is_listening(path));
+        assert!(wait_idle(path, Instant::now()));
+        let stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+        let taken = listener.accept().unwrap();
+        assert!(!wait_idle(path, Instant::now()));
+        drop((stream, taken));
+        assert!(wait_idle(path, Instant::now()));
         drop(listener);
         assert!(!is_listening(path));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        assert!(is_listening(&address));
-        drop(listener);
+        assert!(is_listening(&address) && wait_idle(&address, Instant::now()));
+        let stream = std::net::TcpStream::connect(&address).unwrap();
+        let taken = listener.accept().unwrap();
+        assert!(!wait_idle(&address, Instant::now()));
+        drop((taken, stream, listener));
         assert!(!is_listening(&address));
     }
 }

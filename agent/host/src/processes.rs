@@ -12,3 +12,6 @@ pub use keep::{KeptStopped, StoppedUnit, allow, keep_stopped, plan_keep_stopped}
 pub use stop::{StopReport, stop_all};
 pub use table::{Process, of_users};
 pub use writers::{How, Writer, wait_no_writers, writers_below};
+
+#[cfg(test)]
+mod tests;

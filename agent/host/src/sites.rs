@@ -6,7 +6,6 @@ mod change;
 mod rehearse;
 mod render;
 
-pub(crate) use certificates::refresh as refresh_certificate;
 pub use change::{close, install_closed, open, remove};
 pub use rehearse::{Rehearsal, Smoke, rehearse};
 pub use render::{RenderedFile, Role, render};
@@ -18,7 +17,7 @@ use ferry_proto::Fault;
 use ferry_proto::account::{Definition, Site};
 use serde::{Deserialize, Serialize};
 
-use crate::{Layout, durable, nginx_config, php};
+use crate::{Finding, Layout, durable, nginx_config, php};
 
 /// The largest configuration file that is read.
 pub(crate) const CONFIG_CAP: u64 = 1 << 20;
@@ -32,6 +31,8 @@ pub struct SitesPlan {
     pub php: Option<String>,
     /// Whether the sites listen on IPv6 too.
     pub ipv6: bool,
+    /// What a person should know.
+    pub findings: Vec<Finding>,
 }
 
 /// What installing the account's sites here would need.
@@ -40,7 +41,12 @@ pub struct SitesPlan {
 /// Precondition if the web server or PHP is missing, or a domain is served here by something else.
 pub fn plan(layout: &Layout, definition: &Definition) -> Result<SitesPlan, Fault> {
     let ipv6 = Path::new("/proc/net/if_inet6").exists();
-    let mut plan = SitesPlan { definition: definition.clone(), php: None, ipv6 };
+    let mut plan = SitesPlan {
+        definition: definition.clone(),
+        php: None,
+        ipv6,
+        findings: Vec::new(),
+    };
     if definition.sites.is_empty() {
         return Ok(plan);
     }
@@ -50,18 +56,29 @@ pub fn plan(layout: &Layout, definition: &Definition) -> Result<SitesPlan, Fault
     }
     if definition.sites.iter().any(|s| s.php.is_some()) {
         let newest = php::versions(layout).into_iter().next();
-        plan.php = Some(newest.ok_or_else(|| {
+        let newest = newest.ok_or_else(|| {
             Fault::precondition("there is no PHP-FPM on this server")
                 .remedy("install the Debian package php-fpm")
-        })?);
+        })?;
+        plan.findings.extend(php::harshness(layout, &newest));
+        plan.php = Some(newest);
     }
     for (file, summary) in summaries(layout)? {
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if definition.sites.iter().any(|s| name == file_name(definition, s)) {
+        let name = file
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if definition
+            .sites
+            .iter()
+            .any(|s| name == file_name(definition, s))
+        {
             continue;
         }
-        if let Some(domain) =
-            definition.domains().find(|d| summary.names.iter().any(|n| n == d.as_str()))
+        if let Some(domain) = definition
+            .domains()
+            .find(|d| summary.names.iter().any(|n| n == d.as_str()))
         {
             return Err(Fault::precondition(format!(
                 "{domain} of account {} is served on this server by {} already",
@@ -75,17 +92,23 @@ pub fn plan(layout: &Layout, definition: &Definition) -> Result<SitesPlan, Fault
 }
 
 /// What each enabled file of the web server serves.
-pub(crate) fn summaries(
-    layout: &Layout,
-) -> Result<Vec<(PathBuf, nginx_config::Summary)>, Fault> {
+pub(crate) fn summaries(layout: &Layout) -> Result<Vec<(PathBuf, nginx_config::Summary)>, Fault> {
     let mut found = Vec::new();
     for directory in ["/etc/nginx/sites-enabled", "/etc/nginx/conf.d"] {
-        let entries = fs::read_dir(layout.path(directory)).into_iter().flatten().flatten();
+        let entries = fs::read_dir(layout.path(directory))
+            .into_iter()
+            .flatten()
+            .flatten();
         for file in entries.map(|e| e.path()) {
             // Enabled files are symlinks; what they point to is root's.
-            let Ok(real) = fs::canonicalize(&file) else { continue };
+            let Ok(real) = fs::canonicalize(&file) else {
+                continue;
+            };
             if let Ok(Some(bytes)) = durable::read(&real, CONFIG_CAP) {
-                found.push((file, nginx_config::summarise(&String::from_utf8_lossy(&bytes))));
+                found.push((
+                    file,
+                    nginx_config::summarise(&String::from_utf8_lossy(&bytes)),
+                ));
             }
         }
     }
@@ -103,16 +126,22 @@ fn file_name(definition: &Definition, site: &Site) -> String {
 }
 
 fn available(layout: &Layout, definition: &Definition, site: &Site) -> PathBuf {
-    layout.path("/etc/nginx/sites-available").join(file_name(definition, site))
+    layout
+        .path("/etc/nginx/sites-available")
+        .join(file_name(definition, site))
 }
 
 fn enabled(layout: &Layout, definition: &Definition, site: &Site) -> PathBuf {
-    layout.path("/etc/nginx/sites-enabled").join(file_name(definition, site))
+    layout
+        .path("/etc/nginx/sites-enabled")
+        .join(file_name(definition, site))
 }
 
 /// Where the site's pool takes connections.
 fn socket(layout: &Layout, definition: &Definition, site: &Site) -> PathBuf {
-    layout.path("/run/php").join(format!("{}.sock", label(definition, site)))
+    layout
+        .path("/run/php")
+        .join(format!("{}.sock", label(definition, site)))
 }
 
 #[cfg(test)]

@@ -43,9 +43,12 @@ fn job(layout: &Layout, verb: &str, done: &str, unit: &str) -> Result<(), Fault>
         .map(|_| ())
 }
 
-/// Stops a unit and waits for it.
-pub(crate) fn stop(layout: &Layout, unit: &str) -> Result<(), Fault> {
-    job(layout, "stop", "stopped", unit)
+/// Asks for a unit to be stopped, and does not wait for it.
+pub(crate) fn stop_soon(layout: &Layout, unit: &str) -> Result<(), Fault> {
+    systemctl(layout)
+        .arguments(["stop", "--no-block", "--", unit])
+        .succeed(&format!("{unit} could not be stopped"))
+        .map(|_| ())
 }
 
 /// Starts a unit and waits for it.
@@ -85,8 +88,15 @@ pub(crate) fn names(layout: &Layout, kind: &str) -> Result<Vec<String>, Fault> {
             .argument(format!("--type={kind}"))
             .succeed(what)?;
         let text = output.text();
-        let first = text.lines().filter_map(|line| line.split_whitespace().next());
-        names.extend(first.filter(|n| !n.contains("@.") && !n.starts_with('-')).map(str::to_owned));
+        // Before the name of a unit in trouble may stand a dot or a star.
+        let first = text
+            .lines()
+            .filter_map(|l| l.split_whitespace().find(|w| w.contains('.')));
+        names.extend(
+            first
+                .filter(|n| !n.contains("@.") && !n.starts_with('-'))
+                .map(str::to_owned),
+        );
     }
     names.sort();
     names.dedup();

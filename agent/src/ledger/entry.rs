@@ -67,6 +67,9 @@ pub struct Account {
     pub standing: Standing,
     /// What Ferry made here for it; none for an account that was here before Ferry.
     pub made: Option<Made>,
+    /// Whose redirector passes its visitors on to this server: where it came from.
+    #[serde(default)]
+    pub came_from: Option<std::net::IpAddr>,
     /// What denies it service here: the former state of all that the fence changes.
     pub closed: Option<Box<Closed>>,
 }
@@ -131,7 +134,7 @@ pub enum Standing {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Made {
     /// The Unix user and groups.
-    pub user: Option<host::users::Created>,
+    pub user: Option<host::users::Provision>,
     /// Databases and database users, by engine.
     pub databases: Vec<(EngineKind, databases::Provisioned)>,
     /// Rendered sites.
@@ -144,7 +147,7 @@ pub struct Closed {
     /// Web sites.
     pub sites: host::sites_fence::FencePlan,
     /// Logins.
-    pub logins: host::users::logins::LoginRecord,
+    pub logins: host::users::LoginRecord,
     /// User units, timers, services.
     pub units: host::processes::KeptStopped,
     /// Databases, by engine.

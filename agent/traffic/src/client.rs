@@ -27,6 +27,11 @@ pub struct Redirector {
 }
 
 impl Redirector {
+    /// The redirector behind the control socket `path`, whether it answers now or not.
+    pub fn at(path: impl AsRef<Path>) -> Self {
+        Self { socket: path.as_ref().to_owned() }
+    }
+
     /// The redirector behind the control socket `path`, once it has answered.
     ///
     /// # Errors

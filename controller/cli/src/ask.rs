@@ -11,7 +11,13 @@ use crate::screen::Screen;
 /// Whether the person says yes. The usual answer is no.
 pub async fn yes(screen: &Screen, question: String) -> Result<bool, Failure> {
     refuse_unless_askable(screen)?;
-    in_a_thread(move || Confirm::new().with_prompt(question).default(false).interact()).await
+    in_a_thread(move || {
+        Confirm::new()
+            .with_prompt(question)
+            .default(false)
+            .interact()
+    })
+    .await
 }
 
 /// Whether the person types the account's name.
@@ -20,7 +26,10 @@ pub async fn typed(screen: &Screen, account: &AccountName) -> Result<bool, Failu
     let prompt = "Type the account's name to go on";
     let name = account.to_string();
     in_a_thread(move || {
-        let typed: String = Input::new().with_prompt(prompt).allow_empty(true).interact_text()?;
+        let typed: String = Input::new()
+            .with_prompt(prompt)
+            .allow_empty(true)
+            .interact_text()?;
         Ok(typed.trim() == name)
     })
     .await
@@ -36,7 +45,11 @@ fn refuse_unless_askable(screen: &Screen) -> Result<(), Failure> {
     if screen.can_ask() && !screen.json() {
         return Ok(());
     }
-    let why = if screen.json() { "with --json nothing is asked" } else { "there is no terminal to ask at" };
+    let why = if screen.json() {
+        "with --json nothing is asked"
+    } else {
+        "there is no terminal to ask at"
+    };
     Err(Fault::precondition(format!("this needs a yes, and {why}"))
         .remedy("look at what it would do (--dry-run shows a move's plan), then say --yes")
         .into())
@@ -49,7 +62,9 @@ async fn in_a_thread(
     match tokio::task::spawn_blocking(question).await {
         Ok(Ok(answer)) => Ok(answer),
         // Interrupting a question is saying no.
-        Ok(Err(dialoguer::Error::IO(e))) if e.kind() == std::io::ErrorKind::Interrupted => Ok(false),
+        Ok(Err(dialoguer::Error::IO(e))) if e.kind() == std::io::ErrorKind::Interrupted => {
+            Ok(false)
+        }
         Ok(Err(dialoguer::Error::IO(e))) => Err(Failure::io("the answer cannot be read", &e)),
         Err(e) => Err(Fault::bug("the question failed").caused_by(&e).into()),
     }

@@ -28,6 +28,17 @@ pub enum Exit {
     Interrupted = 130,
 }
 
+/// What `--json` prints, as `--help` shows it.
+pub const JSON: &str = "\
+With --json:
+  server, account, status       one document
+  move --dry-run, or forbidden  the plan
+  move, rollback, abort, finalize, status JOB --watch
+                                a line for each change of the job; the last is how it ended
+  any of these with --detach    the job's id
+  events                        a line for each event
+  errors                        {\"error\": ..., \"exit_code\": ...} on a line of its own";
+
 /// The codes as `--help` shows them. Code 2 is clap's.
 pub const TABLE: &str = "\
 Exit codes:
@@ -59,7 +70,10 @@ pub enum Failure {
 impl Failure {
     /// A failure with a code of its own.
     pub fn new(exit: Exit, fault: Fault) -> Self {
-        Self::Told { exit, fault: Box::new(fault) }
+        Self::Told {
+            exit,
+            fault: Box::new(fault),
+        }
     }
 
     /// An input or output error.

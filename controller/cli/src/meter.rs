@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 /// The rate is that of so long ago until now.
 const WINDOW: Duration = Duration::from_secs(15);
 
-/// Reports kept at most; older ones tell nothing new.
-const MAX_SAMPLES: usize = 64;
+/// Reports closer together than this count as one, so that the window holds a bounded number.
+const APART: Duration = Duration::from_millis(250);
 
 /// Measures one step.
 #[derive(Debug, Default)]
@@ -23,10 +23,16 @@ impl Meter {
         if self.samples.back().is_some_and(|(_, last)| bytes < *last) {
             self.samples.clear();
         }
+        let before_last = self.samples.len().checked_sub(2).map(|i| self.samples[i].0);
+        if before_last.is_some_and(|at| now.duration_since(at) < APART) {
+            self.samples.pop_back();
+        }
         self.samples.push_back((now, bytes));
         // One sample from before the window stays: the rate needs two ends.
-        while self.samples.len() > MAX_SAMPLES
-            || self.samples.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= WINDOW)
+        while self
+            .samples
+            .get(1)
+            .is_some_and(|(at, _)| now.duration_since(*at) >= WINDOW)
         {
             self.samples.pop_front();
         }
@@ -78,9 +84,10 @@ mod tests {
     fn reports_in_quick_succession_are_bounded() {
         let start = Instant::now();
         let mut meter = Meter::default();
-        for i in 0..10_000 {
-            meter.report(start + Duration::from_micros(i), i);
+        for ms in 0..100_000 {
+            meter.report(start + Duration::from_millis(ms), ms);
         }
-        assert!(meter.samples.len() <= MAX_SAMPLES);
+        assert!(meter.samples.len() < 70, "{}", meter.samples.len());
+        assert!((meter.rate().unwrap() - 1000.0).abs() < 1.0);
     }
 }

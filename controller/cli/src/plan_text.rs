@@ -8,26 +8,40 @@ use crate::text;
 /// The whole plan.
 pub fn plan(plan: &PlanView) -> String {
     let rows = plan.steps.iter().enumerate().map(|(i, step)| {
-        vec![format!("{:3}", i + 1), step.title.clone(), step.server.to_string()]
+        vec![
+            format!("{:3}", i + 1),
+            step.title.clone(),
+            step.server.to_string(),
+        ]
     });
     let mut lines = format!(
-        "{} of account {}: {} to {} (epoch {}, then {})\n\n",
-        capital(&plan.direction.to_string()),
+        "Move of account {} from {} to {}: {}, epoch {}, then {}\n\n",
         plan.account,
         plan.source,
         plan.target,
+        plan.direction,
         plan.epoch,
         plan.epoch.next()
     );
-    lines.push_str(&text::table(&["  #", "step", "server"], rows.collect(), &[]));
+    lines.push_str(&text::table(
+        &["  #", "step", "server"],
+        rows.collect(),
+        &[],
+    ));
     lines.push_str("\nForecast\n");
     lines.push_str(&text::pairs(&[
         ("to move", text::bytes(plan.forecast.bytes)),
         (
             "copied ahead",
-            format!("about {}, while the account is served", text::duration(plan.forecast.precopy_seconds)),
+            format!(
+                "about {}, while the account is served",
+                text::duration(plan.forecast.precopy_seconds)
+            ),
         ),
-        ("outage", format!("about {}", text::duration(plan.forecast.outage_seconds))),
+        (
+            "outage",
+            format!("about {}", text::duration(plan.forecast.outage_seconds)),
+        ),
         (
             "fence deadline",
             format!(
@@ -49,7 +63,11 @@ fn findings(findings: &[Finding]) -> String {
     let mut sorted: Vec<&Finding> = findings.iter().collect();
     // Stable: within a severity the order is the controller's.
     sorted.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-    let servers = sorted.iter().map(|f| f.server.as_str().len()).max().unwrap_or(0);
+    let servers = sorted
+        .iter()
+        .map(|f| f.server.as_str().len())
+        .max()
+        .unwrap_or(0);
     let mut lines = "\nPreflight\n".to_owned();
     for finding in sorted {
         let severity = match finding.severity {
@@ -58,9 +76,17 @@ fn findings(findings: &[Finding]) -> String {
             Severity::Note => "note",
         };
         let server = finding.server.as_str();
-        lines.push_str(&format!("  {severity:7}  {server:servers$}  {}\n", text::safe(&finding.message)));
+        lines.push_str(&format!(
+            "  {severity:7}  {server:servers$}  {}\n",
+            text::safe(&finding.message)
+        ));
         if !finding.remedy.is_empty() {
-            lines.push_str(&format!("  {:7}  {:servers$}  to do: {}\n", "", "", text::safe(&finding.remedy)));
+            lines.push_str(&format!(
+                "  {:7}  {:servers$}  to do: {}\n",
+                "",
+                "",
+                text::safe(&finding.remedy)
+            ));
         }
     }
     lines
@@ -68,12 +94,10 @@ fn findings(findings: &[Finding]) -> String {
 
 /// How many findings forbid the move.
 pub fn blockers(plan: &PlanView) -> usize {
-    plan.findings.iter().filter(|finding| finding.severity == Severity::Blocker).count()
-}
-
-fn capital(word: &str) -> String {
-    let mut chars = word.chars();
-    chars.next().map_or_else(String::new, |c| c.to_uppercase().chain(chars).collect())
+    plan.findings
+        .iter()
+        .filter(|finding| finding.severity == Severity::Blocker)
+        .count()
 }
 
 #[cfg(test)]

@@ -81,7 +81,11 @@ pub fn duration(seconds: f64) -> String {
         3600..86_400 => (s / 3600, "h", s % 3600 / 60, "min"),
         _ => (s / 86_400, "d", s % 86_400 / 3600, "h"),
     };
-    if small == 0 { format!("{big} {big_unit}") } else { format!("{big} {big_unit} {small} {small_unit}") }
+    if small == 0 {
+        format!("{big} {big_unit}")
+    } else {
+        format!("{big} {big_unit} {small} {small_unit}")
+    }
 }
 
 /// Milliseconds as a duration.
@@ -127,7 +131,9 @@ pub fn moment(unix_seconds: i64) -> String {
 /// A table without lines, columns apart by two blanks.
 pub fn table(header: &[&str], rows: Vec<Vec<String>>, right: &[usize]) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.iter().map(|h| h.to_uppercase()));
     for row in rows {
         table.add_row(row.iter().map(|cell| safe(cell)));
@@ -138,12 +144,18 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>, right: &[usize]) -> String
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    table.lines().fold(String::new(), |text, line| text + line.trim_end() + "\n")
+    table
+        .lines()
+        .fold(String::new(), |text, line| text + line.trim_end() + "\n")
 }
 
 /// Labels and values, one pair a line; pairs without a value are left out.
 pub fn pairs(pairs: &[(&str, String)]) -> String {
-    let width = pairs.iter().map(|(label, _)| label.len()).max().unwrap_or(0);
+    let width = pairs
+        .iter()
+        .map(|(label, _)| label.len())
+        .max()
+        .unwrap_or(0);
     pairs
         .iter()
         .filter(|(_, value)| !value.is_empty())
@@ -165,10 +177,19 @@ mod tests {
     #[test]
     fn json_stays_the_same_json() {
         let value = serde_json::json!({"a": "x\u{9b}y\u{202e}\x7f\x1b\n\u{1f600}"});
-        for json in [value.to_string(), serde_json::to_string_pretty(&value).unwrap()] {
+        for json in [
+            value.to_string(),
+            serde_json::to_string_pretty(&value).unwrap(),
+        ] {
             let escaped = escape_json(&json);
-            assert!(escaped.chars().all(|c| c == '\n' || !is_unsafe(c)), "{escaped}");
-            assert_eq!(serde_json::from_str::<serde_json::Value>(&escaped).unwrap(), value);
+            assert!(
+                escaped.chars().all(|c| c == '\n' || !is_unsafe(c)),
+                "{escaped}"
+            );
+            assert_eq!(
+                serde_json::from_str::<serde_json::Value>(&escaped).unwrap(),
+                value
+            );
         }
     }
 
@@ -216,7 +237,7 @@ mod tests {
         assert_eq!(count(999), "999");
         assert_eq!(count(1_234_567), "1,234,567");
         assert_eq!(moment(0), "-");
-        assert_eq!(moment(1_795_398_180), "2026-11-23 01:03:00 UTC");
+        assert_eq!(moment(1_795_398_180), "2026-11-23 01:43:00 UTC");
         assert_eq!(moment(i64::MAX), "?");
     }
 
@@ -227,7 +248,13 @@ mod tests {
             vec!["bl\x1bog".to_owned(), "1234".to_owned(), "x".to_owned()],
         ];
         insta::assert_snapshot!(table(&["account", "epoch", "moved to"], rows, &[1]));
-        assert_eq!(pairs(&[("a", "1".into()), ("none", String::new()), ("long", "2".into())]),
-            "  a     1\n  long  2\n");
+        assert_eq!(
+            pairs(&[
+                ("a", "1".into()),
+                ("none", String::new()),
+                ("long", "2".into())
+            ]),
+            "  a     1\n  long  2\n"
+        );
     }
 }

@@ -12,7 +12,7 @@ use futures::Stream;
 use rustls::ServerConfig;
 use rustls::server::NoServerSessionStorage;
 use rustls::version::TLS13;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -33,11 +33,6 @@ const READY: usize = 32;
 
 /// How long to wait after `accept` failed, for want of descriptors say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// How long and how much is read from one who was refused, so that the refusal arrives instead
-/// of a reset.
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_BYTES: u64 = 64 * 1024;
 
 /// What a peer is told once it is admitted. In TLS 1.3 the client is done before the server has
 /// looked at its certificate; this byte makes a successful connect mean what it says.
@@ -77,8 +72,9 @@ impl Listener {
     /// # Errors
     /// It is not bound.
     pub fn from_tcp(tcp: TcpListener) -> Result<Self, Fault> {
-        let address =
-            tcp.local_addr().map_err(|e| Fault::io("the listening socket has no address", &e))?;
+        let address = tcp
+            .local_addr()
+            .map_err(|e| Fault::io("the listening socket has no address", &e))?;
         Ok(Self { tcp, address })
     }
 
@@ -120,7 +116,11 @@ impl Listener {
         };
         let address = self.address;
         tokio::spawn(run(self.tcp, Arc::new(acceptor), stop.clone()));
-        Ok(Incoming { ready, address, _stop: stop.drop_guard() })
+        Ok(Incoming {
+            ready,
+            address,
+            _stop: stop.drop_guard(),
+        })
     }
 }
 
@@ -237,18 +237,18 @@ async fn next(
 impl Acceptor {
     async fn receive(&self, socket: TcpStream, address: SocketAddr, slot: AddressSlot) {
         let timeout = self.connections.limits().handshake_timeout;
-        let stream = match tokio::time::timeout(timeout, self.handshake(socket, address, slot)).await
-        {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(fault)) => {
-                tracing::warn!(%address, %fault, "connection refused");
-                return;
-            }
-            Err(_) => {
-                tracing::warn!(%address, ?timeout, "handshake not finished in time");
-                return;
-            }
-        };
+        let stream =
+            match tokio::time::timeout(timeout, self.handshake(socket, address, slot)).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(fault)) => {
+                    tracing::warn!(%address, %fault, "connection refused");
+                    return;
+                }
+                Err(_) => {
+                    tracing::warn!(%address, ?timeout, "handshake not finished in time");
+                    return;
+                }
+            };
         // Full: the handshake's permit is kept, so the wait is bounded. Closed: we are stopping.
         let _ = self.sender.send(stream).await;
     }
@@ -260,28 +260,35 @@ impl Acceptor {
         slot: AddressSlot,
     ) -> Result<SecureStream, Fault> {
         tune(&socket)?;
-        let mut tls = match self.tls.accept(socket).into_fallible().await {
-            Ok(tls) => tls,
-            Err((error, socket)) => {
-                linger(socket).await;
-                return Err(refusal::fault(&format!("the caller at {address}"), &error));
-            }
-        };
+        let other = format!("the caller at {address}");
+        let mut tls = self
+            .tls
+            .accept(socket)
+            .await
+            .map_err(|error| refusal::fault(&other, &error))?;
         let caller = self.caller(&tls)?;
-        let admitted = self.connections.admit(&caller, keep_for_anonymous(&caller, slot));
+        let admitted = self
+            .connections
+            .admit(&caller, keep_for_anonymous(&caller, slot));
         let registration = match admitted {
             Ok(registration) => registration,
             Err(fault) => {
                 let _ = tls.shutdown().await;
-                linger(tls.into_inner().0).await;
                 return Err(fault);
             }
         };
         if self.audience == Audience::Peers {
-            greet(&mut tls).await.map_err(|e| Fault::io(format!("{caller} went away"), &e))?;
+            greet(&mut tls)
+                .await
+                .map_err(|e| Fault::io(format!("{caller} went away"), &e))?;
         }
         tracing::debug!(%address, %caller, "connected");
-        Ok(SecureStream::new(TlsStream::Server(tls), caller, address, registration))
+        Ok(SecureStream::new(
+            TlsStream::Server(tls),
+            caller,
+            address,
+            registration,
+        ))
     }
 
     /// Who is calling, from the certificate that the handshake verified.
@@ -289,7 +296,9 @@ impl Acceptor {
         let (_, session) = tls.get_ref();
         // rustls refuses a client that offers other protocols, but not one that offers none.
         if session.alpn_protocol() != Some(self.audience.alpn()) {
-            return Err(Fault::permanent("the caller did not offer Ferry's protocol"));
+            return Err(Fault::permanent(
+                "the caller did not offer Ferry's protocol",
+            ));
         }
         match session.peer_certificates() {
             Some([leaf, ..]) => Caller::from_leaf(Leaf::parse(leaf, &self.ca)?),
@@ -308,27 +317,16 @@ async fn greet(tls: &mut server::TlsStream<TcpStream>) -> std::io::Result<()> {
     tls.flush().await
 }
 
-/// Closes our side and reads a little of what was on its way: closing with unread data would send
-/// a reset, which can overtake the alert that says why.
-async fn linger(mut socket: TcpStream) {
-    let drain = async {
-        socket.shutdown().await?;
-        tokio::io::copy(&mut (&mut socket).take(LINGER_BYTES), &mut tokio::io::sink()).await
-    };
-    // Out of courtesy only: whatever comes of it, the caller is refused.
-    let _ = tokio::time::timeout(LINGER, drain).await;
-}
-
-/// No delay, and an end to connections whose other side is gone without a word.
+/// No delay, and an end to idle connections whose other side is gone without a word. There is no
+/// TCP_USER_TIMEOUT on purpose: it would also end a connection whose other side is well but has
+/// not read for a while, such as a database that builds an index in the middle of a load.
 pub(crate) fn tune(socket: &TcpStream) -> Result<(), Fault> {
     let keepalive = socket2::TcpKeepalive::new()
         .with_time(Duration::from_secs(10))
         .with_interval(Duration::from_secs(5))
         .with_retries(3);
-    let options = socket2::SockRef::from(socket);
     socket
         .set_nodelay(true)
-        .and_then(|()| options.set_tcp_keepalive(&keepalive))
-        .and_then(|()| options.set_tcp_user_timeout(Some(Duration::from_secs(30))))
+        .and_then(|()| socket2::SockRef::from(socket).set_tcp_keepalive(&keepalive))
         .map_err(|e| Fault::io("a socket refused its options", &e))
 }

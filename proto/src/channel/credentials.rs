@@ -11,15 +11,16 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls::SignatureScheme;
 use rustls::client::ResolvesClientCert;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::SignatureScheme;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::certificate::{CaCertificate, Leaf, check_signed_by};
 use super::names::Party;
+use super::token::Token;
 use super::{files, provider};
 use crate::Fault;
 use crate::ids::ServerName;
@@ -40,7 +41,9 @@ pub struct NewKey {
 
 impl fmt::Debug for NewKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NewKey").field("csr_pem", &self.csr_pem).finish_non_exhaustive()
+        f.debug_struct("NewKey")
+            .field("csr_pem", &self.csr_pem)
+            .finish_non_exhaustive()
     }
 }
 
@@ -54,7 +57,10 @@ pub fn new_key_and_csr(server: &ServerName) -> Result<NewKey, Fault> {
     let request = request(&key, server);
     let key_pem = Zeroizing::new(key.serialize_pem());
     key.zeroize();
-    Ok(NewKey { key_pem, csr_pem: request? })
+    Ok(NewKey {
+        key_pem,
+        csr_pem: request?,
+    })
 }
 
 /// Like [`new_key_and_csr`], but keeps the key in `dir` until [`Credentials::store`] there: asked
@@ -67,7 +73,10 @@ pub fn pending_key_and_csr(dir: &Path, server: &ServerName) -> Result<NewKey, Fa
     files::create_directory(dir)?;
     files::check_directory(dir)?;
     let path = dir.join(PENDING_FILE);
-    if path.try_exists().map_err(|e| Fault::io(format!("cannot look at {}", path.display()), &e))? {
+    if path
+        .try_exists()
+        .map_err(|e| Fault::io(format!("cannot look at {}", path.display()), &e))?
+    {
         let key_pem = text_of(&files::read_private(&path)?, &path)?;
         let mut key = KeyPair::from_pem(&key_pem).map_err(|e| {
             Fault::precondition(format!("{} is not a private key", path.display()))
@@ -76,7 +85,10 @@ pub fn pending_key_and_csr(dir: &Path, server: &ServerName) -> Result<NewKey, Fa
         })?;
         let request = request(&key, server);
         key.zeroize();
-        return Ok(NewKey { key_pem, csr_pem: request? });
+        return Ok(NewKey {
+            key_pem,
+            csr_pem: request?,
+        });
     }
     let new = new_key_and_csr(server)?;
     files::write_private(&path, new.key_pem.as_bytes())?;
@@ -111,6 +123,36 @@ impl Credentials {
         Self { bundle }
     }
 
+    /// From what enrolment brought, checked against the token: its authority, its server.
+    ///
+    /// # Errors
+    /// The controller answered for another authority or another server, or with a certificate for
+    /// another key.
+    pub fn enrolled(
+        key: &NewKey,
+        certificate_pem: &str,
+        ca_pem: &str,
+        token: &Token,
+    ) -> Result<Self, Fault> {
+        let credentials = Self::new(&key.key_pem, certificate_pem, ca_pem);
+        let parsed = credentials.parse()?;
+        if parsed.ca.fingerprint() != &token.ca {
+            return Err(Fault::permanent(
+                "the controller answered with another authority than the token's",
+            )
+            .remedy("make a new token on the controller and enrol again"));
+        }
+        let party = &parsed.current.leaf.party;
+        if party.server() != Some(&token.server) {
+            return Err(Fault::permanent(format!(
+                "the token is for server {}, but the certificate for {party}",
+                token.server
+            ))
+            .remedy("make a new token on the controller and enrol again"));
+        }
+        Ok(credentials)
+    }
+
     /// Reads what [`Self::store`] wrote.
     ///
     /// # Errors
@@ -120,9 +162,15 @@ impl Credentials {
         let contents = files::read_private(&path).map_err(|fault| {
             let remedy = "enrol this server: ferry server add NAME on the controller, then \
                           ferry-agent enroll here";
-            if fault.remedy.is_empty() { fault.remedy(remedy) } else { fault }
+            if fault.remedy.is_empty() {
+                fault.remedy(remedy)
+            } else {
+                fault
+            }
         })?;
-        Ok(Self { bundle: text_of(&contents, &path)? })
+        Ok(Self {
+            bundle: text_of(&contents, &path)?,
+        })
     }
 
     /// Writes them into `dir` (made if it is missing), in one piece and durably, and forgets the
@@ -163,7 +211,13 @@ impl Credentials {
         certified
             .keys_match()
             .map_err(|e| broken("a certificate for another key").caused_by(&e))?;
-        Ok(Parsed { ca, current: Current { certified: Arc::new(certified), leaf: Arc::new(facts) } })
+        Ok(Parsed {
+            ca,
+            current: Current {
+                certified: Arc::new(certified),
+                leaf: Arc::new(facts),
+            },
+        })
     }
 }
 
@@ -200,7 +254,11 @@ impl Identity {
     pub fn new(credentials: &Credentials) -> Result<Arc<Self>, Fault> {
         let Parsed { ca, current } = credentials.parse()?;
         let party = current.leaf.party.clone();
-        Ok(Arc::new(Self { party, ca, current: ArcSwap::from_pointee(current) }))
+        Ok(Arc::new(Self {
+            party,
+            ca,
+            current: ArcSwap::from_pointee(current),
+        }))
     }
 
     /// From the credentials stored in `dir`.
@@ -216,6 +274,25 @@ impl Identity {
     /// # Errors
     /// They are another party's, another authority's, or do not fit together; nothing changed.
     pub fn replace(&self, credentials: &Credentials) -> Result<(), Fault> {
+        self.current.store(Arc::new(self.check(credentials)?));
+        Ok(())
+    }
+
+    /// Takes a renewed certificate for a new key: checks it, stores both in `dir`, and then uses
+    /// them. Blocks.
+    ///
+    /// # Errors
+    /// As for [`Self::replace`] and [`Credentials::store`]; the old ones stay in use.
+    pub fn renew(&self, dir: &Path, key: &NewKey, certificate_pem: &str) -> Result<(), Fault> {
+        let credentials = Credentials::new(&key.key_pem, certificate_pem, &self.ca.to_pem());
+        let current = self.check(&credentials)?;
+        credentials.store(dir)?;
+        self.current.store(Arc::new(current));
+        Ok(())
+    }
+
+    /// Whether credentials are this party's under this authority.
+    fn check(&self, credentials: &Credentials) -> Result<Current, Fault> {
         let Parsed { ca, current } = credentials.parse()?;
         if ca.fingerprint() != self.ca.fingerprint() {
             return Err(Fault::permanent(format!(
@@ -231,8 +308,7 @@ impl Identity {
                 current.leaf.party, self.party
             )));
         }
-        self.current.store(Arc::new(current));
-        Ok(())
+        Ok(current)
     }
 
     /// Whose identity it is.
@@ -284,7 +360,9 @@ impl ResolvesClientCert for Identity {
 fn text_of(contents: &[u8], path: &Path) -> Result<Zeroizing<String>, Fault> {
     match std::str::from_utf8(contents) {
         Ok(text) => Ok(Zeroizing::new(text.to_owned())),
-        Err(_) => Err(Fault::precondition(format!("{} is not PEM text", path.display()))
-            .remedy("enrol the server again")),
+        Err(_) => Err(
+            Fault::precondition(format!("{} is not PEM text", path.display()))
+                .remedy("enrol the server again"),
+        ),
     }
 }

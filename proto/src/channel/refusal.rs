@@ -4,7 +4,7 @@
 use std::error::Error as StdError;
 use std::io;
 
-use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible};
+use rustls::{AlertDescription, CertificateError, Error, OtherError, PeerIncompatible};
 
 use crate::Fault;
 
@@ -39,7 +39,10 @@ fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Optio
         if let Some(found) = cause.downcast_ref::<E>() {
             return Some(found);
         }
-        next = match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        next = match cause
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref)
+        {
             Some(inner) => Some(inner),
             None => cause.source(),
         };
@@ -49,6 +52,9 @@ fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Optio
 
 fn of_tls(other: &str, error: &Error) -> Fault {
     match error {
+        Error::InvalidCertificate(CertificateError::Other(ours)) => {
+            return of_our_check(other, ours);
+        }
         Error::InvalidCertificate(problem) => of_certificate(other, problem),
         Error::AlertReceived(alert) => of_alert(other, *alert),
         Error::NoCertificatesPresented => {
@@ -65,6 +71,15 @@ fn of_tls(other: &str, error: &Error) -> Fault {
         _ => Fault::transient(format!("the connection to {other} failed")),
     }
     .caused_by(error)
+}
+
+/// One of our own checks refused; rustls carries its fault but cannot show it.
+fn of_our_check(other: &str, refusal: &OtherError) -> Fault {
+    let message = format!("the certificate of {other} was refused");
+    match refusal.0.downcast_ref::<Fault>() {
+        Some(fault) => fault.clone().context(message),
+        None => Fault::permanent(message).caused_by(refusal),
+    }
 }
 
 fn of_certificate(other: &str, problem: &CertificateError) -> Fault {
@@ -97,12 +112,13 @@ fn of_alert(other: &str, alert: AlertDescription) -> Fault {
     let enrol = "enrol this server again with a new token";
     match alert {
         A::CertificateRevoked => {
-            Fault::permanent(format!("{other} refused us: our certificate is revoked")).remedy(enrol)
+            Fault::permanent(format!("{other} refused us: our certificate is revoked"))
+                .remedy(enrol)
         }
-        A::CertificateExpired => {
-            Fault::permanent(format!("{other} refused us: our certificate is not valid at this time"))
-                .remedy("compare the clocks of both servers; if it has expired, enrol this server again")
-        }
+        A::CertificateExpired => Fault::permanent(format!(
+            "{other} refused us: our certificate is not valid at this time"
+        ))
+        .remedy("compare the clocks of both servers; if it has expired, enrol this server again"),
         A::UnknownCA | A::DecryptError => Fault::permanent(format!(
             "{other} refused us: our certificate is from another authority"
         ))
@@ -110,10 +126,7 @@ fn of_alert(other: &str, alert: AlertDescription) -> Fault {
         A::CertificateRequired => {
             Fault::permanent(format!("{other} refused us: we showed no certificate")).remedy(enrol)
         }
-        A::BadCertificate
-        | A::UnsupportedCertificate
-        | A::CertificateUnknown
-        | A::AccessDenied => {
+        A::BadCertificate | A::UnsupportedCertificate | A::CertificateUnknown | A::AccessDenied => {
             Fault::permanent(format!("{other} refused our certificate")).remedy(enrol)
         }
         A::ProtocolVersion | A::NoApplicationProtocol => {

@@ -34,7 +34,11 @@ pub struct Token {
 impl Token {
     /// Of these parts.
     pub fn new(ca: Fingerprint, server: ServerName, secret: [u8; SECRET_LEN]) -> Self {
-        Self { ca, server, secret: Zeroizing::new(secret) }
+        Self {
+            ca,
+            server,
+            secret: Zeroizing::new(secret),
+        }
     }
 
     /// From its text; white space around it does not matter.
@@ -50,9 +54,9 @@ impl Token {
         if text.len() > MAX_TEXT {
             return Err(broken("it is too long"));
         }
-        let body = text.strip_prefix(PREFIX).ok_or_else(|| {
-            broken(&format!("it does not begin with {PREFIX:?}"))
-        })?;
+        let body = text
+            .strip_prefix(PREFIX)
+            .ok_or_else(|| broken(&format!("it does not begin with {PREFIX:?}")))?;
         let bytes = URL_SAFE_NO_PAD
             .decode(body)
             .map(Zeroizing::new)
@@ -62,7 +66,9 @@ impl Token {
             .filter(|(payload, _)| payload.len() > 32 + SECRET_LEN)
             .ok_or_else(|| broken("it is too short"))?;
         if checksum(payload) != *sum {
-            return Err(broken("its checksum does not fit, so it was mistyped or cut"));
+            return Err(broken(
+                "its checksum does not fit, so it was mistyped or cut",
+            ));
         }
         let mut ca = [0; 32];
         ca.copy_from_slice(&payload[..32]);
@@ -72,7 +78,11 @@ impl Token {
             .ok()
             .and_then(|name| name.parse().ok())
             .ok_or_else(|| broken("it does not name a server"))?;
-        Ok(Self { ca: Fingerprint(ca), server, secret })
+        Ok(Self {
+            ca: Fingerprint(ca),
+            server,
+            secret,
+        })
     }
 
     /// The text to hand over. Whoever has it can enrol as the server.

@@ -114,7 +114,11 @@ impl Host {
     pub fn start(&self) -> Result<()> {
         if !self.cgroup.is_populated() {
             self.remove_nspawn_leftovers()?;
+            // Anew: the kernel (6.14 to at least 6.18) kills what is cloned into a group that
+            // was once killed as one, and systemd 257 starts its services that way.
+            self.cgroup.remove()?;
             self.cgroup.create()?;
+            self.network.unplug(&self.machine)?;
             self.spawn()?;
         }
         let health = self.wait_booted()?;
@@ -232,13 +236,7 @@ impl Host {
 
     /// The bridge's port that its cable is in.
     pub(crate) fn port(&self) -> Result<String> {
-        let index = self.sh("cat /sys/class/net/host0/iflink")?;
-        self.network.port(
-            index
-                .trim()
-                .parse()
-                .context("reading the number of a bridge port")?,
-        )
+        self.network.port(&self.machine)
     }
 
     /// The process that is number 1 inside, by its number out here.

@@ -135,6 +135,12 @@ impl Image {
         self != Image::Debian11
     }
 
+    /// Debian 11 was installed with /bin in /usr, but its packages do not make it so.
+    fn hooks(self) -> Option<&'static str> {
+        let merged = "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr";
+        (self == Image::Debian11).then_some(merged)
+    }
+
     fn packages(self) -> String {
         let own = if self == Image::Controller {
             CONTROLLER
@@ -148,7 +154,11 @@ impl Image {
     fn digest(self) -> u64 {
         let security = if self.has_security() { "security" } else { "" };
         let packages = self.packages();
-        let options = DPKG_OPTIONS.join(" ");
+        let options = [
+            DPKG_OPTIONS.join(" "),
+            self.hooks().unwrap_or_default().into(),
+        ]
+        .concat();
         fnv1a(&[self.suite(), security, &packages, &options, FINISH].join("\n"))
     }
 
@@ -241,6 +251,7 @@ fn bootstrap(image: Image, mirror: &Mirror, tree: &Path) -> Command {
     if let Some(proxy) = &mirror.proxy {
         command.arg(format!("--aptopt=Acquire::http::Proxy \"{proxy}\""));
     }
+    command.args(image.hooks());
     command
         .arg(format!("--include={}", image.packages()))
         .arg(image.suite())

@@ -4,6 +4,7 @@
 //! [`host::Host`] is one of them. The modules below those two each own one subject and know
 //! nothing of Ferry; what is tested on the hosts is above them.
 
+pub mod build;
 pub mod cache;
 pub mod cgroup;
 pub mod disk;
@@ -18,6 +19,7 @@ pub mod network;
 pub mod packages;
 pub mod progress;
 pub mod run;
+pub mod selfcheck;
 pub mod spec;
 pub mod state;
 pub mod wait;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use ferry_lab::build::Build;
 use ferry_lab::interrupt::{self, Interrupted};
 use ferry_lab::lab::Lab;
 use ferry_lab::progress::say;
@@ -47,6 +48,8 @@ enum Verb {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
+    /// Builds the programs and packages that run on the hosts
+    Build,
     /// Moves an account and rolls it back, before your eyes
     Demo,
     /// Runs scenarios on the hosts
@@ -88,6 +91,7 @@ fn run(verb: Verb) -> Result<()> {
             &host,
             &command.iter().map(String::as_str).collect::<Vec<_>>(),
         ),
+        Verb::Build => build(),
         Verb::Demo => demo::run(),
         Verb::Test { scenarios, all } => testrun::run(&scenarios, all),
         Verb::Bench { name, quick } => bench::run(&name, quick),
@@ -128,6 +132,14 @@ fn status() -> Result<()> {
             spec.image.name(),
             health.state
         );
+    }
+    Ok(())
+}
+
+fn build() -> Result<()> {
+    let build = Build::run()?;
+    for package in ferry_lab::build::PACKAGES {
+        println!("{}", build.deb(package)?.display());
     }
     Ok(())
 }

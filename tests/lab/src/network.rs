@@ -15,6 +15,9 @@ use crate::{mounts, run};
 
 /// The bridge's name, within the namespace.
 pub const BRIDGE: &str = "lab0";
+/// The bridge's own hardware address. Without one it would take a port's, change it whenever
+/// hosts come and go, and every host would remember a wrong one.
+const BRIDGE_MAC: &str = "02:00:0a:4d:00:01";
 /// Where visitors and checkers are.
 pub const LAB_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// The length of the network's prefix.
@@ -47,7 +50,7 @@ impl Network {
         fs::write(&self.file, "").with_context(|| format!("making {}", self.file.display()))?;
         let script = format!(
             "ip link set lo up
-             ip link add {BRIDGE} type bridge
+             ip link add {BRIDGE} address {BRIDGE_MAC} type bridge
              ip addr add {LAB_ADDRESS}/{PREFIX} dev {BRIDGE}
              ip link set {BRIDGE} up
              nft add table bridge {CUTS}
@@ -78,15 +81,29 @@ impl Network {
         Ok(())
     }
 
-    /// The name of the bridge's port with this index.
-    pub fn port(&self, index: u32) -> Result<String> {
-        let listed = run::check(self.command("ip").args(["-o", "link", "show"]))?;
-        let prefix = format!("{index}: ");
-        let name = listed
-            .lines()
-            .find_map(|line| line.strip_prefix(&prefix)?.split(['@', ':']).next())
-            .with_context(|| format!("the bridge has no port number {index}"))?;
+    /// The bridge's port that a machine of systemd-nspawn's is plugged into. nspawn shortens the
+    /// name as it must, and keeps the full one as an alternative.
+    pub fn port(&self, machine: &str) -> Result<String> {
+        let full = format!("vb-{machine}");
+        let shown = run::check(
+            self.command("ip")
+                .args(["-br", "link", "show", "dev", &full]),
+        )
+        .with_context(|| format!("{machine} is not plugged in"))?;
+        let name = shown.split(['@', ' ']).next().unwrap_or_default();
         Ok(name.to_owned())
+    }
+
+    /// Removes a port that a dead machine's network namespace, which the kernel takes apart in
+    /// its own time, still has.
+    pub fn unplug(&self, machine: &str) -> Result<()> {
+        if let Ok(port) = self.port(machine) {
+            let removed = run::check(self.command("ip").args(["link", "delete", "dev", &port]));
+            if self.port(machine).is_ok() {
+                removed?;
+            }
+        }
+        Ok(())
     }
 
     /// Drops everything between two ports, in both directions, whatever addresses they use.

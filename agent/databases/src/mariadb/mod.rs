@@ -1,4 +1,27 @@
-//! MariaDB.
+//! MariaDB: the databases and users of one account on the server of this machine.
+//!
+//! Control goes over the socket as the server's administrator ([`session`]); text of a dump never
+//! does. It must not know what a move is.
+
+mod ddl;
+mod dump;
+mod events;
+mod fence;
+mod grants;
+mod inspect;
+mod load;
+mod manifest;
+mod objects;
+mod provision;
+mod record;
+mod rehearse;
+mod rows;
+mod session;
+mod single;
+mod target;
+mod temporary;
+mod users;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,10 +32,16 @@ use ferry_proto::ids::DatabaseName;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use fence::MariadbFence;
+pub use record::MariadbRecord;
+
 use crate::engine::{Engine, Progress};
 use crate::manifest::DatabaseManifest;
-use crate::model::*;
+use crate::model::{
+    Availability, DumpReport, Existing, Facts, Finding, LoadReport, Provisioned, Spec,
+};
 use crate::record::{FenceRecord, Record};
+use session::Session;
 
 /// How to reach the MariaDB server of this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,38 +65,130 @@ impl Default for MariadbConfig {
     }
 }
 
-/// r
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MariadbRecord {}
-/// f
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MariadbFence {}
-
+/// The MariaDB server of this machine.
 pub(crate) struct Mariadb {
     config: MariadbConfig,
 }
+
 impl Mariadb {
     pub(crate) fn new(config: MariadbConfig) -> Self {
         Self { config }
     }
+
+    async fn session(&self) -> Result<Session, Fault> {
+        Session::open(&self.config).await
+    }
+
+    fn installed(&self) -> bool {
+        let server = ["/usr/sbin/mariadbd", "/usr/sbin/mysqld"];
+        self.config.socket.exists() || server.iter().any(|p| std::path::Path::new(p).exists())
+    }
 }
-fn later<T>() -> Result<T, Fault> { Err(Fault::bug("not built yet")) }
+
 #[async_trait]
 impl Engine for Mariadb {
-    fn kind(&self) -> EngineKind { EngineKind::Mariadb }
-    async fn available(&self) -> Availability { let _ = &self.config; Availability::Absent }
-    async fn inspect(&self, _: &Spec) -> Result<Facts, Fault> { later() }
-    async fn record(&self, _: &Spec, _: Option<&FenceRecord>) -> Result<Record, Fault> { later() }
-    async fn check_target(&self, _: &Spec, _: &Record, _: Existing) -> Result<Vec<Finding>, Fault> { later() }
-    async fn provision(&self, _: &Spec, _: &Record, _: Existing) -> Result<Provisioned, Fault> { later() }
-    async fn deprovision(&self, _: &Spec, _: &Provisioned) -> Result<(), Fault> { later() }
-    async fn plan_fence(&self, _: &Spec) -> Result<FenceRecord, Fault> { later() }
-    async fn fence(&self, _: &Spec, _: &FenceRecord, _: Duration) -> Result<(), Fault> { later() }
-    async fn unfence(&self, _: &Spec, _: &FenceRecord) -> Result<(), Fault> { later() }
-    async fn is_fenced(&self, _: &Spec) -> Result<bool, Fault> { later() }
-    async fn dump(&self, _: &Spec, _: &DatabaseName, _: &mut (dyn AsyncWrite + Send + Unpin), _: Progress<'_>) -> Result<DumpReport, Fault> { later() }
-    async fn load(&self, _: &Spec, _: &Record, _: &DatabaseName, _: &mut (dyn AsyncRead + Send + Unpin), _: Progress<'_>) -> Result<LoadReport, Fault> { later() }
-    async fn manifest(&self, _: &Spec, _: &DatabaseName) -> Result<DatabaseManifest, Fault> { later() }
-    async fn rehearse(&self, _: &Spec, _: &Record) -> Result<(), Fault> { later() }
-    async fn open(&self, _: &Spec, _: &Record) -> Result<(), Fault> { later() }
+    fn kind(&self) -> EngineKind {
+        EngineKind::Mariadb
+    }
+
+    async fn available(&self) -> Availability {
+        if !self.installed() {
+            return Availability::Absent;
+        }
+        let asked = async { inspect::server(&mut self.session().await?).await };
+        asked.await.map_or_else(Availability::Down, Availability::Running)
+    }
+
+    async fn inspect(&self, spec: &Spec) -> Result<Facts, Fault> {
+        inspect::inspect(&mut self.session().await?, spec).await
+    }
+
+    async fn record(&self, spec: &Spec, fence: Option<&FenceRecord>) -> Result<Record, Fault> {
+        let fence = fence.map(FenceRecord::mariadb).transpose()?;
+        let record = inspect::record(&mut self.session().await?, spec, fence).await?;
+        Ok(Record::Mariadb(record))
+    }
+
+    async fn check_target(
+        &self,
+        spec: &Spec,
+        record: &Record,
+        existing: Existing,
+    ) -> Result<Vec<Finding>, Fault> {
+        target::check(&mut self.session().await?, spec, record.mariadb()?, existing).await
+    }
+
+    async fn provision(
+        &self,
+        spec: &Spec,
+        record: &Record,
+        existing: Existing,
+    ) -> Result<Provisioned, Fault> {
+        provision::provision(&mut self.session().await?, spec, record.mariadb()?, existing).await
+    }
+
+    async fn deprovision(&self, spec: &Spec, created: &Provisioned) -> Result<(), Fault> {
+        provision::deprovision(&mut self.session().await?, spec, created).await
+    }
+
+    async fn plan_fence(&self, spec: &Spec) -> Result<FenceRecord, Fault> {
+        Ok(FenceRecord::Mariadb(fence::plan(&mut self.session().await?, spec).await?))
+    }
+
+    async fn fence(
+        &self,
+        spec: &Spec,
+        record: &FenceRecord,
+        grace: Duration,
+    ) -> Result<(), Fault> {
+        // What is to be undone must have been written down by the same engine.
+        record.mariadb()?;
+        fence::fence(&mut self.session().await?, spec, grace).await
+    }
+
+    async fn unfence(&self, spec: &Spec, record: &FenceRecord) -> Result<(), Fault> {
+        fence::unfence(&mut self.session().await?, spec, record.mariadb()?).await
+    }
+
+    async fn is_fenced(&self, spec: &Spec) -> Result<bool, Fault> {
+        fence::is_fenced(&mut self.session().await?, spec).await
+    }
+
+    async fn dump(
+        &self,
+        spec: &Spec,
+        database: &DatabaseName,
+        out: &mut (dyn AsyncWrite + Send + Unpin),
+        progress: Progress<'_>,
+    ) -> Result<DumpReport, Fault> {
+        dump::dump(&self.config, spec, database.as_str(), out, progress).await
+    }
+
+    async fn load(
+        &self,
+        spec: &Spec,
+        record: &Record,
+        database: &DatabaseName,
+        input: &mut (dyn AsyncRead + Send + Unpin),
+        progress: Progress<'_>,
+    ) -> Result<LoadReport, Fault> {
+        let record = record.mariadb()?;
+        load::load(&self.config, spec, record, database.as_str(), input, progress).await
+    }
+
+    async fn manifest(
+        &self,
+        spec: &Spec,
+        database: &DatabaseName,
+    ) -> Result<DatabaseManifest, Fault> {
+        manifest::manifest(&mut self.session().await?, spec, database.as_str()).await
+    }
+
+    async fn rehearse(&self, spec: &Spec, record: &Record) -> Result<(), Fault> {
+        rehearse::rehearse(&self.config, spec, record.mariadb()?).await
+    }
+
+    async fn open(&self, spec: &Spec, record: &Record) -> Result<(), Fault> {
+        provision::open(&mut self.session().await?, spec, record.mariadb()?).await
+    }
 }

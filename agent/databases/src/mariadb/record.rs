@@ -17,6 +17,8 @@ pub struct MariadbRecord {
     pub(crate) version: String,
     /// The source's `max_allowed_packet`.
     pub(crate) max_allowed_packet: u64,
+    /// Whether the source runs events at all.
+    pub(crate) event_scheduler: bool,
     pub(crate) databases: Vec<DatabaseRecord>,
     pub(crate) users: Vec<UserRecord>,
     /// The events that run while the account is served.
@@ -210,6 +212,7 @@ mod tests {
         MariadbRecord {
             version: String::new(),
             max_allowed_packet: 0,
+            event_scheduler: false,
             databases: vec![DatabaseRecord {
                 name: "shop".to_owned(),
                 charset: "utf8mb4".to_owned(),

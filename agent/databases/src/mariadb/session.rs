@@ -168,11 +168,11 @@ impl Session {
         Ok(rows.into_iter().map(plain).collect())
     }
 
-    /// Gives each row of a query to `each` as it arrives.
+    /// The rows of a query as they arrive.
     pub(super) async fn stream(
         &mut self,
         what: &str,
-        sql: &str,
+        sql: String,
     ) -> Result<RowStream<'_>, Fault> {
         let result = self.conn.query_iter(sql).await.map_err(|e| refused(what, &e))?;
         Ok(RowStream(result))

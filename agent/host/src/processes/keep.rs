@@ -16,7 +16,8 @@ const UNITS: &str = "/etc/systemd/system";
 const LINGER: &str = "/var/lib/systemd/linger";
 /// Sorted after every other drop-in, which could take the condition back.
 const DROP_IN: &str = "zzz-ferry-fence.conf";
-const TEXT: &[u8] = b"# Ferry keeps this unit stopped: its account is fenced, or served by another server.\n\
+const TEXT: &[u8] =
+    b"# Ferry keeps this unit stopped: its account is fenced, or served by another server.\n\
 # Ferry removes this file when it opens the account.\n\
 [Unit]\nConditionPathExists=!/\n";
 
@@ -59,11 +60,7 @@ impl KeptStopped {
 ///
 /// # Errors
 /// If systemd does not answer.
-pub fn plan_keep_stopped(
-    layout: &Layout,
-    user: &UnixName,
-    uid: u32,
-) -> Result<KeptStopped, Fault> {
+pub fn plan_keep_stopped(layout: &Layout, user: &UnixName, uid: u32) -> Result<KeptStopped, Fault> {
     let linger = durable::exists(&layout.path(LINGER).join(user.as_str()))?;
     let mut plan = KeptStopped {
         user: user.clone(),
@@ -84,7 +81,10 @@ pub fn plan_keep_stopped(
         let own = name == plan.manager();
         if !own && !runs_as.is_empty() && (runs_as == user.as_str() || runs_as == uid.to_string()) {
             let active = ["active", "activating", "reloading"].contains(&get("ActiveState"));
-            plan.units.push(StoppedUnit { name: name.to_owned(), active });
+            plan.units.push(StoppedUnit {
+                name: name.to_owned(),
+                active,
+            });
         }
     }
     plan.units.sort_by(|a, b| a.name.cmp(&b.name));
@@ -100,7 +100,8 @@ fn drop_in(layout: &Layout, unit: &str) -> Result<PathBuf, Fault> {
     Ok(layout.path(UNITS).join(format!("{unit}.d")))
 }
 
-/// Stops the plan's units and keeps them stopped.
+/// Keeps the plan's units stopped and asks systemd to stop them; `stop_all` ends their processes, and
+/// those of the user manager.
 ///
 /// # Errors
 /// What writing or systemd failed of.
@@ -120,10 +121,9 @@ pub fn keep_stopped(layout: &Layout, plan: &KeptStopped) -> Result<(), Fault> {
         systemd::reload_units(layout)?;
     }
     for unit in &plan.units {
-        systemd::stop(layout, &unit.name)?;
+        // Not waited for: a worker may take its time, and its processes are ended as the user's.
+        systemd::stop_soon(layout, &unit.name)?;
     }
-    // The user manager is not stopped here but killed with the user's other processes: it would
-    // wait for each of its services, as long as they like.
     Ok(())
 }
 
@@ -151,11 +151,23 @@ pub fn allow(layout: &Layout, plan: &KeptStopped) -> Result<Vec<Finding>, Fault>
         systemd::reload_units(layout)?;
     }
     let mut findings = Vec::new();
-    let active = plan.units.iter().filter(|u| u.active).map(|u| u.name.clone());
-    for name in plan.linger.then(|| plan.manager()).into_iter().chain(active) {
+    let active = plan
+        .units
+        .iter()
+        .filter(|u| u.active)
+        .map(|u| u.name.clone());
+    for name in plan
+        .linger
+        .then(|| plan.manager())
+        .into_iter()
+        .chain(active)
+    {
         // A worker that cannot start must not keep the account from being served.
         if let Err(fault) = systemd::start_soon(layout, &name) {
-            findings.push(Finding::new(fault.to_string(), format!("look at: systemctl status {name}")));
+            findings.push(Finding::new(
+                fault.to_string(),
+                format!("look at: systemctl status {name}"),
+            ));
         }
     }
     Ok(findings)

@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -43,7 +44,11 @@ pub struct Writer {
 
 impl std::fmt::Display for Writer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} (pid {}, user {}) writes {:?}", self.comm, self.pid, self.uid, self.path)
+        write!(
+            f,
+            "{} (pid {}, user {}) writes {:?}",
+            self.comm, self.pid, self.uid, self.path
+        )
     }
 }
 
@@ -77,11 +82,7 @@ pub fn writers_below(roots: &[PathBuf], exclude: &[u32]) -> Result<Vec<Writer>, 
 ///
 /// # Errors
 /// Transient, naming those that still can, if `timeout` passes.
-pub fn wait_no_writers(
-    roots: &[PathBuf],
-    exclude: &[u32],
-    timeout: Duration,
-) -> Result<(), Fault> {
+pub fn wait_no_writers(roots: &[PathBuf], exclude: &[u32], timeout: Duration) -> Result<(), Fault> {
     let deadline = Instant::now() + timeout;
     let mut pause = Duration::from_millis(5);
     loop {
@@ -127,7 +128,13 @@ impl Search<'_> {
             .map(|path| (path, How::Descriptor))
             .or_else(|| self.mapping(pid, mounts).map(|path| (path, How::Mapping)))?;
         let process = Status::read(pid)?.describe(pid);
-        Some(Writer { pid, uid: process.uid, comm: process.comm, path, how })
+        Some(Writer {
+            pid,
+            uid: process.uid,
+            comm: process.comm,
+            path,
+            how,
+        })
     }
 
     fn is_below(&self, path: &Path, mount: Option<u64>, mounts: &Mounts) -> bool {
@@ -140,19 +147,24 @@ impl Search<'_> {
     fn descriptor(&self, pid: u32, mounts: &Mounts) -> Option<PathBuf> {
         let directory = format!("/proc/{pid}/fd");
         for entry in fs::read_dir(&directory).ok()?.flatten() {
-            let Ok(link) = fs::read_link(entry.path()) else { continue };
+            // The kernel shows in the link's own mode how the file was opened.
+            if !entry.metadata().is_ok_and(|m| m.mode() & 0o200 != 0) {
+                continue;
+            }
+            let Ok(link) = fs::read_link(entry.path()) else {
+                continue;
+            };
             if !link.as_os_str().as_bytes().starts_with(b"/") {
                 continue;
             }
             let info = PathBuf::from(format!("/proc/{pid}/fdinfo")).join(entry.file_name());
-            let Ok(info) = fs::read_to_string(info) else { continue };
-            let field = |name: &str| info.lines().find_map(|l| l.strip_prefix(name)).map(str::trim);
-            let flags = field("flags:").and_then(|f| i32::from_str_radix(f, 8).ok()).unwrap_or(0);
-            if flags & libc_accmode() == 0 {
+            let Ok(info) = fs::read_to_string(info) else {
                 continue;
-            }
-            let path = without_deleted(&link);
-            if self.is_below(&path, field("mnt_id:").and_then(|m| m.parse().ok()), mounts) {
+            };
+            let mount = info
+                .lines()
+                .find_map(|l| l.strip_prefix("mnt_id:")?.trim().parse().ok());
+            if self.is_below(&without_deleted(&link), mount, mounts) {
                 return Some(link);
             }
         }
@@ -181,14 +193,11 @@ impl Search<'_> {
     }
 }
 
-/// The access mode bits of open flags.
-fn libc_accmode() -> i32 {
-    nix::fcntl::OFlag::O_ACCMODE.bits()
-}
-
 /// Whether a shared mapping that is not writable now may be made so: `mw` in its flags.
 fn may_write(pid: u32, range: &str) -> bool {
-    let Ok(smaps) = fs::read(format!("/proc/{pid}/smaps")) else { return false };
+    let Ok(smaps) = fs::read(format!("/proc/{pid}/smaps")) else {
+        return false;
+    };
     let smaps = String::from_utf8_lossy(&smaps);
     smaps
         .lines()
@@ -199,7 +208,6 @@ fn may_write(pid: u32, range: &str) -> bool {
 
 /// A deleted file's name without the kernel's mark: it can be linked in again.
 fn without_deleted(path: &Path) -> PathBuf {
-    use std::os::unix::ffi::OsStrExt as _;
     let bytes = path.as_os_str().as_bytes();
     let plain = bytes.strip_suffix(b" (deleted)").unwrap_or(bytes);
     PathBuf::from(std::ffi::OsStr::from_bytes(plain))

@@ -50,7 +50,10 @@ pub fn open(layout: &Layout, plan: &SitesPlan) -> Result<(), Fault> {
         if let Err(second) = close_locked(layout, plan) {
             tracing::warn!(fault = %second, "the sites could not be closed again");
         }
-        fault.context(format!("the sites of account {} could not be opened", plan.definition.name))
+        fault.context(format!(
+            "the sites of account {} could not be opened",
+            plan.definition.name
+        ))
     })
 }
 
@@ -63,10 +66,16 @@ fn open_locked(layout: &Layout, plan: &SitesPlan) -> Result<(), Fault> {
         changed |= certificates::refresh(layout, definition, site)?;
         let link = enabled(layout, definition, site);
         changed |= !durable::exists(&link)?;
-        durable::symlink(&Path::new("../sites-available").join(super::file_name(definition, site)), &link)?;
+        durable::symlink(
+            &Path::new("../sites-available").join(super::file_name(definition, site)),
+            &link,
+        )?;
     }
-    let tokens: Vec<(&Site, String)> =
-        definition.sites.iter().map(|site| (site, server(layout, plan, site).1)).collect();
+    let tokens: Vec<(&Site, String)> = definition
+        .sites
+        .iter()
+        .map(|site| (site, server(layout, plan, site).1))
+        .collect();
     let answers = |(site, token): &(&Site, String)| {
         nginx::probe(layout.http_port, site.domains[0].as_str(), token)
     };
@@ -86,14 +95,16 @@ fn open_locked(layout: &Layout, plan: &SitesPlan) -> Result<(), Fault> {
 /// Starts the pools: they are still closed, for nothing passes requests to them. The web server's lock
 /// must be held.
 pub(super) fn start_pools(layout: &Layout, plan: &SitesPlan) -> Result<(), Fault> {
-    let Some(version) = &plan.php else { return Ok(()) };
+    let Some(version) = &plan.php else {
+        return Ok(());
+    };
     let mut changed = false;
-    for file in render(layout, plan).into_iter().filter(|f| f.role == Role::Pool) {
-        changed |= durable::write_if_changed(
-            &file.path,
-            file.text.as_bytes(),
-            Ownership::root(0o644),
-        )?;
+    for file in render(layout, plan)
+        .into_iter()
+        .filter(|f| f.role == Role::Pool)
+    {
+        changed |=
+            durable::write_if_changed(&file.path, file.text.as_bytes(), Ownership::root(0o644))?;
         durable::remove(&disabled(&file.path))?;
     }
     let sockets: Vec<String> = pool_sites(plan)
@@ -136,7 +147,10 @@ pub fn close(layout: &Layout, plan: &SitesPlan) -> Result<(), Fault> {
     }
     let _guard = nginx::lock();
     close_locked(layout, plan).map_err(|fault| {
-        fault.context(format!("the sites of account {} could not be closed", plan.definition.name))
+        fault.context(format!(
+            "the sites of account {} could not be closed",
+            plan.definition.name
+        ))
     })
 }
 
@@ -153,7 +167,9 @@ fn close_locked(layout: &Layout, plan: &SitesPlan) -> Result<(), Fault> {
     if changed || definition.sites.iter().any(answers) {
         nginx::apply(layout, IfDown::Leave)?;
     }
-    let Some(version) = &plan.php else { return Ok(()) };
+    let Some(version) = &plan.php else {
+        return Ok(());
+    };
     let hidden = hide_pools(layout, plan, version)?;
     let pools: Vec<php::Pool> = pool_sites(plan)
         .map(|site| php::Pool {

@@ -13,18 +13,12 @@ use ferry_proto::account::Definition;
 use ferry_proto::ids::UnixName;
 use serde::{Deserialize, Serialize};
 
+use super::groups::{group_id, join, join_group, make_group};
 use super::logins::{CLOSED, tree};
 use super::passwd::Database;
 use super::{Group, IdPlan, LAST_ID, UserRecord, WEB_USER, ids_in, is_account_id};
 use crate::run::Run;
 use crate::{Finding, Layout, durable};
-
-/// Groups whose members are as good as root, or read other accounts' data.
-const POWERFUL: &[&str] = &[
-    "adm", "admin", "backup", "daemon", "disk", "docker", "incus", "incus-admin", "kmem", "kvm",
-    "libvirt", "lxd", "mail", "mysql", "operator", "postgres", "root", "shadow", "ssl-cert",
-    "staff", "sudo", "sys", "systemd-journal", "tty", "utmp", "vmail", "wheel", "www-data",
-];
 
 /// What to think of a user and a home that are there already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,26 +104,47 @@ pub fn plan_provision(
     let mut groups = Vec::new();
     for group in &record.groups {
         match join(&database, group, policy)? {
-            Some(gid) => groups.push(Group { name: group.name.clone(), gid }),
+            Some(gid) => groups.push(Group {
+                name: group.name.clone(),
+                gid,
+            }),
             None => {
                 let gid = group_id(&database, group, &taken)?;
                 taken.insert(gid);
-                let made = Group { name: group.name.clone(), gid };
+                let made = Group {
+                    name: group.name.clone(),
+                    gid,
+                };
                 groups.push(made.clone());
                 create_groups.push(made);
             }
         }
     }
-    let create_parents = if create { parents(layout, &record.home)? } else { Vec::new() };
+    let create_parents = if create {
+        parents(layout, &record.home)?
+    } else {
+        Vec::new()
+    };
     let record = record.clone();
-    Ok(Provision { record, ids, create, create_groups, groups, create_parents, findings })
+    Ok(Provision {
+        record,
+        ids,
+        create,
+        create_groups,
+        groups,
+        create_parents,
+        findings,
+    })
 }
 
 fn refuse_taken(layout: &Layout, database: &Database, record: &UserRecord) -> Result<(), Fault> {
     let name = record.name.as_str();
     if database.user(name).is_some() {
-        return Err(Fault::precondition(format!("there is a user {name} at the target already"))
-            .remedy("rename one of the two, or remove the one at the target if it is not needed"));
+        return Err(
+            Fault::precondition(format!("there is a user {name} at the target already")).remedy(
+                "rename one of the two, or remove the one at the target if it is not needed",
+            ),
+        );
     }
     if database.group(record.group.name.as_str()).is_some() {
         return Err(Fault::precondition(format!(
@@ -166,13 +181,21 @@ fn check_text(record: &UserRecord) -> Result<(), Fault> {
 }
 
 fn check_shell(layout: &Layout, record: &UserRecord) -> Result<(), Fault> {
-    let denying = ["/usr/sbin/nologin", "/sbin/nologin", "/bin/false", "/usr/bin/false"];
+    let denying = [
+        "/usr/sbin/nologin",
+        "/sbin/nologin",
+        "/bin/false",
+        "/usr/bin/false",
+    ];
     if denying.iter().any(|s| Path::new(s) == record.shell) {
         return Ok(());
     }
     let shells = durable::read(&layout.path("/etc/shells"), 1 << 20)?.unwrap_or_default();
     let shells = String::from_utf8_lossy(&shells);
-    if shells.lines().any(|line| Path::new(line.trim()) == record.shell) {
+    if shells
+        .lines()
+        .any(|line| Path::new(line.trim()) == record.shell)
+    {
         return Ok(());
     }
     Err(Fault::precondition(format!(
@@ -181,38 +204,6 @@ fn check_shell(layout: &Layout, record: &UserRecord) -> Result<(), Fault> {
         record.shell.display()
     ))
     .remedy("install the shell at the target, or give the user another one"))
-}
-
-/// The id of a group that is here and may be joined; `None` if it has to be made.
-fn join(database: &Database, group: &Group, policy: &Policy) -> Result<Option<u32>, Fault> {
-    let name = group.name.as_str();
-    let allowed = policy.allow_groups.contains(&group.name);
-    let refuse = |why: &str| {
-        Err(Fault::precondition(format!("the account may not join group {name} here: {why}"))
-            .remedy("remove it from `groups` in the definition, or allow it in the target's agent.toml"))
-    };
-    if POWERFUL.contains(&name) && !allowed {
-        return refuse("its members have power over the system or over others");
-    }
-    let Some(here) = database.group(name) else { return Ok(None) };
-    if !allowed && !is_account_id(here.gid) {
-        return refuse("it is a group of the system");
-    }
-    if !allowed && database.is_primary(here.gid) {
-        return refuse("it is another user's own group");
-    }
-    Ok(Some(here.gid))
-}
-
-fn group_id(database: &Database, group: &Group, taken: &BTreeSet<u32>) -> Result<u32, Fault> {
-    let free = |id: &u32| !taken.contains(id) && database.gid_is_free(*id);
-    if is_account_id(group.gid) && free(&group.gid) {
-        return Ok(group.gid);
-    }
-    (super::FIRST_MAPPED_ID..=LAST_ID).find(free).ok_or_else(|| {
-        Fault::precondition(format!("no group id is free for group {}", group.name))
-            .remedy("remove groups that are no longer needed")
-    })
 }
 
 /// The directories above the home that do not exist. Those that do must be root's alone: otherwise
@@ -230,9 +221,14 @@ fn parents(layout: &Layout, home: &Path) -> Result<Vec<PathBuf>, Fault> {
                 ))
                 .remedy("give it to root and take the write permission of others"));
             }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => missing.push(directory.to_owned()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                missing.push(directory.to_owned())
+            }
             Err(e) => {
-                return Err(Fault::io(format!("{} could not be examined", directory.display()), &e));
+                return Err(Fault::io(
+                    format!("{} could not be examined", directory.display()),
+                    &e,
+                ));
             }
         }
     }
@@ -249,7 +245,10 @@ pub fn provision(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
         make_group(layout, group)?;
     }
     if plan.create {
-        let own = Group { name: plan.record.group.name.clone(), gid: plan.ids.gid };
+        let own = Group {
+            name: plan.record.group.name.clone(),
+            gid: plan.ids.gid,
+        };
         make_group(layout, &own)?;
         make_user(layout, plan)?;
         make_home(layout, plan)?;
@@ -265,24 +264,11 @@ pub fn provision(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
     Ok(())
 }
 
-fn make_group(layout: &Layout, group: &Group) -> Result<(), Fault> {
-    match Database::read(layout)?.group(group.name.as_str()) {
-        Some(here) if here.gid == group.gid => return Ok(()),
-        Some(_) => return Err(changed(&format!("group {}", group.name))),
-        None => {}
-    }
-    Run::new("/usr/sbin/groupadd")
-        .arguments(tree(layout))
-        .argument("--gid")
-        .argument(group.gid.to_string())
-        .argument(group.name.as_str())
-        .succeed(&format!("group {} could not be made", group.name))?;
-    Ok(())
-}
-
-fn changed(what: &str) -> Fault {
-    Fault::precondition(format!("{what} has appeared at the target since the plan was made"))
-        .remedy("plan the move again")
+pub(super) fn changed(what: &str) -> Fault {
+    Fault::precondition(format!(
+        "{what} has appeared at the target since the plan was made"
+    ))
+    .remedy("plan the move again")
 }
 
 fn make_user(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
@@ -298,7 +284,12 @@ fn make_user(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
             }
             run.arguments(["--no-log-init", "--no-create-home", "--no-user-group"])
                 .arguments(["--uid", &ids.uid.to_string(), "--gid", &ids.gid.to_string()])
-                .arguments(["--expiredate", &CLOSED.to_string(), "--comment", &record.gecos])
+                .arguments([
+                    "--expiredate",
+                    &CLOSED.to_string(),
+                    "--comment",
+                    &record.gecos,
+                ])
                 .argument("--home-dir")
                 .argument(&record.home)
                 .argument("--shell")
@@ -329,17 +320,28 @@ fn set_password(layout: &Layout, record: &UserRecord) -> Result<(), Fault> {
         .arguments(chroot(layout))
         .input(format!("{name}:{hash}\n").into_bytes())
         .succeed(&what)?;
-    if is_set(&Database::read(layout)?) { Ok(()) } else { Err(Fault::permanent(what)) }
+    if is_set(&Database::read(layout)?) {
+        Ok(())
+    } else {
+        Err(Fault::permanent(what))
+    }
 }
 
 /// chpasswd and chage know no prefix, only another root.
 fn chroot(layout: &Layout) -> Vec<std::ffi::OsString> {
-    if layout.is_system() { Vec::new() } else { vec!["--root".into(), layout.root().into()] }
+    if layout.is_system() {
+        Vec::new()
+    } else {
+        vec!["--root".into(), layout.root().into()]
+    }
 }
 
 fn set_aging(layout: &Layout, record: &UserRecord) -> Result<(), Fault> {
     let name = record.name.as_str();
-    let wanted = super::Aging { expire: Some(CLOSED), ..record.aging };
+    let wanted = super::Aging {
+        expire: Some(CLOSED),
+        ..record.aging
+    };
     let now = Database::read(layout)?.shadow(name).map(|s| s.aging);
     if now == Some(wanted) {
         return Ok(());
@@ -347,9 +349,24 @@ fn set_aging(layout: &Layout, record: &UserRecord) -> Result<(), Fault> {
     let day = |day: Option<i64>| day.map_or("-1".to_owned(), |d| d.to_string());
     Run::new("/usr/bin/chage")
         .arguments(chroot(layout))
-        .arguments(["--lastday", &day(wanted.last_change), "--mindays", &day(wanted.minimum)])
-        .arguments(["--maxdays", &day(wanted.maximum), "--warndays", &day(wanted.warning)])
-        .arguments(["--inactive", &day(wanted.inactive), "--expiredate", &day(wanted.expire)])
+        .arguments([
+            "--lastday",
+            &day(wanted.last_change),
+            "--mindays",
+            &day(wanted.minimum),
+        ])
+        .arguments([
+            "--maxdays",
+            &day(wanted.maximum),
+            "--warndays",
+            &day(wanted.warning),
+        ])
+        .arguments([
+            "--inactive",
+            &day(wanted.inactive),
+            "--expiredate",
+            &day(wanted.expire),
+        ])
         .argument(name)
         .succeed(&format!("the password age of user {name} could not be set"))?;
     Ok(())
@@ -361,7 +378,10 @@ fn make_home(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
     }
     let home = layout.path(&plan.record.home);
     let failed = |e: std::io::Error| {
-        Fault::io(format!("the home {} could not be made", plan.record.home.display()), &e)
+        Fault::io(
+            format!("the home {} could not be made", plan.record.home.display()),
+            &e,
+        )
     };
     match fs::symlink_metadata(&home) {
         Ok(m) if m.is_dir() && [0, plan.ids.uid].contains(&m.uid()) => {
@@ -374,86 +394,4 @@ fn make_home(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
         Err(_) => durable::make_directory(&home, 0o700)?,
     }
     std::os::unix::fs::lchown(&home, Some(plan.ids.uid), Some(plan.ids.gid)).map_err(failed)
-}
-
-fn join_group(
-    layout: &Layout,
-    database: &Database,
-    group: &UnixName,
-    user: &str,
-) -> Result<(), Fault> {
-    let member = |g: &super::passwd::Group| g.members.iter().any(|m| m == user);
-    if database.group(group.as_str()).is_some_and(member) {
-        return Ok(());
-    }
-    Run::new("/usr/sbin/usermod")
-        .arguments(tree(layout))
-        .arguments(["--append", "--groups", group.as_str(), user])
-        .succeed(&format!("user {user} could not be added to group {group}"))?;
-    Ok(())
-}
-
-/// Takes away what `provision` has made, and nothing else. The account's processes must be gone.
-///
-/// # Errors
-/// What the tools say, for instance that a process of the user is still there.
-pub fn deprovision(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
-    if plan.create {
-        remove_user(layout, plan)?;
-    }
-    for group in &plan.create_groups {
-        remove_group(layout, group)?;
-    }
-    Ok(())
-}
-
-/// A user of another id, or a home of another owner, is not what Ferry made: it stays.
-fn remove_user(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
-    let name = plan.record.name.as_str();
-    let ours = |u: &super::passwd::User| u.uid == plan.ids.uid && u.gid == plan.ids.gid;
-    if Database::read(layout)?.user(name).is_some_and(|u| !ours(u)) {
-        return Ok(());
-    }
-    // The home first: as long as the user is there, the next attempt knows whose it is.
-    let home = layout.path(&plan.record.home);
-    let failed = |e: std::io::Error| {
-        Fault::io(format!("the home {} could not be removed", plan.record.home.display()), &e)
-    };
-    match fs::symlink_metadata(&home) {
-        // Does not follow symlinks, even ones that are put there while it works.
-        Ok(m) if m.is_dir() && m.uid() == plan.ids.uid => {
-            fs::remove_dir_all(&home).map_err(failed)?;
-        }
-        // An attempt that did not come to the owner has left it empty.
-        Ok(m) if m.is_dir() && m.uid() == 0 => {
-            durable::remove_empty_directory(&home)?;
-        }
-        _ => {}
-    }
-    for parent in plan.create_parents.iter().rev() {
-        durable::remove_empty_directory(&layout.path(parent))?;
-    }
-    if Database::read(layout)?.user(name).is_some() {
-        Run::new("/usr/sbin/userdel")
-            .arguments(tree(layout))
-            .argument(name)
-            .succeed(&format!("user {name} could not be removed"))?;
-    }
-    let own = Group { name: plan.record.group.name.clone(), gid: plan.ids.gid };
-    remove_group(layout, &own)
-}
-
-/// Removes a group if it is the planned one and nobody else has come to use it.
-fn remove_group(layout: &Layout, group: &Group) -> Result<(), Fault> {
-    let database = Database::read(layout)?;
-    let Some(here) = database.group(group.name.as_str()) else { return Ok(()) };
-    let others = here.members.iter().any(|m| m != WEB_USER);
-    if here.gid != group.gid || others || database.is_primary(here.gid) {
-        return Ok(());
-    }
-    Run::new("/usr/sbin/groupdel")
-        .arguments(tree(layout))
-        .argument(group.name.as_str())
-        .succeed(&format!("group {} could not be removed", group.name))?;
-    Ok(())
 }

@@ -71,9 +71,10 @@ async fn serve(config: Config) -> Result<(), Fault> {
     let mut watchdog = tokio::time::interval(period.unwrap_or(Duration::from_secs(3_600)));
     loop {
         tokio::select! {
-            _ = watchdog.tick() => if redirector.is_alive() {
+            _ = watchdog.tick() => {
+                redirector.pass_gate();
                 notify(&[NotifyState::Watchdog]);
-            },
+            }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }

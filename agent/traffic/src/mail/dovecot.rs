@@ -18,6 +18,7 @@ use super::procs::{self, Process};
 use super::record::PasswdFile;
 use super::run::Program;
 use super::spec::MailSpec;
+use super::store::Wanted;
 use super::{MailConfig, store};
 
 /// How long Dovecot may take to see a changed table: it looks at most once a second.
@@ -60,12 +61,28 @@ impl Dovecot<'_> {
 
     /// Its version; none if it is not installed.
     pub async fn version(&self) -> Result<Option<Version>, Fault> {
-        let program = Program { config: None, ..self.program(&self.config.programs.dovecot) };
-        let Some(output) = program.try_run(&["--version"]).await? else { return Ok(None) };
-        let text = output.stdout.split_whitespace().next().unwrap_or_default().to_owned();
-        let mut numbers = text.split(['.', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
+        let program = Program {
+            config: None,
+            ..self.program(&self.config.programs.dovecot)
+        };
+        let Some(output) = program.try_run(&["--version"]).await? else {
+            return Ok(None);
+        };
+        let text = output
+            .stdout
+            .split_whitespace()
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        let mut numbers = text
+            .split(['.', '-'])
+            .map(|n| n.parse::<u32>().unwrap_or(0));
         let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        let dialect = if version >= (2, 4) { Dialect::V2_4 } else { Dialect::V2_3 };
+        let dialect = if version >= (2, 4) {
+            Dialect::V2_4
+        } else {
+            Dialect::V2_3
+        };
         Ok(output.ok().then_some(Version { text, dialect }))
     }
 
@@ -84,7 +101,9 @@ impl Dovecot<'_> {
 
     /// The master process, if it runs.
     pub async fn master(&self) -> Result<Option<Process>, Fault> {
-        let Some(base) = self.setting("base_dir").await? else { return Ok(None) };
+        let Some(base) = self.setting("base_dir").await? else {
+            return Ok(None);
+        };
         let pid = store::read(&Path::new(&base).join("master.pid"))?;
         let pid = pid.and_then(|text| text.trim().parse().ok());
         Ok(pid.and_then(procs::process).filter(|p| p.name == "dovecot"))
@@ -99,37 +118,45 @@ impl Dovecot<'_> {
         self.config.dovecot_snippet.exists()
     }
 
-    /// Writes the tables: readable by Dovecot's own user, and by nobody else.
-    pub async fn write(&self, tables: &Tables) -> Result<(), Fault> {
-        let gid = self.group().await?;
-        store::make_directory_for(&self.config.dovecot_dir, Some(gid))?;
-        for (name, text) in [
-            // Who is held first: a login must not slip in between.
+    /// The tables as files: readable by Dovecot's own user, and by nobody else. Who is held comes
+    /// first.
+    fn files(&self, tables: &Tables, gid: Option<u32>) -> [Wanted; 3] {
+        [
             ("held", &tables.held_logins),
             ("users", &tables.users),
             ("passwords", &tables.passwords),
-        ] {
-            let path = self.table(name);
-            if store::read(&path)?.as_ref() != Some(text) {
-                store::replace(&path, text.as_bytes(), 0o640, Some(gid))?;
+        ]
+        .map(|(name, text)| Wanted {
+            path: self.table(name),
+            text: text.clone(),
+            mode: 0o640,
+            gid,
+        })
+    }
+
+    /// Writes the tables, such that no login slips in between: a hold is written before the mailbox
+    /// that it holds, and taken back after it.
+    pub async fn write(&self, tables: &Tables) -> Result<(), Fault> {
+        let gid = self.group().await?;
+        let dir = self.config.dovecot_dir.clone();
+        let mut files = self.files(tables, Some(gid));
+        store::blocking(move || {
+            store::make_directory_for(&dir, Some(gid))?;
+            let before = store::read(&files[0].path)?.unwrap_or_default();
+            let lifted = before
+                .lines()
+                .any(|old| !files[0].text.lines().any(|new| new == old));
+            if lifted {
+                files.rotate_left(1);
             }
-        }
-        Ok(())
+            files.iter().try_for_each(Wanted::write)
+        })
+        .await
     }
 
     /// The tables that do not hold what they should.
-    pub fn stale(&self, tables: &Tables) -> Result<Vec<&'static str>, Fault> {
-        let mut stale = Vec::new();
-        for (name, text) in [
-            ("held", &tables.held_logins),
-            ("users", &tables.users),
-            ("passwords", &tables.passwords),
-        ] {
-            if store::read(&self.table(name))?.as_ref() != Some(text) {
-                stale.push(name);
-            }
-        }
-        Ok(stale)
+    pub fn wanted(&self, tables: &Tables) -> Vec<Wanted> {
+        self.files(tables, None).into()
     }
 
     /// The group that Dovecot's authentication process belongs to.
@@ -138,11 +165,12 @@ impl Dovecot<'_> {
         let name = name.unwrap_or_else(|| "dovecot".to_owned());
         match nix::unistd::Group::from_name(&name) {
             Ok(Some(group)) => Ok(group.gid.as_raw()),
-            Ok(None) => Err(Fault::precondition(format!("Dovecot's group {name} does not exist"))
-                .remedy("install Dovecot completely, or mend default_internal_group")),
+            Ok(None) => Err(
+                Fault::precondition(format!("Dovecot's group {name} does not exist"))
+                    .remedy("install Dovecot completely, or mend default_internal_group"),
+            ),
             Err(e) => {
-                Err(Fault::transient(format!("the group {name} cannot be looked up"))
-                    .caused_by(&e))
+                Err(Fault::transient(format!("the group {name} cannot be looked up")).caused_by(&e))
             }
         }
     }
@@ -181,10 +209,16 @@ impl Dovecot<'_> {
         let text = self.snippet(version.dialect);
         let fresh = store::read(path)?.as_deref() != Some(&text);
         if fresh {
-            store::replace(path, text.as_bytes(), 0o644, None)?;
+            let snippet = Wanted {
+                path: path.clone(),
+                text,
+                mode: 0o644,
+                gid: None,
+            };
+            store::blocking(move || snippet.write()).await?;
             if let Err(fault) = self.check_order().await {
                 // Dovecot as it was is better than a Dovecot that may not start.
-                store::remove(path)?;
+                self.remove_files(vec![path.clone()]).await?;
                 return Err(fault);
             }
         }
@@ -198,14 +232,15 @@ impl Dovecot<'_> {
     /// Takes the snippet out again.
     pub async fn remove(&self) -> Result<(), Fault> {
         let there = self.is_hooked();
-        store::remove(&self.config.dovecot_snippet)?;
+        self.remove_files(vec![self.config.dovecot_snippet.clone()])
+            .await?;
         if there && self.master().await?.is_some() {
             self.doveadm().succeed(&["reload"]).await?;
             self.await_hold(PROBE_DOMAIN, false).await?;
         }
-        for name in ["held", "users", "passwords"] {
-            store::remove(&self.table(name))?;
-        }
+        let tables = self.files(&Tables::default(), None);
+        self.remove_files(tables.into_iter().map(|file| file.path).collect())
+            .await?;
         match std::fs::remove_dir(&self.config.dovecot_dir) {
             Ok(()) => Ok(()),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -216,10 +251,17 @@ impl Dovecot<'_> {
         }
     }
 
+    async fn remove_files(&self, paths: Vec<PathBuf>) -> Result<(), Fault> {
+        store::blocking(move || paths.iter().try_for_each(|path| store::remove(path))).await
+    }
+
     /// The databases of passwords and users, in Dovecot's order.
     async fn databases(&self) -> Result<Vec<Block>, Fault> {
         let text = self.doveconf().succeed(&["-n"]).await?;
-        Ok(blocks(&text).into_iter().filter(|b| b.kind == "passdb" || b.kind == "userdb").collect())
+        Ok(blocks(&text)
+            .into_iter()
+            .filter(|b| b.kind == "passdb" || b.kind == "userdb")
+            .collect())
     }
 
     async fn check_order(&self) -> Result<(), Fault> {
@@ -265,7 +307,10 @@ impl Dovecot<'_> {
 
     /// Whether logins of `domain` are held, as Dovecot itself says. Any local part will do.
     pub async fn holds(&self, domain: &str) -> Result<bool, Fault> {
-        let output = self.doveadm().run(&["user", &format!("postmaster@{domain}")]).await?;
+        let output = self
+            .doveadm()
+            .run(&["user", &format!("postmaster@{domain}")])
+            .await?;
         Ok(output.code == Some(EX_TEMPFAIL))
     }
 
@@ -296,6 +341,16 @@ impl Dovecot<'_> {
         Ok(output.ok().then(|| output.stdout.trim().to_owned()))
     }
 
+    /// All that Dovecot knows of a user, as `doveadm` prints it; empty if it does not know it.
+    pub async fn fields(&self, address: &str) -> Result<String, Fault> {
+        let output = self.doveadm().run(&["user", address]).await?;
+        Ok(if output.ok() {
+            output.stdout
+        } else {
+            String::new()
+        })
+    }
+
     /// Ends the sessions of an account's domains, and waits until there are none.
     pub async fn end_sessions(&self, spec: &MailSpec) -> Result<(), Fault> {
         let deadline = Instant::now() + self.config.drain_timeout;
@@ -309,7 +364,9 @@ impl Dovecot<'_> {
                     .remedy("look at what these processes wait for, then try again"));
                 }
                 // Its exit code only says whether there was any.
-                self.doveadm().run(&["kick", &format!("*@{domain}")]).await?;
+                self.doveadm()
+                    .run(&["kick", &format!("*@{domain}")])
+                    .await?;
                 tokio::time::sleep(POLL).await;
             }
         }
@@ -318,8 +375,10 @@ impl Dovecot<'_> {
 
     /// The sessions of a domain, as a word for a person; none if there are none.
     async fn sessions(&self, domain: &DomainName) -> Result<Option<String>, Fault> {
-        let text =
-            self.doveadm().succeed(&["-f", "tab", "who", "-1", &format!("*@{domain}")]).await?;
+        let text = self
+            .doveadm()
+            .succeed(&["-f", "tab", "who", "-1", &format!("*@{domain}")])
+            .await?;
         let sessions: Vec<String> = text
             .lines()
             .skip(1)
@@ -345,12 +404,17 @@ struct Block {
 
 impl Block {
     fn get(&self, key: &str) -> Option<&str> {
-        self.settings.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
+        self.settings
+            .iter()
+            .find(|(k, _)| k == key)
+            .map(|(_, v)| v.as_str())
     }
 
     /// Whether one of its settings names this file.
     fn names(&self, path: &str) -> bool {
-        self.settings.iter().any(|(_, v)| v.split_whitespace().any(|word| word == path))
+        self.settings
+            .iter()
+            .any(|(_, v)| v.split_whitespace().any(|word| word == path))
     }
 
     fn passwd_file(&self) -> Option<PasswdFile> {
@@ -403,7 +467,9 @@ fn blocks(text: &str) -> Vec<Block> {
         } else if depth == 1
             && let (Some(block), Some((key, value))) = (open.as_mut(), line.split_once('='))
         {
-            block.settings.push((key.trim().to_owned(), value.trim().to_owned()));
+            block
+                .settings
+                .push((key.trim().to_owned(), value.trim().to_owned()));
         }
     }
     found
@@ -430,9 +496,15 @@ mod tests {
         );
         assert_eq!(old[1].settings, []);
         let new = blocks(new);
-        assert_eq!((new[0].kind.as_str(), new[0].name.as_str()), ("passdb", "passwd-file"));
+        assert_eq!(
+            (new[0].kind.as_str(), new[0].name.as_str()),
+            ("passdb", "passwd-file")
+        );
         assert_eq!(new[0].get("a"), None, "it belongs to a block inside");
         let file = new[0].passwd_file().expect("a passwd-file");
-        assert_eq!((file.path.as_str(), file.default_scheme.as_str()), ("/etc/users", "CRYPT"));
+        assert_eq!(
+            (file.path.as_str(), file.default_scheme.as_str()),
+            ("/etc/users", "CRYPT")
+        );
     }
 }

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::maps::Tables;
 use super::procs::{self, Process};
 use super::run::Program;
+use super::store::Wanted;
 use super::{MAIL_TRANSPORT, MailConfig, store};
 
 /// How long a reload may take to reach the processes that decide on deliveries.
@@ -82,7 +83,12 @@ impl Postfix<'_> {
 
     /// A parameter's value with all others put in.
     pub async fn value(&self, name: &str) -> Result<String, Fault> {
-        Ok(self.postconf().succeed(&["-hx", name]).await?.trim().to_owned())
+        Ok(self
+            .postconf()
+            .succeed(&["-hx", name])
+            .await?
+            .trim()
+            .to_owned())
     }
 
     /// The master process, if it runs.
@@ -112,9 +118,9 @@ impl Postfix<'_> {
         self.saved_path().exists()
     }
 
-    /// Writes the tables.
-    pub fn write(&self, tables: &Tables) -> Result<(), Fault> {
-        for (name, text) in [
+    /// The tables as files. None of them is secret.
+    pub fn files(&self, tables: &Tables) -> Vec<Wanted> {
+        [
             ("held_recipients", &tables.held_recipients),
             ("held_transport", &tables.held_transport),
             ("transport", &tables.transport),
@@ -122,30 +128,14 @@ impl Postfix<'_> {
             ("virtual_mailboxes", &tables.virtual_mailboxes),
             ("virtual_uids", &tables.virtual_uids),
             ("virtual_gids", &tables.virtual_gids),
-        ] {
-            let path = self.table(name);
-            if store::read(&path)?.as_ref() != Some(text) {
-                store::replace(&path, text.as_bytes(), 0o644, None)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The tables that do not hold what they should.
-    pub fn stale(&self, tables: &Tables) -> Result<Vec<&'static str>, Fault> {
-        let mut stale = Vec::new();
-        for (name, text) in [
-            ("held_recipients", &tables.held_recipients),
-            ("held_transport", &tables.held_transport),
-            ("transport", &tables.transport),
-            ("virtual_domains", &tables.virtual_domains),
-            ("virtual_mailboxes", &tables.virtual_mailboxes),
-        ] {
-            if store::read(&self.table(name))?.as_ref() != Some(text) {
-                stale.push(name);
-            }
-        }
-        Ok(stale)
+        ]
+        .map(|(name, text)| Wanted {
+            path: self.table(name),
+            text: text.clone(),
+            mode: 0o644,
+            gid: None,
+        })
+        .into()
     }
 
     fn additions(&self) -> Vec<(&'static str, Place, String)> {
@@ -154,15 +144,30 @@ impl Postfix<'_> {
             (
                 "transport_maps",
                 Place::Front,
-                format!("{}, {}", table("regexp", "held_transport"), table("texthash", "transport")),
+                format!(
+                    "{}, {}",
+                    table("regexp", "held_transport"),
+                    table("texthash", "transport")
+                ),
             ),
             (
                 "smtpd_recipient_restrictions",
                 Place::Front,
-                format!("check_recipient_access {}", table("regexp", "held_recipients")),
+                format!(
+                    "check_recipient_access {}",
+                    table("regexp", "held_recipients")
+                ),
             ),
-            ("virtual_mailbox_domains", Place::Back, table("texthash", "virtual_domains")),
-            ("virtual_mailbox_maps", Place::Back, table("texthash", "virtual_mailboxes")),
+            (
+                "virtual_mailbox_domains",
+                Place::Back,
+                table("texthash", "virtual_domains"),
+            ),
+            (
+                "virtual_mailbox_maps",
+                Place::Back,
+                table("texthash", "virtual_mailboxes"),
+            ),
         ]
     }
 
@@ -190,7 +195,9 @@ impl Postfix<'_> {
     }
 
     fn saved(&self) -> Result<Saved, Fault> {
-        let Some(text) = store::read(&self.saved_path())? else { return Ok(Saved::default()) };
+        let Some(text) = store::read(&self.saved_path())? else {
+            return Ok(Saved::default());
+        };
         serde_json::from_str(&text).map_err(|e| {
             Fault::permanent(format!("{} is damaged", self.saved_path().display()))
                 .caused_by(&e)
@@ -220,10 +227,16 @@ impl Postfix<'_> {
                 Place::Back => format!("{now}, {addition}"),
             };
             edits.push(format!("{name}={written}"));
-            let entry = SavedParameter { before: before.cloned(), written };
+            let entry = SavedParameter {
+                before: before.cloned(),
+                written,
+            };
             saved.parameters.insert(name.to_owned(), entry);
         }
-        let served = self.postconf().run(&["-M", &format!("{MAIL_TRANSPORT}/unix")]).await?;
+        let served = self
+            .postconf()
+            .run(&["-M", &format!("{MAIL_TRANSPORT}/unix")])
+            .await?;
         let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
         let missing = words(&served.stdout) != words(&self.service());
         if edits.is_empty() && !missing {
@@ -231,7 +244,13 @@ impl Postfix<'_> {
         }
         let text = serde_json::to_string_pretty(&saved)
             .map_err(|e| Fault::bug("Postfix's saved settings cannot be written").caused_by(&e))?;
-        store::replace(&self.saved_path(), text.as_bytes(), 0o600, None)?;
+        let saved = Wanted {
+            path: self.saved_path(),
+            text,
+            mode: 0o600,
+            gid: None,
+        };
+        store::blocking(move || saved.write()).await?;
         if missing {
             let entry = format!("{MAIL_TRANSPORT}/unix={}", self.service());
             self.postconf().succeed(&["-M", &entry]).await?;
@@ -254,6 +273,40 @@ impl Postfix<'_> {
         Ok(maps.is_empty() && !others.is_empty())
     }
 
+    /// Whether the hook is in main.cf and master.cf.
+    pub async fn is_installed(&self) -> Result<bool, Fault> {
+        let explicit = self.explicit().await?;
+        let in_place = self.additions().iter().all(|(name, _, addition)| {
+            // This one may have been left out on purpose.
+            *name == "virtual_mailbox_maps"
+                || explicit
+                    .get(*name)
+                    .is_some_and(|now| now.contains(addition))
+        });
+        Ok(in_place && self.has_service(&format!("{MAIL_TRANSPORT}/unix")).await?)
+    }
+
+    /// Which of these addresses virtual_alias_maps sends elsewhere, and where to.
+    pub async fn aliases(&self, addresses: &[String]) -> Result<Vec<(String, String)>, Fault> {
+        let maps = self.value("virtual_alias_maps").await?;
+        let postmap = self.program(&self.config.programs.postmap);
+        let mut found = Vec::new();
+        for map in maps.split([',', ' ']).filter(|m| m.contains(':')) {
+            // Answers with a failure when it finds none of them, and when it cannot look.
+            let output = postmap
+                .feed(&["-q", "-", map], &addresses.join("\n"))
+                .await?;
+            for line in output.stdout.lines() {
+                if let Some((address, target)) = line.split_once('\t')
+                    && address != target.trim()
+                {
+                    found.push((address.to_owned(), target.trim().to_owned()));
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Takes the hook out again. What the provider has changed since is kept.
     pub async fn remove(&self) -> Result<(), Fault> {
         let explicit = self.explicit().await?;
@@ -269,7 +322,9 @@ impl Postfix<'_> {
             };
             match back {
                 Some(value) => {
-                    self.postconf().succeed(&["-e", &format!("{name}={value}")]).await?;
+                    self.postconf()
+                        .succeed(&["-e", &format!("{name}={value}")])
+                        .await?;
                 }
                 None => {
                     self.postconf().succeed(&["-X", name]).await?;
@@ -283,30 +338,28 @@ impl Postfix<'_> {
         Ok(())
     }
 
-    /// Forgets the tables. Only when nothing reads them any more.
-    pub fn remove_tables(&self) -> Result<(), Fault> {
-        for name in [
-            "held_recipients",
-            "held_transport",
-            "transport",
-            "virtual_domains",
-            "virtual_mailboxes",
-            "virtual_uids",
-            "virtual_gids",
-            "postconf.saved",
-        ] {
-            store::remove(&self.table(name))?;
-        }
-        Ok(())
+    /// Forgets the tables, once nothing reads them any more.
+    pub async fn remove_tables(&self) -> Result<(), Fault> {
+        let mut paths: Vec<PathBuf> = self
+            .files(&Tables::default())
+            .into_iter()
+            .map(|file| file.path)
+            .collect();
+        paths.push(self.saved_path());
+        store::blocking(move || paths.iter().try_for_each(|path| store::remove(path))).await
     }
 
     /// Makes Postfix read its tables again, and waits until no process decides by the old ones.
     /// Returns the processes that ran before, or none if Postfix does not run: it then reads the
     /// tables when it starts.
     pub async fn reload(&self) -> Result<Option<Vec<Process>>, Fault> {
-        let Some(master) = self.master().await? else { return Ok(None) };
+        let Some(master) = self.master().await? else {
+            return Ok(None);
+        };
         let before = procs::children(master.pid);
-        self.program(&self.config.programs.postfix).succeed(&["reload"]).await?;
+        self.program(&self.config.programs.postfix)
+            .succeed(&["reload"])
+            .await?;
         let start = Instant::now();
         let mut ended = false;
         loop {
@@ -318,7 +371,10 @@ impl Postfix<'_> {
                 return Ok(Some(before));
             }
             if start.elapsed() > SETTLE {
-                let names: Vec<_> = left.iter().map(|p| format!("{} {}", p.name, p.pid)).collect();
+                let names: Vec<_> = left
+                    .iter()
+                    .map(|p| format!("{} {}", p.name, p.pid))
+                    .collect();
                 return Err(Fault::transient(format!(
                     "Postfix still decides by old tables {} s after its reload: {}",
                     SETTLE.as_secs(),
@@ -357,11 +413,18 @@ impl Postfix<'_> {
             if running.is_empty() {
                 return Ok(());
             }
-            let queued: BTreeSet<String> =
-                self.queued(domains).await?.into_iter().map(|m| m.queue_id).collect();
+            let queued: BTreeSet<String> = self
+                .queued(domains)
+                .await?
+                .into_iter()
+                .map(|m| m.queue_id)
+                .collect();
             let concerns = |file: &PathBuf| {
                 roots.iter().any(|root| file.starts_with(root))
-                    || file.file_name().and_then(|n| n.to_str()).is_some_and(|n| queued.contains(n))
+                    || file
+                        .file_name()
+                        .and_then(|n| n.to_str())
+                        .is_some_and(|n| queued.contains(n))
             };
             let busy: Vec<String> = running
                 .iter()
@@ -387,7 +450,8 @@ impl Postfix<'_> {
 /// A value of main.cf without one of its parts.
 fn without(value: &str, part: &str) -> String {
     let rest = value.replacen(part, "", 1);
-    rest.trim_matches(|c: char| c == ',' || c.is_whitespace()).replace(", ,", ",")
+    rest.trim_matches(|c: char| c == ',' || c.is_whitespace())
+        .replace(", ,", ",")
 }
 
 #[cfg(test)]

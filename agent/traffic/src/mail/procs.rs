@@ -33,7 +33,9 @@ pub(super) fn process(pid: i32) -> Option<Process> {
 
 /// The children of `parent`.
 pub(super) fn children(parent: i32) -> Vec<Process> {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     entries
         .flatten()
         .filter_map(|e| e.file_name().to_str()?.parse().ok())
@@ -49,8 +51,13 @@ pub(super) fn runs(p: &Process) -> bool {
 
 /// The files that `pid` holds open.
 pub(super) fn open_files(pid: i32) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
-    entries.flatten().filter_map(|e| std::fs::read_link(e.path()).ok()).collect()
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|e| std::fs::read_link(e.path()).ok())
+        .collect()
 }
 
 #[cfg(test)]
@@ -62,7 +69,10 @@ mod tests {
         let own = i32::try_from(std::process::id()).expect("a process id fits");
         let me = process(own).expect("this process runs");
         assert!(runs(&me));
-        assert!(!runs(&Process { started: me.started + 1, ..me.clone() }));
+        assert!(!runs(&Process {
+            started: me.started + 1,
+            ..me.clone()
+        }));
         assert!(process(me.parent).is_none_or(|p| p.pid == me.parent));
         assert!(!open_files(own).is_empty());
     }

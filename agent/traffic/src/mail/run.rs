@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use ferry_proto::Fault;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::process::Command;
 
 /// The most that is kept of each stream; `doveconf -n` and `postconf -n` stay far below.
@@ -57,25 +57,60 @@ impl Program<'_> {
     /// # Errors
     /// When it cannot be started, or takes longer than its bound.
     pub async fn try_run(&self, args: &[&str]) -> Result<Option<Output>, Fault> {
+        self.start(self.command(args), args, "").await
+    }
+
+    /// Runs it to its end with `input` on its standard input, whatever its exit code.
+    ///
+    /// # Errors
+    /// As [`Program::run`].
+    pub async fn feed(&self, args: &[&str], input: &str) -> Result<Output, Fault> {
+        let mut command = self.command(args);
+        command.stdin(Stdio::piped());
+        self.start(command, args, input)
+            .await?
+            .ok_or_else(|| self.absent())
+    }
+
+    async fn start(
+        &self,
+        mut command: Command,
+        args: &[&str],
+        input: &str,
+    ) -> Result<Option<Output>, Fault> {
         let name = self.path.display();
-        let mut child = match self.command(args).spawn() {
+        let mut child = match command.spawn() {
             Ok(child) => child,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Fault::io(format!("{name} cannot be started"), &e)),
         };
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let ends = async { tokio::join!(read(stdout), read(stderr), child.wait()) };
-        let (stdout, stderr, status) =
-            tokio::time::timeout(self.timeout, ends).await.map_err(|_| {
-                Fault::transient(format!(
-                    "{name} {} did not end within {} s",
-                    args.first().unwrap_or(&""),
-                    self.timeout.as_secs()
-                ))
-            })?;
+        let (stdin, stdout, stderr) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let ends = async {
+            tokio::join!(
+                write(stdin, input),
+                read(stdout),
+                read(stderr),
+                child.wait()
+            )
+        };
+        let ((), stdout, stderr, status) =
+            tokio::time::timeout(self.timeout, ends)
+                .await
+                .map_err(|_| {
+                    Fault::transient(format!(
+                        "{name} {} did not end within {} s",
+                        args.first().unwrap_or(&""),
+                        self.timeout.as_secs()
+                    ))
+                })?;
         let status =
             status.map_err(|e| Fault::io(format!("the end of {name} was not seen"), &e))?;
-        Ok(Some(Output { code: status.code(), stdout, stderr }))
+        Ok(Some(Output {
+            code: status.code(),
+            stdout,
+            stderr,
+        }))
     }
 
     /// Runs it to its end, whatever its exit code.
@@ -83,10 +118,12 @@ impl Program<'_> {
     /// # Errors
     /// As [`Program::try_run`], and when it is not installed.
     pub async fn run(&self, args: &[&str]) -> Result<Output, Fault> {
-        self.try_run(args).await?.ok_or_else(|| {
-            Fault::precondition(format!("{} is not installed", self.path.display()))
-                .remedy("install Postfix and Dovecot on this server")
-        })
+        self.try_run(args).await?.ok_or_else(|| self.absent())
+    }
+
+    fn absent(&self) -> Fault {
+        Fault::precondition(format!("{} is not installed", self.path.display()))
+            .remedy("install Postfix and Dovecot on this server")
     }
 
     /// Runs it, and takes an exit code other than 0 for a failure.
@@ -102,16 +139,29 @@ impl Program<'_> {
             "{} {} failed with {}",
             self.path.display(),
             args.first().unwrap_or(&""),
-            output.code.map_or("a signal".to_owned(), |c| format!("exit code {c}"))
+            output
+                .code
+                .map_or("a signal".to_owned(), |c| format!("exit code {c}"))
         ));
-        fault.causes.extend(output.stderr.lines().take(5).map(str::to_owned));
+        fault
+            .causes
+            .extend(output.stderr.lines().take(5).map(str::to_owned));
         Err(fault)
     }
 }
 
+async fn write(stream: Option<impl AsyncWrite + Unpin>, input: &str) {
+    let Some(mut stream) = stream else { return };
+    // A program that ends before it has read all says so by its exit code.
+    let _ = stream.write_all(input.as_bytes()).await;
+    let _ = stream.shutdown().await;
+}
+
 /// Reads to the end, keeping no more than the bound, so that the program is never blocked.
 async fn read(stream: Option<impl AsyncRead + Unpin>) -> String {
-    let Some(mut stream) = stream else { return String::new() };
+    let Some(mut stream) = stream else {
+        return String::new();
+    };
     let mut kept = Vec::new();
     // What cannot be read is seen in the exit code.
     let _ = (&mut stream).take(MAX_OUTPUT).read_to_end(&mut kept).await;

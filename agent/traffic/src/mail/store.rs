@@ -29,7 +29,9 @@ pub(super) struct Store {
 
 /// Holds off every other operation on the same directory, in this process and in others.
 #[derive(Debug)]
-pub(super) struct Lock(#[expect(dead_code, reason = "held, and released when dropped")] Flock<File>);
+pub(super) struct Lock(
+    #[expect(dead_code, reason = "held, and released when dropped")] Flock<File>,
+);
 
 impl Store {
     fn accounts(&self) -> PathBuf {
@@ -93,8 +95,12 @@ impl Store {
         for entry in entries {
             let path = entry.map_err(|e| unreadable(&dir, &e))?.path();
             let name = path.file_name().and_then(|n| n.to_str());
-            let Some(name) = name.and_then(|n| n.strip_suffix(".json")) else { continue };
-            let Ok(account) = name.parse::<AccountName>() else { continue };
+            let Some(name) = name.and_then(|n| n.strip_suffix(".json")) else {
+                continue;
+            };
+            let Ok(account) = name.parse::<AccountName>() else {
+                continue;
+            };
             let mut text = String::new();
             File::open(&path)
                 .and_then(|f| f.take(MAX_STANDING).read_to_string(&mut text))
@@ -122,6 +128,40 @@ impl Store {
     }
 }
 
+/// A file as it should be.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    pub path: PathBuf,
+    pub text: String,
+    pub mode: u32,
+    pub gid: Option<u32>,
+}
+
+impl Wanted {
+    /// Whether the file is not there, or says something else.
+    pub fn differs(&self) -> Result<bool, Fault> {
+        Ok(read(&self.path)?.as_ref() != Some(&self.text))
+    }
+
+    /// Makes it so.
+    pub fn write(&self) -> Result<(), Fault> {
+        if self.differs()? {
+            replace(&self.path, self.text.as_bytes(), self.mode, self.gid)?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs what blocks off the async threads.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(e) => Err(Fault::bug("a mail operation ended before its time").caused_by(&e)),
+    }
+}
+
 fn make_directory(path: &Path, mode: u32) -> Result<(), Fault> {
     let made = std::fs::create_dir_all(path)
         .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)));
@@ -140,7 +180,10 @@ pub(super) fn remove(path: &Path) -> Result<(), Fault> {
     match std::fs::remove_file(path) {
         Ok(()) => sync_parent(path),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(Fault::io(format!("{} cannot be removed", path.display()), &e)),
+        Err(e) => Err(Fault::io(
+            format!("{} cannot be removed", path.display()),
+            &e,
+        )),
     }
 }
 
@@ -182,8 +225,12 @@ fn write_beside(
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("file");
     let beside = path.with_file_name(format!(".{name}.new"));
     let result = (|| {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&beside)?;
         file.set_permissions(std::fs::Permissions::from_mode(mode))?;
         std::os::unix::fs::fchown(&file, None, gid)?;
         file.write_all(text)?;
@@ -243,7 +290,10 @@ mod tests {
             assert!(meta.mtime() > last, "same size, so the time must tell");
             last = meta.mtime();
         }
-        assert_eq!(std::fs::read_dir(dir.path()).expect("a directory").count(), 1);
+        assert_eq!(
+            std::fs::read_dir(dir.path()).expect("a directory").count(),
+            1
+        );
     }
 
     #[test]

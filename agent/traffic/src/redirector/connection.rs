@@ -8,12 +8,14 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::body::BodyEnd;
 use super::dial::{Arrival, Dialed, Dialer, Unreached, has_left};
-use super::gate::{Admission, Ask, Gate, Goal, Pass, Refusal, Waited};
+use super::gate::{Admission, Ask, Gate, Goal, Refusal};
 use super::http::{self, BadRequest};
 use super::ingress::{self, Kind, Passage};
+use super::pass::{Pass, Waited};
 use super::relay::{Finish, Shape, linger, relay};
 use super::tls::{self, Hello};
 use crate::config::Config;
@@ -41,6 +43,8 @@ pub struct Context {
     pub config: Config,
     /// Opens the next connection.
     pub dialer: Dialer,
+    /// Cancelled when the process is to end: waiting requests are refused, running ones ended.
+    pub ending: CancellationToken,
 }
 
 /// The beginning of a connection, understood.
@@ -99,36 +103,46 @@ async fn read_passage(stream: &mut TcpStream) -> io::Result<Passage> {
 /// Serves a connection.
 pub async fn serve(context: &Context, mut stream: TcpStream, arrival: Arrival) {
     let config = &context.config;
+    let mut bytes = Vec::with_capacity(2 * 1024);
     let reading = async {
         match arrival.kind {
-            Kind::Http => read_request(&mut stream, config.max_head as usize).await,
-            Kind::Https => read_hello(&mut stream).await,
+            Kind::Http => read_request(&mut stream, &mut bytes, config.max_head as usize).await,
+            Kind::Https => read_hello(&mut stream, &mut bytes).await,
         }
     };
     let opening = match timeout(config.head_timeout(), reading).await {
         Ok(Ok(opening)) => opening,
         Ok(Err(answer)) => return refuse(stream, &arrival, answer, false).await,
         // One that sent nothing at all was opened in advance, as browsers do.
+        Err(_) if bytes.is_empty() => return,
         Err(_) => {
             let late = status(408, "the request took too long");
             return refuse(stream, &arrival, late, false).await;
         }
     };
+    drop(bytes);
+    let is_head = opening.is_head;
     match find_server(context, &stream, &arrival, &opening).await {
-        Ok((pass, dialed)) => {
-            if pass_on(context, &mut stream, pass, dialed, opening).await {
-                linger(stream).await;
+        Ok((pass, dialed)) => match pass_on(context, &mut stream, pass, dialed, opening).await {
+            End::Linger => linger(stream).await,
+            End::Unanswered => {
+                let answer = status(502, "the web server of this site gave no answer");
+                refuse(stream, &arrival, answer, is_head).await;
             }
-        }
+            End::Close => {}
+        },
         Err(answer) => {
             tracing::debug!(visitor = %arrival.visitor, host = ?opening.host, ?answer, "refused");
-            refuse(stream, &arrival, answer, opening.is_head).await;
+            refuse(stream, &arrival, answer, is_head).await;
         }
     }
 }
 
-async fn read_request(stream: &mut TcpStream, max: usize) -> Result<Opening, Answer> {
-    let mut bytes = Vec::with_capacity(2 * 1024);
+async fn read_request(
+    stream: &mut TcpStream,
+    bytes: &mut Vec<u8>,
+    max: usize,
+) -> Result<Opening, Answer> {
     let end = loop {
         let scanned = bytes.len();
         if scanned >= max {
@@ -137,17 +151,17 @@ async fn read_request(stream: &mut TcpStream, max: usize) -> Result<Opening, Ans
         bytes.reserve(1024);
         match (&mut *stream)
             .take((max - scanned) as u64)
-            .read_buf(&mut bytes)
+            .read_buf(bytes)
             .await
         {
             Ok(1..) => {}
             Ok(0) | Err(_) => return Err(Answer::Gone),
         }
-        if let Some(end) = http::head_end(&bytes, scanned) {
+        if let Some(end) = http::head_end(bytes, scanned) {
             break end;
         }
     };
-    let head = http::parse(&bytes, end).map_err(Answer::Status)?;
+    let head = http::parse(bytes, end).map_err(Answer::Status)?;
     let rest = &bytes[head.length..];
     let mut first = head.rendered;
     let shape = if head.upgrade {
@@ -168,15 +182,14 @@ async fn read_request(stream: &mut TcpStream, max: usize) -> Result<Opening, Ans
     })
 }
 
-async fn read_hello(stream: &mut TcpStream) -> Result<Opening, Answer> {
-    let mut bytes = Vec::with_capacity(2 * 1024);
+async fn read_hello(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Result<Opening, Answer> {
     let host = loop {
         bytes.reserve(1024);
-        match stream.read_buf(&mut bytes).await {
+        match stream.read_buf(bytes).await {
             Ok(1..) => {}
             Ok(0) | Err(_) => return Err(Answer::Gone),
         }
-        match tls::read_hello(&bytes) {
+        match tls::read_hello(bytes) {
             Hello::Incomplete if bytes.len() < tls::MAX_HELLO => {}
             Hello::Incomplete => return Err(Answer::Gone),
             Hello::Name(name) => break name,
@@ -186,7 +199,7 @@ async fn read_hello(stream: &mut TcpStream) -> Result<Opening, Answer> {
     };
     Ok(Opening {
         host,
-        first: bytes,
+        first: std::mem::take(bytes),
         shape: Shape::Tunnel,
         is_head: false,
     })
@@ -224,6 +237,7 @@ async fn find_server(
                 let waited = tokio::select! {
                     waited = waiting.until(deadline) => waited,
                     () = leaving(stream) => return Err(Answer::Gone),
+                    () = context.ending.cancelled() => Waited::TimedOut,
                 };
                 match waited {
                     // What a visitor has given up must not be done later.
@@ -291,14 +305,24 @@ async fn look(
     }
 }
 
-/// Passes bytes to the end; false if the connection was cut.
+/// What is left to do with a visitor.
+enum End {
+    /// Close after it has received everything.
+    Linger,
+    /// Tell it that there is no answer.
+    Unanswered,
+    /// Close.
+    Close,
+}
+
+/// Passes bytes to the end.
 async fn pass_on(
     context: &Context,
     stream: &mut TcpStream,
     pass: Pass,
     mut dialed: Dialed,
     opening: Opening,
-) -> bool {
+) -> End {
     pass.passed();
     let mut first = std::mem::take(&mut dialed.preface);
     first.extend_from_slice(&opening.first);
@@ -315,19 +339,28 @@ async fn pass_on(
     let finish = tokio::select! {
         finish = relaying => Some(finish),
         () = pass.cut().cancelled() => None,
+        () = context.ending.cancelled() => None,
     };
     // The server's side goes first: who waits for the end of this request counts on it.
     drop(dialed);
     match finish {
-        Some(Finish::Done) => true,
-        Some(finish) => {
-            tracing::debug!(host = ?opening.host, ?finish, "broken off");
-            false
+        Some(Finish::Done) => End::Linger,
+        Some(Finish::Unanswered) => {
+            pass.refused();
+            End::Unanswered
+        }
+        Some(Finish::Silent) => {
+            tracing::debug!(host = ?opening.host, "silent for too long");
+            End::Close
+        }
+        Some(Finish::Broken(error)) => {
+            tracing::debug!(host = ?opening.host, %error, "broken off");
+            End::Close
         }
         None => {
             pass.ended();
             tracing::debug!(host = ?opening.host, "ended for a hold");
-            false
+            End::Close
         }
     }
 }

@@ -10,7 +10,9 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::gate::Gate;
-use crate::control::{Overview, Reply, Request, Stamp, Target, read_message, write_message};
+use crate::control::{
+    Overview, Reply, Request, RouteState, Stamp, Target, read_message, write_message,
+};
 
 /// How long the agent may take between two messages.
 const MESSAGE_WITHIN: Duration = Duration::from_secs(30);
@@ -80,7 +82,8 @@ impl Control {
         match request {
             Request::SetRoute { route } => {
                 let account = route.account.clone();
-                gate.change(Some(&account), false, |routes| routes.set_route(route))
+                let unfencing = route.state == RouteState::Local;
+                gate.change(Some(&account), unfencing, |routes| routes.set_route(route))
                     .await?;
             }
             Request::Hold {

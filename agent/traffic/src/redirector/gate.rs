@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use ferry_proto::Fault;
 use ferry_proto::ids::{AccountName, Epoch};
-use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::live::{Cut, Generation, Live};
+use super::pass::{Pass, Waiting};
 use super::routes::{Index, Routes, unknown};
 use super::store::Store;
 use crate::control::{AccountRoute, AccountStatus, LocalUpstream, RouteState};
@@ -128,6 +129,11 @@ impl Gate {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns once the lock was free.
+    pub fn touch(&self) {
+        drop(self.lock());
+    }
+
     /// Says where a request goes.
     pub fn admit(self: &Arc<Self>, ask: Ask<'_>) -> Admission {
         let mut inner = self.lock();
@@ -152,7 +158,7 @@ impl Gate {
                 live.refused();
                 return Admission::Refused(Refusal::NotHere);
             }
-            Some((_, epoch)) if epoch > route.epoch => {
+            Some((_, epoch)) if epoch.0 > route.epoch.0 + 99 => {
                 live.refused();
                 return Admission::Refused(Refusal::Behind);
             }
@@ -171,18 +177,14 @@ impl Gate {
         };
         let generation = Arc::clone(live.current());
         generation.enter();
-        let running = Running {
+        Admission::Pass(Pass {
             gate: Arc::clone(self),
             generation,
-            stray: None,
-        };
-        let pace = Some(Arc::clone(live.pace()));
-        Admission::Pass(Pass {
-            running,
             goal,
-            account: Some(account),
+            stray: None,
             look: live.wait(),
-            pace,
+            pace: Some(Arc::clone(live.pace())),
+            account: Some(account),
         })
     }
 
@@ -192,18 +194,14 @@ impl Gate {
             None => Arc::default(),
         };
         generation.enter();
-        let stray = host.map(str::to_owned);
-        let running = Running {
+        Pass {
             gate: Arc::clone(self),
             generation,
-            stray,
-        };
-        Pass {
-            running,
             goal: Goal::Unrouted,
-            account: None,
+            stray: host.map(str::to_owned),
             look: Duration::ZERO,
             pace: None,
+            account: None,
         }
     }
 
@@ -229,12 +227,27 @@ impl Gate {
         }
     }
 
+    /// A request has ended. `stray` is the host of one without a route.
+    pub fn end(&self, generation: &Arc<Generation>, stray: Option<&str>) {
+        let last = generation.leave();
+        if let Some(host) = stray.filter(|_| last) {
+            let mut inner = self.lock();
+            // It may have been replaced, or entered again before the lock was had.
+            let gone = |g: &Arc<Generation>| Arc::ptr_eq(g, generation) && g.running() == 0;
+            if inner.strays.get(host).is_some_and(gone) {
+                inner.strays.remove(host);
+            }
+        }
+        self.ended.notify_waiters();
+    }
+
     /// Whether a server may use the peer ingress.
     pub fn is_peer(&self, address: IpAddr) -> bool {
         self.lock().routes.peers.contains(&address.to_canonical())
     }
 
-    fn with_live(&self, account: &AccountName, act: impl FnOnce(&mut Live)) {
+    /// Acts on an account, if it still has a route.
+    pub fn with_live(&self, account: &AccountName, act: impl FnOnce(&mut Live)) {
         if let Some(live) = self.lock().live.get_mut(account) {
             act(live);
         }
@@ -379,126 +392,5 @@ impl Gate {
             .map(|s| status(&s.route))
             .collect();
         (inner.routes.peers.clone(), accounts)
-    }
-}
-
-/// A request that is counted as running until this is dropped.
-struct Running {
-    gate: Arc<Gate>,
-    generation: Arc<Generation>,
-    stray: Option<String>,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let last = self.generation.leave();
-        if let Some(host) = self.stray.take().filter(|_| last) {
-            let mut inner = self.gate.lock();
-            let gone = |g: &Arc<Generation>| Arc::ptr_eq(g, &self.generation) && g.running() == 0;
-            if inner.strays.get(&host).is_some_and(gone) {
-                inner.strays.remove(&host);
-            }
-        }
-        self.gate.ended.notify_waiters();
-    }
-}
-
-/// A request that was let through.
-pub struct Pass {
-    running: Running,
-    /// Where it goes.
-    pub goal: Goal,
-    account: Option<Arc<AccountName>>,
-    /// How long it may look for its target.
-    pub look: Duration,
-    pace: Option<Arc<Semaphore>>,
-}
-
-impl Pass {
-    /// Waits for its turn to look for its target. Dropped when it has found it.
-    pub async fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        match &self.pace {
-            // The semaphore is never closed.
-            Some(pace) => pace.acquire().await.ok(),
-            None => None,
-        }
-    }
-
-    /// Cancelled when the account is held: what has sent nothing goes back and waits.
-    pub fn fencing(&self) -> &tokio_util::sync::CancellationToken {
-        &self.running.generation.fencing
-    }
-
-    /// Cancelled when the request must end.
-    pub fn cut(&self) -> &tokio_util::sync::CancellationToken {
-        &self.running.generation.cut
-    }
-
-    fn note(&self, act: impl FnOnce(&mut Live)) {
-        if let Some(account) = &self.account {
-            self.running.gate.with_live(account, act);
-        }
-    }
-
-    /// It begins to send.
-    pub fn passed(&self) {
-        self.note(Live::passed);
-    }
-
-    /// The first byte of its answer came.
-    pub fn answered(&self) {
-        self.note(|live| live.answered(&self.running.generation));
-    }
-
-    /// Its target was not reached.
-    pub fn refused(&self) {
-        self.note(Live::refused);
-    }
-
-    /// It was ended.
-    pub fn ended(&self) {
-        self.note(Live::ended);
-    }
-}
-
-/// How waiting ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Waited {
-    /// Ask again where to go.
-    Released,
-    /// The account has no route any more.
-    Removed,
-    /// It took too long.
-    TimedOut,
-}
-
-/// A request that waits.
-pub struct Waiting {
-    gate: Arc<Gate>,
-    account: Arc<AccountName>,
-    id: u64,
-    /// How long it may wait in all.
-    pub wait: Duration,
-    released: oneshot::Receiver<()>,
-}
-
-impl Waiting {
-    /// Waits until `deadline`.
-    pub async fn until(&mut self, deadline: Instant) -> Waited {
-        match tokio::time::timeout_at(deadline, &mut self.released).await {
-            Ok(Ok(())) => Waited::Released,
-            Ok(Err(_)) => Waited::Removed,
-            Err(_) => {
-                self.gate.with_live(&self.account, Live::refused);
-                Waited::TimedOut
-            }
-        }
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.gate
-            .with_live(&self.account, |live| live.unqueue(self.id));
     }
 }

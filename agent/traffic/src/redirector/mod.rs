@@ -18,6 +18,7 @@ mod gate;
 mod http;
 mod ingress;
 mod live;
+mod pass;
 mod relay;
 mod routes;
 mod sockets;
@@ -47,6 +48,9 @@ use store::Store;
 
 /// How long running connections may go on when the process is to end.
 pub const END_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long refusing those that wait may then take.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How many connections of the agent are served at once.
 const MAX_CONTROL: usize = 16;
@@ -104,6 +108,7 @@ impl Redirector {
                 gate,
                 dialer: Dialer::new(config.keep_visitor_address),
                 config,
+                ending: CancellationToken::new(),
             },
             control,
             own_ports,
@@ -170,23 +175,27 @@ impl Redirector {
         &self.peer
     }
 
-    /// Whether it still works: the gate answers. For the watchdog.
-    pub fn is_alive(&self) -> bool {
-        let _ = self.shared.context.gate.status();
-        true
+    /// Returns if the gate can still be passed. For the watchdog.
+    pub fn pass_gate(&self) {
+        self.shared.context.gate.touch();
     }
 
-    /// Takes no new connections, lets running ones go on for at most `grace`, and ends.
+    /// Takes no new connections, lets running ones go on and waiting ones wait for at most `grace`,
+    /// and ends.
     pub async fn stop(self, grace: Duration) {
         self.shared.closing.cancel();
         self.tasks.close();
-        if tokio::time::timeout(grace, self.tasks.wait())
-            .await
-            .is_err()
-        {
-            self.shared.ended.cancel();
-            self.tasks.wait().await;
+        let ending = [
+            (grace, &self.shared.context.ending),
+            (LAST_WORDS, &self.shared.ended),
+        ];
+        for (limit, then) in ending {
+            if tokio::time::timeout(limit, self.tasks.wait()).await.is_ok() {
+                return;
+            }
+            then.cancel();
         }
+        self.tasks.wait().await;
     }
 }
 

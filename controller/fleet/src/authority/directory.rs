@@ -62,12 +62,16 @@ fn read(dir: &Path) -> Result<Files, Fault> {
     let ca_key = KeyPair::from_pem(&ca_key).map_err(|e| broken(CA_KEY).caused_by(&e))?;
     let ca_pem = read_text(&dir.join(CA_PEM), files::read_public)?.to_string();
     let grant_pem = files::read_private(&dir.join(GRANT_KEY))?;
-    let mut grant_der =
-        PrivatePkcs8KeyDer::from_pem_slice(&grant_pem).map_err(|e| broken(GRANT_KEY).caused_by(&e))?;
+    let mut grant_der = PrivatePkcs8KeyDer::from_pem_slice(&grant_pem)
+        .map_err(|e| broken(GRANT_KEY).caused_by(&e))?;
     let grant_key = Ed25519KeyPair::from_pkcs8(grant_der.secret_pkcs8_der())
         .map_err(|e| broken(GRANT_KEY).caused_by(&e));
     grant_der.zeroize();
-    Ok(Files { ca_key, ca_pem, grant_key: grant_key? })
+    Ok(Files {
+        ca_key,
+        ca_pem,
+        grant_key: grant_key?,
+    })
 }
 
 fn read_text(
@@ -77,7 +81,9 @@ fn read_text(
     let contents = read(path)?;
     std::str::from_utf8(&contents)
         .map(|text| Zeroizing::new(text.to_owned()))
-        .map_err(|e| Fault::precondition(format!("{} is not PEM text", path.display())).caused_by(&e))
+        .map_err(|e| {
+            Fault::precondition(format!("{} is not PEM text", path.display())).caused_by(&e)
+        })
 }
 
 /// Makes the authority beside its place and renames it there, so that a crash leaves nothing or
@@ -106,7 +112,10 @@ fn make(dir: &Path) -> Result<(), Fault> {
     }
     match fs::remove_dir_all(&staging) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Fault::io(format!("cannot remove {}", staging.display()), &e));
+            return Err(Fault::io(
+                format!("cannot remove {}", staging.display()),
+                &e,
+            ));
         }
         _ => {}
     }

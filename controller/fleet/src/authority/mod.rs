@@ -14,12 +14,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use ferry_proto::Fault;
 use ferry_proto::channel::{
     CaCertificate, Credentials, Fingerprint, Identity, Party, Serial, unix_now,
 };
 use ferry_proto::grant::{Grant, GrantKey, SignedGrant};
 use ferry_proto::ids::ServerName;
-use ferry_proto::Fault;
 use rcgen::{Issuer, KeyPair};
 use tokio_util::sync::CancellationToken;
 
@@ -77,13 +77,15 @@ impl Authority {
     pub fn open(dir: &Path) -> Result<Self, Fault> {
         let files = directory::open_or_make(dir)?;
         let context = |fault: Fault| {
-            fault.context(format!("the certificate authority in {} cannot be used", dir.display()))
+            fault.context(format!(
+                "the certificate authority in {} cannot be used",
+                dir.display()
+            ))
         };
         let ca = CaCertificate::from_pem(&files.ca_pem).map_err(context)?;
         let ca_not_after = profile::check_authority(&ca, &files.ca_key).map_err(context)?;
-        let issuer = Issuer::from_ca_cert_der(ca.der(), files.ca_key).map_err(|e| {
-            context(Fault::precondition("ca.pem cannot be read").caused_by(&e))
-        })?;
+        let issuer = Issuer::from_ca_cert_der(ca.der(), files.ca_key)
+            .map_err(|e| context(Fault::precondition("ca.pem cannot be read").caused_by(&e)))?;
         let controller = controller_credentials(&issuer, &ca, &files.ca_pem, ca_not_after)?;
         let controller = Identity::new(&controller)?;
         Ok(Self {
@@ -135,8 +137,9 @@ impl Authority {
             ))
             .remedy("configure a shorter lifetime"));
         }
-        let key = profile::requested_key(csr_pem)
-            .map_err(|fault| fault.context(format!("the certificate request of {server} was refused")))?;
+        let key = profile::requested_key(csr_pem).map_err(|fault| {
+            fault.context(format!("the certificate request of {server} was refused"))
+        })?;
         profile::issue(
             &self.issuer,
             &self.ca,
@@ -167,8 +170,7 @@ impl Authority {
         if !self.controller.leaf().renewal_due(now) {
             return Ok(false);
         }
-        let new =
-            controller_credentials(&self.issuer, &self.ca, &self.ca_pem, self.ca_not_after)?;
+        let new = controller_credentials(&self.issuer, &self.ca, &self.ca_pem, self.ca_not_after)?;
         self.controller.replace(&new)?;
         Ok(true)
     }
@@ -196,7 +198,9 @@ impl Authority {
 
 impl std::fmt::Debug for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Authority").field("ca", &self.ca).finish_non_exhaustive()
+        f.debug_struct("Authority")
+            .field("ca", &self.ca)
+            .finish_non_exhaustive()
     }
 }
 

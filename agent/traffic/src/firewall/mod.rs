@@ -13,27 +13,19 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
-use std::process::Stdio;
-use std::time::Duration;
 
 use ferry_proto::Fault;
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
+
+mod kernel;
+
+use kernel::{MARK, add_routing, families, has_rule, nft, remove_routing};
+pub use kernel::{StandingRule, list};
 
 /// The only nftables table that this module touches.
 pub const TABLE: &str = "ferry_redirect";
 
 /// The user that `ferry-redirector` runs as.
 pub const REDIRECTOR_USER: &str = "ferry-redirector";
-
-/// Marks connections that the redirector opened with a visitor's address.
-const MARK: u32 = 0x000f_e77e;
-
-/// The routing table that turns their answers back to this server.
-const ROUTING_TABLE: &str = "7480";
-
-/// `nft` and `ip` answer within milliseconds; beyond this something is broken.
-const PROGRAM_WITHIN: Duration = Duration::from_secs(20);
 
 /// Before other tables' destination NAT (-100), so that a container's port mapping does not win.
 const NAT_PRIORITY: i32 = -110;
@@ -224,7 +216,7 @@ pub fn redirector_uid() -> Result<u32, Fault> {
 pub async fn arm(rules: &Rules) -> Result<(), Fault> {
     rules.check()?;
     if rules.keep_visitor_address {
-        for family in FAMILIES {
+        for family in families() {
             add_routing(family).await?;
         }
     }
@@ -251,7 +243,7 @@ pub async fn disarm() -> Result<(), Fault> {
         "add table inet {TABLE}\ndelete table inet {TABLE}\n"
     ))
     .await?;
-    for family in FAMILIES {
+    for family in families() {
         remove_routing(family).await?;
     }
     Ok(())
@@ -275,192 +267,13 @@ pub async fn is_armed(rules: &Rules) -> Result<bool, Fault> {
         return Ok(false);
     }
     if rules.keep_visitor_address {
-        for family in FAMILIES {
+        for family in families() {
             if !has_rule(family).await? {
                 return Ok(false);
             }
         }
     }
     Ok(true)
-}
-
-/// One rule of the table, as far as it can be told apart.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StandingRule {
-    /// Its chain.
-    pub chain: String,
-    /// Its comment; redirecting rules have one.
-    pub comment: String,
-}
-
-/// The rules that stand in the table; none if there is no table.
-///
-/// # Errors
-/// `nft` failed or gave something that is not its JSON.
-pub async fn list() -> Result<Vec<StandingRule>, Fault> {
-    let tables = run("nft", &["-j", "list", "tables"], "").await?;
-    let ours = |object: &serde_json::Value| {
-        object["table"]["family"] == "inet" && object["table"]["name"] == TABLE
-    };
-    if !objects(&tables)?.iter().any(ours) {
-        return Ok(Vec::new());
-    }
-    let text = run("nft", &["-j", "list", "table", "inet", TABLE], "").await?;
-    let word = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-    Ok(objects(&text)?
-        .iter()
-        .filter_map(|object| object.get("rule"))
-        .map(|rule| StandingRule {
-            chain: word(&rule["chain"]),
-            comment: word(&rule["comment"]),
-        })
-        .collect())
-}
-
-/// The address families, as options of `ip`, with the route to everything.
-const FAMILIES: [(&str, &str); 2] = [("-4", "0.0.0.0/0"), ("-6", "::/0")];
-
-async fn add_routing((family, all): (&str, &str)) -> Result<(), Fault> {
-    let route = [
-        family,
-        "route",
-        "replace",
-        "local",
-        all,
-        "dev",
-        "lo",
-        "table",
-        ROUTING_TABLE,
-    ];
-    run("ip", &route, "").await?;
-    if !has_rule((family, all)).await? {
-        let mark = format!("{MARK:#x}");
-        run(
-            "ip",
-            &[
-                family,
-                "rule",
-                "add",
-                "fwmark",
-                &mark,
-                "lookup",
-                ROUTING_TABLE,
-            ],
-            "",
-        )
-        .await?;
-    }
-    Ok(())
-}
-
-async fn remove_routing((family, all): (&str, &str)) -> Result<(), Fault> {
-    let mark = format!("{MARK:#x}");
-    // A crash between looking and adding may have left two; more cannot be.
-    for _ in 0..4 {
-        if !has_rule((family, all)).await? {
-            break;
-        }
-        run(
-            "ip",
-            &[
-                family,
-                "rule",
-                "del",
-                "fwmark",
-                &mark,
-                "lookup",
-                ROUTING_TABLE,
-            ],
-            "",
-        )
-        .await?;
-    }
-    run(
-        "ip",
-        &[family, "route", "flush", "table", ROUTING_TABLE],
-        "",
-    )
-    .await
-    .map(drop)
-    .or_else(
-        // A table that never had a route does not exist for `ip`.
-        |fault| {
-            if fault.to_string().contains("FIB table does not exist") {
-                Ok(())
-            } else {
-                Err(fault)
-            }
-        },
-    )
-}
-
-async fn has_rule((family, _): (&str, &str)) -> Result<bool, Fault> {
-    let rules = run("ip", &[family, "rule", "show"], "").await?;
-    let mark = format!("fwmark {MARK:#x} ");
-    let lookup = format!("lookup {ROUTING_TABLE}");
-    Ok(rules
-        .lines()
-        .any(|line| line.contains(&mark) && line.trim_end().ends_with(&lookup)))
-}
-
-async fn nft(script: &str) -> Result<(), Fault> {
-    run("nft", &["-f", "-"], script).await.map(drop)
-}
-
-fn objects(text: &str) -> Result<Vec<serde_json::Value>, Fault> {
-    let mut value: serde_json::Value = serde_json::from_str(text)
-        .map_err(|e| Fault::permanent("nft gave a listing that is not JSON").caused_by(&e))?;
-    match value["nftables"].take() {
-        serde_json::Value::Array(objects) => Ok(objects),
-        _ => Err(Fault::permanent(
-            "nft gave a listing without the list \"nftables\"",
-        )),
-    }
-}
-
-/// Runs a program with `input`, and returns what it printed.
-async fn run(program: &str, arguments: &[&str], input: &str) -> Result<String, Fault> {
-    let what = format!("`{program} {}`", arguments.join(" "));
-    let mut child = Command::new(program)
-        .args(arguments)
-        .env("LC_ALL", "C")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|e| {
-            Fault::precondition(format!("{what} cannot be started"))
-                .caused_by(&e)
-                .remedy("install the packages nftables and iproute2")
-        })?;
-    let stdin = child.stdin.take();
-    let work = async {
-        if let Some(mut stdin) = stdin {
-            stdin.write_all(input.as_bytes()).await?;
-        }
-        child.wait_with_output().await
-    };
-    let output = tokio::time::timeout(PROGRAM_WITHIN, work)
-        .await
-        .map_err(|_| {
-            Fault::transient(format!(
-                "{what} did not end within {} s",
-                PROGRAM_WITHIN.as_secs()
-            ))
-        })?
-        .map_err(|e| Fault::io(format!("{what} could not be run"), &e))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let said: String = String::from_utf8_lossy(&output.stderr)
-        .chars()
-        .take(500)
-        .collect();
-    let mut fault = Fault::permanent(format!("{what} failed with {}", output.status))
-        .remedy("look at the rules with `nft list ruleset`");
-    fault.causes.push(said.trim().to_owned());
-    Err(fault)
 }
 
 #[cfg(test)]

@@ -1,0 +1,197 @@
+//! The fence: logins refused by the server itself, events off, and nobody connected any more.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use ferry_proto::Fault;
+use serde::{Deserialize, Serialize};
+
+use super::inspect::{running_events, user_condition};
+use super::record::EventName;
+use super::session::{Session, text_list, user};
+use super::{events, users};
+use crate::model::Spec;
+
+const WHAT: &str = "the account's connections to MariaDB cannot be seen";
+/// How often the connections are looked at.
+const POLL: Duration = Duration::from_millis(25);
+/// A connection that has said nothing for so long is not in the middle of something.
+const QUIET_MS: u64 = 250;
+/// How long a transaction that was ended may take to undo its changes.
+const ROLLBACK_LIMIT: Duration = Duration::from_secs(60);
+
+/// The state before a fence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MariadbFence {
+    users: Vec<UserLock>,
+    running_events: BTreeSet<EventName>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct UserLock {
+    name: String,
+    host: String,
+    locked: bool,
+}
+
+impl MariadbFence {
+    /// Whether a user was locked before the fence; none: the fence does not know the user.
+    pub(super) fn locked(&self, name: &str, host: &str) -> Option<bool> {
+        self.users.iter().find(|u| u.name == name && u.host == host).map(|u| u.locked)
+    }
+
+    /// The events that ran before the fence.
+    pub(super) fn running_events(&self) -> BTreeSet<EventName> {
+        self.running_events.clone()
+    }
+}
+
+pub(super) async fn plan(session: &mut Session, spec: &Spec) -> Result<MariadbFence, Fault> {
+    let logins = users::read(session, &user_condition(spec, "User", "Host")).await?;
+    let users = logins
+        .into_iter()
+        .map(|l| UserLock { locked: l.locked(), name: l.name, host: l.host })
+        .collect();
+    Ok(MariadbFence { users, running_events: running_events(session, spec).await? })
+}
+
+pub(super) async fn fence(
+    session: &mut Session,
+    spec: &Spec,
+    grace: Duration,
+) -> Result<(), Fault> {
+    let logins = users::read(session, &user_condition(spec, "User", "Host")).await?;
+    if !logins.is_empty() {
+        let all: Vec<String> = logins.iter().map(|l| user(&l.name, &l.host)).collect();
+        let sql = format!("ALTER USER {} ACCOUNT LOCK", all.join(", "));
+        session.run(&format!("the MariaDB users of {} cannot be locked", spec.account), &sql).await?;
+    }
+    for event in running_events(session, spec).await? {
+        events::switch(session, &event, false).await?;
+    }
+    drain(session, spec, grace).await
+}
+
+pub(super) async fn unfence(
+    session: &mut Session,
+    spec: &Spec,
+    fence: &MariadbFence,
+) -> Result<(), Fault> {
+    let mut first_fault = None;
+    for before in fence.users.iter().filter(|u| !u.locked) {
+        let label = format!("{}@{}", before.name, before.host);
+        let sql = format!("ALTER USER IF EXISTS {} ACCOUNT UNLOCK", user(&before.name, &before.host));
+        let what = format!("MariaDB user {label} of {} cannot be let in again", spec.account);
+        if let Err(fault) = session.run(&what, &sql).await {
+            // The others are let in all the same.
+            first_fault.get_or_insert(fault);
+        }
+    }
+    for event in &fence.running_events {
+        if let Err(fault) = events::switch(session, event, true).await {
+            first_fault.get_or_insert(fault);
+        }
+    }
+    first_fault.map_or(Ok(()), Err)
+}
+
+pub(super) async fn is_fenced(session: &mut Session, spec: &Spec) -> Result<bool, Fault> {
+    let logins = users::read(session, &user_condition(spec, "User", "Host")).await?;
+    Ok(logins.iter().all(users::Login::locked)
+        && running_events(session, spec).await?.is_empty()
+        && connections(session, spec).await?.is_empty())
+}
+
+/// A connection of the account, or one that has not yet said whose it is.
+struct Connection {
+    id: u64,
+    /// Not in a transaction, and nothing asked for a while.
+    quiet: bool,
+    nameless: bool,
+}
+
+async fn connections(session: &mut Session, spec: &Spec) -> Result<Vec<Connection>, Fault> {
+    let names = text_list(spec.users.iter().map(|u| u.name.as_str()));
+    let sql = format!(
+        "SELECT p.ID, p.USER, p.COMMAND, ROUND(p.TIME_MS), t.trx_id IS NOT NULL \
+         FROM information_schema.PROCESSLIST p \
+         LEFT JOIN information_schema.INNODB_TRX t ON t.trx_mysql_thread_id = p.ID \
+         WHERE p.USER IN {names} OR p.USER = 'unauthenticated user'"
+    );
+    let rows = session.rows(WHAT, &sql).await?;
+    Ok(rows
+        .iter()
+        .map(|r| Connection {
+            id: r.number(0),
+            nameless: r.text(1) == "unauthenticated user",
+            quiet: r.text(2) == "Sleep" && r.number(3) >= QUIET_MS && r.number(4) == 0,
+        })
+        .collect())
+}
+
+/// Waits until the account's connections have come to an end by themselves or are quiet, at most
+/// for `grace`; ends them; returns when the last is gone, and with it the last transaction.
+async fn drain(session: &mut Session, spec: &Spec, grace: Duration) -> Result<(), Fault> {
+    let start = Instant::now();
+    // Someone in the middle of logging in may have passed the check of the lock already. Whoever
+    // comes later has not.
+    let pending: BTreeSet<u64> = connections(session, spec)
+        .await?
+        .iter()
+        .filter(|c| c.nameless)
+        .map(|c| c.id)
+        .collect();
+    loop {
+        let mut left = connections(session, spec).await?;
+        left.retain(|c| !c.nameless || pending.contains(&c.id));
+        if left.is_empty() {
+            return Ok(());
+        }
+        if start.elapsed() >= grace || left.iter().all(|c| c.quiet) {
+            let ids = left.iter().map(|c| c.id).collect();
+            // Again from the top: what was a nameless connection may now be the account's.
+            end_connections(session, &ids).await?;
+        }
+        if start.elapsed() > grace + ROLLBACK_LIMIT {
+            return Err(Fault::transient(format!(
+                "{} connections of account {} to MariaDB do not end",
+                left.len(),
+                spec.account
+            ))
+            .remedy("look at SHOW FULL PROCESSLIST: a large transaction may be rolling back"));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Ends connections and waits until they are gone.
+pub(super) async fn end_connections(
+    session: &mut Session,
+    ids: &BTreeSet<u64>,
+) -> Result<(), Fault> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    for id in ids {
+        // One that has gone by itself is no fault.
+        if let Err(error) = session.try_run(&format!("KILL CONNECTION {id}")).await
+            && !matches!(&error, mysql_async::Error::Server(e) if e.code == 1094)
+        {
+            return Err(super::session::refused("a connection to MariaDB cannot be ended", &error));
+        }
+    }
+    let list: Vec<String> = ids.iter().map(ToString::to_string).collect();
+    let sql = format!(
+        "SELECT ID FROM information_schema.PROCESSLIST WHERE ID IN ({})",
+        list.join(",")
+    );
+    let start = Instant::now();
+    while !session.rows(WHAT, &sql).await?.is_empty() {
+        if start.elapsed() > ROLLBACK_LIMIT {
+            return Err(Fault::transient("a connection to MariaDB that was ended does not go away")
+                .remedy("look at SHOW FULL PROCESSLIST: a large transaction may be rolling back"));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}

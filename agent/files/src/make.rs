@@ -1,0 +1,167 @@
+//! Making and mending inodes at the target: under a temporary name first, dressed through a descriptor,
+//! then renamed into place. It must not know why an inode is made or who may have it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, FileType, Mode};
+use rustix::io::{Errno, Result};
+
+use crate::acl;
+use crate::attributes::{self, Attribute, Class, Unread, class};
+use crate::confine;
+use crate::guard::Wanted;
+use crate::metadata::{Handle, Kind, Stat};
+use crate::names;
+
+/// How often another temporary name is tried.
+const TRIES: u32 = 8;
+
+/// A new inode under a temporary name.
+#[derive(Debug)]
+pub struct Fresh {
+    /// The inode.
+    pub fd: OwnedFd,
+    /// Its temporary name.
+    pub name: Vec<u8>,
+}
+
+/// A new empty file.
+pub fn file(dir: BorrowedFd<'_>) -> Result<Fresh> {
+    let (fd, name) = under_new_name(|name| confine::create_file(dir, name))?;
+    Ok(Fresh { fd, name })
+}
+
+/// A new symlink.
+pub fn symlink(dir: BorrowedFd<'_>, target: &[u8]) -> Result<Fresh> {
+    let ((), name) = under_new_name(|name| rustix::fs::symlinkat(target, dir, name))?;
+    named(dir, name, Kind::Symlink)
+}
+
+/// A new FIFO.
+pub fn fifo(dir: BorrowedFd<'_>) -> Result<Fresh> {
+    let mode = Mode::RUSR | Mode::WUSR;
+    let ((), name) =
+        under_new_name(|name| rustix::fs::mknodat(dir, name, FileType::Fifo, mode, 0))?;
+    named(dir, name, Kind::Fifo)
+}
+
+/// Another name, a temporary one, for the inode that is `name` in `from`.
+pub fn link(from: BorrowedFd<'_>, name: &[u8], dir: BorrowedFd<'_>) -> Result<Vec<u8>> {
+    under_new_name(|new| rustix::fs::linkat(from, name, dir, new, AtFlags::empty()))
+        .map(|((), new)| new)
+}
+
+fn under_new_name<T>(mut make: impl FnMut(&[u8]) -> Result<T>) -> Result<(T, Vec<u8>)> {
+    let mut left = TRIES;
+    loop {
+        let name = names::temporary();
+        match make(&name) {
+            Err(Errno::EXIST) if left > 0 => left -= 1,
+            made => return made.map(|made| (made, name)),
+        }
+    }
+}
+
+/// A handle on what was just made. Whoever owns the directory may have put something else in its
+/// place, say a second name of a system file, so it must look as ours does.
+fn named(dir: BorrowedFd<'_>, name: Vec<u8>, kind: Kind) -> Result<Fresh> {
+    let opened = confine::open_handle(dir, &name).and_then(|fd| {
+        let stat = Stat::of_fd(&fd)?;
+        let us = rustix::process::geteuid().as_raw();
+        let is_ours = stat.kind == kind && stat.nlink == 1 && stat.uid == us;
+        if is_ours { Ok(fd) } else { Err(Errno::STALE) }
+    });
+    match opened {
+        Ok(fd) => Ok(Fresh { fd, name }),
+        Err(errno) => {
+            discard(dir, &name);
+            Err(errno)
+        }
+    }
+}
+
+/// Removes a temporary name. A leftover does no harm: the next pass removes it.
+pub fn discard(dir: BorrowedFd<'_>, name: &[u8]) {
+    let _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
+}
+
+/// Whether `found` in `dir` already is as `wanted`.
+pub fn is_dressed(dir: BorrowedFd<'_>, name: &[u8], found: &Stat, wanted: &Wanted) -> Result<bool> {
+    if !same_stat(found, wanted) {
+        return Ok(false);
+    }
+    if found.kind == Kind::Symlink {
+        return Ok(true);
+    }
+    match attributes::read_at(dir, name, found) {
+        Ok(have) => Ok(comparable(have) == wanted.attributes),
+        Err(Unread::TooLarge) => Ok(false),
+        Err(Unread::Failed(errno)) => Err(errno),
+    }
+}
+
+/// Mends the metadata of `found`, which is `name` in `dir`.
+pub fn redress(dir: BorrowedFd<'_>, name: &[u8], found: &Stat, wanted: &Wanted) -> Result<()> {
+    let fd = match found.kind {
+        Kind::File => confine::open_file(dir, name)?,
+        _ => confine::open_handle(dir, name)?,
+    };
+    let handle = match found.kind {
+        Kind::File => Handle::Open(fd.as_fd()),
+        _ => Handle::Named(fd.as_fd()),
+    };
+    // What stands there now may be another inode than the one that was judged.
+    let stat = Stat::of_fd(&fd)?;
+    if stat.identity() != found.identity() || stat.uid != found.uid || stat.nlink != found.nlink {
+        return Err(Errno::STALE);
+    }
+    dress(handle, wanted).map(drop)
+}
+
+/// Gives an inode the metadata wanted. Answers whether anything had to be done.
+///
+/// The order matters: a new owner takes setuid bits and capabilities away, an ACL changes the mode,
+/// and everything else would come after the time.
+pub fn dress(inode: Handle<'_>, wanted: &Wanted) -> Result<bool> {
+    let stat = Stat::of_fd(inode.fd())?;
+    let mut changed = false;
+    if (stat.uid, stat.gid) != (wanted.uid, wanted.gid) {
+        inode.chown(wanted.uid, wanted.gid)?;
+        changed = true;
+    }
+    if stat.kind != Kind::Symlink {
+        let have = match attributes::read_all(inode) {
+            Ok(have) => comparable(have),
+            Err(Unread::TooLarge) => return Err(Errno::TOOBIG),
+            Err(Unread::Failed(errno)) => return Err(errno),
+        };
+        if have != wanted.attributes {
+            changed |= attributes::replace(inode, &have, &wanted.attributes)?;
+        }
+        if changed || stat.mode != wanted.mode {
+            inode.chmod(wanted.mode)?;
+            changed = true;
+        }
+    }
+    if stat.mtime != wanted.mtime {
+        inode.set_mtime(wanted.mtime)?;
+        changed = true;
+    }
+    Ok(changed)
+}
+
+fn same_stat(found: &Stat, wanted: &Wanted) -> bool {
+    (found.uid, found.gid, found.mtime) == (wanted.uid, wanted.gid, wanted.mtime)
+        && (found.kind == Kind::Symlink || found.mode == wanted.mode)
+}
+
+/// What we have, in the form in which it is compared with what is wanted.
+pub fn comparable(mut have: Vec<Attribute>) -> Vec<Attribute> {
+    have.retain(|a| matches!(class(&a.name), Class::User | Class::Acl | Class::Capability));
+    for attribute in &mut have {
+        if class(&attribute.name) == Class::Acl {
+            attribute.value = acl::canonical(&attribute.value);
+        }
+    }
+    have
+}

@@ -1,0 +1,88 @@
+//! The target's side of a pass and of a comparison: it puts the mirror, a visitor and the stream
+//! together. It must not know what either visitor does.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ferry_proto::Fault;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::apply::Applier;
+use crate::confine::Tree;
+use crate::mirror::{Mirror, Visitor};
+use crate::options::TargetOptions;
+use crate::protocol::Purpose;
+use crate::report::{Comparison, PassReport, Progress};
+use crate::session::{self, Work};
+use crate::verify::Verifier;
+use crate::wire::{self, Channels, Outbox};
+
+/// Receives one pass: the target's side. Answers the same report as the source's side.
+///
+/// # Errors
+/// What ended the pass, at either end. It may be run again as it is.
+pub async fn receive_pass<S>(
+    root: &Path,
+    stream: S,
+    options: TargetOptions,
+    progress: watch::Sender<Progress>,
+    cancel: CancellationToken,
+) -> Result<PassReport, Fault>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let root = root.to_owned();
+    let start = move |work: Work| {
+        let tree = Arc::new(Tree::open_root(&root)?);
+        let (halt, counters) = (work.halt.clone(), work.counters.clone());
+        let applier = Applier::new(Arc::clone(&tree), options, halt, counters);
+        target(tree, applier, Purpose::Pass, work)
+    };
+    session::run(stream, None, progress, cancel, start).await
+}
+
+/// Compares: the target's side. Answers the same comparison as the source's side.
+///
+/// # Errors
+/// What ended the comparison, at either end.
+pub async fn verify_target<S>(
+    root: &Path,
+    stream: S,
+    options: TargetOptions,
+    progress: watch::Sender<Progress>,
+    cancel: CancellationToken,
+) -> Result<Comparison, Fault>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let root = root.to_owned();
+    let start = move |work: Work| {
+        let tree = Arc::new(Tree::open_root(&root)?);
+        let (halt, counters) = (work.halt.clone(), work.counters.clone());
+        let verifier = Verifier::new(Arc::clone(&tree), options, halt, counters);
+        target(tree, verifier, Purpose::Verify, work)
+    };
+    session::run(stream, None, progress, cancel, start).await
+}
+
+fn target<V: Visitor, R: serde::de::DeserializeOwned>(
+    tree: Arc<Tree>,
+    visitor: V,
+    purpose: Purpose,
+    work: Work,
+) -> Result<R, Fault> {
+    let Work {
+        channels: Channels {
+            outgoing,
+            mut incoming,
+        },
+        halt,
+        counters,
+    } = work;
+    let out = Outbox::new(outgoing, halt.clone());
+    let report = Mirror::new(tree, out, halt, counters, purpose, visitor).run(&mut incoming)?;
+    // Read back what was sent, so that both ends hold the very same.
+    wire::from_json(&report)
+}

@@ -1,0 +1,296 @@
+//! Passes over trees that hold everything a Unix tree can, from nothing and again.
+
+mod support;
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+
+use support::{GID, Trees, UID, mkdir, own, own_all, run, write};
+
+/// One of everything that an account may have.
+fn torture(root: &Path) {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    write(&root.join("empty"), "");
+    write(&root.join("small"), "hello");
+    write(&root.join("large"), vec![7_u8; 3_000_001]);
+    write(
+        &root.join(OsStr::from_bytes(b"not \xff\xfe utf-8 \n")),
+        "bytes",
+    );
+    write(&root.join("n".repeat(255)), "longest name");
+    write(&root.join("CASE"), "upper");
+    write(&root.join("case"), "lower");
+    mkdir(&root.join("emptydir"));
+    mkdir(&root.join("readonly"));
+    write(&root.join("readonly/inside"), "r");
+    mkdir(&root.join("a"));
+    mkdir(&root.join("b"));
+    write(&root.join("b/one"), "linked");
+    for other in ["a/two", "zz-three", "b/four"] {
+        std::fs::hard_link(root.join("b/one"), root.join(other)).expect("link");
+    }
+    for (target, name) in [
+        ("small", "link"),
+        ("../../../../etc/passwd", "escape"),
+        ("/etc", "absolute"),
+        ("nowhere", "dangling"),
+        ("link-to-self", "link-to-self"),
+    ] {
+        std::os::unix::fs::symlink(target, root.join(name)).expect("symlink");
+    }
+    std::fs::hard_link(root.join("link"), root.join("a/link-too")).expect("link to a symlink");
+    run(Command::new("mkfifo").arg(root.join("fifo")));
+    run(Command::new("truncate")
+        .args(["-s", "50M"])
+        .arg(root.join("sparse")));
+    sparse_middle(&root.join("sparse-middle"));
+    std::os::unix::net::UnixListener::bind(root.join("socket")).expect("socket");
+    own_all(root);
+    dress(root);
+}
+
+fn sparse_middle(path: &Path) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::create(path).expect("create");
+    file.write_all_at(b"begin", 0).expect("write");
+    file.write_all_at(b"middle", 10_000_000).expect("write");
+    file.set_len(20_000_003).expect("length");
+}
+
+fn dress(root: &Path) {
+    let mode = |path: &str, mode| {
+        let permissions = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(root.join(path), permissions).expect("chmod");
+    };
+    std::os::unix::fs::lchown(root.join("small"), Some(UID), Some(GID)).expect("chown");
+    for (path, bits) in [
+        ("small", 0o4755),
+        ("empty", 0),
+        ("a", 0o3770),
+        ("fifo", 0o640),
+        ("large", 0o2711),
+    ] {
+        mode(path, bits);
+    }
+    let acl = |spec: &str, path: &str| {
+        run(Command::new("setfacl")
+            .args(["-m", spec])
+            .arg(root.join(path)));
+    };
+    acl(&format!("u:{UID}:rwx,g:{GID}:r-x"), "b/one");
+    acl(
+        &format!("d:u:{UID}:rwx,d:g:{GID}:r--,u:{UID}:rwx"),
+        "emptydir",
+    );
+    acl(&format!("d:u:{UID}:rwx"), "a");
+    xattr::set(root.join("small"), "user.mime", b"text/plain\0binary").expect("xattr");
+    xattr::set(root.join("a"), "user.empty", b"").expect("xattr");
+    xattr::set(root.join("large"), "user.long", &[9; 2000]).expect("xattr");
+    let touch = |path: &str, when: &str| {
+        run(Command::new("touch")
+            .args(["-h", "-d", when])
+            .arg(root.join(path)));
+    };
+    touch("empty", "1961-04-12 06:07:00.123456789");
+    touch("CASE", "2099-12-31 23:59:59.999999999");
+    touch("link", "2001-02-03 04:05:06.000000007");
+    touch("fifo", "2002-02-03 04:05:06.7");
+    touch("emptydir", "1999-02-03 04:05:06.7");
+    touch("a", "1999-02-03 04:05:06.000000001");
+    mode("readonly", 0o555);
+}
+
+#[tokio::test]
+async fn a_torture_tree_arrives_whole() {
+    let trees = Trees::new();
+    torture(&trees.source);
+    let report = trees.pass().await;
+    assert!(report.refused.is_empty(), "{:?}", report.refused);
+    assert_eq!(report.changed_while_read, 0);
+    assert_eq!(report.notes.total, 1, "{:?}", report.notes);
+    assert_eq!(report.notes.items[0].path, "socket");
+    trees.assert_equal();
+    let blocks = |name: &str| {
+        trees
+            .target
+            .join(name)
+            .metadata()
+            .expect("metadata")
+            .blocks()
+    };
+    assert_eq!(blocks("sparse"), 0);
+    assert!(blocks("sparse-middle") < 200, "{}", blocks("sparse-middle"));
+
+    let comparison = trees.compare().await;
+    assert!(comparison.is_equal(), "{:?}", comparison.differences);
+    assert_eq!(comparison.entries, report.entries);
+    assert_eq!(comparison.manifest.len(), 64);
+}
+
+#[tokio::test]
+async fn an_unchanged_second_pass_sends_no_data() {
+    let trees = Trees::new();
+    torture(&trees.source);
+    trees.pass().await;
+    let report = trees.pass().await;
+    assert_eq!(
+        (
+            report.files_sent,
+            report.bytes_sent,
+            report.created,
+            report.deleted
+        ),
+        (0, 0, 0, 0),
+        "{report:?}"
+    );
+    assert_eq!(report.metadata_changed, 0);
+    assert_eq!(report.unchanged, report.entries);
+}
+
+#[tokio::test]
+async fn metadata_alone_is_mended_without_sending_content() {
+    let trees = Trees::new();
+    torture(&trees.source);
+    trees.pass().await;
+    let small = trees.source.join("small");
+    std::fs::set_permissions(&small, std::fs::Permissions::from_mode(0o600)).expect("chmod");
+    xattr::set(&small, "user.new", b"1").expect("xattr");
+    xattr::remove(&small, "user.mime").expect("xattr");
+    run(Command::new("setfacl")
+        .arg("-b")
+        .arg(trees.source.join("emptydir")));
+    let report = trees.pass().await;
+    assert_eq!(
+        (report.files_sent, report.metadata_changed),
+        (0, 2),
+        "{report:?}"
+    );
+    trees.assert_equal();
+}
+
+#[tokio::test]
+async fn deletions_and_changes_of_type_follow() {
+    let trees = Trees::new();
+    torture(&trees.source);
+    mkdir(&trees.source.join("tree/of/directories"));
+    write(&trees.source.join("tree/of/file"), "x");
+    own_all(&trees.source.join("tree"));
+    trees.pass().await;
+    let at = |path: &str| trees.source.join(path);
+    std::fs::remove_dir_all(at("tree")).expect("rm");
+    write(&at("tree"), "now a file");
+    std::fs::remove_file(at("small")).expect("rm");
+    mkdir(&at("small"));
+    write(&at("small/inside"), "now a directory");
+    std::fs::remove_file(at("link")).expect("rm");
+    write(&at("link"), "no link any more");
+    std::fs::remove_dir(at("emptydir")).expect("rm");
+    std::os::unix::fs::symlink("a", at("emptydir")).expect("symlink");
+    own(&at("emptydir"));
+    std::fs::remove_dir_all(at("readonly")).expect("rm");
+    std::fs::remove_file(at("fifo")).expect("rm");
+    let report = trees.pass().await;
+    assert!(report.deleted >= 5, "{report:?}");
+    trees.assert_equal();
+}
+
+#[tokio::test]
+async fn without_deletions_the_target_keeps_what_it_has() {
+    let trees = Trees::new();
+    write(&trees.source.join("new"), "new");
+    write(&trees.source.join("clash"), "file");
+    write(&trees.target.join("old"), "old");
+    mkdir(&trees.target.join("clash"));
+    let mut options = support::target_options();
+    options.delete = false;
+    let (sent, received) = trees.pass_with(support::source_options(), options).await;
+    assert_eq!(sent.expect("source"), received.clone().expect("target"));
+    let report = received.expect("target");
+    assert!(trees.target.join("old").exists() && trees.target.join("new").exists());
+    assert!(trees.target.join("clash").is_dir());
+    assert_eq!((report.deleted, report.refused.total), (0, 1), "{report:?}");
+}
+
+#[tokio::test]
+async fn hard_links_are_broken_and_made_between_passes() {
+    let trees = Trees::new();
+    let at = |path: &str| trees.source.join(path);
+    mkdir(&at("d"));
+    for name in ["a", "d/b", "c", "x", "y"] {
+        write(&at(name), "same content");
+        run(Command::new("touch")
+            .args(["-d", "2020-01-01"])
+            .arg(at(name)));
+    }
+    let link = |from: &str, to: &str| {
+        let _ = std::fs::remove_file(at(to));
+        std::fs::hard_link(at(from), at(to)).expect("link");
+    };
+    link("a", "d/b");
+    link("a", "c");
+    trees.pass().await;
+    trees.assert_equal();
+    // One leaves with the same content and time, others join.
+    let copy = |name: &str| {
+        std::fs::remove_file(at(name)).expect("rm");
+        write(&at(name), "same content");
+        run(Command::new("touch")
+            .args(["-d", "2020-01-01"])
+            .arg(at(name)));
+    };
+    copy("d/b");
+    link("x", "y");
+    trees.pass().await;
+    trees.assert_equal();
+    copy("a");
+    copy("y");
+    link("c", "d/b");
+    link("c", "x");
+    trees.pass().await;
+    trees.assert_equal();
+    assert!(trees.compare().await.is_equal());
+}
+
+#[tokio::test]
+async fn a_new_file_in_a_directory_with_a_default_acl_gets_only_its_own() {
+    let trees = Trees::new();
+    mkdir(&trees.source.join("d"));
+    run(Command::new("setfacl")
+        .args(["-m", &format!("d:u:{UID}:rwx")])
+        .arg(trees.source.join("d")));
+    trees.pass().await;
+    write(&trees.source.join("d/plain"), "p");
+    run(Command::new("setfacl")
+        .arg("-b")
+        .arg(trees.source.join("d/plain")));
+    mkdir(&trees.source.join("d/sub"));
+    run(Command::new("setfacl")
+        .arg("-b")
+        .arg(trees.source.join("d/sub")));
+    run(Command::new("mkfifo").arg(trees.source.join("d/fifo")));
+    own(&trees.source.join("d/fifo"));
+    run(Command::new("setfacl")
+        .arg("-b")
+        .arg(trees.source.join("d/fifo")));
+    trees.pass().await;
+    trees.assert_equal();
+}
+
+#[tokio::test]
+async fn excluded_paths_are_left_alone_on_both_sides() {
+    let trees = Trees::new();
+    mkdir(&trees.source.join("cache/deep"));
+    own_all(&trees.source);
+    write(&trees.source.join("cache/deep/new"), "x");
+    write(&trees.source.join("kept"), "x");
+    mkdir(&trees.target.join("cache"));
+    write(&trees.target.join("cache/old"), "x");
+    let mut options = support::source_options();
+    options.excludes.push("cache".into());
+    let (sent, _) = trees.pass_with(options, support::target_options()).await;
+    assert!(sent.expect("source").refused.is_empty());
+    assert!(trees.target.join("cache/old").exists() && trees.target.join("kept").exists());
+    assert!(!trees.target.join("cache/deep").exists());
+}

@@ -1,0 +1,312 @@
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::Layout;
+
+/// A user id that nothing else on the machine has.
+fn own_uid() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    1_000_000 + std::process::id() * 16 + NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// A process that is ended whatever happens to the test.
+struct Running(Child);
+
+impl Running {
+    /// Runs a shell script, as `uid` if given, and waits until it says that it is ready.
+    fn script(uid: Option<u32>, script: &str) -> Self {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).current_dir("/");
+        if let Some(uid) = uid {
+            command.uid(uid).gid(uid);
+        }
+        Self::ready(command)
+    }
+
+    fn ready(mut command: Command) -> Self {
+        let mut running = Self(command.stdout(Stdio::piped()).spawn().unwrap());
+        let lines = BufReader::new(running.0.stdout.take().unwrap()).lines();
+        let ready = lines
+            .map_while(Result::ok)
+            .any(|line| line.ends_with("ready"));
+        assert!(ready, "the process ended before it was ready");
+        running
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn no_systemd() -> (tempfile::TempDir, Layout) {
+    let directory = tempfile::tempdir().unwrap();
+    let layout = Layout::below(directory.path());
+    (directory, layout)
+}
+
+#[test]
+fn the_willing_end_and_the_others_are_killed() {
+    let (_keep, layout) = no_systemd();
+    let (uid, other) = (own_uid(), own_uid());
+    let mut willing = Running::script(Some(uid), "echo ready; exec sleep 1000");
+    let mut stubborn = Running::script(
+        Some(uid),
+        "trap '' TERM; echo ready; while :; do sleep 0.05; done",
+    );
+    let mut stopped = Running::script(Some(uid), "echo ready; kill -STOP $$; sleep 1000");
+    let mut stranger = Running::script(Some(other), "echo ready; exec sleep 1000");
+    let report = stop_all(&layout, &[uid], &[], Duration::from_millis(300)).unwrap();
+    assert!(of_users(&[uid], &[]).unwrap().is_empty());
+    assert!(willing.has_ended() && stubborn.has_ended() && stopped.has_ended());
+    assert!(!stranger.has_ended());
+    assert!(
+        report.ended.iter().any(|p| p.pid == willing.pid()),
+        "{report:?}"
+    );
+    assert!(
+        report.killed.iter().any(|p| p.pid == stubborn.pid()),
+        "{report:?}"
+    );
+    let again = stop_all(&layout, &[uid], &[], Duration::from_secs(5)).unwrap();
+    assert_eq!(again, StopReport::default());
+}
+
+#[test]
+fn nothing_to_stop_takes_no_time() {
+    let (_keep, layout) = no_systemd();
+    let begin = Instant::now();
+    stop_all(&layout, &[own_uid()], &[], Duration::from_secs(30)).unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn forking_away_does_not_help() {
+    let (_keep, layout) = no_systemd();
+    let uid = own_uid();
+    // Each process starts the next one and ends: the one that was seen is never there any more.
+    let script = "trap '' TERM; f() { (f) & exit; }; echo ready; f & wait; sleep 1000";
+    let _first = Running::script(Some(uid), script);
+    let _second = Running::script(Some(uid), script);
+    assert!(!of_users(&[uid], &[]).unwrap().is_empty());
+    let report = stop_all(&layout, &[uid], &[], Duration::from_millis(50)).unwrap();
+    assert!(!report.killed.is_empty());
+    assert!(of_users(&[uid], &[]).unwrap().is_empty());
+}
+
+#[test]
+fn the_excluded_stay_and_system_users_are_refused() {
+    let (_keep, layout) = no_systemd();
+    let uid = own_uid();
+    let mut kept = Running::script(Some(uid), "echo ready; exec sleep 1000");
+    let mut other = Running::script(Some(uid), "trap '' TERM; echo ready; while :; do :; done");
+    let grace = Duration::from_millis(100);
+    stop_all(&layout, &[uid], &[kept.pid()], grace).unwrap();
+    assert!(!kept.has_ended() && other.has_ended());
+    assert!(stop_all(&layout, &[0], &[], grace).is_err());
+    assert!(stop_all(&layout, &[uid, 33], &[], grace).is_err());
+    assert!(!kept.has_ended());
+}
+
+fn real(directory: &tempfile::TempDir) -> PathBuf {
+    directory.path().canonicalize().unwrap()
+}
+
+#[test]
+fn an_open_file_counts_only_if_it_can_be_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = real(&directory);
+    std::fs::create_dir(root.join("home")).unwrap();
+    std::fs::create_dir(root.join("home2")).unwrap();
+    let roots = [root.join("home")];
+    std::fs::write(root.join("home/read"), "x").unwrap();
+    let run = |script: &str| Running::script(None, &format!("cd {}; {script}", root.display()));
+    let _reader = run("exec 3<home/read; echo ready; exec sleep 1000");
+    let _beside = run("exec 3>home2/file; echo ready; exec sleep 1000");
+    assert_eq!(writers_below(&roots, &[]).unwrap(), []);
+    wait_no_writers(&roots, &[], Duration::ZERO).unwrap();
+    let writer =
+        run("exec 3>>'home/with space'; rm 'home/with space'; echo ready; exec sleep 1000");
+    let found = writers_below(&roots, &[]).unwrap();
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(
+        (found[0].pid, found[0].how),
+        (writer.pid(), How::Descriptor)
+    );
+    assert_eq!(writers_below(&roots, &[writer.pid()]).unwrap(), []);
+    let fault = wait_no_writers(&roots, &[], Duration::from_millis(50)).unwrap_err();
+    assert!(fault.message.contains("sleep"), "{fault}");
+    drop(writer);
+    wait_no_writers(&roots, &[], Duration::from_secs(5)).unwrap();
+}
+
+#[test]
+fn a_file_reached_by_another_mount_counts() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = real(&directory);
+    for name in ["home", "jail"] {
+        std::fs::create_dir(root.join(name)).unwrap();
+    }
+    let script = format!(
+        "mount --bind {0}/home {0}/jail && exec 3>>{0}/jail/file && echo ready && exec sleep 1000",
+        root.display()
+    );
+    let mut command = Command::new("/usr/bin/unshare");
+    command.args(["--mount", "/bin/sh", "-c", &script]);
+    let writer = Running::ready(command);
+    let found = writers_below(&[root.join("home")], &[]).unwrap();
+    assert!(found.iter().any(|w| w.pid == writer.pid()), "{found:?}");
+    // From here that place is an empty directory that nobody writes.
+    assert_eq!(writers_below(&[root.join("jail")], &[]).unwrap(), []);
+}
+
+/// Not a test by itself: the process that the next test looks at.
+fn map(path: &Path, writable: bool) {
+    use rustix::mm::{MapFlags, ProtFlags, mmap};
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .unwrap();
+    file.set_len(4096).unwrap();
+    let flags = if writable {
+        ProtFlags::READ | ProtFlags::WRITE
+    } else {
+        ProtFlags::READ
+    };
+    #[allow(unsafe_code)]
+    // SAFETY: a new mapping at an address of the kernel's choice, never read or written.
+    unsafe {
+        mmap(
+            std::ptr::null_mut(),
+            4096,
+            flags,
+            MapFlags::SHARED,
+            &file,
+            0,
+        )
+        .unwrap();
+    }
+    drop(file);
+    println!("ready");
+    std::thread::sleep(Duration::from_secs(100));
+}
+
+#[test]
+fn a_shared_mapping_counts_when_its_descriptor_is_closed() {
+    if let Some(path) = std::env::var_os("FERRY_TEST_MAP") {
+        return map(
+            Path::new(&path),
+            std::env::var_os("FERRY_TEST_MAP_WRITABLE").is_some(),
+        );
+    }
+    for writable in [true, false] {
+        let directory = tempfile::tempdir().unwrap();
+        let root = real(&directory);
+        let test = "processes::tests::a_shared_mapping_counts_when_its_descriptor_is_closed";
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", test, "--nocapture"]);
+        command.env("FERRY_TEST_MAP", root.join("mapped"));
+        if writable {
+            command.env("FERRY_TEST_MAP_WRITABLE", "1");
+        }
+        let writer = Running::ready(command);
+        let found = writers_below(std::slice::from_ref(&root), &[]).unwrap();
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!((found[0].pid, found[0].how), (writer.pid(), How::Mapping));
+    }
+}
+
+/// A tree that says that systemd has booted, with a `systemctl` that writes down what it is asked.
+fn with_systemctl(show: &str) -> (tempfile::TempDir, Layout) {
+    use std::os::unix::fs::PermissionsExt;
+    let (directory, mut layout) = no_systemd();
+    std::fs::create_dir_all(layout.path("/run/systemd/system")).unwrap();
+    let program = layout.path("/systemctl");
+    let log = layout.path("/log");
+    std::fs::write(layout.path("/show"), show).unwrap();
+    let script = format!(
+        "#!/bin/sh\nshift 2\necho \"$@\" >> {}\ncase $1 in\nlist-units) echo 'worker.service loaded' ;;\n\
+         list-unit-files) echo 'tick.service static'; echo 'tpl@.service static' ;;\n\
+         show) cat {} ;;\nesac\n",
+        log.display(),
+        layout.path("/show").display()
+    );
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    layout.programs.systemctl = program;
+    (directory, layout)
+}
+
+#[test]
+fn units_are_kept_stopped_and_restored() {
+    let show = "Id=worker.service\nUser=shop\nActiveState=active\n\n\
+                Id=tick.service\nUser=1501\nActiveState=inactive\n\n\
+                Id=other.service\nUser=other\nActiveState=active\n\n\
+                Id=root.service\nUser=\nActiveState=active\n";
+    let (_keep, layout) = with_systemctl(show);
+    let linger = layout.path("/var/lib/systemd/linger/shop");
+    std::fs::create_dir_all(linger.parent().unwrap()).unwrap();
+    std::fs::write(&linger, "").unwrap();
+    let plan = plan_keep_stopped(&layout, &"shop".parse().unwrap(), 1501).unwrap();
+    let units: Vec<(&str, bool)> = plan
+        .units
+        .iter()
+        .map(|u| (u.name.as_str(), u.active))
+        .collect();
+    assert_eq!(units, [("tick.service", false), ("worker.service", true)]);
+    assert!(plan.linger);
+    let drop_in =
+        |unit: &str| layout.path(format!("/etc/systemd/system/{unit}.d/zzz-ferry-fence.conf"));
+    let names = ["tick.service", "worker.service", "user@1501.service"];
+    for _ in 0..2 {
+        keep_stopped(&layout, &plan).unwrap();
+        for name in names {
+            let text = std::fs::read_to_string(drop_in(name)).unwrap();
+            assert!(text.contains("ConditionPathExists=!/\n"));
+        }
+        assert!(!linger.exists());
+    }
+    let log = std::fs::read_to_string(layout.path("/log")).unwrap();
+    assert!(
+        log.contains(
+            "daemon-reload\nstop --no-block -- tick.service\nstop --no-block -- worker.service\n"
+        ),
+        "{log}"
+    );
+    std::fs::remove_file(layout.path("/log")).unwrap();
+    for _ in 0..2 {
+        assert_eq!(allow(&layout, &plan).unwrap(), []);
+        assert!(linger.exists());
+        assert_eq!(
+            std::fs::read_dir(layout.path("/etc/systemd/system"))
+                .unwrap()
+                .count(),
+            0
+        );
+    }
+    let log = std::fs::read_to_string(layout.path("/log")).unwrap();
+    assert!(
+        log.contains("start --no-block -- user@1501.service"),
+        "{log}"
+    );
+    assert!(log.contains("start --no-block -- worker.service"), "{log}");
+    assert!(!log.contains("tick.service"), "{log}");
+}

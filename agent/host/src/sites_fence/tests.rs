@@ -1,0 +1,278 @@
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::Command;
+use std::time::Duration;
+
+use ferry_proto::account::Definition;
+
+use super::*;
+use crate::web_fixture::Web;
+
+const GRACE: Duration = Duration::from_secs(10);
+
+/// A server as a provider has set it up: one account by hand, and a neighbour.
+fn provider() -> (Web, Definition) {
+    let web = Web::start();
+    web.put_home("www/index.php", "<?php echo 'php says ', 6 * 7;");
+    let root = web.layout.root().display().to_string();
+    let port = web.layout.http_port;
+    let params = web.layout.path("/etc/nginx/fastcgi_params");
+    web.put(
+        "/etc/nginx/sites-available/shop.conf",
+        &format!(
+            "server {{\n  listen {port};\n  server_name shop.example www.shop.example;\n  root {root}/home/shop/www;\n\
+             location / {{ include {}; fastcgi_param SCRIPT_FILENAME {root}/home/shop/www/index.php;\n\
+             fastcgi_pass unix:{root}/run/php/shop.sock; }}\n}}\n",
+            params.display()
+        ),
+    );
+    let enabled = web.layout.path("/etc/nginx/sites-enabled/shop");
+    symlink("../sites-available/shop.conf", enabled).unwrap();
+    web.put(
+        &format!("/etc/php/{}/fpm/pool.d/shop.conf", web.php),
+        &format!(
+            "[shop]\nuser = nobody\ngroup = nogroup\nlisten = {root}/run/php/$pool.sock\n\
+             listen.owner = www-data\nlisten.group = www-data\npm = static\npm.max_children = 2\n"
+        ),
+    );
+    web.put(
+        "/etc/nginx/conf.d/neighbour.conf",
+        &format!(
+            "server {{ listen {port}; server_name neighbour.example; return 200 neighbour; }}\n"
+        ),
+    );
+    crate::php::apply(&web.layout, &web.php).unwrap();
+    crate::php::wait_listening(&format!("{root}/run/php/shop.sock")).unwrap();
+    crate::nginx::apply(&web.layout, crate::nginx::IfDown::Leave).unwrap();
+    let mut definition = web.definition(serde_json::json!({"sites": [
+        {"name": "main", "domains": ["shop.example", "www.shop.example"], "root": "www", "php": {}},
+    ]}));
+    // As the definition of a host says it, below the root of the test.
+    let pool = format!("/etc/php/{}/fpm/pool.d/shop.conf", web.php);
+    definition.sites[0].config = vec!["/etc/nginx/sites-available/shop.conf".into(), pool.into()];
+    assert!(web.get("shop.example", "/").text.ends_with("php says 42"));
+    (web, definition)
+}
+
+fn assert_fenced(web: &Web) {
+    for host in ["shop.example", "www.shop.example"] {
+        let answer = web.get(host, "/");
+        assert_eq!(answer.status, 503);
+        assert!(answer.text.contains("Retry-After: 30"), "{}", answer.text);
+    }
+    assert!(
+        web.get("neighbour.example", "/")
+            .text
+            .ends_with("neighbour")
+    );
+    let pool = crate::php::Pool {
+        name: "shop".to_owned(),
+        listen: Some(web.layout.path("/run/php/shop.sock").display().to_string()),
+    };
+    assert!(crate::php::is_gone(&pool));
+}
+
+#[test]
+fn a_fenced_site_answers_503_and_comes_back_exactly() {
+    let (web, definition) = provider();
+    let before = web.snapshot("/etc/nginx");
+    let pools = web.snapshot("/etc/php");
+    let plan = plan_fence(&web.layout, &definition).unwrap();
+    assert_eq!(plan.findings, []);
+    assert_eq!(plan.files.len(), 2);
+    let text = serde_json::to_string(&plan).unwrap();
+    assert_eq!(serde_json::from_str::<FencePlan>(&text).unwrap(), plan);
+    assert_eq!(
+        web.snapshot("/etc/nginx"),
+        before,
+        "planning changes nothing"
+    );
+    assert!(fence(&web.layout, &plan, Services::Running, GRACE).unwrap());
+    assert_fenced(&web);
+    let jobs = web.jobs();
+    assert!(fence(&web.layout, &plan, Services::Running, GRACE).unwrap());
+    assert_eq!(web.jobs(), jobs, "what is fenced already is not reloaded");
+    for _ in 0..2 {
+        unfence(&web.layout, &plan, Services::Running).unwrap();
+        assert!(web.get("shop.example", "/").text.ends_with("php says 42"));
+        assert_eq!(web.snapshot("/etc/nginx"), before);
+        assert_eq!(web.snapshot("/etc/php"), pools);
+    }
+    assert!(!web.layout.path("/etc/ferry/aside/shop").exists());
+}
+
+#[test]
+fn undoing_a_fence_that_never_was_changes_nothing() {
+    let (web, definition) = provider();
+    let before = web.snapshot("/etc/nginx");
+    let plan = plan_fence(&web.layout, &definition).unwrap();
+    let jobs = web.jobs();
+    unfence(&web.layout, &plan, Services::Running).unwrap();
+    assert_eq!((web.snapshot("/etc/nginx"), web.jobs()), (before, jobs));
+}
+
+#[test]
+fn a_fence_cut_short_at_any_file_can_be_finished_or_undone() {
+    let (web, definition) = provider();
+    let before = web.snapshot("/etc/nginx");
+    let plan = plan_fence(&web.layout, &definition).unwrap();
+    // Only files changed, the services never told: what a crash leaves.
+    fs::create_dir_all(plan.files[0].aside.parent().unwrap()).unwrap();
+    fs::rename(&plan.files[0].path, &plan.files[0].aside).unwrap();
+    unfence(&web.layout, &plan, Services::Running).unwrap();
+    assert_eq!(web.snapshot("/etc/nginx"), before);
+    fence(&web.layout, &plan, Services::Booting, GRACE).unwrap();
+    assert!(
+        web.get("shop.example", "/").text.contains("42"),
+        "the services were not told"
+    );
+    fence(&web.layout, &plan, Services::Running, GRACE).unwrap();
+    assert_fenced(&web);
+    // Unfenced on disk only, then finished.
+    unfence(&web.layout, &plan, Services::Booting).unwrap();
+    assert_eq!(web.snapshot("/etc/nginx"), before);
+    unfence(&web.layout, &plan, Services::Running).unwrap();
+    assert!(web.get("shop.example", "/").text.ends_with("php says 42"));
+}
+
+#[test]
+fn the_last_pool_is_stood_in_for() {
+    let (web, definition) = provider();
+    let pools = crate::php::pools(&web.layout, &web.php);
+    fs::remove_file(pools.join("www.conf")).unwrap();
+    let before = web.snapshot("/etc/php");
+    let plan = plan_fence(&web.layout, &definition).unwrap();
+    fence(&web.layout, &plan, Services::Running, GRACE).unwrap();
+    assert_fenced(&web);
+    unfence(&web.layout, &plan, Services::Running).unwrap();
+    assert_eq!(web.snapshot("/etc/php"), before);
+    assert!(web.get("shop.example", "/").text.ends_with("php says 42"));
+}
+
+#[test]
+fn tls_is_fenced_with_a_copy_of_the_certificate() {
+    let (web, definition) = provider();
+    let ssl = web.layout.path("/home/shop/ssl");
+    fs::create_dir_all(&ssl).unwrap();
+    let made = Command::new("/usr/bin/openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+        ])
+        .args(["-subj", "/CN=shop.example", "-keyout"])
+        .arg(ssl.join("key.pem"))
+        .arg("-out")
+        .arg(ssl.join("cert.pem"))
+        .output()
+        .expect("this test needs the Debian package openssl");
+    assert!(made.status.success());
+    let port = web.layout.https_port;
+    let file = web.layout.path("/etc/nginx/sites-available/shop.conf");
+    let text = fs::read_to_string(&file).unwrap().replace(
+        "  server_name",
+        &format!(
+            "  listen {port} ssl;\n  ssl_certificate {0}/cert.pem;\n  ssl_certificate_key {0}/key.pem;\n  server_name",
+            ssl.display()
+        ),
+    );
+    fs::write(&file, text).unwrap();
+    let plan = plan_fence(&web.layout, &definition).unwrap();
+    fence(&web.layout, &plan, Services::Running, GRACE).unwrap();
+    assert_fenced(&web);
+    let shows_certificate = || {
+        let shown = Command::new("/usr/bin/openssl")
+            .args([
+                "s_client",
+                "-servername",
+                "shop.example",
+                "-connect",
+                &format!("127.0.0.1:{port}"),
+            ])
+            .stdin(std::process::Stdio::null())
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&shown.stdout).contains("CN = shop.example")
+    };
+    assert!(shows_certificate());
+    // The home goes, the fence stays: also when nginx starts anew.
+    fs::remove_dir_all(&ssl).unwrap();
+    fence(&web.layout, &plan, Services::Running, GRACE).unwrap();
+    crate::nginx::check(&web.layout).unwrap();
+    assert!(shows_certificate());
+    // A certificate that nobody can use does not keep a fence from being made.
+    fs::write(&plan.stubs[0].copies.1, "broken").unwrap();
+    fence(&web.layout, &plan, Services::Running, GRACE).unwrap();
+    assert_fenced(&web);
+    assert!(!shows_certificate());
+}
+
+#[test]
+fn what_cannot_be_told_apart_is_refused() {
+    let (web, definition) = provider();
+    let refused =
+        |definition: &Definition| plan_fence(&web.layout, definition).unwrap_err().message;
+    let mut narrow = definition.clone();
+    narrow.sites[0].domains.pop();
+    assert!(refused(&narrow).contains("www.shop.example"));
+    let mut unnamed = definition.clone();
+    unnamed.sites[0].config.remove(0);
+    assert!(refused(&unnamed).contains("does not name"));
+    let mut pool = definition.clone();
+    pool.sites[0].config.remove(1);
+    assert!(refused(&pool).contains("pool.d/shop.conf"));
+    let mut apache = definition.clone();
+    apache.sites[0]
+        .config
+        .push("/etc/apache2/sites-enabled/shop.conf".into());
+    assert!(refused(&apache).contains("not support"));
+    let mut absent = definition.clone();
+    absent.sites[0]
+        .config
+        .push("/etc/nginx/sites-enabled/gone.conf".into());
+    assert_eq!(plan_fence(&web.layout, &absent).unwrap().findings.len(), 1);
+}
+
+#[test]
+fn a_file_that_comes_back_stops_a_fence_but_not_its_undoing() {
+    let (web, definition) = provider();
+    let plan = plan_fence(&web.layout, &definition).unwrap();
+    fence(&web.layout, &plan, Services::Running, GRACE).unwrap();
+    let link = web.layout.path("/etc/nginx/sites-enabled/shop");
+    symlink("../sites-available/shop.conf", &link).unwrap();
+    unfence(&web.layout, &plan, Services::Running).unwrap();
+    assert!(web.get("shop.example", "/").text.ends_with("php says 42"));
+    assert!(
+        web.layout
+            .path("/etc/ferry/aside/shop/00-shop.found")
+            .is_symlink()
+    );
+}
+
+#[test]
+fn a_site_that_ferry_rendered_is_fenced_too() {
+    let web = Web::start();
+    web.put_home("www/index.php", "<?php echo 'php says ', 6 * 7;");
+    let definition = web.definition(serde_json::json!({"sites": [
+        {"name": "main", "domains": ["shop.example", "www.shop.example"], "root": "www", "php": {}},
+    ]}));
+    web.put(
+        "/etc/nginx/conf.d/neighbour.conf",
+        &format!(
+            "server {{ listen {}; server_name neighbour.example; return 200 neighbour; }}\n",
+            web.layout.http_port
+        ),
+    );
+    let sites = crate::sites::plan(&web.layout, &definition).unwrap();
+    crate::sites::open(&web.layout, &sites).unwrap();
+    let plan = plan_fence(&web.layout, &definition).unwrap();
+    assert_eq!((plan.files.len(), plan.pools.len()), (2, 1));
+    fence(&web.layout, &plan, Services::Running, GRACE).unwrap();
+    assert_fenced(&web);
+    unfence(&web.layout, &plan, Services::Running).unwrap();
+    assert!(web.get("shop.example", "/").text.ends_with("php says 42"));
+}

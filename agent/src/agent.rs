@@ -1,0 +1,208 @@
+//! What the parts of the agent share: who it is, its ledger, and the one place where an account's
+//! changes are put in order.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ferry_databases::{Engine, MariadbConfig, PostgresqlConfig};
+use ferry_host::Layout;
+use ferry_proto::account::EngineKind;
+use ferry_proto::channel::{Connections, Identity, Revocations};
+use ferry_proto::grant::GrantKey;
+use ferry_proto::ids::{AccountName, ServerName};
+use ferry_proto::{Fault, FaultClass};
+use ferry_traffic::client::Redirector;
+use ferry_traffic::mail::{Mail, MailConfig};
+use tokio::sync::{OwnedMutexGuard, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::ledger::{Account, Ledger};
+
+/// The agent.
+pub struct Agent {
+    /// What may be set.
+    pub config: Config,
+    /// Which server this is.
+    pub name: ServerName,
+    /// Key and certificate.
+    pub identity: Arc<Identity>,
+    /// What the controller signs grants with.
+    pub grant_key: GrantKey,
+    /// Live connections, and what is revoked.
+    pub connections: Arc<Connections>,
+    /// This host's files and programs.
+    pub layout: Layout,
+    /// The redirector's control socket.
+    pub redirector: Redirector,
+    /// Postfix and Dovecot.
+    pub mail: Mail,
+    /// Where peers reach this agent, once known.
+    pub peer_address: watch::Sender<Option<SocketAddr>>,
+    /// Rung when an account's standing changed.
+    pub changed: watch::Sender<u64>,
+    ledger: Arc<Mutex<Ledger>>,
+    accounts: Mutex<HashMap<AccountName, Arc<PerAccount>>>,
+}
+
+/// What only lives while this process does, per account.
+struct PerAccount {
+    /// Whoever changes how the account stands holds it.
+    order: Arc<tokio::sync::Mutex<()>>,
+    /// Cancelled when what runs for the account must stop; then replaced.
+    activity: Mutex<CancellationToken>,
+}
+
+impl Agent {
+    /// An agent of `config`, as `identity`, with `ledger`.
+    ///
+    /// # Errors
+    /// If the identity is no agent's, or the ledger's revocations cannot be read.
+    pub fn new(
+        config: Config,
+        identity: Arc<Identity>,
+        grant_key: GrantKey,
+        connections: Arc<Connections>,
+        ledger: Ledger,
+        redirector: Redirector,
+    ) -> Result<Arc<Self>, Fault> {
+        let name = identity
+            .party()
+            .server()
+            .cloned()
+            .ok_or_else(|| Fault::permanent("this identity is not an agent's").remedy("enrol this server again"))?;
+        let agent = Arc::new(Self {
+            peer_address: watch::channel(config.peer_address).0,
+            config,
+            name,
+            identity,
+            grant_key,
+            connections,
+            layout: Layout::system(),
+            redirector,
+            mail: Mail::new(MailConfig::default()),
+            changed: watch::channel(0).0,
+            ledger: Arc::new(Mutex::new(ledger)),
+            accounts: Mutex::default(),
+        });
+        agent.apply_revocations()?;
+        Ok(agent)
+    }
+
+    /// Looks into the ledger.
+    pub fn look<T>(&self, look: impl FnOnce(&Ledger) -> T) -> T {
+        look(&self.ledger())
+    }
+
+    /// Writes to the ledger, on a thread that may wait for the disk.
+    ///
+    /// # Errors
+    /// The closure's.
+    pub async fn write<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&mut Ledger) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let ledger = self.ledger.clone();
+        let written = blocking(move || {
+            write(&mut ledger.lock().unwrap_or_else(PoisonError::into_inner))
+        })
+        .await;
+        self.changed.send_modify(|n| *n += 1);
+        written
+    }
+
+    /// How an account stands, if the ledger knows it.
+    pub fn account(&self, name: &AccountName) -> Option<Account> {
+        self.look(|l| l.account(name).cloned())
+    }
+
+    /// Records how an account stands.
+    ///
+    /// # Errors
+    /// If it is not recorded.
+    pub async fn set_account(&self, name: &AccountName, account: Option<Account>) -> Result<(), Fault> {
+        let name = name.clone();
+        self.write(move |l| l.set_account(&name, account)).await
+    }
+
+    /// The right to change how an account stands; held until dropped.
+    pub async fn order(&self, name: &AccountName) -> OwnedMutexGuard<()> {
+        let order = self.per_account(name).order.clone();
+        order.lock_owned().await
+    }
+
+    /// Cancelled when what runs for the account must stop.
+    pub fn activity(&self, name: &AccountName) -> CancellationToken {
+        let per = self.per_account(name);
+        let activity = per.activity.lock().unwrap_or_else(PoisonError::into_inner);
+        activity.child_token()
+    }
+
+    /// Stops what runs for the account: copies, dumps, loads, comparisons.
+    pub fn stop_activity(&self, name: &AccountName) {
+        let per = self.per_account(name);
+        let mut activity = per.activity.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *activity).cancel();
+    }
+
+    /// Takes the ledger's revocations into force, and cuts connections that they forbid.
+    ///
+    /// # Errors
+    /// If a serial in the ledger is none.
+    pub fn apply_revocations(&self) -> Result<(), Fault> {
+        let revocations = self.look(|l| {
+            let (serials, servers) = l.revocations();
+            let serials = serials
+                .iter()
+                .map(|s| s.parse())
+                .collect::<Result<_, _>>()
+                .map_err(|_| Fault::bug("the ledger holds a serial that is none"))?;
+            Ok::<_, Fault>(Revocations { servers: servers.iter().cloned().collect(), serials })
+        })?;
+        self.connections.set_revocations(revocations);
+        Ok(())
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        // Each change is one assignment: a panic leaves the state before or after it.
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn per_account(&self, name: &AccountName) -> Arc<PerAccount> {
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        accounts
+            .entry(name.clone())
+            .or_insert_with(|| {
+                Arc::new(PerAccount { order: Arc::default(), activity: Mutex::default() })
+            })
+            .clone()
+    }
+}
+
+/// The database engine of a kind, as Debian installs it.
+pub fn engine(kind: EngineKind) -> Box<dyn Engine> {
+    match kind {
+        EngineKind::Mariadb => ferry_databases::mariadb(MariadbConfig::default()),
+        EngineKind::Postgresql => ferry_databases::postgresql(PostgresqlConfig::default()),
+    }
+}
+
+/// Both kinds.
+pub const ENGINES: [EngineKind; 2] = [EngineKind::Mariadb, EngineKind::Postgresql];
+
+/// Runs something that blocks where blocking is allowed.
+///
+/// # Errors
+/// The closure's; of class Bug if it panicked.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_cancelled() => {
+            Err(Fault::new(FaultClass::Cancelled, "the agent is stopping"))
+        }
+        Err(error) => Err(Fault::bug("a part of the agent panicked").caused_by(&error)),
+    }
+}

@@ -1,0 +1,349 @@
+//! The link to the controller: dialled by the agent, one stream, commands in and events out. What is
+//! not acknowledged is sent again on the next stream. This is the edge where wire types become
+//! ours.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ferry_proto::channel::{self, Party};
+use ferry_proto::command::{AccountState, Outcome, StandingKind};
+use ferry_proto::ids::{CommandId, Epoch};
+use ferry_proto::v1::agent_service_client::AgentServiceClient;
+use ferry_proto::v1::session_response::Body as Incoming;
+use ferry_proto::v1::{self, event, session_request};
+use ferry_proto::{Fault, FaultClass};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::{Agent, blocking};
+use crate::commands::{Command, Commands, Known, Told};
+use crate::ledger::Entry;
+use crate::work::inspect::server_facts;
+
+/// Waits between attempts: doubled each time, jittered, up to the last.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// A session that lasted this long was a good one: the next wait is short again.
+const GOOD_SESSION: Duration = Duration::from_secs(60);
+/// Outcomes kept until the controller acknowledges them. The ledger has them all; a controller that
+/// misses one asks.
+const UNACKNOWLEDGED: usize = 1024;
+/// Messages waiting to be sent.
+const QUEUE: usize = 256;
+/// How often the inventory is read anew while nothing changes.
+const INVENTORY: Duration = Duration::from_secs(60);
+/// No message of the controller is longer.
+const MAX_MESSAGE: usize = 4 << 20;
+
+/// The link, between sessions.
+pub struct Link {
+    agent: Arc<Agent>,
+    commands: Arc<Commands>,
+    told: mpsc::Receiver<Told>,
+    controller: String,
+    /// Outcomes that the controller has not acknowledged.
+    waiting: VecDeque<(CommandId, Outcome)>,
+    connected: watch::Sender<bool>,
+}
+
+impl Link {
+    /// A link to the controller at `controller` (`HOST:PORT`). `told` is where commands say what
+    /// came of them.
+    pub fn new(
+        agent: Arc<Agent>,
+        commands: Arc<Commands>,
+        told: mpsc::Receiver<Told>,
+        controller: String,
+        connected: watch::Sender<bool>,
+    ) -> Self {
+        Self { agent, commands, told, controller, waiting: VecDeque::new(), connected }
+    }
+
+    /// Keeps a session with the controller until `stop` fires.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut wait = FIRST_WAIT;
+        while !stop.is_cancelled() {
+            let started = tokio::time::Instant::now();
+            let ended = tokio::select! {
+                ended = self.session() => ended,
+                () = stop.cancelled() => break,
+            };
+            self.connected.send_replace(false);
+            if started.elapsed() > GOOD_SESSION {
+                wait = FIRST_WAIT;
+            }
+            let jitter = rand::random_range(0.5..1.0);
+            let pause = wait.mul_f64(jitter);
+            match ended {
+                Ok(()) => tracing::info!("the controller ended the session"),
+                Err(fault) => tracing::warn!(again_in_ms = pause.as_millis(), "no session with the controller: {fault}"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stop.cancelled() => break,
+            }
+            wait = (wait * 2).min(LONGEST_WAIT);
+        }
+    }
+
+    async fn session(&mut self) -> Result<(), Fault> {
+        self.agent.find_peer_address(&self.controller).await?;
+        let channel =
+            channel::connect(&self.controller, &self.agent.identity, &Party::Controller).await?;
+        let mut client = AgentServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        let (out, queue) = mpsc::channel(QUEUE);
+        let mut outgoing = Outgoing { out, number: 0, unacknowledged: VecDeque::new() };
+        outgoing.send(session_request::Body::Hello(self.hello().await?)).await?;
+        let mut incoming = client
+            .session(ReceiverStream::new(queue))
+            .await
+            .map_err(|s| lost(&s))?
+            .into_inner();
+        for (id, outcome) in std::mem::take(&mut self.waiting) {
+            outgoing.ended(id, outcome).await?;
+        }
+        self.connected.send_replace(true);
+        tracing::info!(controller = %self.controller, "connected");
+        let ended = self.converse(&mut incoming, &mut outgoing).await;
+        self.waiting = outgoing.unacknowledged.into_iter().map(|(_, id, o)| (id, o)).collect();
+        ended
+    }
+
+    async fn converse(
+        &mut self,
+        incoming: &mut tonic::Streaming<v1::SessionResponse>,
+        outgoing: &mut Outgoing,
+    ) -> Result<(), Fault> {
+        let mut changed = self.agent.changed.subscribe();
+        let mut inventory = tokio::time::interval(INVENTORY);
+        loop {
+            tokio::select! {
+                message = incoming.message() => match message.map_err(|s| lost(&s))? {
+                    Some(message) => self.take(message, outgoing).await?,
+                    None => return Ok(()),
+                },
+                told = self.told.recv() => match told {
+                    Some(Told::Ended(id, outcome)) => outgoing.ended(id, *outcome).await?,
+                    Some(Told::Progress(id, progress)) => outgoing.progress(id, &progress).await?,
+                    None => return Ok(()),
+                },
+                Ok(()) = changed.changed() => {
+                    changed.mark_unchanged();
+                    outgoing.accounts(&self.agent).await?;
+                }
+                _ = inventory.tick() => outgoing.accounts(&self.agent).await?,
+            }
+        }
+    }
+
+    async fn take(
+        &mut self,
+        message: v1::SessionResponse,
+        outgoing: &mut Outgoing,
+    ) -> Result<(), Fault> {
+        match message.body {
+            Some(Incoming::Command(command)) => {
+                let number = command.number;
+                self.commands.submit(read_command(command)?).await;
+                outgoing.send(session_request::Body::CommandAck(number)).await
+            }
+            Some(Incoming::EventAck(number)) => {
+                outgoing.unacknowledged.retain(|(n, _, _)| *n > number);
+                Ok(())
+            }
+            Some(Incoming::CancelCommandId(id)) => {
+                self.commands.cancel(read_id(&id)?);
+                Ok(())
+            }
+            Some(Incoming::ObserveCommandId(id)) => {
+                let id = read_id(&id)?;
+                match self.commands.known(id) {
+                    Known::Ended(outcome) => outgoing.ended(id, *outcome).await,
+                    Known::Running => outgoing.state(id, true).await,
+                    Known::No => outgoing.state(id, false).await,
+                }
+            }
+            Some(Incoming::Revocations(list)) => self.revoke(list).await,
+            Some(Incoming::Welcome(_)) | None => Ok(()),
+        }
+    }
+
+    async fn revoke(&self, list: v1::Revocations) -> Result<(), Fault> {
+        let servers = list
+            .servers
+            .iter()
+            .map(|s| s.parse())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| Fault::permanent("the controller named a server by no name").caused_by(&e))?;
+        let serials = list.serials;
+        let known = self.agent.look(|l| {
+            let (s, n) = l.revocations();
+            s == serials && n == servers
+        });
+        if !known {
+            self.agent.write(move |l| l.record(Entry::Revocations { serials, servers })).await?;
+            self.agent.apply_revocations()?;
+        }
+        Ok(())
+    }
+
+    async fn hello(&self) -> Result<v1::Hello, Fault> {
+        let facts = server_facts(&self.agent).await?;
+        let peer = *self.agent.peer_address.borrow();
+        Ok(v1::Hello {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            boot_id: crate::clock::boot_id()?,
+            peer_address: peer.map(|a| a.to_string()).unwrap_or_default(),
+            facts: json(&facts)?,
+        })
+    }
+}
+
+impl Agent {
+    /// Where peers reach this agent: as configured, or the address from which the controller is
+    /// reached.
+    async fn find_peer_address(&self, controller: &str) -> Result<(), Fault> {
+        if self.config.peer_address.is_some() {
+            return Ok(());
+        }
+        let failed = |e: &std::io::Error| {
+            Fault::io(format!("cannot find the way to the controller {controller}"), e)
+                .remedy("check `controller` in /etc/ferry/agent.toml, the name service and the routes")
+        };
+        // Connecting a datagram socket sends nothing; it asks the routing table.
+        let socket = tokio::net::UdpSocket::bind("0.0.0.0:0").await.map_err(|e| failed(&e))?;
+        socket.connect(controller).await.map_err(|e| failed(&e))?;
+        let address = socket.local_addr().map_err(|e| failed(&e))?.ip();
+        let peer = SocketAddr::new(address, self.config.peer_listen.port());
+        self.peer_address.send_replace(Some(peer));
+        Ok(())
+    }
+
+    /// The inventory and the ledger's view of every account.
+    async fn account_states(&self) -> Result<(Vec<AccountState>, Vec<String>), Fault> {
+        let (accounts, programs) =
+            (self.config.accounts_directory.clone(), self.config.inventory_directory.clone());
+        let inventory =
+            blocking(move || Ok(ferry_host::accounts::load(&accounts, &programs))).await?;
+        let mut states: Vec<AccountState> = self.look(|ledger| {
+            ledger
+                .accounts()
+                .iter()
+                .map(|(name, account)| AccountState {
+                    name: name.clone(),
+                    standing: account.kind(),
+                    epoch: account.epoch,
+                    moved_to: account.moved_to().cloned(),
+                    domains: account.definition.domains().map(ToString::to_string).collect(),
+                    job: account.job(),
+                })
+                .collect()
+        });
+        for (name, definition) in inventory.accounts {
+            if states.iter().all(|s| s.name != name) {
+                states.push(AccountState {
+                    name,
+                    standing: StandingKind::Serving,
+                    epoch: Epoch::default(),
+                    moved_to: None,
+                    domains: definition.domains().map(ToString::to_string).collect(),
+                    job: None,
+                });
+            }
+        }
+        Ok((states, inventory.problems.iter().map(ToString::to_string).collect()))
+    }
+}
+
+/// The sending side of one session.
+struct Outgoing {
+    out: mpsc::Sender<v1::SessionRequest>,
+    number: u64,
+    unacknowledged: VecDeque<(u64, CommandId, Outcome)>,
+}
+
+impl Outgoing {
+    async fn send(&self, body: session_request::Body) -> Result<(), Fault> {
+        self.out
+            .send(v1::SessionRequest { body: Some(body) })
+            .await
+            .map_err(|_| Fault::transient("the session with the controller ended"))
+    }
+
+    async fn event(&self, number: u64, body: event::Body) -> Result<(), Fault> {
+        self.send(session_request::Body::Event(v1::Event { number, body: Some(body) })).await
+    }
+
+    async fn ended(&mut self, id: CommandId, outcome: Outcome) -> Result<(), Fault> {
+        self.number += 1;
+        let (receipt, fault) = match &outcome {
+            Ok(receipt) => (json(receipt)?, Vec::new()),
+            Err(fault) => (Vec::new(), json(fault)?),
+        };
+        self.unacknowledged.push_back((self.number, id, outcome));
+        if self.unacknowledged.len() > UNACKNOWLEDGED {
+            self.unacknowledged.pop_front();
+        }
+        let done = v1::CommandDone { id: id.to_string(), receipt, fault };
+        self.event(self.number, event::Body::CommandDone(done)).await
+    }
+
+    async fn progress(
+        &self,
+        id: CommandId,
+        progress: &ferry_proto::command::Progress,
+    ) -> Result<(), Fault> {
+        let body = v1::CommandProgress { id: id.to_string(), progress: json(progress)? };
+        self.event(0, event::Body::CommandProgress(body)).await
+    }
+
+    async fn state(&self, id: CommandId, running: bool) -> Result<(), Fault> {
+        let body = v1::CommandState { id: id.to_string(), running };
+        self.event(0, event::Body::CommandState(body)).await
+    }
+
+    async fn accounts(&self, agent: &Agent) -> Result<(), Fault> {
+        let (states, problems) = agent.account_states().await?;
+        let accounts = states.iter().map(json).collect::<Result<_, _>>()?;
+        self.event(0, event::Body::AccountStates(v1::AccountStates { accounts, problems })).await
+    }
+}
+
+fn read_id(text: &str) -> Result<CommandId, Fault> {
+    text.parse().map_err(|e| Fault::permanent("the controller named a command by no id").caused_by(&e))
+}
+
+fn read_command(command: v1::Command) -> Result<Command, Fault> {
+    let grant = if command.grant.is_empty() {
+        None
+    } else {
+        Some(serde_json::from_slice(&command.grant).map_err(|e| {
+            Fault::permanent("the controller sent a grant that cannot be read").caused_by(&e)
+        })?)
+    };
+    Ok(Command {
+        id: read_id(&command.id)?,
+        generation: command.generation,
+        intent: command.intent,
+        grant,
+    })
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, Fault> {
+    serde_json::to_vec(value).map_err(|e| Fault::bug("an event has no JSON").caused_by(&e))
+}
+
+/// The fault for a session that a status ended.
+fn lost(status: &tonic::Status) -> Fault {
+    if let Some(fault) = channel::status_fault(status) {
+        return fault;
+    }
+    let class = match status.code() {
+        tonic::Code::Unauthenticated | tonic::Code::PermissionDenied => FaultClass::Permanent,
+        _ => FaultClass::Transient,
+    };
+    Fault::new(class, format!("the controller ended the call: {}", status.message()))
+}

@@ -1,0 +1,166 @@
+//! The redirector in front of an account, and away again; and what firewall and redirector must be
+//! for all that stands in the ledger.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ferry_proto::Fault;
+use ferry_proto::command::Receipt;
+use ferry_proto::ids::Epoch;
+use ferry_traffic::control::{AccountRoute, HoldLimits, LocalUpstream, RouteState, Upstream};
+use ferry_traffic::{config, firewall};
+
+use crate::agent::Agent;
+use crate::ledger::{Account, Standing};
+use crate::work::record::here;
+use crate::work::{Job, done};
+
+/// Puts the redirector in front of the account; traffic still goes to the local services.
+///
+/// # Errors
+/// If this server does not serve the account, or the redirector or the firewall refuse.
+pub async fn arm(job: &Job) -> Result<Receipt, Fault> {
+    let agent = &job.agent;
+    let _order = agent.order(&job.of.account).await;
+    let mut account = here(agent, &job.of.account).await?;
+    match &account.standing {
+        Standing::Serving => {}
+        Standing::Armed { of } if of.job == job.of.job => {}
+        _ => return Err(job.stands_otherwise(&account, "served and free to move")),
+    }
+    if account.epoch != job.of.epoch {
+        return Err(job.stands_otherwise(&account, &format!("at epoch {}", job.of.epoch)));
+    }
+    account.standing = Standing::Armed { of: job.of.clone() };
+    job.set(account).await?;
+    reconcile(agent).await?;
+    Ok(done("the redirector stands in front"))
+}
+
+/// Undo of [`arm`].
+///
+/// # Errors
+/// If the redirector or the firewall refuse.
+pub async fn disarm(job: &Job) -> Result<Receipt, Fault> {
+    let agent = &job.agent;
+    let _order = agent.order(&job.of.account).await;
+    let Some(mut account) = agent.account(&job.of.account) else {
+        return Ok(done("nothing stood"));
+    };
+    match &account.standing {
+        Standing::Armed { of } if of.job == job.of.job => {}
+        Standing::Serving => return Ok(done("nothing stood")),
+        _ => return Err(job.stands_otherwise(&account, "armed by this move")),
+    }
+    account.standing = Standing::Serving;
+    let forget = account.made.is_none() && account.epoch == Epoch::default();
+    // An account that never moved is the inventory's again.
+    agent.set_account(&job.of.account, (!forget).then_some(account)).await?;
+    reconcile(agent).await?;
+    Ok(done("the redirector is out of the way"))
+}
+
+/// Makes redirector and firewall what the ledger says: after a change, and when the agent starts.
+///
+/// # Errors
+/// If the redirector or the firewall refuse.
+pub async fn reconcile(agent: &Arc<Agent>) -> Result<(), Fault> {
+    let accounts: Vec<Account> = agent.look(|l| l.accounts().values().cloned().collect());
+    let known: Vec<_> = if accounts.is_empty() && !socket_exists() {
+        Vec::new()
+    } else {
+        agent.redirector.status().await?
+    };
+    let mut peers = BTreeSet::new();
+    let mut in_front = false;
+    for account in &accounts {
+        let Some(route) = route(account) else { continue };
+        peers.extend(peer(&account.standing));
+        in_front |= !matches!(account.standing, Standing::Serving);
+        agent.redirector.set_route(route).await?;
+    }
+    for status in known {
+        let gone = accounts
+            .iter()
+            .find(|a| a.definition.name == status.account)
+            .is_none_or(|a| route(a).is_none());
+        if gone {
+            agent.redirector.remove_route(&status.account, status.epoch).await?;
+        }
+    }
+    if socket_exists() {
+        peers.extend(serving_peers(&accounts));
+        agent.redirector.set_peers(peers).await?;
+    }
+    if in_front {
+        firewall::arm(&firewall::Rules::usual(firewall::redirector_uid()?)).await
+    } else {
+        firewall::disarm().await
+    }
+}
+
+fn socket_exists() -> bool {
+    std::path::Path::new(ferry_traffic::control::CONTROL_SOCKET).exists()
+}
+
+/// Where an account's requests go, if the redirector must know it.
+fn route(account: &Account) -> Option<AccountRoute> {
+    let state = match &account.standing {
+        Standing::Armed { .. } => RouteState::Local,
+        // Came here by a move: the old server passes visitors on to the ingress.
+        Standing::Serving if account.epoch > Epoch::default() => RouteState::Local,
+        Standing::Fenced { .. } => RouteState::Hold { limits: HoldLimits::default() },
+        Standing::Moved { released: false, .. } => RouteState::Hold { limits: HoldLimits::default() },
+        Standing::Moved { of, .. } => RouteState::Remote { peer: ingress(of.target_peer.ip()) },
+        Standing::Serving
+        | Standing::Receiving { .. }
+        | Standing::Opening { .. }
+        | Standing::Finalized { .. } => return None,
+    };
+    Some(AccountRoute {
+        account: account.definition.name.clone(),
+        epoch: account.epoch,
+        domains: account.definition.domains().cloned().collect(),
+        state,
+        upstream: upstream(account),
+    })
+}
+
+/// The peer ingress of the redirector at `address`.
+pub fn ingress(address: IpAddr) -> SocketAddr {
+    SocketAddr::new(address, config::PEER_PORT)
+}
+
+/// How the own web server is reached: sites that Ferry rendered have listeners for the redirector;
+/// others are reached where the visitor wanted, or over the loopback if he came by the ingress.
+fn upstream(account: &Account) -> LocalUpstream {
+    let loopback = |port| Upstream::Addr(SocketAddr::from(([127, 0, 0, 1], port)));
+    if account.made.as_ref().is_some_and(|m| m.sites.is_some()) {
+        let ports = ferry_host::layout::RedirectorPorts::default();
+        return LocalUpstream {
+            http: loopback(ports.http),
+            https: loopback(ports.https),
+            proxy_protocol: true,
+        };
+    }
+    if account.epoch > Epoch::default() {
+        return LocalUpstream { http: loopback(80), https: loopback(443), proxy_protocol: false };
+    }
+    LocalUpstream::default()
+}
+
+/// The other server of a move that stands.
+fn peer(standing: &Standing) -> Option<IpAddr> {
+    match standing {
+        Standing::Armed { of } | Standing::Fenced { of, .. } | Standing::Moved { of, .. } => {
+            Some(of.target_peer.ip())
+        }
+        _ => None,
+    }
+}
+
+/// Servers whose accounts came here: their redirectors pass visitors on.
+fn serving_peers(accounts: &[Account]) -> impl Iterator<Item = IpAddr> + '_ {
+    accounts.iter().filter_map(|a| a.came_from)
+}

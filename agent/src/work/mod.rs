@@ -1,0 +1,256 @@
+//! What commands do: one file per piece of work. Each may be repeated after a crash at any point: it
+//! records what it will change before it changes it, and asks the world what is already done.
+
+pub mod arm;
+pub mod commit;
+pub mod databases;
+pub mod fence;
+pub mod files;
+pub mod finalize;
+pub mod inspect;
+pub mod open;
+pub mod provision;
+pub mod record;
+pub mod rehearse;
+pub mod release;
+pub mod unfence;
+pub mod verify;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ferry_databases as databases_engine;
+use ferry_files::IdMap;
+use ferry_host::users;
+use ferry_proto::account::{Definition, EngineKind};
+use ferry_proto::command::{Move, Progress, Receipt};
+use ferry_proto::grant::SignedGrant;
+use ferry_proto::ids::AccountName;
+use ferry_proto::{Fault, FaultClass};
+use ferry_traffic::mail::MailSpec;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::Agent;
+use crate::ledger::{Account, SourceRecord, Standing};
+use crate::peer::Peer;
+
+/// What a piece of work is given.
+#[derive(Clone)]
+pub struct Job {
+    /// The agent.
+    pub agent: Arc<Agent>,
+    /// The move.
+    pub of: Move,
+    /// What lets this agent speak to the other.
+    pub grant: Option<SignedGrant>,
+    /// Cancelled when the controller asks for it, or the account is taken back.
+    pub cancel: CancellationToken,
+    /// Where to say how far it is.
+    pub progress: watch::Sender<Progress>,
+}
+
+impl Job {
+    /// The other agent.
+    ///
+    /// # Errors
+    /// If the command came without a grant.
+    pub fn peer(&self) -> Result<Peer, Fault> {
+        let grant = self
+            .grant
+            .as_ref()
+            .ok_or_else(|| Fault::bug("a command that speaks to a peer came without a grant"))?;
+        let (server, address) = if self.of.source == self.agent.name {
+            (&self.of.target, self.of.target_peer)
+        } else {
+            (&self.of.source, self.of.source_peer)
+        };
+        Ok(Peer::new(&self.agent, server, address, grant))
+    }
+
+    /// The account as the ledger has it.
+    ///
+    /// # Errors
+    /// If it has none.
+    pub fn account(&self) -> Result<Account, Fault> {
+        self.agent.account(&self.of.account).ok_or_else(|| {
+            Fault::precondition(format!(
+                "account {} takes part in no move on {}",
+                self.of.account, self.agent.name
+            ))
+        })
+    }
+
+    /// Records how the account stands.
+    ///
+    /// # Errors
+    /// If it is not recorded.
+    pub async fn set(&self, account: Account) -> Result<(), Fault> {
+        self.agent.set_account(&self.of.account, Some(account)).await
+    }
+
+    /// The account, fenced by this move and not past its deadline.
+    ///
+    /// # Errors
+    /// Of class Fenced if it is not.
+    pub fn fenced(&self) -> Result<Account, Fault> {
+        let account = self.account()?;
+        match &account.standing {
+            Standing::Fenced { of, deadline, complete_unix: Some(_), ending: false }
+                if of.job == self.of.job =>
+            {
+                if deadline.has_passed() {
+                    return Err(Fault::fenced(format!(
+                        "the fence of account {} has passed its deadline",
+                        self.of.account
+                    ))
+                    .remedy("move it again with a longer --deadline"));
+                }
+                Ok(account)
+            }
+            _ => Err(self.stands_otherwise(&account, "fenced by this move")),
+        }
+    }
+
+    /// The account, being received here by this move.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn receiving(&self) -> Result<(Account, SourceRecord), Fault> {
+        let account = self.account()?;
+        match &account.standing {
+            Standing::Receiving { of, source, .. } if of.job == self.of.job => {
+                let source = (**source).clone();
+                Ok((account, source))
+            }
+            _ => Err(self.stands_otherwise(&account, "being received by this move")),
+        }
+    }
+
+    /// The fault for an account that stands otherwise than a command expects.
+    pub fn stands_otherwise(&self, account: &Account, expected: &str) -> Fault {
+        Fault::fenced(format!(
+            "account {} is {} at epoch {} on {}, not {expected}",
+            self.of.account,
+            account.kind(),
+            account.epoch,
+            self.agent.name
+        ))
+    }
+}
+
+/// A receipt that only says that it is done.
+pub fn done(summary: impl Into<String>) -> Receipt {
+    Receipt::Done { summary: summary.into(), figures: BTreeMap::new() }
+}
+
+/// A receipt with figures.
+pub fn done_with<const N: usize>(summary: impl Into<String>, figures: [(&str, f64); N]) -> Receipt {
+    let figures = figures.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+    Receipt::Done { summary: summary.into(), figures }
+}
+
+/// What an account has of one engine.
+pub fn spec(account: &Account, kind: EngineKind) -> databases_engine::Spec {
+    databases_engine::Spec::of(&account.definition, kind, account.uid, account.gid)
+}
+
+/// What an account has of mail.
+///
+/// # Errors
+/// If the definition's mail is not valid.
+pub fn mail_spec(definition: &Definition, uid: u32, gid: u32) -> Result<MailSpec, Fault> {
+    MailSpec::new(definition.name.clone(), definition.home.clone(), uid, gid, definition.mail.clone())
+}
+
+/// What the source said of one engine.
+///
+/// # Errors
+/// If it said nothing.
+pub fn database_record(
+    source: &SourceRecord,
+    kind: EngineKind,
+) -> Result<&databases_engine::Record, Fault> {
+    source
+        .databases
+        .iter()
+        .find(|(k, _)| *k == kind)
+        .map(|(_, record)| record)
+        .ok_or_else(|| Fault::permanent(format!("the source said nothing of {kind}")))
+}
+
+/// The account's numeric ids at the source, and what they are here.
+///
+/// # Errors
+/// If the account's user is not here.
+pub fn id_map(agent: &Agent, account: &Account, source: &SourceRecord) -> Result<IdMap, Fault> {
+    let here = users::describe(&agent.layout, &account.definition)?;
+    let mut map =
+        IdMap::of((source.user.uid, account.uid), (source.user.group.gid, account.gid));
+    for group in &source.user.groups {
+        if let Some(known) = here.groups.iter().find(|g| g.name == group.name) {
+            map.gids.insert(group.gid, known.gid);
+            map.shared_gids.insert(known.gid);
+        }
+    }
+    Ok(map)
+}
+
+/// Ends with a fault if `cancel` fires first.
+///
+/// # Errors
+/// The work's, or one of class Cancelled.
+pub async fn unless_cancelled<T>(
+    cancel: &CancellationToken,
+    work: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    tokio::select! {
+        outcome = work => outcome,
+        () = cancel.cancelled() => Err(Fault::new(FaultClass::Cancelled, "stopped on request")),
+    }
+}
+
+/// Whether a move's epoch allows it to change an account here.
+///
+/// # Errors
+/// Of class Fenced, for an older one.
+pub fn check_epoch(agent: &Agent, of: &Move) -> Result<(), Fault> {
+    let Some(account) = agent.account(&of.account) else { return Ok(()) };
+    let of_this_job = match &account.standing {
+        Standing::Moved { of: was, .. } | Standing::Opening { of: was, .. } => was.job == of.job,
+        // Opened by this very move: what a repeated command finds.
+        Standing::Serving | Standing::Finalized { .. } => account.epoch == of.epoch.next(),
+        _ => false,
+    };
+    if account.epoch > of.epoch && !of_this_job {
+        return Err(Fault::fenced(format!(
+            "the command is of epoch {}, but account {} is at epoch {} on {}",
+            of.epoch, of.account, account.epoch, agent.name
+        ))
+        .remedy("plan the move again: the account has moved since"));
+    }
+    Ok(())
+}
+
+/// A definition of an account of this server: the ledger's, or else the inventory's.
+///
+/// # Errors
+/// If neither has it, with what is wrong with its file if something is.
+pub fn definition(agent: &Agent, name: &AccountName) -> Result<Definition, Fault> {
+    if let Some(account) = agent.account(name) {
+        return Ok(account.definition);
+    }
+    let config = &agent.config;
+    let inventory =
+        ferry_host::accounts::load(&config.accounts_directory, &config.inventory_directory);
+    if let Some(definition) = inventory.accounts.get(name) {
+        return Ok(definition.clone());
+    }
+    let mut fault = Fault::precondition(format!("{} has no account {name}", agent.name))
+        .remedy(format!(
+            "define it in {}/{name}.toml; `ferry-agent accounts` shows what is known",
+            config.accounts_directory.display()
+        ));
+    fault.causes = inventory.problems.iter().map(ToString::to_string).take(5).collect();
+    Err(fault)
+}

@@ -1,0 +1,279 @@
+//! Makes everything of the account at the target, closed; and removes it again.
+
+use std::sync::Arc;
+
+use ferry_databases::{Existing, Provisioned};
+use ferry_host::{cron, processes, sites, users};
+use ferry_proto::command::{Move, Receipt};
+use ferry_proto::grant::Grant;
+use ferry_proto::{Fault, FaultClass};
+
+use crate::agent::{Agent, blocking, engine};
+use crate::ledger::{Account, Made, SourceRecord, Standing};
+use crate::work::{Job, database_record, done, mail_spec, spec};
+
+/// Makes the account, closed.
+///
+/// # Errors
+/// Precondition if something is taken or missing here; nothing is left half made that
+/// [`deprovision`] does not find in the ledger.
+pub async fn provision(job: &Job) -> Result<Receipt, Fault> {
+    let agent = &job.agent;
+    let _order = agent.order(&job.of.account).await;
+    let source = job.peer()?.record().await?;
+    if source.definition.name != job.of.account {
+        return Err(Fault::permanent("the source answered with another account"));
+    }
+    source.definition.check().map_err(|e| {
+        Fault::permanent("the source's definition of the account is not valid").caused_by(&e)
+    })?;
+    let account = plan(agent, &job.of, source.clone()).await?;
+    job.set(account.clone()).await?;
+    make(agent, &account, &source).await?;
+    Ok(done(format!(
+        "user {} ({}:{}), {} databases, {} sites, {} mail domains, all closed",
+        account.definition.user,
+        account.uid,
+        account.gid,
+        account.definition.databases.len(),
+        account.definition.sites.len(),
+        account.definition.mail.len(),
+    )))
+}
+
+/// What will be made, and nothing made yet.
+async fn plan(agent: &Arc<Agent>, of: &Move, source: SourceRecord) -> Result<Account, Fault> {
+    let known = agent.account(&of.account);
+    let before = match known.as_ref().map(|a| &a.standing) {
+        None => None,
+        Some(Standing::Receiving { of: was, before, .. }) if was.job == of.job => {
+            before.clone()
+        }
+        Some(standing @ (Standing::Moved { .. } | Standing::Finalized { .. })) => {
+            Some(Box::new(standing.clone()))
+        }
+        Some(_) => {
+            let account = known.as_ref().map(Account::kind);
+            return Err(Fault::precondition(format!(
+                "account {} stands on {} already ({})",
+                of.account,
+                agent.name,
+                account.map(|a| a.to_string()).unwrap_or_default()
+            ))
+            .remedy("another move has it: see `ferry status`"));
+        }
+    };
+    let lived_here = known.is_some();
+    let (layout, from) = (agent.layout.clone(), source.clone());
+    let existing = if lived_here { users::Existing::Keep } else { users::Existing::Refuse };
+    let (user, sites) = blocking(move || {
+        let user = users::plan_provision(
+            &layout,
+            &from.definition,
+            &from.user,
+            existing,
+            &users::Policy::default(),
+        )?;
+        // An account that was here before Ferry gets its own configuration back.
+        let sites = if lived_here { None } else { Some(sites::plan(&layout, &from.definition)?) };
+        Ok((user, sites))
+    })
+    .await?;
+    let (uid, gid) = (user.ids.uid, user.ids.gid);
+    let standing = Standing::Receiving { of: of.clone(), source: Box::new(source.clone()), before };
+    if let Some(known) = known {
+        let epoch = known.epoch.max(of.epoch);
+        return Ok(Account { standing, epoch, uid, gid, ..known });
+    }
+    let definition = served_here(agent, &source, sites.as_ref());
+    let account = Account {
+        definition,
+        epoch: of.epoch,
+        uid,
+        gid,
+        standing,
+        made: Some(Made { user: Some(user), databases: Vec::new(), sites }),
+        came_from: None,
+        closed: None,
+    };
+    let mut databases = Vec::new();
+    for (kind, _) in &source.databases {
+        databases.push((*kind, Provisioned::all_of(&spec(&account, *kind))));
+    }
+    Ok(Account {
+        made: account.made.map(|made| Made { databases, ..made }),
+        ..account
+    })
+}
+
+/// The definition as this server will serve it: the same, but with the files rendered here as the
+/// configuration that a fence moves aside.
+fn served_here(
+    agent: &Agent,
+    source: &SourceRecord,
+    plan: Option<&sites::SitesPlan>,
+) -> ferry_proto::account::Definition {
+    let mut definition = source.definition.clone();
+    for site in &mut definition.sites {
+        site.config.clear();
+    }
+    let Some(plan) = plan else { return definition };
+    for file in sites::render(&agent.layout, plan) {
+        let live = match (file.role, file.path.file_name()) {
+            (sites::Role::Server, Some(name)) => {
+                agent.layout.path("/etc/nginx/sites-enabled").join(name)
+            }
+            _ => file.path,
+        };
+        if let Some(site) = definition.sites.iter_mut().find(|s| s.name.as_str() == file.site) {
+            site.config.push(live);
+        }
+    }
+    definition
+}
+
+/// Makes what is planned; what is there already is left.
+async fn make(agent: &Arc<Agent>, account: &Account, source: &SourceRecord) -> Result<(), Fault> {
+    let (layout, made) = (agent.layout.clone(), account.made.clone());
+    let (user, uid) = (account.definition.user.clone(), account.uid);
+    let crontab = source.cron.content.clone().filter(|_| account.definition.crontab);
+    blocking(move || {
+        if let Some(plan) = made.as_ref().and_then(|m| m.user.as_ref()) {
+            users::provision(&layout, plan)?;
+        }
+        if let Some(content) = crontab {
+            cron::install_disabled(&layout, &user, uid, &content)?;
+        }
+        if let Some(plan) = made.as_ref().and_then(|m| m.sites.as_ref()) {
+            sites::install_closed(&layout, plan)?;
+        }
+        Ok(())
+    })
+    .await?;
+    let existing = existing(account);
+    for (kind, record) in &source.databases {
+        engine(*kind).provision(&spec(account, *kind), record, existing).await?;
+    }
+    let mail = mail_spec(&account.definition, account.uid, account.gid)?;
+    if account.made.is_some() {
+        agent.mail.provision_closed(&mail, &source.mail).await?;
+    }
+    Ok(())
+}
+
+/// Whether databases of these names may be here already: those of an account that lived here.
+fn existing(account: &Account) -> Existing {
+    match &account.standing {
+        Standing::Receiving { before: Some(_), .. } => Existing::Replace,
+        _ => Existing::Refuse,
+    }
+}
+
+/// Takes the source's last word on the account: its crontab, passwords and grants at the fence.
+///
+/// # Errors
+/// If it cannot be kept or applied.
+pub async fn update(agent: &Arc<Agent>, grant: &Grant, record: SourceRecord) -> Result<(), Fault> {
+    let _order = agent.order(&grant.account).await;
+    let Some(mut account) = agent.account(&grant.account) else {
+        return Err(Fault::precondition(format!("account {} is not received here", grant.account)));
+    };
+    let Standing::Receiving { of, source, .. } = &mut account.standing else {
+        return Err(Fault::fenced(format!("account {} is not received here", grant.account)));
+    };
+    if of.job != grant.job || source.definition.name != record.definition.name {
+        return Err(Fault::fenced(format!("account {} is received by another job", grant.account)));
+    }
+    **source = record.clone();
+    agent.set_account(&grant.account, Some(account.clone())).await?;
+    make(agent, &account, &record).await
+}
+
+/// Removes what [`provision`] made, and nothing else.
+///
+/// # Errors
+/// If something cannot be removed.
+pub async fn deprovision(job: &Job) -> Result<Receipt, Fault> {
+    let agent = &job.agent;
+    agent.stop_activity(&job.of.account);
+    let _order = agent.order(&job.of.account).await;
+    let Some(account) = agent.account(&job.of.account) else {
+        return Ok(done("nothing was made here"));
+    };
+    match &account.standing {
+        Standing::Receiving { of, source, before } if of.job == job.of.job => {
+            let mut back = account.clone();
+            match before {
+                Some(before) => {
+                    // It lived here before: what is its own stays, closed as it was.
+                    database_undo(&account, source).await?;
+                    back.standing = (**before).clone();
+                    job.set(back).await?;
+                    Ok(done("closed as it was before"))
+                }
+                None => {
+                    erase(agent, &account).await?;
+                    agent.set_account(&job.of.account, None).await?;
+                    Ok(done("everything that was made here is removed"))
+                }
+            }
+        }
+        Standing::Opening { of, .. } if of.job == job.of.job => Err(Fault::fenced(format!(
+            "account {} was committed to {}: going back is a rollback",
+            job.of.account, agent.name
+        ))),
+        _ => Ok(done("nothing was made here by this move")),
+    }
+}
+
+/// Removes temporary database users of a load that was cut off.
+async fn database_undo(account: &Account, source: &SourceRecord) -> Result<(), Fault> {
+    for (kind, _) in &source.databases {
+        let spec = spec(account, *kind);
+        engine(*kind).deprovision(&spec, &Provisioned::default()).await?;
+        let _ = database_record(source, *kind)?;
+    }
+    Ok(())
+}
+
+/// Removes all that Ferry made here for an account.
+///
+/// # Errors
+/// If something cannot be removed.
+pub async fn erase(agent: &Arc<Agent>, account: &Account) -> Result<(), Fault> {
+    let made = account.made.clone().unwrap_or_default();
+    let mail = mail_spec(&account.definition, account.uid, account.gid)?;
+    agent.mail.close_here(&mail).await?;
+    let (layout, plan) = (agent.layout.clone(), made.sites.clone());
+    if let Some(plan) = plan {
+        blocking(move || sites::remove(&layout, &plan)).await?;
+    }
+    for (kind, created) in &made.databases {
+        engine(*kind).deprovision(&spec(account, *kind), created).await?;
+    }
+    let (layout, user, uid) = (agent.layout.clone(), account.definition.user.clone(), account.uid);
+    let Some(plan) = made.user else { return Ok(()) };
+    blocking(move || {
+        cron::remove(&layout, &user)?;
+        if uid < 100 {
+            return Err(Fault::new(FaultClass::Bug, "a system user was to be removed"));
+        }
+        processes::stop_all(&layout, &[uid], &[], std::time::Duration::from_secs(1))?;
+        users::deprovision(&layout, &plan)
+    })
+    .await
+}
+
+/// Removes what a fence put in the way of an account that is erased: stubs, masks.
+///
+/// # Errors
+/// If something cannot be removed.
+pub async fn clear_closed(agent: &Arc<Agent>, closed: &crate::ledger::Closed) -> Result<(), Fault> {
+    let (layout, closed) = (agent.layout.clone(), closed.clone());
+    blocking(move || {
+        use ferry_host::sites_fence::{Services, unfence};
+        unfence(&layout, &closed.sites, Services::Running)?;
+        processes::allow(&layout, &closed.units).map(|_| ())
+    })
+    .await
+}

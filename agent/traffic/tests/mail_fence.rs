@@ -1,0 +1,179 @@
+//! The fence at the source: nothing is received, delivered or read, nothing accepted is lost, and
+//! nobody else notices.
+
+mod mail_support;
+
+use ferry_traffic::mail::MailState;
+use mail_support::{Host, Imap, PASSWORD, Provider, Smtp, eventually};
+
+const ALICE: &str = "alice@shop.example";
+
+#[tokio::test]
+async fn a_fence_defers_mail_and_an_unfence_delivers_it() {
+    let host = Host::start("source", Provider::Virtual);
+    let spec = host.spec();
+    assert!(host.send(ALICE, "before").starts_with("250"));
+    host.await_subject("shop.example", "alice", "before");
+
+    host.mail.fence(&spec).await.expect("fenced");
+    let observed = host.mail.state(&spec).await.expect("observed");
+    assert_eq!(
+        (observed.state, observed.drift),
+        (MailState::Fenced, vec![])
+    );
+    let answer = host.send(ALICE, "refused");
+    assert!(answer.starts_with("450 4.2.1"), "{answer}");
+    assert!(
+        host.send("ALICE@Shop.Example", "refused")
+            .starts_with("450 4.2.1")
+    );
+    // Local programs cannot be told to come back: their mail is kept.
+    host.submit(ALICE, "kept");
+    eventually("the message is deferred", || {
+        host.queue().contains("\"deferred\"")
+    });
+    assert_eq!(host.subjects("shop.example", "alice"), ["before"]);
+    // Neighbours, and even a domain below the fenced one, do not notice.
+    for (domain, name) in [("other.example", "carol"), ("sub.shop.example", "dave")] {
+        let answer = host.send(&format!("{name}@{domain}"), "neighbour");
+        assert!(answer.starts_with("250"), "{domain}: {answer}");
+        host.await_subject(domain, name, "neighbour");
+    }
+    assert_eq!(host.mail.inspect(&spec).await.expect("inspected").queued, 1);
+
+    host.mail.fence(&spec).await.expect("fenced again");
+    host.mail.unfence(&spec).await.expect("unfenced");
+    host.await_subject("shop.example", "alice", "kept");
+    assert!(host.send(ALICE, "after").starts_with("250"));
+    host.await_subject("shop.example", "alice", "after");
+    host.mail.unfence(&spec).await.expect("unfenced again");
+    let observed = host.mail.state(&spec).await.expect("observed");
+    assert_eq!((observed.state, observed.drift), (MailState::Local, vec![]));
+}
+
+#[tokio::test]
+async fn a_fence_ends_sessions_and_refuses_logins_for_the_time_being() {
+    let host = Host::start("source", Provider::Virtual);
+    let spec = host.spec();
+    let mut session = Imap::login(&host, ALICE, PASSWORD).expect("logged in");
+    let mut neighbour = Imap::login(&host, "carol@other.example", PASSWORD).expect("logged in");
+
+    host.mail.fence(&spec).await.expect("fenced");
+    let ended = session.ask("NOOP").join("\n");
+    assert!(!ended.contains("a OK"), "{ended}");
+    let refused = Imap::login(&host, ALICE, PASSWORD).err().expect("refused");
+    // Not AUTHENTICATIONFAILED, which makes mail programs ask for a password.
+    assert!(refused.contains("UNAVAILABLE"), "{refused}");
+    assert!(Imap::login(&host, "Bob@SHOP.example", PASSWORD).is_err());
+    assert!(
+        neighbour.ask("NOOP").join("\n").contains("a OK"),
+        "a neighbour's session lives on"
+    );
+    Imap::login(&host, "carol@other.example", PASSWORD).expect("a neighbour logs in");
+
+    host.mail.unfence(&spec).await.expect("unfenced");
+    Imap::login(&host, ALICE, PASSWORD).expect("logged in again");
+}
+
+#[tokio::test]
+async fn a_fence_waits_for_the_delivery_that_runs() {
+    let host = Host::start("source", Provider::Virtual);
+    let spec = host.spec();
+    // The provider routes this one address to a program: such an entry is stronger than one for
+    // the domain, and must not get past the fence either.
+    assert!(host.send("slow@shop.example", "running").starts_with("250"));
+    eventually("the delivery runs", || host.path("slow.begun").exists());
+    assert!(!host.path("slow.done").exists());
+    host.mail.fence(&spec).await.expect("fenced");
+    let done = std::fs::read_to_string(host.path("slow.done")).expect("the delivery has ended");
+    host.submit("slow@shop.example", "kept");
+    eventually("the message is deferred", || {
+        host.queue().contains("\"deferred\"")
+    });
+    assert_eq!(
+        std::fs::read_to_string(host.path("slow.done")).expect("there"),
+        done
+    );
+}
+
+#[tokio::test]
+async fn a_fence_reports_the_delivery_that_does_not_end_and_stands() {
+    let mut host = Host::start("source", Provider::Virtual);
+    host.config.drain_timeout = std::time::Duration::from_millis(300);
+    let mail = ferry_traffic::mail::Mail::new(host.config.clone());
+    let spec = host.spec();
+    assert!(host.send("slow@shop.example", "running").starts_with("250"));
+    eventually("the delivery runs", || host.path("slow.begun").exists());
+    let fault = mail
+        .fence(&spec)
+        .await
+        .expect_err("the delivery takes longer");
+    assert_eq!(fault.class, ferry_proto::FaultClass::Transient);
+    assert!(fault.message.contains("pipe"), "{fault}");
+    assert_eq!(
+        mail.state(&spec).await.expect("observed").state,
+        MailState::Fenced
+    );
+    host.mail
+        .fence(&spec)
+        .await
+        .expect("repeated, it waits for the end");
+    assert!(host.path("slow.done").exists());
+}
+
+/// A session that was open before the fence may still hand over a message: it is kept, not delivered.
+#[tokio::test]
+async fn an_old_smtp_session_delivers_nothing() {
+    let host = Host::start("source", Provider::Virtual);
+    let spec = host.spec();
+    let mut session = Smtp::connect(&host);
+    assert!(session.send(ALICE, "before").starts_with("250"));
+    host.await_subject("shop.example", "alice", "before");
+    host.mail.fence(&spec).await.expect("fenced");
+    let answer = session.send(ALICE, "late");
+    assert!(
+        answer.starts_with("250") || answer.starts_with('4'),
+        "{answer}"
+    );
+    if answer.starts_with("250") {
+        eventually("the message is deferred", || {
+            host.queue().contains("\"deferred\"")
+        });
+    }
+    assert_eq!(host.subjects("shop.example", "alice"), ["before"]);
+    host.mail.unfence(&spec).await.expect("unfenced");
+    if answer.starts_with("250") {
+        host.await_subject("shop.example", "alice", "late");
+    }
+}
+
+#[tokio::test]
+async fn a_fence_outlives_the_services_and_covers_lmtp() {
+    let host = Host::start("source", Provider::Lmtp);
+    let spec = host.spec();
+    assert!(host.send(ALICE, "before").starts_with("250"));
+    host.await_subject("shop.example", "alice", "before");
+    host.mail.fence(&spec).await.expect("fenced");
+    host.stop_postfix();
+    host.stop_dovecot();
+    eventually("Dovecot has ended", || {
+        !host.path("run/master.pid").exists()
+    });
+    host.start_dovecot();
+    host.start_postfix();
+    assert!(host.send(ALICE, "refused").starts_with("450"));
+    assert!(Imap::login(&host, ALICE, PASSWORD).is_err());
+    host.submit(ALICE, "kept");
+    eventually("the message is deferred", || {
+        host.queue().contains("\"deferred\"")
+    });
+    assert_eq!(host.subjects("shop.example", "alice"), ["before"]);
+    // With both services down it can be undone as well.
+    host.stop_postfix();
+    host.stop_dovecot();
+    host.mail.unfence(&spec).await.expect("unfenced");
+    host.start_dovecot();
+    host.start_postfix();
+    assert!(host.send(ALICE, "after").starts_with("250"));
+    host.await_subject("shop.example", "alice", "after");
+}

@@ -1,0 +1,148 @@
+//! HTTPS through the redirector: by the name in the ClientHello, without a key.
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ferry_traffic::control::Target;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use support::{LONG, limits, start};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+/// A TLS server for one name that answers a line with its name, and the visitors that trust it.
+struct Site {
+    address: SocketAddr,
+    connector: TlsConnector,
+}
+
+async fn site(name: &'static str) -> Site {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    let certificate: CertificateDer<'static> = made.cert.der().clone();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let server = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], key)
+        .unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate).unwrap();
+    let client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(server));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let mut stream = acceptor.accept(stream).await?;
+                let mut buffer = [0; 64];
+                while stream.read(&mut buffer).await? > 0 {
+                    stream.write_all(name.as_bytes()).await?;
+                }
+                stream.shutdown().await
+            });
+        }
+    });
+    Site {
+        address,
+        connector: TlsConnector::from(Arc::new(client)),
+    }
+}
+
+/// Says something through TLS to `name` and returns the answer.
+async fn talk(
+    to: SocketAddr,
+    connector: TlsConnector,
+    name: &'static str,
+) -> std::io::Result<String> {
+    let stream = TcpStream::connect(to).await?;
+    let name = ServerName::try_from(name).unwrap();
+    let mut stream = connector.connect(name, stream).await?;
+    stream.write_all(b"who?").await?;
+    let mut buffer = [0; 64];
+    let read = stream.read(&mut buffer).await?;
+    Ok(String::from_utf8_lossy(&buffer[..read]).into_owned())
+}
+
+#[tokio::test]
+async fn tls_goes_by_its_server_name_and_stays_whole() {
+    let running = start().await;
+    let (a, b) = (site("a.example").await, site("b.example").await);
+    running.local("alice", 1, &["a.example"], a.address).await;
+    running.local("bob", 1, &["b.example"], b.address).await;
+    for (site, name) in [(&a, "a.example"), (&b, "b.example")] {
+        let answer = talk(running.https(), site.connector.clone(), name)
+            .await
+            .unwrap();
+        assert_eq!(answer, name);
+    }
+    assert!(
+        talk(running.https(), a.connector.clone(), "other.example")
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test]
+async fn tls_is_held_and_released_and_closed_beyond_the_limit() {
+    let (source, target) = (start().await, start().await);
+    target.allow_loopback_peers().await;
+    let (old, new) = (site("a.example").await, site("a.example").await);
+    source.local("alice", 1, &["a.example"], old.address).await;
+    target.local("alice", 2, &["a.example"], new.address).await;
+    let limits = ferry_traffic::control::HoldLimits {
+        requests: 1,
+        ..limits()
+    };
+    source.hold("alice", 1, limits).await;
+    let asking = tokio::spawn(talk(source.https(), new.connector.clone(), "a.example"));
+    source.until("alice", |s| s.traffic.held_now == 1).await;
+    assert!(
+        talk(source.https(), new.connector.clone(), "a.example")
+            .await
+            .is_err()
+    );
+    source
+        .release(
+            "alice",
+            2,
+            Target::Remote {
+                peer: target.peer(),
+            },
+        )
+        .await;
+    // Only the new server's certificate is trusted, so only it can have answered.
+    assert_eq!(asking.await.unwrap().unwrap(), "a.example");
+    assert!(source.status("alice").await.traffic.outage().is_some());
+}
+
+#[tokio::test]
+async fn a_tunnel_is_ended_after_the_grace() {
+    let running = start().await;
+    let a = site("a.example").await;
+    running.local("alice", 1, &["a.example"], a.address).await;
+    let stream = TcpStream::connect(running.https()).await.unwrap();
+    let name = ServerName::try_from("a.example").unwrap();
+    let mut stream = a.connector.connect(name, stream).await.unwrap();
+    assert_eq!(running.hold("alice", 1, limits()).await, 1);
+    assert_eq!(
+        running
+            .client
+            .drain(&"alice".parse().unwrap(), LONG)
+            .await
+            .unwrap(),
+        0
+    );
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(LONG, stream.read_to_end(&mut rest)).await;
+    assert!(ended.expect("ended").is_err(), "without a close_notify");
+}

@@ -1,0 +1,67 @@
+//! `ferry abort` and `ferry finalize`.
+
+use ferry_proto::view::JobPhase;
+
+use crate::args::{AbortArgs, FinalizeArgs};
+use crate::commands::moves::left_alone;
+use crate::connection::Operator;
+use crate::exit::{Exit, Failure};
+use crate::screen::Screen;
+use crate::summary::{self, Hope};
+use crate::{ask, follow};
+
+/// `ferry abort`.
+pub async fn abort(operator: &Operator, screen: &Screen, args: AbortArgs) -> Result<Exit, Failure> {
+    let job = operator.abort_move(args.account.to_string()).await?;
+    if args.detach {
+        return left_alone(screen, job);
+    }
+    let ended = follow::to_the_end(operator, screen, &args.account, job).await?;
+    if !screen.json() {
+        screen.text(&format!("\n{}", summary::job(&ended)))?;
+    }
+    if ended.phase == JobPhase::Done {
+        screen.note(&format!(
+            "Too late to abort: the move had committed. `ferry rollback {}` moves the account back.",
+            args.account
+        ));
+    }
+    Ok(summary::exit(&ended, Hope::Undone))
+}
+
+/// `ferry finalize`.
+pub async fn finalize(
+    operator: &Operator,
+    screen: &Screen,
+    args: FinalizeArgs,
+) -> Result<Exit, Failure> {
+    if !args.yes && !agreed(screen, &args).await? {
+        return Ok(ask::declined(screen));
+    }
+    let job = operator
+        .finalize_move(args.account.to_string(), args.erase)
+        .await?;
+    if args.detach {
+        return left_alone(screen, job);
+    }
+    let ended = follow::to_the_end(operator, screen, &args.account, job).await?;
+    if !screen.json() {
+        screen.text(&format!("\n{}", summary::job(&ended)))?;
+    }
+    Ok(summary::exit(&ended, Hope::Done))
+}
+
+async fn agreed(screen: &Screen, args: &FinalizeArgs) -> Result<bool, Failure> {
+    let account = &args.account;
+    screen.note(&format!(
+        "This ends the move of {account} for good: the server that no longer serves it stops passing \
+         visitors on, and there is no rollback any more."
+    ));
+    if args.erase {
+        screen.note(&format!(
+            "The copy of {account} on that server is erased: files, databases, user. This cannot be undone."
+        ));
+        return ask::typed(screen, account).await;
+    }
+    ask::yes(screen, format!("End the move of {account}?")).await
+}

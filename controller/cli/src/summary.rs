@@ -1,0 +1,282 @@
+//! A job that has ended, in lines: who serves the account, the outage, the steps; and the exit code
+//! that stands for it. Pure.
+
+use ferry_proto::command::{Direction, Receipt};
+use ferry_proto::view::{JobPhase, JobView, StepPhase, StepView};
+
+use crate::board;
+use crate::exit::Exit;
+use crate::screen::fault_text;
+use crate::text::{self, safe};
+
+/// What somebody who waits for a job hopes for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hope {
+    /// That it is done.
+    Done,
+    /// That it is undone.
+    Undone,
+}
+
+/// The code that an ended job stands for.
+pub fn exit(job: &JobView, hope: Hope) -> Exit {
+    match (job.phase, hope) {
+        (JobPhase::Stuck, _) => Exit::Stuck,
+        (JobPhase::Done, Hope::Done) | (JobPhase::Undone, Hope::Undone) => Exit::Done,
+        (JobPhase::Undone, Hope::Done) if is_move(job) => Exit::Undone,
+        _ => Exit::Failed,
+    }
+}
+
+/// Whether it is a move, and not the end of one.
+fn is_move(job: &JobView) -> bool {
+    !job.steps.iter().all(|step| step.name == "finalize") || job.steps.is_empty()
+}
+
+/// The job, ended or not.
+pub fn job(job: &JobView) -> String {
+    let mut lines = headline(job);
+    lines.push('\n');
+    lines.push_str(&text::pairs(&facts(job)));
+    let rows = job.steps.iter().enumerate().map(|(i, step)| {
+        vec![
+            format!("{:3}", i + 1),
+            step.title.clone(),
+            step.server.to_string(),
+            phase(step.phase).to_owned(),
+            board::took(step).unwrap_or_default(),
+            board::summary(step).unwrap_or_default(),
+        ]
+    });
+    lines.push('\n');
+    lines.push_str(&text::table(
+        &["  #", "step", "server", "state", "took", ""],
+        rows.collect(),
+        &[],
+    ));
+    for step in problems(job) {
+        lines.push_str(&problem(job, step));
+    }
+    if !job.advice.is_empty() {
+        lines.push_str(&format!("\n{}\n", safe(&job.advice)));
+    }
+    lines
+}
+
+fn headline(job: &JobView) -> String {
+    let (account, source, target) = (&job.account, &job.source, &job.target);
+    if !is_move(job) {
+        return match job.phase {
+            JobPhase::Done => format!("The move of {account} is ended for good."),
+            JobPhase::Stuck => {
+                format!("Ending the move of {account} is stuck: a person must look.")
+            }
+            JobPhase::Undone => format!("The move of {account} was not ended."),
+            JobPhase::Running | JobPhase::Undoing => format!("Ending the move of {account}."),
+        };
+    }
+    let what = match job.direction {
+        Direction::Outbound => "move",
+        Direction::Rollback => "rollback",
+        Direction::Return => "return",
+    };
+    match job.phase {
+        JobPhase::Done => {
+            format!("{target} serves {account} now: the {what} from {source} is done.")
+        }
+        JobPhase::Undone => {
+            format!("{source} serves {account}, as before: the {what} to {target} was undone.")
+        }
+        JobPhase::Stuck => format!(
+            "The {what} of {account} from {source} to {target} is stuck: a person must look."
+        ),
+        JobPhase::Running => {
+            format!("The {what} of {account} from {source} to {target} is running.")
+        }
+        JobPhase::Undoing => {
+            format!("The {what} of {account} from {source} to {target} is being undone.")
+        }
+    }
+}
+
+fn facts(job: &JobView) -> Vec<(&'static str, String)> {
+    let mut facts = vec![("job", job.job.to_string())];
+    if let Some(Receipt::Released {
+        outage_ms,
+        fenced_ms,
+        held,
+        refused,
+    }) = job.steps.iter().rev().find_map(|s| {
+        s.receipt
+            .as_ref()
+            .filter(|r| matches!(r, Receipt::Released { .. }))
+    }) {
+        let outage = outage_ms.map_or_else(
+            || "none noticed: nobody came meanwhile".to_owned(),
+            |ms| {
+                format!(
+                    "{}, from the first request held to the first answered at {}",
+                    text::duration(ms / 1000.0),
+                    job.target
+                )
+            },
+        );
+        facts.push(("outage", outage));
+        facts.push(("fenced", text::duration(fenced_ms / 1000.0)));
+        facts.push((
+            "visitors",
+            format!(
+                "{} connections held, {} refused",
+                text::count(*held),
+                text::count(*refused)
+            ),
+        ));
+    }
+    if is_move(job) {
+        facts.push((
+            "committed",
+            if job.committed { "yes" } else { "no" }.to_owned(),
+        ));
+    }
+    facts.push((
+        "started",
+        text::moment(job.started_unix_ms.div_euclid(1000)),
+    ));
+    if let Some(ended) = job.ended_unix_ms {
+        facts.push((
+            "took",
+            text::duration_ms(ended.saturating_sub(job.started_unix_ms).max(0)),
+        ));
+    }
+    facts
+}
+
+/// The steps whose fault decided how it ended, or that need a person.
+fn problems(job: &JobView) -> Vec<&StepView> {
+    if job.phase == JobPhase::Done {
+        return Vec::new();
+    }
+    let stuck: Vec<_> = job
+        .steps
+        .iter()
+        .filter(|step| step.phase == StepPhase::Stuck)
+        .collect();
+    // What was undone was undone because of the last step that has a fault: none ran after it.
+    let cause = job
+        .steps
+        .iter()
+        .rfind(|step| step.fault.is_some() && step.phase != StepPhase::Stuck);
+    cause.into_iter().chain(stuck).collect()
+}
+
+fn problem(job: &JobView, step: &StepView) -> String {
+    let Some(fault) = &step.fault else {
+        return String::new();
+    };
+    let what = if step.phase == StepPhase::Stuck {
+        "cannot be undone"
+    } else {
+        "failed"
+    };
+    let attempts = if step.attempts > 1 {
+        format!(" after {} attempts", step.attempts)
+    } else {
+        String::new()
+    };
+    format!(
+        "\nStep {} of account {} {what} on {}{attempts}:\n  {}\n",
+        safe(&step.name),
+        job.account,
+        step.server,
+        fault_text(fault)
+    )
+}
+
+/// A step's state in a word.
+fn phase(phase: StepPhase) -> &'static str {
+    match phase {
+        StepPhase::Waiting => "waiting",
+        StepPhase::Running => "running",
+        StepPhase::Done => "done",
+        StepPhase::Failed => "failed",
+        StepPhase::Undoing => "undoing",
+        StepPhase::Undone => "undone",
+        StepPhase::Stuck => "stuck",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ferry_proto::Fault;
+
+    use super::*;
+    use crate::board::tests::job as sample;
+
+    #[test]
+    fn a_move_that_is_done_tells_the_outage() {
+        let mut done = sample(
+            JobPhase::Done,
+            &[
+                ("commit", "web1", StepPhase::Done),
+                ("release", "web1", StepPhase::Done),
+            ],
+        );
+        done.steps[1].receipt = Some(Receipt::Released {
+            outage_ms: Some(1930.4),
+            fenced_ms: 2410.0,
+            held: 14,
+            refused: 0,
+        });
+        insta::assert_snapshot!(job(&done));
+        assert_eq!(exit(&done, Hope::Done), Exit::Done);
+        assert_eq!(exit(&done, Hope::Undone), Exit::Failed);
+    }
+
+    #[test]
+    fn a_move_that_was_undone_tells_why_and_what_is_safe() {
+        let mut undone = sample(
+            JobPhase::Undone,
+            &[
+                ("provision", "transit1", StepPhase::Undone),
+                ("copy_databases", "web1", StepPhase::Undone),
+                ("verify", "web1", StepPhase::Waiting),
+            ],
+        );
+        undone.advice = "Nothing is lost. web1 serves shop at epoch 3.".to_owned();
+        let mut fault = Fault::permanent("database shop could not be loaded on transit1")
+            .remedy("free some space on /var");
+        fault.causes = vec![
+            "mariadb ended with 1".to_owned(),
+            "ERROR 1114: The table is full".to_owned(),
+        ];
+        undone.steps[1].fault = Some(fault);
+        undone.steps[1].attempts = 2;
+        insta::assert_snapshot!(job(&undone));
+        assert_eq!(exit(&undone, Hope::Done), Exit::Undone);
+        assert_eq!(exit(&undone, Hope::Undone), Exit::Done);
+    }
+
+    #[test]
+    fn a_stuck_job_names_the_step_that_needs_a_person() {
+        let mut stuck = sample(
+            JobPhase::Stuck,
+            &[
+                ("provision", "transit1", StepPhase::Stuck),
+                ("precopy", "web1", StepPhase::Undone),
+            ],
+        );
+        stuck.steps[0].fault = Some(Fault::permanent("user shop cannot be removed"));
+        stuck.steps[1].fault = Some(Fault::permanent("no route to transit1"));
+        insta::assert_snapshot!(job(&stuck));
+        assert_eq!(exit(&stuck, Hope::Done), Exit::Stuck);
+        assert_eq!(exit(&stuck, Hope::Undone), Exit::Stuck);
+    }
+
+    #[test]
+    fn the_end_of_a_move_is_not_a_move() {
+        let mut ended = sample(JobPhase::Done, &[("finalize", "web1", StepPhase::Done)]);
+        assert!(job(&ended).starts_with("The move of shop is ended for good."));
+        ended.phase = JobPhase::Undone;
+        assert_eq!(exit(&ended, Hope::Done), Exit::Failed);
+    }
+}

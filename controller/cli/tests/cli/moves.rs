@@ -1,0 +1,148 @@
+//! Moving, rolling back, aborting: what is asked of the controller, and the exit codes.
+
+use serde_json::json;
+
+use crate::fake::{Controller, Script};
+use crate::{JOB, moving, plan};
+
+#[tokio::test]
+async fn a_move_is_planned_started_and_watched() {
+    let controller = Controller::start(moving("done", "done")).await;
+    let ran = controller
+        .run(&[
+            "move",
+            "shop",
+            "--to",
+            "transit1",
+            "--deadline",
+            "90s",
+            "--yes",
+        ])
+        .await;
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let expected = [
+        "plan shop transit1 outbound 90",
+        "start p1",
+        &format!("watch {JOB}"),
+    ];
+    assert_eq!(controller.calls(), expected);
+    assert!(ran.out.contains("Make the account"), "{}", ran.out);
+    assert!(ran.out.contains("about 7.2 s"), "{}", ran.out);
+    assert!(ran.out.contains("transit1 serves shop now"), "{}", ran.out);
+    assert!(
+        ran.err.contains("[1/1] Make the account on transit1"),
+        "{}",
+        ran.err
+    );
+    assert!(
+        ran.err.contains("[1/1] Make the account: done"),
+        "{}",
+        ran.err
+    );
+}
+
+#[tokio::test]
+async fn the_end_of_a_move_is_its_exit_code() {
+    for (phase, step, code, text) in [
+        ("undone", "undone", 5, "web1 serves shop, as before"),
+        ("stuck", "stuck", 6, "a person must look"),
+    ] {
+        let controller = Controller::start(moving(phase, step)).await;
+        for line in [
+            &["move", "shop", "--to", "transit1", "-y"][..],
+            &["rollback", "shop", "-y"],
+        ] {
+            let ran = controller.run(line).await;
+            assert_eq!(ran.code, code, "{}", ran.err);
+            let parts = [
+                text,
+                "the disk of transit1 is full",
+                "No space left",
+                "to do   free some space",
+                "Nothing is lost.",
+            ];
+            for part in parts {
+                assert!(ran.out.contains(part), "{part}: {}", ran.out);
+            }
+        }
+        assert_eq!(controller.calls()[3], "plan shop  rollback 0");
+    }
+}
+
+#[tokio::test]
+async fn blockers_stop_a_move_before_it_starts() {
+    let controller = Controller::start(Script {
+        plan: plan(true),
+        ..Script::default()
+    })
+    .await;
+    let ran = controller
+        .run(&["move", "shop", "--to", "transit1", "--yes"])
+        .await;
+    assert_eq!(ran.code, 3);
+    assert!(
+        ran.out
+            .contains("blocker  transit1  the user shop is taken"),
+        "{}",
+        ran.out
+    );
+    assert!(ran.out.contains("to do: rename it"), "{}", ran.out);
+    assert!(ran.err.contains("1 blocker above"), "{}", ran.err);
+    let ran = controller
+        .run(&["move", "shop", "--to", "transit1", "--yes", "--json"])
+        .await;
+    assert_eq!((ran.code, ran.json()), (3, plan(true)));
+    assert_eq!(
+        controller.calls().len(),
+        2,
+        "nothing but planning: {:?}",
+        controller.calls()
+    );
+}
+
+#[tokio::test]
+async fn a_dry_run_shows_the_plan_and_starts_nothing() {
+    let controller = Controller::start(moving("done", "done")).await;
+    let ran = controller
+        .run(&["move", "shop", "--to", "transit1", "--return", "--dry-run"])
+        .await;
+    assert_eq!(ran.code, 0);
+    assert!(ran.out.contains("Forecast"));
+    let ran = controller
+        .run(&["rollback", "shop", "--dry-run", "--json"])
+        .await;
+    assert_eq!((ran.code, ran.json()), (0, plan(false)));
+    assert_eq!(
+        controller.calls(),
+        ["plan shop transit1 return 0", "plan shop  rollback 0"]
+    );
+}
+
+#[tokio::test]
+async fn with_json_a_move_is_lines_of_jobs() {
+    let controller = Controller::start(moving("done", "done")).await;
+    let line = [
+        "move", "shop", "--to", "transit1", "--yes", "--json", "--detach",
+    ];
+    let ran = controller.run(&line[..6]).await;
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let phases: Vec<_> = ran
+        .json_lines()
+        .iter()
+        .map(|j| j["phase"].clone())
+        .collect();
+    assert_eq!(phases, ["running", "done"]);
+    let ran = controller.run(&line).await;
+    assert_eq!((ran.code, ran.json()), (0, json!({"job": JOB})));
+}
+
+#[tokio::test]
+async fn abort_is_done_when_the_move_is_undone() {
+    let controller = Controller::start(moving("undone", "undone")).await;
+    assert_eq!(controller.run(&["abort", "shop"]).await.code, 0);
+    assert_eq!(controller.calls()[0], "abort shop");
+    let controller = Controller::start(moving("done", "done")).await;
+    let ran = controller.run(&["abort", "shop"]).await;
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains("ferry rollback shop"), "{}", ran.err);
+}

@@ -1,0 +1,272 @@
+//! Our programs, built for the oldest release that we serve, and our packages.
+//!
+//! A program asks for the glibc it was linked against, and Debian 11 has 2.31. cargo-zigbuild
+//! links against any glibc, on any release: its linker, zig, brings a description of each.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::progress::{Task, say};
+use crate::{cache, run};
+
+/// The crates that become Debian packages, each with a `[package.metadata.deb]` of its own.
+pub const PACKAGES: &[&str] = &["ferry-agent", "ferry-controller"];
+/// What the lab builds with, in the workspace's Cargo.toml.
+const PROFILE: &str = "lab";
+/// Debian 11's.
+const GLIBC: &str = "2.31";
+
+const CARGO_ZIGBUILD: &str = "0.24.0";
+const ZIGLANG: &str = "0.17.1";
+const CARGO_DEB: &str = "3.8.0";
+
+const BUILD_LIMIT: Duration = Duration::from_secs(3600);
+const TOOL_LIMIT: Duration = Duration::from_secs(1200);
+
+/// What was built.
+#[derive(Debug, Clone)]
+pub struct Build {
+    /// Where the programs are.
+    pub programs: PathBuf,
+    /// The package files, as [`PACKAGES`] names them.
+    debs: Vec<PathBuf>,
+}
+
+impl Build {
+    /// Builds all programs and packages of this workspace. Cargo knows what is done already.
+    pub fn run() -> Result<Build> {
+        let target = target_dir()?;
+        let logs = target.join("lab");
+        fs::create_dir_all(&logs).with_context(|| format!("making {}", logs.display()))?;
+        let tools = Tools::ensure()?;
+        let triple = format!("{}-unknown-linux-gnu", env::consts::ARCH);
+
+        let task = Task::start("building Ferry for glibc 2.31");
+        let mut build = tools.command(&tools.zigbuild());
+        build.args([
+            "zigbuild",
+            "--locked",
+            "--workspace",
+            "--exclude=ferry-lab",
+            "--bins",
+        ]);
+        build.args([
+            "--profile",
+            PROFILE,
+            "--target",
+            &format!("{triple}.{GLIBC}"),
+        ]);
+        run::logged(&mut build, &logs.join("build.log"), &task, BUILD_LIMIT)?;
+        task.done();
+
+        let debs = logs.join("debs");
+        let debs = thread::scope(|scope| {
+            let package = |name| package(&tools, name, &triple, &debs);
+            let jobs: Vec<_> = PACKAGES
+                .iter()
+                .map(|name| scope.spawn(move || package(name)))
+                .collect();
+            jobs.into_iter()
+                .map(|job| {
+                    job.join()
+                        .map_err(|_| anyhow!("a packaging thread panicked"))?
+                })
+                .collect::<Result<Vec<PathBuf>>>()
+        })?;
+        Ok(Build {
+            programs: target.join(triple).join(PROFILE),
+            debs,
+        })
+    }
+
+    /// Builds beside other work, such as bringing the hosts up, and waits for both.
+    pub fn beside<T>(work: impl FnOnce() -> Result<T>) -> Result<(Build, T)> {
+        let report = |what: &str, error: &anyhow::Error| say(format!("{what} failed: {error}"));
+        thread::scope(|scope| {
+            let build =
+                scope.spawn(|| Build::run().inspect_err(|error| report("the build", error)));
+            let done = work().inspect_err(|error| report("the work beside the build", error));
+            let build = build
+                .join()
+                .map_err(|_| anyhow!("the building thread panicked"))?;
+            Ok((build?, done?))
+        })
+    }
+
+    /// The package file of one of [`PACKAGES`].
+    pub fn deb(&self, package: &str) -> Result<&Path> {
+        let known = PACKAGES.iter().position(|name| *name == package);
+        let deb = known.and_then(|index| self.debs.get(index));
+        deb.map(PathBuf::as_path)
+            .with_context(|| format!("no package {package:?} was built"))
+    }
+
+    /// One of the programs that were built.
+    pub fn program(&self, name: &str) -> Result<PathBuf> {
+        let path = self.programs.join(name);
+        if !path.is_file() {
+            bail!(
+                "no program {name:?} was built: {} is missing",
+                path.display()
+            );
+        }
+        Ok(path)
+    }
+}
+
+/// Makes one package of what is built. Tells the file's name, which cargo-deb prints last.
+fn package(tools: &Tools, name: &str, triple: &str, debs: &Path) -> Result<PathBuf> {
+    let mut deb = tools.command(&tools.cargo_deb());
+    deb.args([
+        "--no-build",
+        "--fast",
+        "--quiet",
+        "--profile",
+        PROFILE,
+        "--target",
+        triple,
+    ]);
+    deb.args(["--package", name, "--output"])
+        .arg(debs.join(name).join(""));
+    let printed = run::check(&mut deb).with_context(|| format!("packaging {name}"))?;
+    let path = PathBuf::from(printed.lines().last().unwrap_or_default());
+    if !path.is_file() {
+        bail!("cargo-deb made no package of {name}; it printed {printed:?}");
+    }
+    Ok(path)
+}
+
+/// Where cargo puts what it builds for this workspace.
+fn target_dir() -> Result<PathBuf> {
+    let mut metadata = Command::new(cargo());
+    metadata
+        .args(["metadata", "--no-deps", "--format-version=1"])
+        .current_dir(workspace());
+    let metadata: serde_json::Value = serde_json::from_str(&run::check(&mut metadata)?)
+        .context("reading what cargo says of the workspace")?;
+    let dir = metadata
+        .get("target_directory")
+        .and_then(|dir| dir.as_str());
+    Ok(PathBuf::from(
+        dir.context("cargo names no target directory")?,
+    ))
+}
+
+/// The workspace that this program was built from.
+fn workspace() -> PathBuf {
+    let lab = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    lab.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")))
+        .join("../..")
+}
+
+fn cargo() -> PathBuf {
+    env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
+}
+
+/// The building tools that Debian does not have, in the cache.
+struct Tools {
+    dir: PathBuf,
+}
+
+impl Tools {
+    /// Installs those that are missing.
+    fn ensure() -> Result<Tools> {
+        let (dir, _lock) = cache::lock("tools")?;
+        let tools = Tools { dir };
+        install(
+            &tools.python(),
+            "installing cargo-zigbuild and zig",
+            |dir, log, task| {
+                let mut venv = Command::new("/usr/bin/python3");
+                run::logged(venv.args(["-m", "venv"]).arg(dir), log, task, TOOL_LIMIT)?;
+                let mut pip = Command::new(dir.join("bin/pip"));
+                pip.args(["install", "--quiet", "--no-cache-dir"]);
+                pip.args([
+                    format!("cargo-zigbuild=={CARGO_ZIGBUILD}"),
+                    format!("ziglang=={ZIGLANG}"),
+                ]);
+                run::logged(&mut pip, log, task, TOOL_LIMIT)
+                    .context("is the Python index reachable?")
+            },
+        )?;
+        install(&tools.rust(), "installing cargo-deb", |dir, log, task| {
+            let mut install = Command::new(cargo());
+            // A debug build: quicker to make than all the time it would ever save.
+            install.args([
+                "install",
+                "cargo-deb",
+                "--version",
+                CARGO_DEB,
+                "--locked",
+                "--debug",
+            ]);
+            install
+                .arg("--root")
+                .arg(dir)
+                .env("CARGO_TARGET_DIR", dir.join("target"));
+            run::logged(&mut install, log, task, TOOL_LIMIT)?;
+            fs::remove_dir_all(dir.join("target")).context("removing cargo-deb's build")
+        })?;
+        Ok(tools)
+    }
+
+    fn python(&self) -> PathBuf {
+        self.dir
+            .join(format!("zigbuild-{CARGO_ZIGBUILD}-{ZIGLANG}"))
+    }
+
+    fn rust(&self) -> PathBuf {
+        self.dir.join(format!("cargo-deb-{CARGO_DEB}"))
+    }
+
+    fn zigbuild(&self) -> PathBuf {
+        self.python().join("bin/cargo-zigbuild")
+    }
+
+    fn cargo_deb(&self) -> PathBuf {
+        self.rust().join("bin/cargo-deb")
+    }
+
+    /// A tool at work in the workspace; it finds zig by the first python3 on its path.
+    fn command(&self, tool: &Path) -> Command {
+        let mut path = self.python().join("bin").into_os_string();
+        path.push(":");
+        path.push(env::var_os("PATH").unwrap_or_default());
+        let mut command = Command::new(tool);
+        command
+            .current_dir(workspace())
+            .env("PATH", path)
+            .env("CARGO", cargo());
+        command.env("CARGO_ZIGBUILD_CACHE_DIR", self.dir.join("zigbuild-cache"));
+        command.env("ZIG_GLOBAL_CACHE_DIR", self.dir.join("zig-cache"));
+        command
+    }
+}
+
+/// Makes a directory with something installed, unless it is there and complete. It cannot be
+/// made under another name, for a virtual environment knows its own; a mark tells instead.
+fn install(
+    dir: &Path,
+    what: &str,
+    make: impl FnOnce(&Path, &Path, &Task) -> Result<()>,
+) -> Result<()> {
+    let complete = dir.join(".complete");
+    if complete.exists() {
+        return Ok(());
+    }
+    if dir.exists() {
+        fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;
+    }
+    let task = Task::start(what);
+    let log = PathBuf::from(format!("{}.log", dir.display()));
+    make(dir, &log, &task).with_context(|| what.to_owned())?;
+    fs::write(&complete, "").with_context(|| format!("writing {}", complete.display()))?;
+    task.done();
+    Ok(())
+}
