@@ -2,7 +2,6 @@
 //! this host.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use ferry_proto::v1::enrolment_service_client::EnrolmentServiceClient;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, blocking};
 use crate::config::Config;
 
 /// How often it is looked whether the certificate is due, at most.
@@ -88,7 +87,8 @@ pub async fn enrol(
         .map_err(|e| Fault::bug("what was enrolled has no JSON").caused_by(&e))?;
     files::write_private(&directory.join("enrolled.json"), &text)?;
     // Last: the service's condition is that these are there.
-    Credentials::new(&key.key_pem, &response.certificate_pem, &response.ca_pem).store(&directory)?;
+    Credentials::enrolled(&key, &response.certificate_pem, &response.ca_pem, &token)?
+        .store(&directory)?;
     files::write_public(&directory.join("certificate.pem"), response.certificate_pem.as_bytes())?;
     Ok(token.server)
 }
@@ -130,21 +130,11 @@ async fn renew(agent: &Agent, controller: &str) -> Result<(), Fault> {
         .await
         .map_err(|s| refused(&s))?
         .into_inner();
-    let directory = agent.config.identity_directory();
-    let ca = pem_of_ca(&agent.identity.ca().der().to_vec());
-    let credentials = Credentials::new(&key.key_pem, &response.certificate_pem, &ca);
-    store(&directory, &credentials, &response.certificate_pem)?;
-    agent.identity.replace(&credentials)
-}
-
-fn store(directory: &Path, credentials: &Credentials, certificate: &str) -> Result<(), Fault> {
-    credentials.store(directory)?;
-    files::write_public(&directory.join("certificate.pem"), certificate.as_bytes())
-}
-
-fn pem_of_ca(der: &[u8]) -> String {
-    use base64::Engine as _;
-    let body = base64::engine::general_purpose::STANDARD.encode(der);
-    let lines: Vec<_> = body.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    let (identity, directory) = (agent.identity.clone(), agent.config.identity_directory());
+    blocking(move || {
+        identity.renew(&directory, &key, &response.certificate_pem)?;
+        let public = directory.join("certificate.pem");
+        files::write_public(&public, response.certificate_pem.as_bytes())
+    })
+    .await
 }

@@ -12,6 +12,7 @@ use ferry_api::{Jobs, OperatorEndpoint, OperatorToken};
 use ferry_fleet::authority::Authority;
 use ferry_fleet::session::{AgentEndpoint, MAX_MESSAGE};
 use ferry_fleet::{Fleet, Settings};
+use ferry_proto::Fault;
 use ferry_proto::channel::{self, Connections, Limits, Listener};
 use ferry_proto::v1::agent_service_server::AgentServiceServer;
 use ferry_proto::v1::enrolment_service_server::EnrolmentServiceServer;
@@ -73,8 +74,13 @@ fn main() -> anyhow::Result<()> {
 async fn serve(config: Config) -> anyhow::Result<()> {
     let state = &config.state_directory;
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&state.join("ferry.db")).await?);
-    let authority = Arc::new(Authority::open(&state.join("ca"))?);
-    let token = OperatorToken::open(&state.join("operator.token"))?;
+    let directory = state.clone();
+    let (authority, token) = tokio::task::spawn_blocking(move || {
+        let authority = Authority::open(&directory.join("ca"))?;
+        let token = OperatorToken::open(&directory.join("operator.token"))?;
+        Ok::<_, Fault>((Arc::new(authority), token))
+    })
+    .await??;
     let connections = Connections::new(Limits::default());
     let settings = Settings {
         certificate_lifetime: config.certificate_lifetime(),

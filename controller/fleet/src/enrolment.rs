@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ferry_proto::Fault;
-use ferry_proto::channel::token::Token;
 use ferry_proto::ids::ServerName;
 use ferry_proto::v1;
 use ferry_proto::v1::enrolment_service_server::EnrolmentService;
-use ferry_store::{Role, ServerRow, ServerState};
+use ferry_store::{CertificateRow, Role, ServerRow, ServerState};
 use tonic::{Request, Response, Status};
 
+use crate::authority::IssuedCertificate;
 use crate::session::{AgentEndpoint, status};
 use crate::{Fleet, now_ms};
 
@@ -36,7 +36,6 @@ impl Fleet {
             state: ServerState::Added,
             token_hash: Some(token),
             token_expires_ms: Some(expires),
-            serial: None,
             not_after_ms: None,
             peer_address: String::new(),
             version: String::new(),
@@ -50,7 +49,7 @@ impl Fleet {
 
     /// Exchanges a token and a certificate request for a certificate.
     async fn enrol(&self, request: v1::EnrolRequest) -> Result<v1::EnrolResponse, Fault> {
-        let token = Token::parse(&request.token)?;
+        let token = self.authority.parse_token(&request.token)?;
         let refused = |problem: &str| {
             Fault::permanent(format!("the enrolment token for {} {problem}", token.server))
                 .remedy(format!("make a new one: ferry server add {} --role ROLE", token.server))
@@ -63,7 +62,17 @@ impl Fleet {
             self.settings.certificate_lifetime,
         )?;
         let hash = crate::authority::token_hash(&token);
-        if !self.store.take_token(&token.server, &hash, now_ms()).await? {
+        let taken = self
+            .store
+            .take_token(
+                &token.server,
+                &hash,
+                &issued.public_key.to_string(),
+                &certificate_row(&issued),
+                now_ms(),
+            )
+            .await?;
+        if !taken {
             let expired = row.token_expires_ms.is_some_and(|e| e <= now_ms());
             return Err(match (row.state, expired) {
                 (ServerState::Revoked, _) => refused("was revoked"),
@@ -72,9 +81,6 @@ impl Fleet {
                 (ServerState::Added, false) => refused("is not the one issued last"),
             });
         }
-        self.store
-            .set_certificate(&token.server, &issued.serial.to_string(), issued.not_after.saturating_mul(1000))
-            .await?;
         if request.peer_address.parse::<SocketAddr>().is_ok() {
             self.store.set_seen(&token.server, &request.peer_address, "", "{}", now_ms()).await?;
         }
@@ -92,11 +98,16 @@ impl Fleet {
     pub(crate) async fn renew(&self, server: &ServerName, csr_pem: &str) -> Result<String, Fault> {
         let issued =
             self.authority.issue_agent(csr_pem, server, self.settings.certificate_lifetime)?;
-        self.store
-            .set_certificate(server, &issued.serial.to_string(), issued.not_after.saturating_mul(1000))
-            .await?;
+        self.store.add_certificate(server, &certificate_row(&issued)).await?;
         tracing::info!(%server, serial = %issued.serial, "certificate renewed");
         Ok(issued.pem)
+    }
+}
+
+fn certificate_row(issued: &IssuedCertificate) -> CertificateRow {
+    CertificateRow {
+        serial: issued.serial.to_string(),
+        not_after_ms: issued.not_after.saturating_mul(1000),
     }
 }
 

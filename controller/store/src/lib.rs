@@ -79,12 +79,10 @@ pub struct ServerRow {
     pub role: Role,
     /// Whether it may speak.
     pub state: ServerState,
-    /// SHA-256 of the token's secret, hex; none when used.
+    /// SHA-256 of the token's secret, hex.
     pub token_hash: Option<String>,
     /// Until when the token is good, Unix ms.
     pub token_expires_ms: Option<i64>,
-    /// Serial of its certificate.
-    pub serial: Option<String>,
     /// Until when its certificate is good, Unix ms.
     pub not_after_ms: Option<i64>,
     /// Where other agents reach it.
@@ -95,6 +93,15 @@ pub struct ServerRow {
     pub facts: String,
     /// When it was heard last, Unix ms.
     pub last_seen_ms: Option<i64>,
+}
+
+/// A certificate as it is noted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateRow {
+    /// Its serial.
+    pub serial: String,
+    /// Until when it is good, Unix ms.
+    pub not_after_ms: i64,
 }
 
 /// A job's row. `plan` is JSON of a type that the store does not know.
@@ -143,14 +150,21 @@ pub trait Store: Send + Sync {
     async fn servers(&self) -> Result<Vec<ServerRow>, Fault>;
     /// One server.
     async fn server(&self, name: &ServerName) -> Result<Option<ServerRow>, Fault>;
-    /// Takes the token if it is still there and good: exactly one caller wins.
-    async fn take_token(&self, name: &ServerName, hash: &str, now_ms: i64) -> Result<bool, Fault>;
-    /// Notes a certificate issued.
-    async fn set_certificate(
+    /// Takes the token for `key` if it is good, and notes the certificate: exactly one key wins, and
+    /// that one may ask again until the token expires.
+    async fn take_token(
         &self,
         name: &ServerName,
-        serial: &str,
-        not_after_ms: i64,
+        hash: &str,
+        key: &str,
+        certificate: &CertificateRow,
+        now_ms: i64,
+    ) -> Result<bool, Fault>;
+    /// Notes a certificate issued to a server that had one.
+    async fn add_certificate(
+        &self,
+        name: &ServerName,
+        certificate: &CertificateRow,
     ) -> Result<(), Fault>;
     /// Notes what an agent said of itself.
     async fn set_seen(
@@ -161,7 +175,7 @@ pub trait Store: Send + Sync {
         facts: &str,
         now_ms: i64,
     ) -> Result<(), Fault>;
-    /// Cuts a server off: its certificate is no longer accepted.
+    /// Cuts a server off: none of its certificates is accepted any more.
     async fn revoke_server(&self, name: &ServerName, now_ms: i64) -> Result<(), Fault>;
     /// Serials no longer accepted, and the names of servers cut off.
     async fn revocations(&self) -> Result<(Vec<String>, Vec<ServerName>), Fault>;

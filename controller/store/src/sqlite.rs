@@ -13,7 +13,7 @@ use sqlx::sqlite::{
     SqliteSynchronous,
 };
 
-use crate::{JobRow, JournalRow, Role, ServerRow, ServerState, Store};
+use crate::{CertificateRow, JobRow, JournalRow, Role, ServerRow, ServerState, Store};
 
 /// A store in one SQLite file.
 #[derive(Debug, Clone)]
@@ -110,7 +110,6 @@ fn server_row(row: &SqliteRow) -> Result<ServerRow, Fault> {
         },
         token_hash: column(row, "token_hash")?,
         token_expires_ms: column(row, "token_expires_ms")?,
-        serial: column(row, "serial")?,
         not_after_ms: column(row, "not_after_ms")?,
         peer_address: column(row, "peer_address")?,
         version: column(row, "version")?,
@@ -131,6 +130,28 @@ fn job_row(row: &SqliteRow) -> Result<JobRow, Fault> {
     })
 }
 
+async fn insert_certificate(
+    transaction: &mut sqlx::Transaction<'_, sqlx::Sqlite>,
+    name: &ServerName,
+    certificate: &CertificateRow,
+) -> Result<(), Fault> {
+    let message = "cannot note the certificate";
+    sqlx::query("INSERT INTO certificates (serial, server, not_after_ms) VALUES ($1, $2, $3)")
+        .bind(&certificate.serial)
+        .bind(name.as_str())
+        .bind(certificate.not_after_ms)
+        .execute(&mut **transaction)
+        .await
+        .or_fault(message)?;
+    sqlx::query("UPDATE servers SET not_after_ms = $2 WHERE name = $1")
+        .bind(name.as_str())
+        .bind(certificate.not_after_ms)
+        .execute(&mut **transaction)
+        .await
+        .or_fault(message)?;
+    Ok(())
+}
+
 #[async_trait]
 impl Store for SqliteStore {
     async fn generation(&self) -> Result<u64, Fault> {
@@ -147,7 +168,7 @@ impl Store for SqliteStore {
              VALUES ($1, $2, 'added', $3, $4, $5)
              ON CONFLICT (name) DO UPDATE SET
                 role = excluded.role, state = 'added', token_hash = excluded.token_hash,
-                token_expires_ms = excluded.token_expires_ms
+                token_expires_ms = excluded.token_expires_ms, token_key = NULL
              WHERE servers.state <> 'enrolled'",
         )
         .bind(row.name.as_str())
@@ -182,34 +203,45 @@ impl Store for SqliteStore {
         row.as_ref().map(server_row).transpose()
     }
 
-    async fn take_token(&self, name: &ServerName, hash: &str, now_ms: i64) -> Result<bool, Fault> {
+    async fn take_token(
+        &self,
+        name: &ServerName,
+        hash: &str,
+        key: &str,
+        certificate: &CertificateRow,
+        now_ms: i64,
+    ) -> Result<bool, Fault> {
+        let message = "cannot take the token";
+        let mut transaction = self.pool.begin().await.or_fault(message)?;
         let done = sqlx::query(
-            "UPDATE servers SET token_hash = NULL, token_expires_ms = NULL, state = 'enrolled'
-             WHERE name = $1 AND token_hash = $2 AND token_expires_ms > $3 AND state = 'added'",
+            "UPDATE servers SET state = 'enrolled', token_key = $3
+             WHERE name = $1 AND token_hash = $2 AND token_expires_ms > $4
+               AND (state = 'added' OR (state = 'enrolled' AND token_key = $3))",
         )
         .bind(name.as_str())
         .bind(hash)
+        .bind(key)
         .bind(now_ms)
-        .execute(&self.pool)
+        .execute(&mut *transaction)
         .await
-        .or_fault("cannot take the token")?;
-        Ok(done.rows_affected() == 1)
+        .or_fault(message)?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        insert_certificate(&mut transaction, name, certificate).await?;
+        transaction.commit().await.or_fault(message)?;
+        Ok(true)
     }
 
-    async fn set_certificate(
+    async fn add_certificate(
         &self,
         name: &ServerName,
-        serial: &str,
-        not_after_ms: i64,
+        certificate: &CertificateRow,
     ) -> Result<(), Fault> {
-        sqlx::query("UPDATE servers SET serial = $2, not_after_ms = $3 WHERE name = $1")
-            .bind(name.as_str())
-            .bind(serial)
-            .bind(not_after_ms)
-            .execute(&self.pool)
-            .await
-            .or_fault("cannot note the certificate")?;
-        Ok(())
+        let message = "cannot note the certificate";
+        let mut transaction = self.pool.begin().await.or_fault(message)?;
+        insert_certificate(&mut transaction, name, certificate).await?;
+        transaction.commit().await.or_fault(message)
     }
 
     async fn set_seen(
@@ -239,9 +271,7 @@ impl Store for SqliteStore {
         let message = "cannot revoke the server";
         let mut transaction = self.pool.begin().await.or_fault(message)?;
         sqlx::query(
-            "INSERT INTO revoked_serials (serial, server, revoked_ms)
-             SELECT serial, name, $2 FROM servers WHERE name = $1 AND serial IS NOT NULL
-             ON CONFLICT DO NOTHING",
+            "UPDATE certificates SET revoked_ms = $2 WHERE server = $1 AND revoked_ms IS NULL",
         )
         .bind(name.as_str())
         .bind(now_ms)
@@ -249,7 +279,8 @@ impl Store for SqliteStore {
         .await
         .or_fault(message)?;
         let done = sqlx::query(
-            "UPDATE servers SET state = 'revoked', token_hash = NULL, token_expires_ms = NULL
+            "UPDATE servers SET state = 'revoked', token_hash = NULL, token_expires_ms = NULL,
+                token_key = NULL
              WHERE name = $1",
         )
         .bind(name.as_str())
@@ -266,7 +297,7 @@ impl Store for SqliteStore {
 
     async fn revocations(&self) -> Result<(Vec<String>, Vec<ServerName>), Fault> {
         let message = "cannot read the revocations";
-        let serials = sqlx::query("SELECT serial FROM revoked_serials ORDER BY serial")
+        let serials = sqlx::query("SELECT serial FROM certificates WHERE revoked_ms IS NOT NULL ORDER BY serial")
             .fetch_all(&self.pool)
             .await
             .or_fault(message)?;

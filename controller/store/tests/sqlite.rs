@@ -1,7 +1,7 @@
 //! The store on a real file: what constraints promise, and what survives reopening.
 
 use ferry_proto::ids::{AccountName, JobId};
-use ferry_store::{JobRow, Role, ServerRow, ServerState, SqliteStore, Store};
+use ferry_store::{CertificateRow, JobRow, Role, ServerRow, ServerState, SqliteStore, Store};
 
 fn server(name: &str, token: &str) -> ServerRow {
     ServerRow {
@@ -10,7 +10,6 @@ fn server(name: &str, token: &str) -> ServerRow {
         state: ServerState::Added,
         token_hash: Some(token.to_owned()),
         token_expires_ms: Some(1000),
-        serial: None,
         not_after_ms: None,
         peer_address: String::new(),
         version: String::new(),
@@ -31,35 +30,41 @@ fn plan(account: &str) -> JobRow {
     }
 }
 
+fn certificate(serial: &str) -> CertificateRow {
+    CertificateRow { serial: serial.to_owned(), not_after_ms: 5000 }
+}
+
 #[tokio::test]
-async fn a_token_is_taken_once_in_time_and_only_with_its_hash() {
+async fn a_token_is_taken_by_one_key_in_time_and_only_with_its_hash() {
     let dir = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(&dir.path().join("ferry.db")).await.unwrap();
     let row = server("client", "aa");
     store.add_server(&row, 0).await.unwrap();
-    assert!(!store.take_token(&row.name, "bb", 10).await.unwrap(), "wrong");
-    assert!(!store.take_token(&row.name, "aa", 1000).await.unwrap(), "expired");
-    assert!(store.take_token(&row.name, "aa", 999).await.unwrap());
-    assert!(!store.take_token(&row.name, "aa", 999).await.unwrap(), "reused");
+    let take = async |hash: &str, key: &str, serial: &str, now: i64| {
+        store.take_token(&row.name, hash, key, &certificate(serial), now).await.unwrap()
+    };
+    assert!(!take("bb", "k", "01", 10).await, "wrong");
+    assert!(!take("aa", "k", "01", 1000).await, "expired");
+    assert!(take("aa", "k", "01", 999).await);
+    assert!(take("aa", "k", "02", 999).await, "the same key lost the answer and asks again");
+    assert!(!take("aa", "other", "03", 999).await, "reused by another key");
     let fault = store.add_server(&row, 0).await.unwrap_err();
     assert!(fault.message.contains("enrolled already"), "{fault}");
 }
 
 #[tokio::test]
-async fn revoking_keeps_the_serial_and_a_new_token_does_not_forgive_it() {
+async fn revoking_covers_every_certificate_and_a_new_token_does_not_forgive_it() {
     let dir = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(&dir.path().join("ferry.db")).await.unwrap();
     let row = server("client", "aa");
     store.add_server(&row, 0).await.unwrap();
-    assert!(store.take_token(&row.name, "aa", 1).await.unwrap());
-    store.set_certificate(&row.name, "01ab", 5000).await.unwrap();
+    assert!(store.take_token(&row.name, "aa", "k", &certificate("01"), 1).await.unwrap());
+    store.add_certificate(&row.name, &certificate("02")).await.unwrap();
     store.revoke_server(&row.name, 2).await.unwrap();
-    assert_eq!(
-        store.revocations().await.unwrap(),
-        (vec!["01ab".to_owned()], vec![row.name.clone()])
-    );
+    let both = vec!["01".to_owned(), "02".to_owned()];
+    assert_eq!(store.revocations().await.unwrap(), (both.clone(), vec![row.name.clone()]));
     store.add_server(&row, 3).await.unwrap();
-    assert_eq!(store.revocations().await.unwrap(), (vec!["01ab".to_owned()], vec![]));
+    assert_eq!(store.revocations().await.unwrap(), (both, vec![]));
     assert!(store.revoke_server(&"nobody".parse().unwrap(), 4).await.is_err());
 }
 

@@ -7,7 +7,7 @@ use ferry_proto::Fault;
 use ferry_proto::account::EngineKind;
 
 use super::record::{DatabaseRecord, EventName, MariadbRecord, PLUGINS};
-use super::session::{Session, text, text_list};
+use super::session::{Session, ident, text, text_list};
 use super::{MariadbFence, grants, users};
 use crate::model::{DatabaseFacts, Facts, Finding, Level, ServerFacts, Spec, host_of, user_label};
 
@@ -248,17 +248,44 @@ async fn oddities(session: &mut Session, spec: &Spec) -> Result<Vec<Finding>, Fa
     Ok(findings)
 }
 
-/// Views that the server cannot use. It says so only when they are looked at.
+/// Views that refer to something that is not there. The server says so only when each is opened.
 pub(super) async fn broken_views(
     session: &mut Session,
     database: &str,
 ) -> Result<Vec<String>, Fault> {
+    let mut broken = Vec::new();
+    for view in views(session, database).await? {
+        let sql = format!("SHOW FIELDS FROM {}.{}", ident(database), ident(&view));
+        match session.try_rows(&sql).await {
+            Ok(_) => {}
+            Err(mysql_async::Error::Server(_)) => broken.push(view),
+            Err(error) => return Err(super::session::refused(WHAT, &error)),
+        }
+    }
+    Ok(broken)
+}
+
+/// Views that do not work here, the broken ones included: their definer may lack a right.
+async fn unusable_views(
+    session: &mut Session,
+    database: &str,
+) -> Result<BTreeSet<String>, Fault> {
+    let mut unusable = BTreeSet::new();
+    for view in views(session, database).await? {
+        let sql = format!("CHECK TABLE {}.{}", ident(database), ident(&view));
+        let said = session.rows(WHAT, &sql).await?;
+        if said.iter().any(|row| row.text(2).eq_ignore_ascii_case("error")) {
+            unusable.insert(view);
+        }
+    }
+    Ok(unusable)
+}
+
+async fn views(session: &mut Session, database: &str) -> Result<Vec<String>, Fault> {
     let sql = format!(
-        "SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = {} \
-         AND TABLE_TYPE = 'VIEW' AND TABLE_COMMENT <> 'VIEW' ORDER BY TABLE_NAME",
+        "SELECT TABLE_NAME FROM information_schema.VIEWS WHERE TABLE_SCHEMA = {} ORDER BY TABLE_NAME",
         text(database)
     );
-    // The comment of a view that works is VIEW; of one that does not, the server's complaint.
     Ok(session.rows(WHAT, &sql).await?.iter().map(|r| r.text(0)).collect())
 }
 
@@ -361,5 +388,6 @@ async fn database_record(session: &mut Session, name: &str) -> Result<DatabaseRe
         types: types.into_iter().filter(|t| NEW_TYPES.iter().any(|(n, _)| n == t)).collect(),
         versioned: rows.first().is_some_and(|r| r.number(0) > 0),
         largest_blob_table: rows.first().map_or(0, |r| r.number(1)),
+        unusable_views: unusable_views(session, name).await?,
     })
 }

@@ -42,6 +42,8 @@ pub(crate) struct DatabaseRecord {
     pub(crate) versioned: bool,
     /// The largest table that can hold a large value, in bytes.
     pub(crate) largest_blob_table: u64,
+    /// Views that do not work at the source either.
+    pub(crate) unusable_views: BTreeSet<String>,
 }
 
 /// A user.
@@ -223,6 +225,7 @@ mod tests {
                 types: BTreeSet::new(),
                 versioned: false,
                 largest_blob_table: 0,
+                unusable_views: BTreeSet::new(),
             }],
             users: vec![UserRecord {
                 name: "shop".to_owned(),

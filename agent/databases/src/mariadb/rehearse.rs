@@ -19,7 +19,7 @@ pub(super) async fn rehearse(
     let mut session = Session::open(config).await?;
     closed(&mut session, spec, record).await?;
     let name = temporary::make(&mut session, spec, Purpose::Rehearse).await?;
-    let tried = try_all(config, &mut session, spec, &name).await;
+    let tried = try_all(config, &mut session, record, &name).await;
     let dropped = temporary::drop_all(&mut session, spec).await;
     tried?;
     dropped
@@ -67,18 +67,19 @@ async fn closed(session: &mut Session, spec: &Spec, record: &MariadbRecord) -> R
 async fn try_all(
     config: &MariadbConfig,
     session: &mut Session,
-    spec: &Spec,
+    record: &MariadbRecord,
     name: &str,
 ) -> Result<(), Fault> {
-    for database in &spec.databases {
+    for described in &record.databases {
+        let database = described.name.as_str();
         let sql = format!(
             "SELECT TABLE_NAME, TABLE_TYPE FROM information_schema.TABLES WHERE TABLE_SCHEMA = {}",
-            text(database.as_str())
+            text(database)
         );
         let tables = session.rows(WHAT, &sql).await?;
-        let mut trial = Session::open_as(config, name, None, Some(database.as_str())).await?;
+        let mut trial = Session::open_as(config, name, None, Some(database)).await?;
         trial.run(WHAT, "SET SESSION max_statement_time = 30").await?;
-        for table in tables {
+        for table in tables.iter().filter(|t| !described.unusable_views.contains(&t.text(0))) {
             // No row is wanted: rights and references are checked all the same.
             let sql = format!("SELECT * FROM {} LIMIT 0", ident(&table.text(0)));
             let what = format!(

@@ -101,13 +101,12 @@ fn fence_locked(
         }
     }
     let deadline = Instant::now() + grace;
-    let listens = plan
+    let mut listens = plan
         .pools
         .iter()
         .flat_map(|p| &p.pools)
         .filter_map(|p| p.listen.as_deref());
-    // No early end: each pool is looked at, and those that are idle cost no time.
-    let idle = listens.fold(true, |all, listen| php::wait_idle(listen, deadline) && all);
+    let idle = listens.all(|listen| php::wait_idle(listen, deadline));
     for pools in &plan.pools {
         end_pools(layout, pools)?;
     }

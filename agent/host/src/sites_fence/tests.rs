@@ -276,3 +276,48 @@ fn a_site_that_ferry_rendered_is_fenced_too() {
     unfence(&web.layout, &plan, Services::Running).unwrap();
     assert!(web.get("shop.example", "/").text.ends_with("php says 42"));
 }
+
+#[test]
+fn a_request_that_runs_may_end_within_the_grace() {
+    let (web, definition) = provider();
+    web.put_home(
+        "www/index.php",
+        "<?php touch(__DIR__ . '/begun'); sleep(1); echo 'done';",
+    );
+    std::os::unix::fs::chown(web.layout.path("/home/shop/www"), Some(65_534), None).unwrap();
+    let plan = plan_fence(&web.layout, &definition).unwrap();
+    std::thread::scope(|scope| {
+        let begun = web.layout.path("/home/shop/www/begun");
+        let request = scope.spawn(|| web.get("shop.example", "/"));
+        while !begun.exists() {
+            std::thread::yield_now();
+        }
+        assert!(fence(&web.layout, &plan, Services::Running, GRACE).unwrap());
+        let answer = request.join().unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        assert!(answer.text.ends_with("done"));
+    });
+    assert_fenced(&web);
+}
+
+#[test]
+fn a_request_that_runs_too_long_does_not_hold_the_fence() {
+    let (web, definition) = provider();
+    web.put_home(
+        "www/index.php",
+        "<?php touch(__DIR__ . '/begun'); sleep(60); echo 'done';",
+    );
+    std::os::unix::fs::chown(web.layout.path("/home/shop/www"), Some(65_534), None).unwrap();
+    let plan = plan_fence(&web.layout, &definition).unwrap();
+    std::thread::scope(|scope| {
+        let begun = web.layout.path("/home/shop/www/begun");
+        let request = scope.spawn(|| web.get("shop.example", "/"));
+        while !begun.exists() {
+            std::thread::yield_now();
+        }
+        let grace = Duration::from_millis(100);
+        assert!(!fence(&web.layout, &plan, Services::Running, grace).unwrap());
+        assert_eq!(request.join().unwrap().status, 502);
+    });
+    assert_fenced(&web);
+}

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::groups::{group_id, join, join_group, make_group};
 use super::logins::{CLOSED, tree};
 use super::passwd::Database;
-use super::{Group, IdPlan, LAST_ID, UserRecord, WEB_USER, ids_in, is_account_id};
+use super::{Group, IdPlan, UserRecord, WEB_USER, ids_in};
 use crate::run::Run;
 use crate::{Finding, Layout, durable};
 

@@ -158,7 +158,7 @@ impl Gate {
                 live.refused();
                 return Admission::Refused(Refusal::NotHere);
             }
-            Some((_, epoch)) if epoch.0 > route.epoch.0 + 99 => {
+            Some((_, epoch)) if epoch > route.epoch => {
                 live.refused();
                 return Admission::Refused(Refusal::Behind);
             }

@@ -37,7 +37,7 @@ async fn on_a_terminal(controller: &Controller, line: &str, typed: &str) -> i32 
     command
         .env("TERM", "xterm")
         .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::null())
+        .stdout(std::process::Stdio::inherit())
         .kill_on_drop(true);
     let mut child = command.spawn().expect("`script`, of the package bsdutils");
     let mut stdin = child.stdin.take().unwrap();

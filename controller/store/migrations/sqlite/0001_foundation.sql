@@ -10,9 +10,10 @@ CREATE TABLE servers (
     name             TEXT PRIMARY KEY,
     role             TEXT NOT NULL CHECK (role IN ('client', 'transit', 'shared-transit')),
     state            TEXT NOT NULL CHECK (state IN ('added', 'enrolled', 'revoked')),
+    -- Kept after its use: the same key asking again with the same token lost the answer.
     token_hash       TEXT,
     token_expires_ms BIGINT,
-    serial           TEXT,
+    token_key        TEXT,
     not_after_ms     BIGINT,
     peer_address     TEXT NOT NULL DEFAULT '',
     version          TEXT NOT NULL DEFAULT '',
@@ -21,12 +22,14 @@ CREATE TABLE servers (
     added_ms         BIGINT NOT NULL
 );
 
--- Serials of certificates that are no longer accepted.
-CREATE TABLE revoked_serials (
-    serial     TEXT PRIMARY KEY,
-    server     TEXT NOT NULL,
-    revoked_ms BIGINT NOT NULL
+-- Every certificate issued: a server that is cut off may still hold older ones.
+CREATE TABLE certificates (
+    serial       TEXT PRIMARY KEY,
+    server       TEXT NOT NULL REFERENCES servers (name),
+    not_after_ms BIGINT NOT NULL,
+    revoked_ms   BIGINT
 );
+CREATE INDEX certificates_server ON certificates (server);
 
 -- What each agent last reported.
 CREATE TABLE accounts (
