@@ -42,6 +42,9 @@ pub struct Agent {
     pub peer_address: watch::Sender<Option<SocketAddr>>,
     /// Rung when an account's standing changed.
     pub changed: watch::Sender<u64>,
+    /// Held while redirector and firewall are made what the ledger says: two at once could
+    /// put an older picture over a newer one.
+    pub routing: tokio::sync::Mutex<()>,
     ledger: Arc<Mutex<Ledger>>,
     accounts: Mutex<HashMap<AccountName, Arc<PerAccount>>>,
 }
@@ -83,6 +86,7 @@ impl Agent {
             redirector,
             mail: Mail::new(MailConfig::default()),
             changed: watch::channel(0).0,
+            routing: tokio::sync::Mutex::default(),
             ledger: Arc::new(Mutex::new(ledger)),
             accounts: Mutex::default(),
         });

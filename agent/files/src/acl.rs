@@ -33,11 +33,7 @@ fn parse(value: &[u8]) -> Option<Vec<Entry>> {
         let tag = u16::from_le_bytes([t0, t1]);
         let permissions = u16::from_le_bytes([p0, p1]);
         let id = u32::from_le_bytes([i0, i1, i2, i3]);
-        (TAGS.contains(&tag) && permissions <= 7).then_some(Entry {
-            tag,
-            id,
-            permissions,
-        })
+        (TAGS.contains(&tag) && permissions <= 7).then_some(Entry { tag, id, permissions })
     };
     chunks.iter().map(entry).collect()
 }

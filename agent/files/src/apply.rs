@@ -96,10 +96,7 @@ impl Applier {
     }
 
     pub(crate) fn refuse(&mut self, path: &[u8], reason: impl Into<String>) {
-        self.report.refused.push(Refusal {
-            path: show(path),
-            reason: reason.into(),
-        });
+        self.report.refused.push(Refusal { path: show(path), reason: reason.into() });
     }
 
     /// Refuses the entry, or ends the pass.
@@ -110,11 +107,7 @@ impl Applier {
     }
 
     pub(crate) fn note(&mut self, kind: NoteKind, path: &[u8], text: &str) {
-        self.report.notes.push(Note {
-            kind,
-            path: show(path),
-            text: text.to_owned(),
-        });
+        self.report.notes.push(Note { kind, path: show(path), text: text.to_owned() });
     }
 
     pub(crate) fn count(&mut self, done: &Done) {
@@ -163,25 +156,14 @@ impl Applier {
             let done = self.mend(here, &entry.name, &found, &wanted)?;
             self.count(&done);
             let stands = !matches!(done, Done::Refused);
-            self.first_done(
-                group,
-                here.node,
-                &entry.name,
-                stands.then(|| found.identity()),
-            )?;
+            self.first_done(group, here.node, &entry.name, stands.then(|| found.identity()))?;
             return Ok(false);
         }
         if let What::File(size) = entry.what {
             self.counters.wanted(size);
             dir.pending.set(dir.pending.get() + 1);
             let dir = Rc::clone(dir);
-            self.incoming.expect(Awaited {
-                place,
-                dir,
-                name: entry.name,
-                wanted,
-                group,
-            });
+            self.incoming.expect(Awaited { place, dir, name: entry.name, wanted, group });
             return Ok(true);
         }
         let path = here.node.path_of(&entry.name);
@@ -297,21 +279,13 @@ impl Applier {
         let Some(identity) = identity else {
             for Waiting { dir, name } in self.links.failed(group) {
                 let path = dir.node.path_of(&name);
-                self.note(
-                    NoteKind::Changed,
-                    &path,
-                    "its other name could not be copied",
-                );
+                self.note(NoteKind::Changed, &path, "its other name could not be copied");
                 self.report.changed_while_read += 1;
                 self.one_done(&dir)?;
             }
             return Ok(());
         };
-        let master = Master {
-            node: Arc::clone(node),
-            name: name.into(),
-            identity,
-        };
+        let master = Master { node: Arc::clone(node), name: name.into(), identity };
         for Waiting { dir, name } in self.links.stands(group, master.clone()) {
             self.another_name(&dir.node, &name, &master)?;
             self.one_done(&dir)?;
@@ -404,10 +378,8 @@ impl Applier {
     /// Ends a directory in which all is done: its own metadata last, since all before changed its
     /// time.
     fn end_if_done(&mut self, dir: &Rc<DirState>) -> Result<(), Fault> {
-        let Some(wanted) = dir
-            .wanted
-            .as_ref()
-            .filter(|_| dir.listed.get() && dir.pending.get() == 0)
+        let Some(wanted) =
+            dir.wanted.as_ref().filter(|_| dir.listed.get() && dir.pending.get() == 0)
         else {
             return Ok(());
         };
@@ -431,12 +403,9 @@ impl Visitor for Applier {
     type Dir = Rc<DirState>;
 
     fn root(&mut self, node: &Arc<Node>, entry: Entry) -> Result<Self::Dir, Fault> {
-        let wanted = guard::admit(&entry, &self.options.ids)
-            .map_err(|reason| self.refuse(b"", reason))
-            .ok();
-        let identity = Stat::of_fd(self.tree.root_fd())
-            .map(|stat| stat.identity())
-            .ok();
+        let wanted =
+            guard::admit(&entry, &self.options.ids).map_err(|reason| self.refuse(b"", reason)).ok();
+        let identity = Stat::of_fd(self.tree.root_fd()).map(|stat| stat.identity()).ok();
         Ok(Rc::new(DirState {
             node: Arc::clone(node),
             wanted,
@@ -478,10 +447,7 @@ impl Visitor for Applier {
             return self.directory(here, &entry, wanted, found);
         }
         if let Some(link) = entry.link {
-            let waiting = || Waiting {
-                dir: Rc::clone(dir),
-                name: entry.name.clone(),
-            };
+            let waiting = || Waiting { dir: Rc::clone(dir), name: entry.name.clone() };
             match self.links.meet(link, waiting)? {
                 Meeting::First => {}
                 Meeting::Waits => {
@@ -495,11 +461,7 @@ impl Visitor for Applier {
             }
         }
         let want = self.single(dir, here, place, entry, wanted, found)?;
-        Ok(if want {
-            Verdict::WANT
-        } else {
-            Verdict::NOTHING
-        })
+        Ok(if want { Verdict::WANT } else { Verdict::NOTHING })
     }
 
     fn extra(&mut self, _: &Self::Dir, here: Here<'_>, name: &[u8]) -> Result<(), Fault> {
@@ -544,17 +506,10 @@ impl Visitor for Applier {
         match why {
             DirStatus::Unreadable(errno) => {
                 let why = guard::errno_text(errno);
-                self.refuse(
-                    &node.path(),
-                    format!("it cannot be read at the source: {why}"),
-                );
+                self.refuse(&node.path(), format!("it cannot be read at the source: {why}"));
             }
             DirStatus::Vanished | DirStatus::Listed => {
-                self.note(
-                    NoteKind::Vanished,
-                    &node.path(),
-                    "it was gone when it was to be listed",
-                );
+                self.note(NoteKind::Vanished, &node.path(), "it was gone when it was to be listed");
                 self.report.changed_while_read += 1;
             }
         }

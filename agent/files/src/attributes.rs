@@ -127,10 +127,7 @@ pub fn read_all(inode: Handle<'_>) -> std::result::Result<Vec<Attribute>, Unread
         if total > MAX_TOTAL || attributes.len() == MAX_COUNT {
             return Err(Unread::TooLarge);
         }
-        attributes.push(Attribute {
-            name: name.to_vec(),
-            value,
-        });
+        attributes.push(Attribute { name: name.to_vec(), value });
     }
     attributes.sort_unstable();
     Ok(attributes)
@@ -176,10 +173,7 @@ pub fn replace(inode: Handle<'_>, have: &[Attribute], wanted: &[Attribute]) -> R
     let path = proc_path(inode.fd());
     let mut changed = false;
     for old in have {
-        let ours = matches!(
-            class(&old.name),
-            Class::User | Class::Acl | Class::Capability
-        );
+        let ours = matches!(class(&old.name), Class::User | Class::Acl | Class::Capability);
         if ours && !wanted.iter().any(|w| w.name == old.name) {
             match rustix::fs::removexattr(&path, old.name.as_slice()) {
                 Ok(()) | Err(Errno::NODATA) => changed = true,

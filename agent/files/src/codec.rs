@@ -154,10 +154,6 @@ impl<'a> Reader<'a> {
 
     /// Nothing may be left.
     pub fn end(&self) -> Result<(), Malformed> {
-        if self.left.is_empty() {
-            Ok(())
-        } else {
-            Err(Malformed("a frame that is too long"))
-        }
+        if self.left.is_empty() { Ok(()) } else { Err(Malformed("a frame that is too long")) }
     }
 }

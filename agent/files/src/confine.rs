@@ -54,12 +54,7 @@ struct Opened {
 impl Node {
     /// The root of a tree.
     pub fn root() -> Arc<Self> {
-        Arc::new(Self {
-            parent: None,
-            name: Box::default(),
-            depth: 0,
-            open: Mutex::default(),
-        })
+        Arc::new(Self { parent: None, name: Box::default(), depth: 0, open: Mutex::default() })
     }
 
     /// The directory `name` in this one.
@@ -133,9 +128,7 @@ impl Tree {
     pub fn open_root(root: &Path) -> std::result::Result<Self, Fault> {
         let shown = root.display();
         let relative = root.strip_prefix("/").map_err(|_| {
-            Fault::permanent(format!(
-                "the root {shown} of the tree is not an absolute path"
-            ))
+            Fault::permanent(format!("the root {shown} of the tree is not an absolute path"))
         })?;
         let relative = match relative.as_os_str().as_bytes() {
             b"" => b".".as_slice(),
@@ -148,10 +141,7 @@ impl Tree {
             retried(|| rustix::fs::openat2(&top, relative, flags, Mode::empty(), resolve))
         });
         match opened {
-            Ok(fd) => Ok(Self {
-                root: Arc::new(fd),
-                recent: Mutex::default(),
-            }),
+            Ok(fd) => Ok(Self { root: Arc::new(fd), recent: Mutex::default() }),
             Err(errno) => Err(root_fault(&shown.to_string(), errno)),
         }
     }
@@ -215,25 +205,14 @@ fn root_fault(shown: &str, errno: Errno) -> Fault {
         .remedy("name the real path (readlink -f) as the account's home"),
         Errno::NOSYS => Fault::precondition("the kernel cannot confine file access (openat2)")
             .remedy("run the agent on Linux 5.10 or later"),
-        _ => Fault::io(
-            format!("the root {shown} of the tree cannot be opened"),
-            &errno.into(),
-        ),
+        _ => Fault::io(format!("the root {shown} of the tree cannot be opened"), &errno.into()),
     };
-    if fault.causes.is_empty() {
-        fault.caused_by(&std::io::Error::from(errno))
-    } else {
-        fault
-    }
+    if fault.causes.is_empty() { fault.caused_by(&std::io::Error::from(errno)) } else { fault }
 }
 
 /// Opens the directory `name` for reading.
 pub fn open_directory(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
-    open_quietly(
-        dir.as_fd(),
-        name,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW,
-    )
+    open_quietly(dir.as_fd(), name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW)
 }
 
 /// Opens the file `name` for reading. The caller checks what it is: a FIFO does not block, a

@@ -55,11 +55,7 @@ pub fn read<E: From<Errno>>(
     let is_sparse = stat.blocks.saturating_mul(512) < size;
     let mut at = 0;
     while at < size {
-        let (data, end) = if is_sparse {
-            data_range(file, at, size)?
-        } else {
-            (at, size)
-        };
+        let (data, end) = if is_sparse { data_range(file, at, size)? } else { (at, size) };
         if data > at {
             each(Part::Hole(data - at))?;
             at = data;

@@ -27,11 +27,7 @@ struct ContentDigest {
 
 impl ContentDigest {
     fn new() -> Self {
-        Self {
-            hasher: blake3::Hasher::new(),
-            block: Vec::with_capacity(BLOCK),
-            number: 0,
-        }
+        Self { hasher: blake3::Hasher::new(), block: Vec::with_capacity(BLOCK), number: 0 }
     }
 
     fn data(&mut self, mut bytes: &[u8]) {
@@ -106,11 +102,7 @@ pub fn of_file(
             }
             Part::Hole(length) => digest.hole(length),
         }
-        if halt.is_stopped() {
-            Err(Undigested::Stopped)
-        } else {
-            Ok(())
-        }
+        if halt.is_stopped() { Err(Undigested::Stopped) } else { Ok(()) }
     })?;
     Ok((digest.finish(length), length))
 }
@@ -180,17 +172,10 @@ mod tests {
         let pieces: Vec<_> = data.chunks(999).map(Part::Data).collect();
         assert_eq!(digest(&pieces), plain);
         let tail = 2 * BLOCK as u64 + 100 - 6;
-        let sparse = [
-            Part::Hole(BLOCK as u64 + 5),
-            Part::Data(&[7]),
-            Part::Hole(tail),
-        ];
+        let sparse = [Part::Hole(BLOCK as u64 + 5), Part::Data(&[7]), Part::Hole(tail)];
         assert_eq!(digest(&sparse), plain);
         assert_ne!(digest(&[Part::Data(&zeros)]), plain);
-        assert_eq!(
-            digest(&[Part::Data(&zeros)]),
-            digest(&[Part::Hole(zeros.len() as u64)])
-        );
+        assert_eq!(digest(&[Part::Data(&zeros)]), digest(&[Part::Hole(zeros.len() as u64)]));
         assert_ne!(digest(&[Part::Hole(1)]), digest(&[Part::Hole(2)]));
         assert_ne!(digest(&[Part::Hole(1)]), digest(&[]));
     }

@@ -35,43 +35,23 @@ pub fn admit(entry: &Entry, ids: &IdMap) -> Result<Wanted, String> {
         _ => {}
     }
     let foreign = |what: &str, id: u32| format!("its {what} {id} is not one of the account's");
-    let uid = *ids
-        .uids
-        .get(&entry.uid)
-        .ok_or_else(|| foreign("owner", entry.uid))?;
-    let gid = *ids
-        .gids
-        .get(&entry.gid)
-        .ok_or_else(|| foreign("group", entry.gid))?;
+    let uid = *ids.uids.get(&entry.uid).ok_or_else(|| foreign("owner", entry.uid))?;
+    let gid = *ids.gids.get(&entry.gid).ok_or_else(|| foreign("group", entry.gid))?;
     // On a directory setgid hands down the group and setuid means nothing.
     if entry.what != What::Directory {
         if entry.mode & 0o4000 != 0 && ids.is_shared_uid(uid) {
-            return Err(format!(
-                "it is setuid to user {uid}, who is not the account's alone"
-            ));
+            return Err(format!("it is setuid to user {uid}, who is not the account's alone"));
         }
         if entry.mode & 0o2000 != 0 && ids.is_shared_gid(gid) {
-            return Err(format!(
-                "it is setgid to group {gid}, which is not the account's alone"
-            ));
+            return Err(format!("it is setgid to group {gid}, which is not the account's alone"));
         }
     }
     // A symlink's own attributes are the system's.
     let attributes = match entry.what {
         What::Symlink(_) => Vec::new(),
-        _ => entry
-            .attributes
-            .iter()
-            .map(|a| attribute(a, ids))
-            .collect::<Result<_, _>>()?,
+        _ => entry.attributes.iter().map(|a| attribute(a, ids)).collect::<Result<_, _>>()?,
     };
-    Ok(Wanted {
-        mode: entry.mode,
-        uid,
-        gid,
-        mtime: entry.mtime,
-        attributes,
-    })
+    Ok(Wanted { mode: entry.mode, uid, gid, mtime: entry.mtime, attributes })
 }
 
 fn attribute(attribute: &Attribute, ids: &IdMap) -> Result<Attribute, String> {
@@ -84,10 +64,7 @@ fn attribute(attribute: &Attribute, ids: &IdMap) -> Result<Attribute, String> {
             return Err(format!("it has the privileged attribute {name}"));
         }
     };
-    Ok(Attribute {
-        name: attribute.name.clone(),
-        value,
-    })
+    Ok(Attribute { name: attribute.name.clone(), value })
 }
 
 /// Why the source did not offer an entry, as a sentence.
@@ -131,12 +108,7 @@ mod tests {
     }
 
     fn file(uid: u32, gid: u32, mode: u16) -> Entry {
-        Entry {
-            uid,
-            gid,
-            mode,
-            ..Entry::of(What::File(1))
-        }
+        Entry { uid, gid, mode, ..Entry::of(What::File(1)) }
     }
 
     #[test]
@@ -148,20 +120,10 @@ mod tests {
     #[test]
     fn what_is_not_the_accounts_is_refused() {
         let mut capable = file(1000, 1000, 0o755);
-        capable.attributes.push(Attribute {
-            name: b"security.capability".to_vec(),
-            value: vec![],
-        });
+        capable.attributes.push(Attribute { name: b"security.capability".to_vec(), value: vec![] });
         let mut trusted = file(1000, 1000, 0o755);
-        trusted.attributes.push(Attribute {
-            name: b"trusted.x".to_vec(),
-            value: vec![],
-        });
-        let device = Entry {
-            uid: 1000,
-            gid: 1000,
-            ..Entry::of(What::Device)
-        };
+        trusted.attributes.push(Attribute { name: b"trusted.x".to_vec(), value: vec![] });
+        let device = Entry { uid: 1000, gid: 1000, ..Entry::of(What::Device) };
         for (entry, word) in [
             (file(0, 1000, 0o644), "owner 0"),
             (file(1000, 0, 0o644), "group 0"),

@@ -36,10 +36,7 @@ impl Halt {
     }
 
     fn stop_with(&self, why: Why) {
-        self.fault
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get_or_insert(why);
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
         self.token.cancel();
     }
 
@@ -55,10 +52,7 @@ impl Halt {
 
     /// The first fault, if there was one.
     pub fn why(&self) -> Option<Why> {
-        self.fault
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Goes on, or ends the thread that asks.
@@ -66,11 +60,7 @@ impl Halt {
     /// # Errors
     /// It was stopped.
     pub fn check(&self) -> Result<(), Fault> {
-        if self.is_stopped() {
-            Err(self.ended())
-        } else {
-            Ok(())
-        }
+        if self.is_stopped() { Err(self.ended()) } else { Ok(()) }
     }
 
     /// The fault that it ended with.

@@ -60,8 +60,7 @@ impl Incoming {
 
     fn next(&mut self, place: Place) -> Result<Awaited, Fault> {
         let next = self.awaited.pop_front().filter(|next| next.place == place);
-        next.filter(|_| self.current.is_none())
-            .ok_or_else(out_of_turn)
+        next.filter(|_| self.current.is_none()).ok_or_else(out_of_turn)
     }
 }
 
@@ -76,13 +75,7 @@ impl Applier {
             Frame::File(place, size) => {
                 let awaited = self.incoming.next(place)?;
                 let fresh = self.begin(&awaited)?;
-                self.incoming.current = Some(Current {
-                    awaited,
-                    fresh,
-                    size,
-                    at: 0,
-                    written: 0,
-                });
+                self.incoming.current = Some(Current { awaited, fresh, size, at: 0, written: 0 });
                 Ok(())
             }
             Frame::Data(bytes) => self.data(bytes),
@@ -105,11 +98,7 @@ impl Applier {
     }
 
     fn begin(&mut self, awaited: &Awaited) -> Result<Option<Fresh>, Fault> {
-        match self
-            .tree
-            .open(&awaited.dir.node)
-            .and_then(|dir| make::file(dir.as_fd()))
-        {
+        match self.tree.open(&awaited.dir.node).and_then(|dir| make::file(dir.as_fd())) {
             Ok(fresh) => Ok(Some(fresh)),
             Err(errno) => {
                 self.trouble(&awaited.dir.node.path_of(&awaited.name), "created", errno)?;
@@ -123,12 +112,12 @@ impl Applier {
         let end = advance(current, bytes.len() as u64)?;
         self.counters.bytes_done(bytes.len() as u64);
         self.report.bytes_sent += bytes.len() as u64;
+        let at = std::mem::replace(&mut current.at, end);
+        current.written = end;
         let Some(fresh) = &current.fresh else {
             return Ok(());
         };
-        let written = write_all(fresh, bytes, current.at);
-        current.at = end;
-        current.written = end;
+        let written = write_all(fresh, bytes, at);
         let Err(errno) = written else { return Ok(()) };
         let path = current.awaited.dir.node.path_of(&current.awaited.name);
         if let Some(fresh) = current.fresh.take() {
@@ -145,17 +134,9 @@ impl Applier {
     }
 
     fn end(&mut self, current: Current, ending: Ending) -> Result<(), Fault> {
-        let Current {
-            mut awaited,
-            fresh,
-            size,
-            at,
-            written,
-        } = current;
+        let Current { mut awaited, fresh, size, at, written } = current;
         if ending == Ending::Settled && at != size {
-            return Err(protocol_fault(&Malformed(
-                "a content of another length than announced",
-            )));
+            return Err(protocol_fault(&Malformed("a content of another length than announced")));
         }
         let path = awaited.dir.node.path_of(&awaited.name);
         let Some(fresh) = fresh else {
@@ -175,23 +156,15 @@ impl Applier {
                 return self.came(&awaited, None);
             }
         }
-        let truncated = if at > written {
-            rustix::fs::ftruncate(&fresh.fd, at)
-        } else {
-            Ok(())
-        };
+        let truncated = if at > written { rustix::fs::ftruncate(&fresh.fd, at) } else { Ok(()) };
         let dressed = truncated
             .and_then(|()| make::dress(Handle::Open(fresh.fd.as_fd()), &awaited.wanted))
             .and_then(|_| Stat::of_fd(&fresh.fd))
             .and_then(|stat| Ok((stat, self.tree.open(&awaited.dir.node)?)));
         let identity = match dressed {
             Ok((stat, fd)) => {
-                let here = Here {
-                    node: &awaited.dir.node,
-                    fd: &fd,
-                };
-                self.put(here, &fresh.name, &awaited.name)?
-                    .then(|| stat.identity())
+                let here = Here { node: &awaited.dir.node, fd: &fd };
+                self.put(here, &fresh.name, &awaited.name)?.then(|| stat.identity())
             }
             Err(errno) => {
                 self.discard(&awaited.dir, &fresh);
@@ -214,11 +187,7 @@ impl Applier {
                 self.refuse(&path, format!("it cannot be read at the source: {why}"));
             }
             Ending::Vanished => {
-                self.note(
-                    NoteKind::Vanished,
-                    &path,
-                    "it was gone when it was to be read",
-                );
+                self.note(NoteKind::Vanished, &path, "it was gone when it was to be read");
                 self.report.changed_while_read += 1;
             }
             Ending::Changed | Ending::Settled => {
@@ -242,10 +211,7 @@ impl Applier {
 }
 
 fn advance(current: &Current, length: u64) -> Result<u64, Fault> {
-    let end = current
-        .at
-        .checked_add(length)
-        .filter(|end| *end <= current.size);
+    let end = current.at.checked_add(length).filter(|end| *end <= current.size);
     end.ok_or_else(|| protocol_fault(&Malformed("a content longer than announced")))
 }
 

@@ -58,9 +58,7 @@ pub struct Links<W> {
 
 impl<W> Default for Links<W> {
     fn default() -> Self {
-        Self {
-            groups: HashMap::new(),
-        }
+        Self { groups: HashMap::new() }
     }
 }
 
@@ -72,14 +70,7 @@ impl<W> Links<W> {
         }
         let Some(group) = self.groups.get_mut(&link.group) else {
             let state = State::Coming(Vec::new());
-            self.groups.insert(
-                link.group,
-                Group {
-                    state,
-                    met: 1,
-                    names: link.names,
-                },
-            );
+            self.groups.insert(link.group, Group { state, met: 1, names: link.names });
             return Ok(Meeting::First);
         };
         group.met = group.met.saturating_add(1);
@@ -131,10 +122,7 @@ mod tests {
         Master {
             node: Node::root(),
             name: b"x".as_slice().into(),
-            identity: Identity {
-                dev: (0, 0),
-                ino: 7,
-            },
+            identity: Identity { dev: (0, 0), ino: 7 },
         }
     }
 

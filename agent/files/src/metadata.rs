@@ -24,10 +24,7 @@ impl Time {
     /// The clock that file systems stamp with: coarse, a few milliseconds behind.
     pub fn now_coarse() -> Self {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
-        Self {
-            sec: now.tv_sec,
-            nsec: u32::try_from(now.tv_nsec).unwrap_or(0),
-        }
+        Self { sec: now.tv_sec, nsec: u32::try_from(now.tv_nsec).unwrap_or(0) }
     }
 
     /// Of the system's type.
@@ -41,14 +38,8 @@ impl Time {
                 let before = before.duration();
                 let whole = i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
                 match before.subsec_nanos() {
-                    0 => Self {
-                        sec: -whole,
-                        nsec: 0,
-                    },
-                    part => Self {
-                        sec: -whole - 1,
-                        nsec: 1_000_000_000 - part,
-                    },
+                    0 => Self { sec: -whole, nsec: 0 },
+                    part => Self { sec: -whole - 1, nsec: 1_000_000_000 - part },
                 }
             }
         }
@@ -63,10 +54,7 @@ impl Time {
 
     /// A moment that no comparison takes for this one.
     pub fn disturbed(self) -> Self {
-        Self {
-            nsec: self.nsec ^ 1,
-            ..self
-        }
+        Self { nsec: self.nsec ^ 1, ..self }
     }
 }
 
@@ -154,10 +142,7 @@ impl Stat {
 
     /// Which inode it is.
     pub fn identity(&self) -> Identity {
-        Identity {
-            dev: self.dev,
-            ino: self.ino,
-        }
+        Identity { dev: self.dev, ino: self.ino }
     }
 }
 
@@ -172,10 +157,7 @@ impl From<&Statx> for Stat {
             F::Socket => Kind::Socket,
             _ => Kind::Device,
         };
-        let time = |t: &rustix::fs::StatxTimestamp| Time {
-            sec: t.tv_sec,
-            nsec: t.tv_nsec,
-        };
+        let time = |t: &rustix::fs::StatxTimestamp| Time { sec: t.tv_sec, nsec: t.tv_nsec };
         let flags = x.stx_attributes;
         Self {
             kind,
@@ -233,16 +215,10 @@ impl<'a> Handle<'a> {
 
     /// Sets the modification time and leaves the access time.
     pub fn set_mtime(self, mtime: Time) -> Result<()> {
-        let omit = Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_OMIT,
-        };
+        let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
         let times = Timestamps {
             last_access: omit,
-            last_modification: Timespec {
-                tv_sec: mtime.sec,
-                tv_nsec: i64::from(mtime.nsec),
-            },
+            last_modification: Timespec { tv_sec: mtime.sec, tv_nsec: i64::from(mtime.nsec) },
         };
         match self {
             Self::Open(fd) => rustix::fs::futimens(fd, &times),
@@ -265,13 +241,7 @@ mod tests {
     #[test]
     fn times_before_1970_keep_their_nanoseconds() {
         let time = Time::from_system(UNIX_EPOCH - Duration::from_nanos(1));
-        assert_eq!(
-            time,
-            Time {
-                sec: -1,
-                nsec: 999_999_999
-            }
-        );
+        assert_eq!(time, Time { sec: -1, nsec: 999_999_999 });
         assert_eq!(
             Time::from_system(UNIX_EPOCH - Duration::from_secs(2)),
             Time { sec: -2, nsec: 0 }
@@ -279,14 +249,6 @@ mod tests {
         assert_eq!(Time::default().millis_since(time), 0);
         assert_ne!(time.disturbed(), time);
         assert!(time.disturbed().nsec < 1_000_000_000);
-        assert!(
-            Time {
-                sec: 0,
-                nsec: 999_999_999
-            }
-            .disturbed()
-            .nsec
-                < 1_000_000_000
-        );
+        assert!(Time { sec: 0, nsec: 999_999_999 }.disturbed().nsec < 1_000_000_000);
     }
 }

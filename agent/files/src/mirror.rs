@@ -39,22 +39,13 @@ pub struct Verdict<D> {
 
 impl<D> Verdict<D> {
     /// Nothing more to do.
-    pub const NOTHING: Self = Self {
-        want: false,
-        descend: None,
-    };
+    pub const NOTHING: Self = Self { want: false, descend: None };
     /// Send the content.
-    pub const WANT: Self = Self {
-        want: true,
-        descend: None,
-    };
+    pub const WANT: Self = Self { want: true, descend: None };
 
     /// Walk on in it.
     pub fn descend(state: D) -> Self {
-        Self {
-            want: false,
-            descend: Some(state),
-        }
+        Self { want: false, descend: Some(state) }
     }
 }
 
@@ -128,10 +119,7 @@ struct Ours<D> {
 enum Phase<D> {
     Greeting,
     Root,
-    Walking {
-        stack: Vec<(u32, Expected<D>)>,
-        listing: Option<Listing<D>>,
-    },
+    Walking { stack: Vec<(u32, Expected<D>)>, listing: Option<Listing<D>> },
     Walked,
 }
 
@@ -165,17 +153,7 @@ impl<V: Visitor> Mirror<V> {
     ) -> Self {
         let phase = Phase::Greeting;
         let (batches, outstanding) = (0, 0);
-        Self {
-            tree,
-            out,
-            halt,
-            counters,
-            purpose,
-            phase,
-            visitor,
-            batches,
-            outstanding,
-        }
+        Self { tree, out, halt, counters, purpose, phase, visitor, batches, outstanding }
     }
 
     /// Follows the source to the end. Answers the report as JSON, which was sent.
@@ -219,29 +197,15 @@ impl<V: Visitor> Mirror<V> {
                 let node = Node::root();
                 let state = self.visitor.root(&node, entry)?;
                 let stack = vec![(0, Some((node, state)))];
-                self.phase = Phase::Walking {
-                    stack,
-                    listing: None,
-                };
+                self.phase = Phase::Walking { stack, listing: None };
             }
-            (
-                Phase::Walking {
-                    stack,
-                    listing: listing @ None,
-                },
-                Frame::Dir(status),
-            ) => {
+            (Phase::Walking { stack, listing: listing @ None }, Frame::Dir(status)) => {
                 let Some((depth, expected)) = stack.pop() else {
                     return refuse("a directory that no listing named");
                 };
                 *listing = enter(&self.tree, &mut self.visitor, depth, expected, status)?;
             }
-            (
-                Phase::Walking {
-                    listing: Some(_), ..
-                },
-                Frame::Batch(entries),
-            ) => {
+            (Phase::Walking { listing: Some(_), .. }, Frame::Batch(entries)) => {
                 self.batch(entries)?;
             }
             (Phase::Walking { stack, listing }, Frame::DirEnd) => {
@@ -250,13 +214,7 @@ impl<V: Visitor> Mirror<V> {
                 };
                 leave(&mut self.visitor, done, stack)?;
             }
-            (
-                Phase::Walking {
-                    stack,
-                    listing: None,
-                },
-                Frame::WalkEnd,
-            ) if stack.is_empty() => {
+            (Phase::Walking { stack, listing: None }, Frame::WalkEnd) if stack.is_empty() => {
                 self.counters.scan_complete();
                 self.phase = Phase::Walked;
             }
@@ -286,11 +244,7 @@ impl<V: Visitor> Mirror<V> {
     }
 
     fn batch(&mut self, entries: Vec<Entry>) -> Result<(), Fault> {
-        let Phase::Walking {
-            listing: Some(listing),
-            ..
-        } = &mut self.phase
-        else {
+        let Phase::Walking { listing: Some(listing), .. } = &mut self.phase else {
             return refuse("entries outside a listing");
         };
         if self.outstanding > MAX_ENTRIES + MAX_BATCH {
@@ -310,10 +264,7 @@ impl<V: Visitor> Mirror<V> {
                 return refuse("a directory deeper than allowed");
             }
             // A batch has at most MAX_BATCH entries.
-            let place = Place {
-                batch: number,
-                index: index as u16,
-            };
+            let place = Place { batch: number, index: index as u16 };
             let verdict = match &mut listing.ours {
                 Some(ours) => meet(&mut self.visitor, ours, place, entry)?,
                 None => Verdict::NOTHING,
@@ -323,14 +274,10 @@ impl<V: Visitor> Mirror<V> {
                 self.outstanding += 1;
             }
             if is_directory {
-                listing
-                    .expected
-                    .push(match (&listing.ours, verdict.descend) {
-                        (Some(ours), Some(state)) => {
-                            Some((ours.node.child(&listing.last_name), state))
-                        }
-                        _ => None,
-                    });
+                listing.expected.push(match (&listing.ours, verdict.descend) {
+                    (Some(ours), Some(state)) => Some((ours.node.child(&listing.last_name), state)),
+                    _ => None,
+                });
             }
         }
         self.out.put(&Frame::Wants(number, &bits))?;
@@ -347,14 +294,7 @@ fn enter<V: Visitor>(
     expected: Expected<V::Dir>,
     status: DirStatus,
 ) -> Result<Option<Listing<V::Dir>>, Fault> {
-    let listing = |ours| {
-        Some(Listing {
-            ours,
-            depth,
-            last_name: Vec::new(),
-            expected: Vec::new(),
-        })
-    };
+    let listing = |ours| Some(Listing { ours, depth, last_name: Vec::new(), expected: Vec::new() });
     let (node, state) = match (expected, status) {
         (Some(both), DirStatus::Listed) => both,
         (Some((node, state)), why) => return visitor.unlisted(&node, state, why).map(|()| None),
@@ -366,13 +306,7 @@ fn enter<V: Visitor>(
         Ok((fd, names))
     });
     match opened {
-        Ok((fd, names)) => Ok(listing(Some(Ours {
-            node,
-            fd,
-            state,
-            names,
-            next: 0,
-        }))),
+        Ok((fd, names)) => Ok(listing(Some(Ours { node, fd, state, names, next: 0 }))),
         Err(errno) => {
             visitor.unreadable(&node, state, errno)?;
             Ok(listing(None))
@@ -387,18 +321,9 @@ fn meet<V: Visitor>(
     place: Place,
     entry: Entry,
 ) -> Result<Verdict<V::Dir>, Fault> {
-    let Ours {
-        node,
-        fd,
-        state,
-        names,
-        next,
-    } = ours;
+    let Ours { node, fd, state, names, next } = ours;
     let here = Here { node, fd };
-    while let Some(name) = names
-        .get(*next)
-        .filter(|name| *name < entry.name.as_slice())
-    {
+    while let Some(name) = names.get(*next).filter(|name| *name < entry.name.as_slice()) {
         only_here(visitor, state, here, name)?;
         *next += 1;
     }
@@ -440,33 +365,15 @@ fn leave<V: Visitor>(
     stack: &mut Vec<(u32, Expected<V::Dir>)>,
 ) -> Result<(), Fault> {
     let depth = done.depth;
-    stack.extend(
-        done.expected
-            .into_iter()
-            .rev()
-            .map(|expected| (depth + 1, expected)),
-    );
-    let Some(Ours {
-        node,
-        fd,
-        state,
-        names,
-        next,
-    }) = done.ours
-    else {
+    stack.extend(done.expected.into_iter().rev().map(|expected| (depth + 1, expected)));
+    let Some(Ours { node, fd, state, names, next }) = done.ours else {
         return Ok(());
     };
-    let own = names
-        .iter()
-        .filter(|name| !names::is_reserved(name))
-        .count();
+    let own = names.iter().filter(|name| !names::is_reserved(name)).count();
     if depth == 0 && done.last_name.is_empty() && own > 0 {
         visitor.emptied(own)?;
     }
-    let here = Here {
-        node: &node,
-        fd: &fd,
-    };
+    let here = Here { node: &node, fd: &fd };
     for name in names.iter().skip(next) {
         only_here(visitor, &state, here, name)?;
     }

@@ -28,11 +28,7 @@ pub struct IdMap {
 impl IdMap {
     /// A map of one user and one group.
     pub fn of(uid: (u32, u32), gid: (u32, u32)) -> Self {
-        Self {
-            uids: BTreeMap::from([uid]),
-            gids: BTreeMap::from([gid]),
-            ..Self::default()
-        }
+        Self { uids: BTreeMap::from([uid]), gids: BTreeMap::from([gid]), ..Self::default() }
     }
 
     /// Whether `uid` of the target may have other accounts' files.
@@ -101,11 +97,6 @@ pub struct TargetOptions {
 impl TargetOptions {
     /// Options that make the target equal to the source, deletions included.
     pub fn new(ids: IdMap) -> Self {
-        Self {
-            ids,
-            delete: true,
-            allow_emptied: false,
-            durable: true,
-        }
+        Self { ids, delete: true, allow_emptied: false, durable: true }
     }
 }

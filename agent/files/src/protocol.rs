@@ -303,12 +303,9 @@ impl<'a> Frame<'a> {
             9 => Self::Hole(r.varint()?),
             10 => Self::FileEnd(decode_ending(&mut r)?),
             11 => Self::Skip(decode_place(&mut r)?, decode_ending(&mut r)?),
-            12 => Self::Hash(
-                decode_place(&mut r)?,
-                decode_ending(&mut r)?,
-                r.varint()?,
-                r.array()?,
-            ),
+            12 => {
+                Self::Hash(decode_place(&mut r)?, decode_ending(&mut r)?, r.varint()?, r.array()?)
+            }
             13 => Self::Summary(r.rest()),
             20 => Self::Wants(r.varint()?, r.rest()),
             21 => Self::Report(r.rest()),
@@ -350,10 +347,7 @@ fn encode_place(w: &mut Writer<'_>, place: Place) {
 }
 
 fn decode_place(r: &mut Reader<'_>) -> Result<Place, Malformed> {
-    Ok(Place {
-        batch: r.varint()?,
-        index: r.u16()?,
-    })
+    Ok(Place { batch: r.varint()?, index: r.u16()? })
 }
 
 fn encode_dir_status(w: &mut Writer<'_>, status: DirStatus) {
@@ -464,18 +458,12 @@ fn decode_entry(r: &mut Reader<'_>, is_root: bool) -> Result<Entry, Malformed> {
     }
     if kind == 6 {
         let what = What::Withheld(decode_withheld(r)?);
-        return Ok(Entry {
-            name,
-            ..Entry::of(what)
-        });
+        return Ok(Entry { name, ..Entry::of(what) });
     }
     let flags = r.u8()?;
     let mode = r.u16()?;
     let (uid, gid) = (r.varint32()?, r.varint32()?);
-    let mtime = Time {
-        sec: r.signed()?,
-        nsec: r.varint32()?,
-    };
+    let mtime = Time { sec: r.signed()?, nsec: r.varint32()? };
     if mode & !MODE_BITS != 0 || mtime.nsec >= 1_000_000_000 || flags > 7 {
         return Err(Malformed("metadata out of range"));
     }
@@ -489,10 +477,7 @@ fn decode_entry(r: &mut Reader<'_>, is_root: bool) -> Result<Entry, Malformed> {
     };
     let link = match flags & HAS_LINK {
         0 => None,
-        _ => Some(Link {
-            group: r.varint()?,
-            names: r.varint32()?,
-        }),
+        _ => Some(Link { group: r.varint()?, names: r.varint32()? }),
     };
     let attributes = match flags & HAS_ATTRIBUTES {
         0 => Vec::new(),
@@ -502,17 +487,7 @@ fn decode_entry(r: &mut Reader<'_>, is_root: bool) -> Result<Entry, Malformed> {
         return Err(Malformed("a directory that is none, or has other names"));
     }
     let doubtful = flags & DOUBTFUL != 0;
-    Ok(Entry {
-        name,
-        what,
-        mode,
-        uid,
-        gid,
-        mtime,
-        link,
-        attributes,
-        doubtful,
-    })
+    Ok(Entry { name, what, mode, uid, gid, mtime, link, attributes, doubtful })
 }
 
 fn decode_withheld(r: &mut Reader<'_>) -> Result<Withheld, Malformed> {
@@ -548,10 +523,7 @@ fn decode_attributes(r: &mut Reader<'_>) -> Result<Vec<Attribute>, Malformed> {
         if name.is_empty() || name.contains(&0) || !rises || total > attributes::MAX_TOTAL {
             return Err(Malformed("impossible extended attributes"));
         }
-        all.push(Attribute {
-            name: name.to_vec(),
-            value: value.to_vec(),
-        });
+        all.push(Attribute { name: name.to_vec(), value: value.to_vec() });
     }
     Ok(all)
 }

@@ -73,14 +73,7 @@ fn target<V: Visitor, R: serde::de::DeserializeOwned>(
     purpose: Purpose,
     work: Work,
 ) -> Result<R, Fault> {
-    let Work {
-        channels: Channels {
-            outgoing,
-            mut incoming,
-        },
-        halt,
-        counters,
-    } = work;
+    let Work { channels: Channels { outgoing, mut incoming }, halt, counters } = work;
     let out = Outbox::new(outgoing, halt.clone());
     let report = Mirror::new(tree, out, halt, counters, purpose, visitor).run(&mut incoming)?;
     // Read back what was sent, so that both ends hold the very same.

@@ -89,12 +89,7 @@ fn unlink(tree: &Tree, node: &Node, name: &[u8], flags: AtFlags) -> Result<(), E
 
 fn push(tree: &Tree, node: Arc<Node>, stack: &mut Vec<Emptying>, removal: &mut Removal) {
     match tree.open(&node).and_then(Names::read) {
-        Ok(names) => stack.push(Emptying {
-            node,
-            names,
-            next: 0,
-            rounds: 0,
-        }),
+        Ok(names) => stack.push(Emptying { node, names, next: 0, rounds: 0 }),
         Err(Errno::NOENT) => {}
         Err(errno) => removal.prevented.push((node.path(), errno)),
     }
@@ -113,12 +108,7 @@ fn close(tree: &Tree, done: Emptying, stack: &mut Vec<Emptying>, removal: &mut R
             let again = removal.prevented.is_empty() && done.rounds < ROUNDS;
             let names = again.then(|| tree.open(&done.node).and_then(Names::read));
             if let Some(Ok(names)) = names {
-                stack.push(Emptying {
-                    names,
-                    next: 0,
-                    rounds: done.rounds + 1,
-                    ..done
-                });
+                stack.push(Emptying { names, next: 0, rounds: done.rounds + 1, ..done });
                 return;
             }
             if removal.prevented.is_empty() {

@@ -41,10 +41,7 @@ pub struct Bounded<T> {
 
 impl<T> Default for Bounded<T> {
     fn default() -> Self {
-        Self {
-            items: Vec::new(),
-            total: 0,
-        }
+        Self { items: Vec::new(), total: 0 }
     }
 }
 
@@ -185,13 +182,7 @@ pub(crate) fn show(path: &[u8]) -> String {
     }
     let text: String = String::from_utf8_lossy(path)
         .chars()
-        .map(|c| {
-            if c.is_control() {
-                char::REPLACEMENT_CHARACTER
-            } else {
-                c
-            }
-        })
+        .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })
         .collect();
     let count = text.chars().count();
     if count <= PATH_LIMIT {

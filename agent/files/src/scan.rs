@@ -92,8 +92,7 @@ impl TreeStats {
         let place = self.biggest.partition_point(|(_, other)| *other >= size);
         if place < BIGGEST {
             self.biggest.truncate(BIGGEST - 1);
-            self.biggest
-                .insert(place, (show(&node.path_of(name)), size));
+            self.biggest.insert(place, (show(&node.path_of(name)), size));
         }
     }
 }

@@ -99,14 +99,7 @@ fn source<R: serde::de::DeserializeOwned>(
     purpose: Purpose,
     work: Work,
 ) -> Result<R, Fault> {
-    let Work {
-        channels: Channels {
-            outgoing,
-            mut incoming,
-        },
-        halt,
-        counters,
-    } = work;
+    let Work { channels: Channels { outgoing, mut incoming }, halt, counters } = work;
     let mut out = Outbox::new(outgoing.clone(), halt.clone());
     out.put(&Frame::Hello(purpose))?;
     out.flush()?;
@@ -191,10 +184,7 @@ fn await_report<R: serde::de::DeserializeOwned>(
                 Ok(())
             }
             (true, Frame::Wants(batch, bits)) => {
-                window
-                    .answer(batch, bits)?
-                    .into_iter()
-                    .for_each(|size| counters.wanted(size));
+                window.answer(batch, bits)?.into_iter().for_each(|size| counters.wanted(size));
                 Ok(())
             }
             (true, Frame::Report(json)) => {
@@ -259,11 +249,7 @@ impl Contents {
         let mut findings = findings.lock().unwrap_or_else(PoisonError::into_inner);
         let Findings { notes, entries } = std::mem::take(&mut *findings);
         let manifest = entries.map(|entries| digest::manifest(&entries, &self.digests));
-        let summary = wire::to_json(&Summary {
-            notes,
-            started: Some(started),
-            manifest,
-        });
+        let summary = wire::to_json(&Summary { notes, started: Some(started), manifest });
         self.out.put(&Frame::Summary(&summary))?;
         self.out.flush()
     }
@@ -273,9 +259,7 @@ impl Contents {
             self.window.sent(1, entries);
         }
         if self.out.is_empty() {
-            unsent
-                .drain(..)
-                .for_each(|(_, entries)| self.window.sent(1, entries));
+            unsent.drain(..).for_each(|(_, entries)| self.window.sent(1, entries));
         }
     }
 
@@ -283,20 +267,11 @@ impl Contents {
         let Answered { batch, wanted } = answered;
         // A digest is made of each file, wanted or not: the manifest is of the whole tree.
         let digested = |file: &Listed| self.purpose == Purpose::Verify && file.doubtful;
-        let files = (0..)
-            .zip(&batch.entries)
-            .filter_map(|(index, file): (u16, _)| {
-                let wanted = wanted.binary_search(&index).is_ok();
-                let file = file.as_ref().filter(|file| wanted || digested(file))?;
-                Some((
-                    Place {
-                        batch: batch.number,
-                        index,
-                    },
-                    file,
-                    wanted,
-                ))
-            });
+        let files = (0..).zip(&batch.entries).filter_map(|(index, file): (u16, _)| {
+            let wanted = wanted.binary_search(&index).is_ok();
+            let file = file.as_ref().filter(|file| wanted || digested(file))?;
+            Some((Place { batch: batch.number, index }, file, wanted))
+        });
         for (place, file, wanted) in files.collect::<Vec<_>>() {
             self.halt.check()?;
             let opened = self.tree.open(&batch.node).and_then(|dir| {
@@ -337,10 +312,7 @@ impl Contents {
         let stat = match content::settle(fd, self.flushed) {
             Ok(stat) => stat,
             Err(errno) => {
-                return self
-                    .out
-                    .put(&Frame::Skip(place, ending_of(errno)))
-                    .map(drop);
+                return self.out.put(&Frame::Skip(place, ending_of(errno))).map(drop);
             }
         };
         self.out.put(&Frame::File(place, stat.size))?;
@@ -377,9 +349,8 @@ impl Contents {
             Err(ending) => return Ok(self.undigested(place, ending)),
         };
         let mut buffer = std::mem::take(&mut self.buffer);
-        let digested = content::settle(&fd, self.flushed)
-            .map_err(Undigested::from)
-            .and_then(|stat| {
+        let digested =
+            content::settle(&fd, self.flushed).map_err(Undigested::from).and_then(|stat| {
                 let progress = |bytes| self.counters.bytes_done(bytes);
                 let (digest, length) =
                     digest::of_file(&fd, &stat, &mut buffer, &self.halt, progress)?;
@@ -408,11 +379,7 @@ fn held_still(file: &Listed, before: &Stat, fd: &OwnedFd, length: u64) -> Ending
         && before.size == file.size
         && length == file.size
         && Stat::of_fd(fd).is_ok_and(|after| after.ctime == before.ctime);
-    if still {
-        Ending::Settled
-    } else {
-        Ending::Changed
-    }
+    if still { Ending::Settled } else { Ending::Changed }
 }
 
 fn ending_of(errno: Errno) -> Ending {

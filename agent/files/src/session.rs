@@ -43,11 +43,7 @@ where
     let _stop = halt.on_drop();
     let counters = Counters::default();
     let (pumps, channels) = Pumps::start(stream, bandwidth, &halt, &counters);
-    let given = Work {
-        channels,
-        halt: halt.clone(),
-        counters: counters.clone(),
-    };
+    let given = Work { channels, halt: halt.clone(), counters: counters.clone() };
     let inner = halt.clone();
     let mut working = tokio::task::spawn_blocking(move || {
         // The pumps say the last word, so they must know why before the last sender is dropped.

@@ -91,10 +91,7 @@ impl Verifier {
     }
 
     fn refuse(&mut self, path: &[u8], reason: String) {
-        self.comparison.refused.push(Refusal {
-            path: show(path),
-            reason,
-        });
+        self.comparison.refused.push(Refusal { path: show(path), reason });
     }
 
     /// Compares what stat tells.
@@ -132,10 +129,7 @@ impl Verifier {
             return;
         }
         let list = |all: &[Attribute]| {
-            let names: Vec<_> = all
-                .iter()
-                .map(|a| String::from_utf8_lossy(&a.name))
-                .collect();
+            let names: Vec<_> = all.iter().map(|a| String::from_utf8_lossy(&a.name)).collect();
             names.join(" ").chars().take(200).collect::<String>()
         };
         let (source, target) = (list(&wanted.attributes), list(&have));
@@ -177,13 +171,7 @@ impl Verifier {
             What::File(size) if entry.doubtful => {
                 self.counters.wanted(size);
                 let node = Arc::clone(here.node);
-                self.asked.push_back(Asked {
-                    place,
-                    node,
-                    name: entry.name,
-                    found,
-                    ours: None,
-                });
+                self.asked.push_back(Asked { place, node, name: entry.name, found, ours: None });
                 true
             }
             What::Symlink(target) => {
@@ -200,13 +188,7 @@ impl Verifier {
 
     fn digest(&mut self, asked: &Asked) -> Result<Option<[u8; 32]>, Fault> {
         // Another's file is not read, whatever name the account gave it.
-        if !self
-            .options
-            .ids
-            .uids
-            .values()
-            .any(|uid| *uid == asked.found.uid)
-        {
+        if !self.options.ids.uids.values().any(|uid| *uid == asked.found.uid) {
             return Ok(None);
         }
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -269,10 +251,7 @@ impl Visitor for Verifier {
                 None
             }
         };
-        Ok(Compared {
-            node: Arc::clone(node),
-            wanted,
-        })
+        Ok(Compared { node: Arc::clone(node), wanted })
     }
 
     fn entry(
@@ -302,20 +281,13 @@ impl Visitor for Verifier {
             return Ok(Verdict::NOTHING);
         };
         if Some(found.kind) != kind || found.is_mount {
-            let target = if found.is_mount {
-                "a mount"
-            } else {
-                found.kind.name()
-            };
+            let target = if found.is_mount { "a mount" } else { found.kind.name() };
             self.differ(&path, "type", kind_name, target);
             return Ok(Verdict::NOTHING);
         }
         if found.kind == Kind::Directory {
             let node = here.node.child(&entry.name);
-            return Ok(Verdict::descend(Compared {
-                node,
-                wanted: Some(wanted),
-            }));
+            return Ok(Verdict::descend(Compared { node, wanted: Some(wanted) }));
         }
         self.compare_stat(&path, &wanted, &found);
         if found.kind != Kind::Symlink {
@@ -324,11 +296,7 @@ impl Visitor for Verifier {
         }
         self.compare_links(&path, &entry, &found)?;
         let want = self.compare_content(here, place, entry, found);
-        Ok(if want {
-            Verdict::WANT
-        } else {
-            Verdict::NOTHING
-        })
+        Ok(if want { Verdict::WANT } else { Verdict::NOTHING })
     }
 
     fn extra(&mut self, _: &Compared, here: Here<'_>, name: &[u8]) -> Result<(), Fault> {
@@ -353,13 +321,7 @@ impl Visitor for Verifier {
             let place = asked.place;
             let node = Arc::clone(&asked.node);
             let name = std::mem::take(&mut asked.name);
-            let mut taken = Asked {
-                place,
-                node,
-                name,
-                found: asked.found,
-                ours: None,
-            };
+            let mut taken = Asked { place, node, name, found: asked.found, ours: None };
             taken.ours = self.digest(&taken)?;
             self.asked[self.digested] = taken;
             self.digested += 1;
@@ -372,10 +334,7 @@ impl Visitor for Verifier {
             return Ok(());
         };
         let path = dir.node.path();
-        let examined = self
-            .tree
-            .open(&dir.node)
-            .and_then(|fd| Ok((Stat::of_fd(&fd)?, fd)));
+        let examined = self.tree.open(&dir.node).and_then(|fd| Ok((Stat::of_fd(&fd)?, fd)));
         match examined {
             Ok((found, fd)) => {
                 self.compare_stat(&path, &wanted, &found);
@@ -391,10 +350,7 @@ impl Visitor for Verifier {
         match why {
             DirStatus::Unreadable(errno) => {
                 let why = guard::errno_text(errno);
-                self.refuse(
-                    &node.path(),
-                    format!("it cannot be read at the source: {why}"),
-                );
+                self.refuse(&node.path(), format!("it cannot be read at the source: {why}"));
             }
             _ => self.unsettled(&node.path(), "it was gone when it was to be listed"),
         }
@@ -440,9 +396,7 @@ impl Visitor for Verifier {
                 }
                 Ok(())
             }
-            _ => Err(protocol_fault(&Malformed(
-                "a content where a digest was asked for",
-            ))),
+            _ => Err(protocol_fault(&Malformed("a content where a digest was asked for"))),
         }
     }
 

@@ -41,10 +41,7 @@ pub struct Owners {
 impl Owners {
     /// Those of the options.
     pub fn of(options: &SourceOptions) -> Self {
-        Self {
-            own: options.uids.clone(),
-            shared: options.shared_uids.clone(),
-        }
+        Self { own: options.uids.clone(), shared: options.shared_uids.clone() }
     }
 
     /// Why the inode is withheld, if it is.
@@ -161,12 +158,7 @@ impl Walker {
         self.send_root()?;
         let mut stack = Vec::new();
         self.directory(&root, None, &mut stack)?;
-        while let Some(Pending {
-            parent,
-            name,
-            identity,
-        }) = stack.pop()
-        {
+        while let Some(Pending { parent, name, identity }) = stack.pop() {
             self.halt.check()?;
             self.directory(&parent.child(&name), Some(identity), &mut stack)?;
         }
@@ -187,9 +179,7 @@ impl Walker {
         let attributes = match attributes::read_all(Handle::Open(root)) {
             Ok(attributes) => attributes,
             Err(Unread::TooLarge) => {
-                return Err(Fault::precondition(
-                    "the root's extended attributes are too large",
-                ));
+                return Err(Fault::precondition("the root's extended attributes are too large"));
             }
             Err(Unread::Failed(errno)) => return Err(fail(errno)),
         };
@@ -226,11 +216,7 @@ impl Walker {
             };
             if let (What::Directory, Some(stat)) = (&entry.what, &stat) {
                 let (parent, name) = (Arc::clone(node), name.into());
-                stack.push(Pending {
-                    parent,
-                    name,
-                    identity: stat.identity(),
-                });
+                stack.push(Pending { parent, name, identity: stat.identity() });
             }
             if self.purpose == Purpose::Verify {
                 self.manifest.entry(&entry);
@@ -248,10 +234,7 @@ impl Walker {
 
     fn unlisted(&mut self, node: &Node, errno: Errno) -> Result<(), Fault> {
         if node.depth() == 0 {
-            return Err(Fault::io(
-                "the root of the tree cannot be read",
-                &errno.into(),
-            ));
+            return Err(Fault::io("the root of the tree cannot be read", &errno.into()));
         }
         let status = match errno {
             Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::STALE | Errno::XDEV => {
@@ -274,29 +257,17 @@ impl Walker {
         self.counters.scanned(batch.entries.len() as u64);
         let number = self.next_batch;
         self.next_batch += 1;
-        self.window.list(Batch {
-            number,
-            node: Arc::clone(node),
-            entries: batch.listed,
-        });
+        self.window.list(Batch { number, node: Arc::clone(node), entries: batch.listed });
         self.out.put(&Frame::Batch(batch.entries)).map(drop)
     }
 
     fn look(&mut self, dir: BorrowedFd<'_>, node: &Node, name: &[u8]) -> Look {
         if names::is_reserved(name) {
-            self.note(
-                NoteKind::Reserved,
-                node,
-                name,
-                "Ferry keeps this name for temporary files",
-            );
+            self.note(NoteKind::Reserved, node, name, "Ferry keeps this name for temporary files");
             return Look::Skip;
         }
         let withheld = |why| {
-            let entry = Entry {
-                name: name.to_vec(),
-                ..Entry::of(What::Withheld(why))
-            };
+            let entry = Entry { name: name.to_vec(), ..Entry::of(What::Withheld(why)) };
             Look::Entry(Box::new((entry, None)))
         };
         if !self.excludes.is_empty() && self.excludes.contains(&node.path_of(name)) {
@@ -380,10 +351,7 @@ impl Walker {
             std::collections::hash_map::Entry::Occupied(mut seen) => {
                 let Seen { group, met } = seen.get_mut();
                 *met += 1;
-                let link = Link {
-                    group: *group,
-                    names,
-                };
+                let link = Link { group: *group, names };
                 if *met >= names {
                     seen.remove();
                 }
@@ -405,31 +373,14 @@ impl Walker {
     }
 
     fn note(&self, kind: NoteKind, node: &Node, name: &[u8], text: &str) {
-        let note = Note {
-            kind,
-            path: show(&node.path_of(name)),
-            text: text.to_owned(),
-        };
+        let note = Note { kind, path: show(&node.path_of(name)), text: text.to_owned() };
         self.findings().notes.push(note);
     }
 }
 
 fn described(stat: &Stat, what: What, attributes: Vec<attributes::Attribute>) -> Entry {
-    let Stat {
-        mode,
-        uid,
-        gid,
-        mtime,
-        ..
-    } = *stat;
-    Entry {
-        mode,
-        uid,
-        gid,
-        mtime,
-        attributes,
-        ..Entry::of(what)
-    }
+    let Stat { mode, uid, gid, mtime, .. } = *stat;
+    Entry { mode, uid, gid, mtime, attributes, ..Entry::of(what) }
 }
 
 /// A batch that is being filled.
@@ -442,16 +393,8 @@ struct Collecting {
 
 impl Collecting {
     fn push(&mut self, entry: Entry, stat: Option<Stat>) {
-        let attributes: usize = entry
-            .attributes
-            .iter()
-            .map(|a| a.name.len() + a.value.len())
-            .sum();
-        let target = if let What::Symlink(target) = &entry.what {
-            target.len()
-        } else {
-            0
-        };
+        let attributes: usize = entry.attributes.iter().map(|a| a.name.len() + a.value.len()).sum();
+        let target = if let What::Symlink(target) = &entry.what { target.len() } else { 0 };
         self.weight += 32 + entry.name.len() + attributes + target;
         self.listed.push(match (&entry.what, stat) {
             (What::File(size), Some(stat)) => Some(Listed {

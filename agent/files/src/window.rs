@@ -72,11 +72,7 @@ pub struct Window {
 impl Window {
     /// An empty one.
     pub fn new(halt: Halt) -> Self {
-        Self {
-            state: Mutex::default(),
-            changed: Condvar::new(),
-            halt,
-        }
+        Self { state: Mutex::default(), changed: Condvar::new(), halt }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

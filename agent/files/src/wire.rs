@@ -42,12 +42,7 @@ pub struct Outbox {
 impl Outbox {
     /// An outbox that feeds the pump behind `sender`.
     pub fn new(sender: mpsc::Sender<Vec<u8>>, halt: Halt) -> Self {
-        Self {
-            sender,
-            buffer: Vec::new(),
-            flushes: 0,
-            halt,
-        }
+        Self { sender, buffer: Vec::new(), flushes: 0, halt }
     }
 
     /// How often frames were handed over.
@@ -77,9 +72,7 @@ impl Outbox {
         let next = Vec::with_capacity(CHUNK + CHUNK / 4);
         let chunk = std::mem::replace(&mut self.buffer, next);
         self.flushes += 1;
-        self.sender
-            .blocking_send(chunk)
-            .map_err(|_| self.halt.ended())
+        self.sender.blocking_send(chunk).map_err(|_| self.halt.ended())
     }
 }
 
@@ -121,17 +114,8 @@ impl Pumps {
         let (read, write) = tokio::io::split(stream);
         let (outgoing, out) = mpsc::channel(QUEUE);
         let (arrived, incoming) = mpsc::channel(QUEUE);
-        let writer = Writing {
-            out,
-            halt: halt.clone(),
-            counters: counters.clone(),
-            bandwidth,
-        };
-        let reader = Reading {
-            arrived,
-            halt: halt.clone(),
-            counters: counters.clone(),
-        };
+        let writer = Writing { out, halt: halt.clone(), counters: counters.clone(), bandwidth };
+        let reader = Reading { arrived, halt: halt.clone(), counters: counters.clone() };
         let pumps = Self {
             writer: tokio::spawn(writer.run(write)),
             reader: tokio::spawn(reader.run(read)),
@@ -143,11 +127,7 @@ impl Pumps {
     /// Waits until all was written and the peer has closed its side, or for a moment only if the
     /// pass was stopped. All outboxes must be dropped before.
     pub async fn finish(mut self) {
-        let limit = if self.halt.is_stopped() {
-            FAREWELL
-        } else {
-            SILENCE
-        };
+        let limit = if self.halt.is_stopped() { FAREWELL } else { SILENCE };
         // Whether the farewell arrives cannot be known, but a peer that got it closes its side.
         let written = timeout(limit, &mut self.writer).await;
         if matches!(written, Ok(Ok(true))) {
@@ -232,11 +212,7 @@ impl Writing {
         limit: &mut Limit,
     ) -> std::io::Result<()> {
         let writing = async {
-            let piece = if limit.rate.is_some() {
-                LIMITED_PIECE
-            } else {
-                chunk.len().max(1)
-            };
+            let piece = if limit.rate.is_some() { LIMITED_PIECE } else { chunk.len().max(1) };
             for piece in chunk.chunks(piece) {
                 tokio::select! {
                     biased;
@@ -266,10 +242,7 @@ struct Limit {
 
 impl Limit {
     fn new(rate: Option<u64>) -> Self {
-        Self {
-            rate: rate.map(|r| r.max(1)),
-            free_at: Instant::now(),
-        }
+        Self { rate: rate.map(|r| r.max(1)), free_at: Instant::now() }
     }
 
     async fn pause(&mut self, bytes: usize) {
@@ -317,13 +290,7 @@ impl Reading {
             }
             self.counters.wire(length);
             let whole = self.whole_frames(&buffer)?;
-            if whole > 0
-                && self
-                    .arrived
-                    .send(buffer.split_to(whole).freeze())
-                    .await
-                    .is_err()
-            {
+            if whole > 0 && self.arrived.send(buffer.split_to(whole).freeze()).await.is_err() {
                 return Ok(());
             }
         }
@@ -353,9 +320,7 @@ fn split(bytes: &[u8]) -> Result<Option<Whole<'_>>, Fault> {
     };
     let length = u32::from_le_bytes(*header) as usize;
     if length == 0 || length > MAX_FRAME {
-        return Err(protocol_fault(&Malformed(
-            "a frame of an impossible length",
-        )));
+        return Err(protocol_fault(&Malformed("a frame of an impossible length")));
     }
     match rest.get(..length).and_then(<[u8]>::split_first) {
         Some((&kind, payload)) => Ok(Some((kind, payload, length + HEADER - 1))),
@@ -410,11 +375,8 @@ fn lost(error: &std::io::Error) -> Fault {
 }
 
 fn silent() -> Fault {
-    Fault::transient(format!(
-        "the other end was silent for {} s",
-        SILENCE.as_secs()
-    ))
-    .remedy("check the network between the two servers, then run the pass again")
+    Fault::transient(format!("the other end was silent for {} s", SILENCE.as_secs()))
+        .remedy("check the network between the two servers, then run the pass again")
 }
 
 /// The fault for a stream that ended before the pass did.

@@ -14,9 +14,7 @@ async fn a_wide_directory_goes_through_the_window() {
     let trees = Trees::new();
     mkdir(&trees.source.join("wide"));
     for number in 0..20_000 {
-        let path = trees
-            .source
-            .join(format!("wide/{number:05}-with-a-name-of-some-length"));
+        let path = trees.source.join(format!("wide/{number:05}-with-a-name-of-some-length"));
         std::fs::write(path, number.to_string()).expect("write");
     }
     own_all(&trees.source);
@@ -78,11 +76,7 @@ async fn a_tree_deeper_than_any_path_is_walked_and_removed() {
     assert!(report.refused.is_empty(), "{:?}", report.refused);
     assert_eq!(report.entries, 1500 + 15 + 1);
     assert!(trees.compare().await.is_equal());
-    support::run(
-        std::process::Command::new("rm")
-            .arg("-rf")
-            .arg(trees.source.join("directory")),
-    );
+    support::run(std::process::Command::new("rm").arg("-rf").arg(trees.source.join("directory")));
     let report = trees.pass().await;
     assert_eq!(report.deleted, 1500 + 14, "{report:?}");
     trees.pass().await;
@@ -99,11 +93,7 @@ async fn what_is_too_deep_is_refused_and_said() {
     assert!(reason.contains("deeper than 4096"), "{reason}");
     assert!(report.refused.items[0].path.chars().count() < 500);
     for root in [&trees.source, &trees.target] {
-        support::run(
-            std::process::Command::new("rm")
-                .arg("-rf")
-                .arg(root.join("directory")),
-        );
+        support::run(std::process::Command::new("rm").arg("-rf").arg(root.join("directory")));
     }
 }
 
@@ -126,10 +116,7 @@ async fn the_rate_limit_holds_and_progress_adds_up() {
     assert!((0.8..8.0).contains(&took), "{took}");
     let last = receiver.borrow();
     assert_eq!((last.files_done, last.files_total), (1, Some(1)));
-    assert_eq!(
-        (last.bytes_done, last.bytes_total),
-        (1_000_000, Some(1_000_000))
-    );
+    assert_eq!((last.bytes_done, last.bytes_total), (1_000_000, Some(1_000_000)));
     assert!(last.scan_complete && last.bytes_on_wire > 1_000_000);
     assert_eq!(last.entries_scanned, 1);
 }

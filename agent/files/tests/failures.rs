@@ -24,14 +24,10 @@ struct Breaking<S> {
 
 impl<S> Breaking<S> {
     fn spend(&self, bytes: usize) -> std::io::Result<()> {
-        let spent = self
-            .left
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-                left.checked_sub(bytes as u64)
-            });
-        spent
-            .map(drop)
-            .map_err(|_| std::io::ErrorKind::ConnectionReset.into())
+        let spent = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+            left.checked_sub(bytes as u64)
+        });
+        spent.map(drop).map_err(|_| std::io::ErrorKind::ConnectionReset.into())
     }
 }
 
@@ -100,10 +96,7 @@ async fn after_a_cut_anywhere_the_next_pass_ends_equal() {
         some_tree(&trees.source);
         for limit in [number % 500_000, number % 7_001] {
             let (near, far) = tokio::io::duplex(8 * 1024);
-            let near = Breaking {
-                inner: near,
-                left: Arc::new(AtomicU64::new(limit)),
-            };
+            let near = Breaking { inner: near, left: Arc::new(AtomicU64::new(limit)) };
             let cancel = CancellationToken::new();
             let (sent, received) = tokio::join!(
                 ferry_files::send_pass(
@@ -151,9 +144,8 @@ async fn cancelling_ends_both_ends_soon() {
         ferry_files::send_pass(&trees.source, near, options, sender, here.clone()),
         ferry_files::receive_pass(&trees.target, far, target_options(), progress(), there),
         async {
-            let under_way = receiver
-                .wait_for(|p| p.entries_scanned > 0 && p.bytes_on_wire > 0)
-                .await;
+            let under_way =
+                receiver.wait_for(|p| p.entries_scanned > 0 && p.bytes_on_wire > 0).await;
             under_way.expect("progress is given out");
             here.cancel();
         }
@@ -161,11 +153,7 @@ async fn cancelling_ends_both_ends_soon() {
     for fault in [sent.expect_err("source"), received.expect_err("target")] {
         assert_eq!(fault.class, FaultClass::Cancelled, "{fault}");
     }
-    assert!(
-        began.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -175,10 +163,7 @@ async fn a_stopped_target_tells_the_source_why() {
     std::fs::remove_dir(&trees.target).expect("rmdir");
     let (sent, received) = trees.pass_with(source_options(), target_options()).await;
     let (sent, received) = (sent.expect_err("source"), received.expect_err("target"));
-    assert_eq!(
-        (sent.class, received.class),
-        (FaultClass::Precondition, FaultClass::Precondition)
-    );
+    assert_eq!((sent.class, received.class), (FaultClass::Precondition, FaultClass::Precondition));
     assert!(sent.to_string().contains(&received.message), "{sent}");
 }
 
@@ -240,10 +225,7 @@ async fn a_file_that_grows_while_read_is_noted_and_comes_again() {
     let appender = {
         let (log, stop) = (log.clone(), Arc::clone(&stop));
         std::thread::spawn(move || {
-            let file = std::fs::OpenOptions::new()
-                .append(true)
-                .open(log)
-                .expect("open");
+            let file = std::fs::OpenOptions::new().append(true).open(log).expect("open");
             while !stop.load(Ordering::Relaxed) {
                 let _ = std::io::Write::write_all(&mut &file, b"line\n");
                 std::thread::sleep(Duration::from_millis(1));
@@ -288,10 +270,7 @@ async fn symlinks_swapped_in_during_the_walk_lead_nowhere() {
         passes += 1;
     }
     stop.store(true, Ordering::Relaxed);
-    let swaps: u64 = swappers
-        .into_iter()
-        .map(|s| s.join().expect("a swapper"))
-        .sum();
+    let swaps: u64 = swappers.into_iter().map(|s| s.join().expect("a swapper")).sum();
     assert!(passes > 3 && swaps > 100, "{passes} passes, {swaps} swaps");
     // Nothing came from outside, nothing went there.
     let mut names: Vec<_> = std::fs::read_dir(&outside)
@@ -300,14 +279,9 @@ async fn symlinks_swapped_in_during_the_walk_lead_nowhere() {
         .collect();
     names.sort();
     assert_eq!(names, ["f", "precious"]);
-    assert_eq!(
-        std::fs::read_to_string(outside.join("f")).expect("read"),
-        "SECRET"
-    );
+    assert_eq!(std::fs::read_to_string(outside.join("f")).expect("read"), "SECRET");
     let found = support::run(
-        std::process::Command::new("find")
-            .arg(&trees.target)
-            .args(["-type", "f", "-size", "6c"]),
+        std::process::Command::new("find").arg(&trees.target).args(["-type", "f", "-size", "6c"]),
     );
     assert_eq!(found, "", "the secret was copied");
     std::fs::remove_dir_all(&trees.target).expect("rm");

@@ -13,12 +13,8 @@ use support::{
 };
 
 fn refusals(report: &PassReport) -> Vec<(&str, &str)> {
-    let mut all: Vec<_> = report
-        .refused
-        .items
-        .iter()
-        .map(|r| (r.path.as_str(), r.reason.as_str()))
-        .collect();
+    let mut all: Vec<_> =
+        report.refused.items.iter().map(|r| (r.path.as_str(), r.reason.as_str())).collect();
     all.sort_unstable();
     all
 }
@@ -36,22 +32,16 @@ fn assert_refused(report: &PassReport, expected: &[(&str, &str)]) {
 fn foreign_things(root: &Path) {
     write(&root.join("plain"), "p");
     write(&root.join("capable"), "c");
-    run(Command::new("setcap")
-        .arg("cap_net_raw+ep")
-        .arg(root.join("capable")));
+    run(Command::new("setcap").arg("cap_net_raw+ep").arg(root.join("capable")));
     write(&root.join("trusted"), "t");
     xattr::set(root.join("trusted"), "trusted.secret", b"x").expect("xattr");
     std::fs::write(root.join("owned-by-root"), "secret").expect("write");
     write(&root.join("group-root"), "x");
     std::os::unix::fs::chown(root.join("group-root"), Some(UID), Some(0)).expect("chown");
-    run(Command::new("mknod")
-        .arg(root.join("null"))
-        .args(["c", "1", "3"]));
+    run(Command::new("mknod").arg(root.join("null")).args(["c", "1", "3"]));
     own(&root.join("null"));
     write(&root.join("acl"), "x");
-    run(Command::new("setfacl")
-        .args(["-m", "u:12345:r"])
-        .arg(root.join("acl")));
+    run(Command::new("setfacl").args(["-m", "u:12345:r"]).arg(root.join("acl")));
     std::fs::create_dir(root.join("rootdir")).expect("mkdir");
     write(&root.join("rootdir/inside"), "x");
 }
@@ -89,10 +79,7 @@ async fn a_source_that_gives_everything_away_is_refused_by_the_target() {
     let report = received.expect("target");
     assert_eq!(sent.expect("source"), report);
     assert_eq!(report.refused.total, 7, "{:?}", report.refused);
-    assert_eq!(
-        std::fs::read_dir(&trees.target).expect("readdir").count(),
-        1
-    );
+    assert_eq!(std::fs::read_dir(&trees.target).expect("readdir").count(), 1);
 }
 
 #[tokio::test]
@@ -110,24 +97,15 @@ async fn a_hard_link_to_a_foreign_file_is_neither_read_nor_changed() {
     std::fs::remove_file(trees.source.join("mine")).expect("rm");
     std::fs::hard_link(&secret, trees.target.join("mine")).expect("link");
     write(&trees.source.join("mine"), "theirs");
-    let copy_time = Command::new("touch")
-        .arg("-r")
-        .arg(&secret)
-        .arg(trees.source.join("mine"))
-        .status();
+    let copy_time =
+        Command::new("touch").arg("-r").arg(&secret).arg(trees.source.join("mine")).status();
     assert!(copy_time.expect("touch").success());
     let report = trees.pass().await;
-    assert!(
-        report.refused.is_empty() && report.files_sent == 1,
-        "{report:?}"
-    );
+    assert!(report.refused.is_empty() && report.files_sent == 1, "{report:?}");
     let meta = secret.metadata().expect("metadata");
     assert_eq!((meta.uid(), meta.mode() & 0o7777), (0, 0o600));
     assert_eq!(std::fs::read_to_string(&secret).expect("read"), "root's");
-    assert_eq!(
-        std::fs::read_to_string(trees.target.join("mine")).expect("read"),
-        "theirs"
-    );
+    assert_eq!(std::fs::read_to_string(trees.target.join("mine")).expect("read"), "theirs");
 }
 
 #[tokio::test]
@@ -138,11 +116,8 @@ async fn a_shared_owners_file_counts_only_with_one_name() {
         write(&trees.source.join(name), "x");
         std::os::unix::fs::chown(trees.source.join(name), Some(SHARED), Some(UID)).expect("chown");
     }
-    std::fs::hard_link(
-        trees.source.join("linked"),
-        trees.dir.path().join("elsewhere"),
-    )
-    .expect("link");
+    std::fs::hard_link(trees.source.join("linked"), trees.dir.path().join("elsewhere"))
+        .expect("link");
     write(&trees.source.join("setuid"), "x");
     std::os::unix::fs::chown(trees.source.join("setuid"), Some(SHARED), Some(UID)).expect("chown");
     let permissions = std::fs::Permissions::from_mode(0o4755);
@@ -153,19 +128,8 @@ async fn a_shared_owners_file_counts_only_with_one_name() {
     target.ids.uids.insert(SHARED, SHARED);
     target.ids.shared_uids.insert(SHARED);
     let (_, received) = trees.pass_with(source, target).await;
-    assert_refused(
-        &received.expect("target"),
-        &[("linked", "other names"), ("setuid", "setuid")],
-    );
-    assert_eq!(
-        trees
-            .target
-            .join("upload")
-            .metadata()
-            .expect("metadata")
-            .uid(),
-        SHARED
-    );
+    assert_refused(&received.expect("target"), &[("linked", "other names"), ("setuid", "setuid")]);
+    assert_eq!(trees.target.join("upload").metadata().expect("metadata").uid(), SHARED);
 }
 
 #[tokio::test]
@@ -181,47 +145,29 @@ async fn ids_are_translated_everywhere() {
     own(&trees.source.join("link"));
     own(&trees.source.join("fifo"));
     let acl = format!("u:{UID}:rwx,g:{GID}:r,d:u:{UID}:rwx");
-    run(Command::new("setfacl")
-        .args(["-m", &acl])
-        .arg(trees.source.join("d")));
+    run(Command::new("setfacl").args(["-m", &acl]).arg(trees.source.join("d")));
     let mut target = target_options();
     target.ids = IdMap::of((UID, THERE), (UID, THERE));
     target.ids.gids.insert(GID, GROUP_THERE);
     let (_, received) = trees.pass_with(source_options(), target.clone()).await;
     assert!(received.expect("target").refused.is_empty());
     let owner = |path: &str| {
-        let meta = trees
-            .target
-            .join(path)
-            .symlink_metadata()
-            .expect("metadata");
+        let meta = trees.target.join(path).symlink_metadata().expect("metadata");
         (meta.uid(), meta.gid())
     };
     for path in ["", "d", "link", "fifo"] {
         assert_eq!(owner(path), (THERE, THERE), "{path}");
     }
     assert_eq!(owner("d/file"), (THERE, GROUP_THERE));
-    let shown = run(Command::new("getfacl")
-        .args(["-n", "-p"])
-        .arg(trees.target.join("d")));
-    for line in [
-        format!("user:{THERE}:rwx"),
-        format!("group:{GROUP_THERE}:r--"),
-    ] {
+    let shown = run(Command::new("getfacl").args(["-n", "-p"]).arg(trees.target.join("d")));
+    for line in [format!("user:{THERE}:rwx"), format!("group:{GROUP_THERE}:r--")] {
         assert!(shown.contains(&line), "{shown}");
     }
-    assert!(
-        shown.contains(&format!("default:user:{THERE}:rwx")),
-        "{shown}"
-    );
+    assert!(shown.contains(&format!("default:user:{THERE}:rwx")), "{shown}");
     // And it holds: nothing is to be done the second time.
     let (_, received) = trees.pass_with(source_options(), target).await;
     let report = received.expect("target");
-    assert_eq!(
-        (report.unchanged, report.metadata_changed),
-        (report.entries, 0),
-        "{report:?}"
-    );
+    assert_eq!((report.unchanged, report.metadata_changed), (report.entries, 0), "{report:?}");
 }
 
 #[tokio::test]
@@ -272,9 +218,7 @@ async fn an_immutable_file_at_the_target_is_a_refusal() {
     trees.pass().await;
     let flag = |flag: &str| {
         for name in ["changed", "gone"] {
-            run(Command::new("chattr")
-                .arg(flag)
-                .arg(trees.target.join(name)));
+            run(Command::new("chattr").arg(flag).arg(trees.target.join(name)));
         }
     };
     flag("+i");
@@ -299,12 +243,7 @@ async fn reserved_names_are_not_copied_and_leftovers_go() {
     let reserved = ".ferry-tmp.0123456789abcdef0123456789abcdef";
     write(&trees.source.join(reserved), "x");
     write(&trees.source.join(".ferry-tmp.mine"), "not quite reserved");
-    write(
-        &trees
-            .target
-            .join(".ferry-tmp.ffffffffffffffffffffffffffffffff"),
-        "killed",
-    );
+    write(&trees.target.join(".ferry-tmp.ffffffffffffffffffffffffffffffff"), "killed");
     let mut target = target_options();
     target.delete = false;
     let (_, received) = trees.pass_with(source_options(), target).await;
@@ -323,9 +262,7 @@ fn in_own_mounts(test: impl AsyncFnOnce() + Send + 'static) {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("unshare (run as root)");
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
         mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("private mounts");
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("a runtime").block_on(test());
     });
     thread.join().expect("the test in its own mounts");
@@ -353,10 +290,7 @@ fn mounts_are_not_crossed_on_either_side() {
         std::fs::remove_dir(trees.source.join("gone")).expect("rmdir");
         // Bind mounts keep the device number: only the mount itself tells.
         bind(&outside, &trees.source.join("source-mount"));
-        bind(
-            &trees.dir.path().join("outside-file"),
-            &trees.source.join("file-mount"),
-        );
+        bind(&trees.dir.path().join("outside-file"), &trees.source.join("file-mount"));
         bind(&outside, &trees.target.join("target-mount"));
         bind(&outside, &trees.target.join("gone"));
         let report = trees.pass().await;

@@ -15,10 +15,7 @@ fn torture(root: &Path) {
     write(&root.join("empty"), "");
     write(&root.join("small"), "hello");
     write(&root.join("large"), vec![7_u8; 3_000_001]);
-    write(
-        &root.join(OsStr::from_bytes(b"not \xff\xfe utf-8 \n")),
-        "bytes",
-    );
+    write(&root.join(OsStr::from_bytes(b"not \xff\xfe utf-8 \n")), "bytes");
     write(&root.join("n".repeat(255)), "longest name");
     write(&root.join("CASE"), "upper");
     write(&root.join("case"), "lower");
@@ -42,9 +39,7 @@ fn torture(root: &Path) {
     }
     std::fs::hard_link(root.join("link"), root.join("a/link-too")).expect("link to a symlink");
     run(Command::new("mkfifo").arg(root.join("fifo")));
-    run(Command::new("truncate")
-        .args(["-s", "50M"])
-        .arg(root.join("sparse")));
+    run(Command::new("truncate").args(["-s", "50M"]).arg(root.join("sparse")));
     sparse_middle(&root.join("sparse-middle"));
     std::os::unix::net::UnixListener::bind(root.join("socket")).expect("socket");
     own_all(root);
@@ -65,33 +60,22 @@ fn dress(root: &Path) {
         std::fs::set_permissions(root.join(path), permissions).expect("chmod");
     };
     std::os::unix::fs::lchown(root.join("small"), Some(UID), Some(GID)).expect("chown");
-    for (path, bits) in [
-        ("small", 0o4755),
-        ("empty", 0),
-        ("a", 0o3770),
-        ("fifo", 0o640),
-        ("large", 0o2711),
-    ] {
+    for (path, bits) in
+        [("small", 0o4755), ("empty", 0), ("a", 0o3770), ("fifo", 0o640), ("large", 0o2711)]
+    {
         mode(path, bits);
     }
     let acl = |spec: &str, path: &str| {
-        run(Command::new("setfacl")
-            .args(["-m", spec])
-            .arg(root.join(path)));
+        run(Command::new("setfacl").args(["-m", spec]).arg(root.join(path)));
     };
     acl(&format!("u:{UID}:rwx,g:{GID}:r-x"), "b/one");
-    acl(
-        &format!("d:u:{UID}:rwx,d:g:{GID}:r--,u:{UID}:rwx"),
-        "emptydir",
-    );
+    acl(&format!("d:u:{UID}:rwx,d:g:{GID}:r--,u:{UID}:rwx"), "emptydir");
     acl(&format!("d:u:{UID}:rwx"), "a");
     xattr::set(root.join("small"), "user.mime", b"text/plain\0binary").expect("xattr");
     xattr::set(root.join("a"), "user.empty", b"").expect("xattr");
     xattr::set(root.join("large"), "user.long", &[9; 2000]).expect("xattr");
     let touch = |path: &str, when: &str| {
-        run(Command::new("touch")
-            .args(["-h", "-d", when])
-            .arg(root.join(path)));
+        run(Command::new("touch").args(["-h", "-d", when]).arg(root.join(path)));
     };
     touch("empty", "1961-04-12 06:07:00.123456789");
     touch("CASE", "2099-12-31 23:59:59.999999999");
@@ -112,14 +96,7 @@ async fn a_torture_tree_arrives_whole() {
     assert_eq!(report.notes.total, 1, "{:?}", report.notes);
     assert_eq!(report.notes.items[0].path, "socket");
     trees.assert_equal();
-    let blocks = |name: &str| {
-        trees
-            .target
-            .join(name)
-            .metadata()
-            .expect("metadata")
-            .blocks()
-    };
+    let blocks = |name: &str| trees.target.join(name).metadata().expect("metadata").blocks();
     assert_eq!(blocks("sparse"), 0);
     assert!(blocks("sparse-middle") < 200, "{}", blocks("sparse-middle"));
 
@@ -136,12 +113,7 @@ async fn an_unchanged_second_pass_sends_no_data() {
     trees.pass().await;
     let report = trees.pass().await;
     assert_eq!(
-        (
-            report.files_sent,
-            report.bytes_sent,
-            report.created,
-            report.deleted
-        ),
+        (report.files_sent, report.bytes_sent, report.created, report.deleted),
         (0, 0, 0, 0),
         "{report:?}"
     );
@@ -158,15 +130,9 @@ async fn metadata_alone_is_mended_without_sending_content() {
     std::fs::set_permissions(&small, std::fs::Permissions::from_mode(0o600)).expect("chmod");
     xattr::set(&small, "user.new", b"1").expect("xattr");
     xattr::remove(&small, "user.mime").expect("xattr");
-    run(Command::new("setfacl")
-        .arg("-b")
-        .arg(trees.source.join("emptydir")));
+    run(Command::new("setfacl").arg("-b").arg(trees.source.join("emptydir")));
     let report = trees.pass().await;
-    assert_eq!(
-        (report.files_sent, report.metadata_changed),
-        (0, 2),
-        "{report:?}"
-    );
+    assert_eq!((report.files_sent, report.metadata_changed), (0, 2), "{report:?}");
     trees.assert_equal();
 }
 
@@ -220,9 +186,7 @@ async fn hard_links_are_broken_and_made_between_passes() {
     mkdir(&at("d"));
     for name in ["a", "d/b", "c", "x", "y"] {
         write(&at(name), "same content");
-        run(Command::new("touch")
-            .args(["-d", "2020-01-01"])
-            .arg(at(name)));
+        run(Command::new("touch").args(["-d", "2020-01-01"]).arg(at(name)));
     }
     let link = |from: &str, to: &str| {
         let _ = std::fs::remove_file(at(to));
@@ -236,9 +200,7 @@ async fn hard_links_are_broken_and_made_between_passes() {
     let copy = |name: &str| {
         std::fs::remove_file(at(name)).expect("rm");
         write(&at(name), "same content");
-        run(Command::new("touch")
-            .args(["-d", "2020-01-01"])
-            .arg(at(name)));
+        run(Command::new("touch").args(["-d", "2020-01-01"]).arg(at(name)));
     };
     copy("d/b");
     link("x", "y");
@@ -262,18 +224,12 @@ async fn a_new_file_in_a_directory_with_a_default_acl_gets_only_its_own() {
         .arg(trees.source.join("d")));
     trees.pass().await;
     write(&trees.source.join("d/plain"), "p");
-    run(Command::new("setfacl")
-        .arg("-b")
-        .arg(trees.source.join("d/plain")));
+    run(Command::new("setfacl").arg("-b").arg(trees.source.join("d/plain")));
     mkdir(&trees.source.join("d/sub"));
-    run(Command::new("setfacl")
-        .arg("-b")
-        .arg(trees.source.join("d/sub")));
+    run(Command::new("setfacl").arg("-b").arg(trees.source.join("d/sub")));
     run(Command::new("mkfifo").arg(trees.source.join("d/fifo")));
     own(&trees.source.join("d/fifo"));
-    run(Command::new("setfacl")
-        .arg("-b")
-        .arg(trees.source.join("d/fifo")));
+    run(Command::new("setfacl").arg("-b").arg(trees.source.join("d/fifo")));
     trees.pass().await;
     trees.assert_equal();
 }

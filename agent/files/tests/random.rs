@@ -66,10 +66,7 @@ fn apply(root: &Path, change: &Change) {
             let _ = std::fs::write(at(path), vec![*byte; *length]);
         }
         Change::Append(path, byte) if is_file(&at(path)) => {
-            let file = std::fs::OpenOptions::new()
-                .write(true)
-                .open(at(path))
-                .expect("open");
+            let file = std::fs::OpenOptions::new().write(true).open(at(path)).expect("open");
             let end = file.metadata().expect("metadata").len();
             file.write_all_at(&[*byte], end).expect("append");
         }
@@ -102,9 +99,7 @@ fn apply(root: &Path, change: &Change) {
             let _ = std::os::unix::fs::lchown(at(path), Some(UID), Some(group));
         }
         Change::Attribute(path, value)
-            if at(path)
-                .symlink_metadata()
-                .is_ok_and(|m| m.is_file() || m.is_dir()) =>
+            if at(path).symlink_metadata().is_ok_and(|m| m.is_file() || m.is_dir()) =>
         {
             let name = format!("user.{}", value % 3);
             let _ = if value % 4 == 0 {
@@ -114,39 +109,23 @@ fn apply(root: &Path, change: &Change) {
             };
         }
         Change::Acl(path, bits)
-            if at(path)
-                .symlink_metadata()
-                .is_ok_and(|m| m.is_file() || m.is_dir()) =>
+            if at(path).symlink_metadata().is_ok_and(|m| m.is_file() || m.is_dir()) =>
         {
             let spec = format!("u:{UID}:{bits}");
-            let _ = Command::new("setfacl")
-                .args(["-m", &spec])
-                .arg(at(path))
-                .output();
+            let _ = Command::new("setfacl").args(["-m", &spec]).arg(at(path)).output();
         }
-        Change::Fifo(path) => drop(nix::unistd::mkfifo(
-            &at(path),
-            nix::sys::stat::Mode::S_IRWXU,
-        )),
+        Change::Fifo(path) => drop(nix::unistd::mkfifo(&at(path), nix::sys::stat::Mode::S_IRWXU)),
         _ => {}
     }
 }
 
 /// New inodes are root's, who runs the test; the account's keep the group that they have.
 fn give_away(root: &Path) {
-    support::run(
-        Command::new("chown")
-            .args(["-RhP", &UID.to_string()])
-            .arg(root),
-    );
-    let root_group = [
-        "-h", "-group", "0", "-exec", "chgrp", "-h", "--", "GROUP", "{}", "+",
-    ];
+    support::run(Command::new("chown").args(["-RhP", &UID.to_string()]).arg(root));
+    let root_group = ["-h", "-group", "0", "-exec", "chgrp", "-h", "--", "GROUP", "{}", "+"];
     let group = UID.to_string();
-    let arguments = root_group
-        .iter()
-        .skip(1)
-        .map(|arg| if *arg == "GROUP" { group.as_str() } else { arg });
+    let arguments =
+        root_group.iter().skip(1).map(|arg| if *arg == "GROUP" { group.as_str() } else { arg });
     support::run(Command::new("find").arg(root).args(arguments));
 }
 

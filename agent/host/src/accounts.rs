@@ -65,12 +65,7 @@ impl std::fmt::Display for Problem {
 
 impl Problem {
     fn new(file: &Path, message: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self {
-            file: file.to_owned(),
-            line: None,
-            message: message.into(),
-            remedy: remedy.into(),
-        }
+        Self { file: file.to_owned(), line: None, message: message.into(), remedy: remedy.into() }
     }
 
     fn at(mut self, line: Option<usize>) -> Self {
@@ -166,23 +161,11 @@ fn safe(path: &Path, kind: &str) -> Result<(), Option<Box<Problem>>> {
             return Err(Some(Box::new(Problem::new(path, message, "mend the path"))));
         }
     };
-    let right_kind = if kind == "directory" {
-        metadata.is_dir()
-    } else {
-        metadata.is_file()
-    };
+    let right_kind = if kind == "directory" { metadata.is_dir() } else { metadata.is_file() };
     if !right_kind {
-        let what = if kind == "directory" {
-            "a directory"
-        } else {
-            "a regular file"
-        };
+        let what = if kind == "directory" { "a directory" } else { "a regular file" };
         let message = format!("this is not {what}");
-        return Err(Some(Box::new(Problem::new(
-            path,
-            message,
-            format!("put {what} there"),
-        ))));
+        return Err(Some(Box::new(Problem::new(path, message, format!("put {what} there")))));
     }
     let mode = metadata.permissions().mode() & 0o7777;
     let group_may_write = mode & 0o020 != 0 && metadata.gid() != 0;
@@ -216,14 +199,9 @@ fn load_file(file: &Path) -> Result<Definition, Problem> {
     let definition = parse(file, &text)?;
     let stem = file.file_stem().unwrap_or_default().to_string_lossy();
     if stem != definition.name.as_str() {
-        let message = format!(
-            "the file defines account {}, but is named {stem}.toml",
-            definition.name
-        );
-        let remedy = format!(
-            "name the file {}.toml, or set name = \"{stem}\"",
-            definition.name
-        );
+        let message =
+            format!("the file defines account {}, but is named {stem}.toml", definition.name);
+        let remedy = format!("name the file {}.toml, or set name = \"{stem}\"", definition.name);
         return Err(Problem::new(file, message, remedy).at(locate(&text, "name")));
     }
     Ok(definition)
@@ -233,31 +211,19 @@ fn parse(file: &Path, text: &str) -> Result<Definition, Problem> {
     let definition: Definition = toml::from_str(text).map_err(|e| {
         let line = e.span().map(|span| line_of(text.as_bytes(), span.start));
         let message = e.message().trim().replace('\n', "; ");
-        Problem::new(
-            file,
-            message,
-            "mend this line; the fields are described in accounts(5)",
-        )
-        .at(line)
+        Problem::new(file, message, "mend this line; the fields are described in accounts(5)")
+            .at(line)
     })?;
     definition.check().map_err(|e| {
         let line = locate(text, &e.field);
-        Problem::new(
-            file,
-            e.to_string(),
-            format!("mend {} in this file", e.field),
-        )
-        .at(line)
+        Problem::new(file, e.to_string(), format!("mend {} in this file", e.field)).at(line)
     })?;
     Ok(definition)
 }
 
 /// The line, counted from 1, of the byte at `offset`.
 fn line_of(text: &[u8], offset: usize) -> usize {
-    1 + text[..offset.min(text.len())]
-        .iter()
-        .filter(|b| **b == b'\n')
-        .count()
+    1 + text[..offset.min(text.len())].iter().filter(|b| **b == b'\n').count()
 }
 
 /// The line of a field written as `sites[0].php.max_children`, or of the nearest thing around it.
@@ -270,12 +236,7 @@ fn locate(text: &str, field: &str) -> Option<usize> {
         let value = if let Some(index) = part.strip_suffix(']') {
             items.and_then(|items| items.get(index.parse::<usize>().ok()?))
         } else {
-            table.and_then(|table| {
-                table
-                    .iter()
-                    .find(|(k, _)| k.get_ref() == part)
-                    .map(|(_, v)| v)
-            })
+            table.and_then(|table| table.iter().find(|(k, _)| k.get_ref() == part).map(|(_, v)| v))
         };
         let Some(value) = value else { break };
         offset = Some(value.span().start);

@@ -57,11 +57,7 @@ pub fn describe(layout: &Layout, user: &UnixName) -> Result<CronRecord, Fault> {
     };
     let mut findings = at_jobs(layout, user)?;
     findings.extend(system_lines(layout, user));
-    Ok(CronRecord {
-        user: user.clone(),
-        content,
-        findings,
-    })
+    Ok(CronRecord { user: user.clone(), content, findings })
 }
 
 /// Hides the user's crontab from cron. No crontab is fine. Holds across reboots.
@@ -120,25 +116,13 @@ pub fn install_disabled(
         .remedy("make it smaller"));
     }
     if !layout.path(SPOOL).is_dir() {
-        return Err(
-            Fault::precondition(format!("there is no {SPOOL} on this server"))
-                .remedy("install the Debian package cron"),
-        );
+        return Err(Fault::precondition(format!("there is no {SPOOL} on this server"))
+            .remedy("install the Debian package cron"));
     }
-    let gid = Database::read(layout)?
-        .group("crontab")
-        .map_or(0, |g| g.gid);
+    let gid = Database::read(layout)?.group("crontab").map_or(0, |g| g.gid);
     let aside = aside(layout, user);
     // The mode is what cron insists on.
-    durable::write_if_changed(
-        &aside,
-        content,
-        Ownership {
-            uid,
-            gid,
-            mode: 0o600,
-        },
-    )?;
+    durable::write_if_changed(&aside, content, Ownership { uid, gid, mode: 0o600 })?;
     Ok(complaint(user, &aside).into_iter().collect())
 }
 
@@ -162,10 +146,7 @@ pub fn remove(layout: &Layout, user: &UnixName) -> Result<(), Fault> {
 fn change(layout: &Layout, act: impl FnOnce() -> Result<(), Fault>) -> Result<(), Fault> {
     let spool = layout.path(SPOOL);
     let failed = |e: &std::io::Error| {
-        Fault::io(
-            format!("{} could not be marked as changed", spool.display()),
-            e,
-        )
+        Fault::io(format!("{} could not be marked as changed", spool.display()), e)
     };
     let before = fs::metadata(&spool).map_err(|e| failed(&e))?.mtime();
     act()?;
@@ -182,11 +163,7 @@ fn change(layout: &Layout, act: impl FnOnce() -> Result<(), Fault>) -> Result<()
 
 /// What Debian's `crontab -n` (a dry run) says against the file; nothing where it does not know `-n`.
 fn complaint(user: &UnixName, file: &std::path::Path) -> Option<Finding> {
-    let output = Run::new("/usr/bin/crontab")
-        .argument("-n")
-        .argument(file)
-        .output()
-        .ok()?;
+    let output = Run::new("/usr/bin/crontab").argument("-n").argument(file).output().ok()?;
     let said = output.said();
     if output.status.success() || !said.contains("errors in") && !said.contains("bad ") {
         return None;
@@ -222,14 +199,8 @@ fn at_jobs(layout: &Layout, user: &UnixName) -> Result<Vec<Finding>, Fault> {
 
 /// Lines of `/etc/crontab` and `/etc/cron.d` that run as the user.
 fn system_lines(layout: &Layout, user: &UnixName) -> Vec<Finding> {
-    let directory = fs::read_dir(layout.path("/etc/cron.d"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    let files = directory
-        .take(ENTRIES_CAP)
-        .map(|e| e.path())
-        .chain([layout.path("/etc/crontab")]);
+    let directory = fs::read_dir(layout.path("/etc/cron.d")).into_iter().flatten().flatten();
+    let files = directory.take(ENTRIES_CAP).map(|e| e.path()).chain([layout.path("/etc/crontab")]);
     let mut findings = Vec::new();
     for file in files {
         let Ok(Some(bytes)) = durable::read(&file, CAP) else {
@@ -238,10 +209,7 @@ fn system_lines(layout: &Layout, user: &UnixName) -> Vec<Finding> {
         let text = String::from_utf8_lossy(&bytes);
         if text.lines().any(|line| runs_as(line, user.as_str())) {
             findings.push(Finding::new(
-                format!(
-                    "{} has a job that runs as user {user} and does not move",
-                    file.display()
-                ),
+                format!("{} has a job that runs as user {user} and does not move", file.display()),
                 "move the job to the user's own crontab",
             ));
         }

@@ -20,11 +20,7 @@ pub(crate) struct Ownership {
 impl Ownership {
     /// A file of root with `mode`.
     pub(crate) const fn root(mode: u32) -> Self {
-        Self {
-            uid: 0,
-            gid: 0,
-            mode,
-        }
+        Self { uid: 0, gid: 0, mode }
     }
 }
 
@@ -53,11 +49,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8], owner: Ownership) -> Result<(), F
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&aside)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
         file.write_all(bytes)?;
         rustix::fs::fchown(
             &file,
@@ -88,18 +80,9 @@ pub(crate) fn write_if_changed(path: &Path, bytes: &[u8], owner: Ownership) -> R
 pub(crate) fn read(path: &Path, cap: u64) -> Result<Option<Vec<u8>>, Fault> {
     let failed = |e: &io::Error| Fault::io(format!("{} could not be read", path.display()), e);
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-    let file = match OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits() as i32)
-        .open(path)
-    {
+    let file = match OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path) {
         Ok(file) => file,
-        Err(e)
-            if matches!(
-                e.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-            ) =>
-        {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(None);
         }
         Err(e) => return Err(failed(&e)),
@@ -111,15 +94,11 @@ pub(crate) fn read(path: &Path, cap: u64) -> Result<Option<Vec<u8>>, Fault> {
 pub(crate) fn read_open(file: &File, path: &Path, cap: u64) -> Result<Vec<u8>, Fault> {
     let failed = |e: &io::Error| Fault::io(format!("{} could not be read", path.display()), e);
     if !file.metadata().map_err(|e| failed(&e))?.is_file() {
-        return Err(
-            Fault::precondition(format!("{} is not a regular file", path.display()))
-                .remedy("put a regular file there"),
-        );
+        return Err(Fault::precondition(format!("{} is not a regular file", path.display()))
+            .remedy("put a regular file there"));
     }
     let mut bytes = Vec::new();
-    file.take(cap + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| failed(&e))?;
+    file.take(cap + 1).read_to_end(&mut bytes).map_err(|e| failed(&e))?;
     if bytes.len() as u64 > cap {
         return Err(Fault::precondition(format!(
             "{} is larger than the {cap} bytes that Ferry accepts",
@@ -134,18 +113,10 @@ pub(crate) fn read_open(file: &File, path: &Path, cap: u64) -> Result<Vec<u8>, F
 pub(crate) fn exists(path: &Path) -> Result<bool, Fault> {
     match fs::symlink_metadata(path) {
         Ok(_) => Ok(true),
-        Err(e)
-            if matches!(
-                e.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-            ) =>
-        {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             Ok(false)
         }
-        Err(e) => Err(Fault::io(
-            format!("{} could not be examined", path.display()),
-            &e,
-        )),
+        Err(e) => Err(Fault::io(format!("{} could not be examined", path.display()), &e)),
     }
 }
 
@@ -154,21 +125,10 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), Fault> {
     let act = || -> io::Result<()> {
         fs::rename(from, to)?;
         sync_parent(to)?;
-        if parent(from) != parent(to) {
-            sync_parent(from)
-        } else {
-            Ok(())
-        }
+        if parent(from) != parent(to) { sync_parent(from) } else { Ok(()) }
     };
     act().map_err(|e| {
-        Fault::io(
-            format!(
-                "{} could not be renamed to {}",
-                from.display(),
-                to.display()
-            ),
-            &e,
-        )
+        Fault::io(format!("{} could not be renamed to {}", from.display(), to.display()), &e)
     })
 }
 
@@ -176,18 +136,10 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), Fault> {
 pub(crate) fn remove(path: &Path) -> Result<bool, Fault> {
     match fs::remove_file(path).and_then(|()| sync_parent(path)) {
         Ok(()) => Ok(true),
-        Err(e)
-            if matches!(
-                e.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-            ) =>
-        {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             Ok(false)
         }
-        Err(e) => Err(Fault::io(
-            format!("{} could not be removed", path.display()),
-            &e,
-        )),
+        Err(e) => Err(Fault::io(format!("{} could not be removed", path.display()), &e)),
     }
 }
 
@@ -199,10 +151,7 @@ pub(crate) fn remove_empty_directory(path: &Path) -> Result<bool, Fault> {
             .map_err(|e| Fault::io(format!("{} could not be synced", path.display()), &e)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
-        Err(e) => Err(Fault::io(
-            format!("{} could not be removed", path.display()),
-            &e,
-        )),
+        Err(e) => Err(Fault::io(format!("{} could not be removed", path.display()), &e)),
     }
 }
 
@@ -213,12 +162,7 @@ pub(crate) fn make_directory(path: &Path, mode: u32) -> Result<(), Fault> {
         .mode(mode)
         .create(path)
         .and_then(|()| sync_parent(path))
-        .map_err(|e| {
-            Fault::io(
-                format!("the directory {} could not be made", path.display()),
-                &e,
-            )
-        })
+        .map_err(|e| Fault::io(format!("the directory {} could not be made", path.display()), &e))
 }
 
 /// Makes `link` a symlink to `target`, replacing what is there.
@@ -236,10 +180,5 @@ pub(crate) fn symlink(target: &Path, link: &Path) -> Result<(), Fault> {
         fs::rename(&aside, link)?;
         sync_parent(link)
     };
-    act().map_err(|e| {
-        Fault::io(
-            format!("the symlink {} could not be made", link.display()),
-            &e,
-        )
-    })
+    act().map_err(|e| Fault::io(format!("the symlink {} could not be made", link.display()), &e))
 }

@@ -92,9 +92,7 @@ pub fn server(layout: &Layout, homes: &[PathBuf]) -> Result<ServerFacts, Fault> 
     for path in homes.iter().chain(&databases) {
         room.insert(path.clone(), space(&layout.path(path))?);
     }
-    let clock = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(ServerFacts {
         os: get("PRETTY_NAME"),
         os_version: get("VERSION_ID"),
@@ -137,10 +135,7 @@ fn durable_text(path: &Path) -> Result<Option<String>, Fault> {
 fn packages() -> Result<BTreeMap<String, String>, Fault> {
     // dpkg-query ends with 1 if it does not know one of them: that is no failure.
     let output = Run::new("/usr/bin/dpkg-query")
-        .arguments([
-            "--show",
-            "--showformat=${Package}\\t${Version}\\t${db:Status-Status}\\n",
-        ])
+        .arguments(["--show", "--showformat=${Package}\\t${Version}\\t${db:Status-Status}\\n"])
         .arguments(PACKAGES)
         .output()
         .map_err(|e| {
@@ -164,15 +159,9 @@ fn packages() -> Result<BTreeMap<String, String>, Fault> {
 /// # Errors
 /// What asking the filesystem failed of.
 pub fn space(path: &Path) -> Result<Space, Fault> {
-    let there = path
-        .ancestors()
-        .find(|p| p.exists())
-        .unwrap_or(Path::new("/"));
+    let there = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
     let stat = rustix::fs::statvfs(there).map_err(|e| {
-        Fault::io(
-            format!("the free space of {} is not known", path.display()),
-            &e.into(),
-        )
+        Fault::io(format!("the free space of {} is not known", path.display()), &e.into())
     })?;
     Ok(Space {
         free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
@@ -186,10 +175,7 @@ pub fn space(path: &Path) -> Result<Space, Fault> {
 pub fn boottime_now() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     // The kernel gives no negative values here.
-    Duration::new(
-        u64::try_from(now.tv_sec).unwrap_or(0),
-        u32::try_from(now.tv_nsec).unwrap_or(0),
-    )
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 /// Which boot this is: a deadline on the boot clock means nothing after another one.

@@ -52,10 +52,8 @@ pub fn run(
             .remedy("make the user")
     })?;
     if user.uid < 100 {
-        return Err(
-            Fault::precondition(format!("user {name} belongs to the system"))
-                .remedy("name the account's own user in its definition"),
-        );
+        return Err(Fault::precondition(format!("user {name} belongs to the system"))
+            .remedy("name the account's own user in its definition"));
     }
     let home = examine(definition, hook, user.uid)?;
     let mut groups: Vec<String> = database
@@ -68,12 +66,7 @@ pub fn run(
     // What is executed is looked up by path once more, but by then as the account: it can reach
     // nothing that the account could not run by itself.
     let output = Run::new("/usr/bin/setpriv")
-        .arguments([
-            "--reuid",
-            &user.uid.to_string(),
-            "--regid",
-            &user.gid.to_string(),
-        ])
+        .arguments(["--reuid", &user.uid.to_string(), "--regid", &user.gid.to_string()])
         .arguments(["--groups", &groups.join(","), "--inh-caps=-all", "--"])
         .argument(hook.below(&definition.home))
         .environment(environment(definition))
@@ -84,9 +77,7 @@ pub fn run(
         .map_err(|e| match e {
             RunError::Timeout => {
                 let mut fault = Fault::new(FaultClass::Transient, what.clone());
-                fault
-                    .causes
-                    .push(format!("it did not end within {} s", timeout.as_secs()));
+                fault.causes.push(format!("it did not end within {} s", timeout.as_secs()));
                 fault.remedy("make the hook faster, or allow it more time")
             }
             e @ RunError::Io(_) => e.fault(&what, "setpriv", timeout),
@@ -102,9 +93,7 @@ pub fn run(
     let mut fault =
         Fault::permanent(what).remedy("run the hook by hand as the account and mend it");
     fault.causes.push(output.status.to_string());
-    fault
-        .causes
-        .extend(Some(output.said()).filter(|said| !said.is_empty()));
+    fault.causes.extend(Some(output.said()).filter(|said| !said.is_empty()));
     Err(fault)
 }
 
@@ -128,11 +117,7 @@ fn examine(
     uid: u32,
 ) -> Result<std::os::fd::OwnedFd, Fault> {
     let refuse = |why: &str| {
-        Fault::precondition(format!(
-            "the hook {hook} of account {} {why}",
-            definition.name
-        ))
-        .remedy(
+        Fault::precondition(format!("the hook {hook} of account {} {why}", definition.name)).remedy(
             "put an executable file of the account there, or remove the hook from the definition",
         )
     };

@@ -62,9 +62,6 @@ fn ask(mut stream: impl Read + Write, host: &str, path: &str) -> io::Result<Answ
     let status = text.split_whitespace().nth(1).and_then(|s| s.parse().ok());
     match status {
         Some(status) if text.starts_with("HTTP/") => Ok(Answer { status, text }),
-        _ => Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "the answer is not HTTP",
-        )),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP")),
     }
 }

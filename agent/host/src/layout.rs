@@ -43,10 +43,7 @@ pub struct RedirectorPorts {
 
 impl Default for RedirectorPorts {
     fn default() -> Self {
-        Self {
-            http: 7482,
-            https: 7483,
-        }
+        Self { http: 7482, https: 7483 }
     }
 }
 
@@ -68,10 +65,7 @@ impl Layout {
 
     /// A tree of its own below `root`.
     pub fn below(root: &Path) -> Self {
-        Self {
-            root: root.to_owned(),
-            ..Self::system()
-        }
+        Self { root: root.to_owned(), ..Self::system() }
     }
 
     /// Whether this is the host itself.

@@ -49,14 +49,8 @@ pub(crate) fn check(layout: &Layout) -> Result<(), Fault> {
 
 /// The id of the running master.
 fn master(layout: &Layout) -> Option<u32> {
-    let pid = fs::read_to_string(layout.path("/run/nginx.pid"))
-        .ok()?
-        .trim()
-        .parse()
-        .ok()?;
-    title(pid)
-        .is_some_and(|t| t.starts_with("nginx: master"))
-        .then_some(pid)
+    let pid = fs::read_to_string(layout.path("/run/nginx.pid")).ok()?.trim().parse().ok()?;
+    title(pid).is_some_and(|t| t.starts_with("nginx: master")).then_some(pid)
 }
 
 /// Whether the web server runs.
@@ -71,11 +65,7 @@ fn title(pid: u32) -> Option<String> {
 
 fn parent(pid: u32) -> Option<u32> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    text.lines()
-        .find_map(|line| line.strip_prefix("PPid:"))?
-        .trim()
-        .parse()
-        .ok()
+    text.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
 }
 
 /// Whether the process is a worker of `master`; then, whether it takes no more connections.
@@ -107,10 +97,7 @@ pub(crate) fn apply(layout: &Layout, if_down: IfDown) -> Result<(), Fault> {
     systemd::reload(layout, UNIT)?;
     let deadline = Instant::now() + TURNOVER;
     loop {
-        if before
-            .iter()
-            .all(|pid| worker(*pid, master).unwrap_or(true))
-        {
+        if before.iter().all(|pid| worker(*pid, master).unwrap_or(true)) {
             return Ok(());
         }
         if Instant::now() >= deadline {
@@ -144,9 +131,7 @@ pub(crate) fn token(text: &str) -> String {
 pub(crate) fn probe(port: u16, host: &str, token: &str) -> bool {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     // Names with a wildcard stand for any name below.
-    let host = host
-        .strip_prefix("*.")
-        .map_or(host.to_owned(), |h| format!("ferry-probe.{h}"));
+    let host = host.strip_prefix("*.").map_or(host.to_owned(), |h| format!("ferry-probe.{h}"));
     http::get(address, &host, PROBE).is_ok_and(|a| a.status == 200 && a.text.ends_with(token))
 }
 

@@ -38,9 +38,7 @@ impl Listen {
             }
             _ => (self.address.as_str(), 80),
         };
-        ["*", "0.0.0.0", "127.0.0.1"]
-            .contains(&host)
-            .then_some(port)
+        ["*", "0.0.0.0", "127.0.0.1"].contains(&host).then_some(port)
     }
 
     /// As a directive.
@@ -65,9 +63,7 @@ pub(crate) fn summarise(text: &str) -> Summary {
     let (mut certificate, mut key) = (None, None);
     for Directive(words) in directives(text) {
         match words[0].as_str() {
-            "server_name" => summary
-                .names
-                .extend(words[1..].iter().map(|n| n.to_lowercase())),
+            "server_name" => summary.names.extend(words[1..].iter().map(|n| n.to_lowercase())),
             "listen" => {
                 if let Some(listen) = listen(&words)
                     && !summary.listens.iter().any(|l| l.address == listen.address)
@@ -86,9 +82,7 @@ pub(crate) fn summarise(text: &str) -> Summary {
 
 fn listen(words: &[String]) -> Option<Listen> {
     let address = words.get(1)?;
-    let plain = address
-        .chars()
-        .all(|c| c.is_ascii_alphanumeric() || ".:[]*/_-".contains(c));
+    let plain = address.chars().all(|c| c.is_ascii_alphanumeric() || ".:[]*/_-".contains(c));
     let has = |word: &str| words[2..].iter().any(|w| w == word);
     // QUIC has a socket of its own beside TCP's; nobody waits for an answer there.
     (plain && !has("quic")).then(|| Listen {
@@ -175,10 +169,7 @@ server { listen 80; server_name api.shop.example; return 301 https://$host; }
     #[test]
     fn a_usual_file_is_understood() {
         let summary = summarise(TEXT);
-        assert_eq!(
-            summary.names,
-            ["shop.example", "www.shop.example", "api.shop.example"]
-        );
+        assert_eq!(summary.names, ["shop.example", "www.shop.example", "api.shop.example"]);
         let listens: Vec<String> = summary.listens.iter().map(Listen::directive).collect();
         assert_eq!(
             listens,
@@ -189,10 +180,7 @@ server { listen 80; server_name api.shop.example; return 301 https://$host; }
                 "listen 127.0.0.1:8080 proxy_protocol"
             ]
         );
-        let pair = (
-            "/etc/ssl/shop.pem".to_owned(),
-            "/etc/ssl/shop.key".to_owned(),
-        );
+        let pair = ("/etc/ssl/shop.pem".to_owned(), "/etc/ssl/shop.key".to_owned());
         assert_eq!(summary.certificate, Some(pair));
     }
 

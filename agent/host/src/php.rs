@@ -14,6 +14,8 @@ use crate::{Finding, Layout, durable, systemd};
 /// How long a reload may take to show.
 const TURNOVER: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long PHP-FPM may take to hear a signal. It does within a millisecond unless it is stopped.
+const HEARING: Duration = Duration::from_millis(500);
 
 /// The versions of PHP-FPM that are installed, the newest first.
 pub(crate) fn versions(layout: &Layout) -> Vec<String> {
@@ -28,10 +30,7 @@ pub(crate) fn versions(layout: &Layout) -> Vec<String> {
         })
         .collect();
     found.sort_unstable_by(|a, b| b.cmp(a));
-    found
-        .into_iter()
-        .map(|(major, minor)| format!("{major}.{minor}"))
-        .collect()
+    found.into_iter().map(|(major, minor)| format!("{major}.{minor}")).collect()
 }
 
 fn parse(version: &str) -> Option<(u32, u32)> {
@@ -58,9 +57,7 @@ fn unit(version: &str) -> String {
 pub(crate) fn check(layout: &Layout, version: &str) -> Result<(), Fault> {
     Run::new(program(layout, version))
         .argument("-t")
-        .succeed(&format!(
-            "PHP-FPM {version} does not accept its configuration"
-        ))
+        .succeed(&format!("PHP-FPM {version} does not accept its configuration"))
         .map(|_| ())
         .map_err(|fault| fault.remedy(format!("run php-fpm{version} -t and mend what it names")))
 }
@@ -68,17 +65,11 @@ pub(crate) fn check(layout: &Layout, version: &str) -> Result<(), Fault> {
 /// A finding if a reload ends the running requests of all sites, as Debian's configuration has it.
 pub(crate) fn harshness(layout: &Layout, version: &str) -> Option<Finding> {
     let file = layout.path(format!("/etc/php/{version}/fpm/php-fpm.conf"));
-    let text = durable::read(&file, 1 << 20)
-        .ok()
-        .flatten()
-        .unwrap_or_default();
+    let text = durable::read(&file, 1 << 20).ok().flatten().unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    let gentle = text
-        .lines()
-        .filter_map(|line| line.split_once('='))
-        .any(|(key, value)| {
-            key.trim() == "process_control_timeout" && !["0", "0s"].contains(&value.trim())
-        });
+    let gentle = text.lines().filter_map(|line| line.split_once('=')).any(|(key, value)| {
+        key.trim() == "process_control_timeout" && !["0", "0s"].contains(&value.trim())
+    });
     (!gentle).then(|| {
         Finding::new(
             format!(
@@ -120,9 +111,7 @@ enum Doing {
 fn any(address: &str, doing: Doing) -> bool {
     let table = |name: &str| fs::read_to_string(format!("/proc/net/{name}")).unwrap_or_default();
     if address.starts_with('/') {
-        return table("unix")
-            .lines()
-            .any(|line| unix(line, doing) == Some(address));
+        return table("unix").lines().any(|line| unix(line, doing) == Some(address));
     }
     let Some(Ok(port)) = address.rsplit(':').next().map(str::parse::<u16>) else {
         return false;
@@ -179,10 +168,8 @@ fn wait(what: &str, mut done: impl FnMut() -> bool) -> Result<(), Fault> {
     let deadline = Instant::now() + TURNOVER;
     while !done() {
         if Instant::now() >= deadline {
-            return Err(
-                Fault::transient(format!("{what} within {} s", TURNOVER.as_secs()))
-                    .remedy("look at the journal of PHP-FPM"),
-            );
+            return Err(Fault::transient(format!("{what} within {} s", TURNOVER.as_secs()))
+                .remedy("look at the journal of PHP-FPM"));
         }
         std::thread::sleep(PAUSE);
     }
@@ -195,28 +182,27 @@ pub(crate) fn wait_listening(address: &str) -> Result<(), Fault> {
     wait(&what, || is_listening(address))
 }
 
-/// Waits until PHP-FPM has let go of a pool: nobody listens for it, nothing works for it.
+/// Waits until a pool that PHP-FPM has just been told to let go of is gone, or cannot work any more.
+///
+/// While PHP-FPM waits for other pools' running requests (`process_control_timeout`) it still holds
+/// the socket, but starts no process for any pool; so others' requests do not hold this up.
 pub(crate) fn wait_gone(pool: &Pool) -> Result<(), Fault> {
-    wait(
-        &format!("PHP-FPM has not let go of its pool {}", pool.name),
-        || is_gone(pool),
-    )
+    let told = Instant::now();
+    wait(&format!("PHP-FPM has not let go of its pool {}", pool.name), || {
+        is_gone(pool) || (told.elapsed() >= HEARING && !is_working(pool))
+    })
 }
 
 /// Whether nobody listens for a pool and nothing works for it.
 pub(crate) fn is_gone(pool: &Pool) -> bool {
-    !pool.listen.as_deref().is_some_and(is_listening)
-        && !is_working(&format!("php-fpm: pool {}", pool.name))
+    !pool.listen.as_deref().is_some_and(is_listening) && !is_working(pool)
 }
 
-fn is_working(title: &str) -> bool {
+fn is_working(pool: &Pool) -> bool {
+    let title = format!("php-fpm: pool {}", pool.name);
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries
-        .filter(|e| {
-            e.file_name()
-                .to_str()
-                .is_some_and(|n| n.parse::<u32>().is_ok())
-        })
+        .filter(|e| e.file_name().to_str().is_some_and(|n| n.parse::<u32>().is_ok()))
         .filter_map(|e| fs::read(e.path().join("cmdline")).ok())
         // The title stands where the arguments were, padded.
         .any(|line| String::from_utf8_lossy(&line).trim_end_matches(['\0', ' ']) == title)
@@ -234,10 +220,7 @@ pub(crate) fn pools_in(text: &str) -> Vec<Pool> {
     let mut found: Vec<Pool> = Vec::new();
     for line in text.lines().map(str::trim) {
         if let Some((name, _)) = line.strip_prefix('[').and_then(|l| l.split_once(']')) {
-            found.push(Pool {
-                name: name.trim().to_owned(),
-                listen: None,
-            });
+            found.push(Pool { name: name.trim().to_owned(), listen: None });
         } else if let Some((key, value)) = line.split_once('=')
             && key.trim() == "listen"
             && let Some(pool) = found.last_mut()
@@ -276,10 +259,7 @@ mod tests {
         };
         assert_eq!(
             pools_in(text),
-            [
-                pool("shop", "/run/php/shop.sock"),
-                pool("api", "127.0.0.1:9001")
-            ]
+            [pool("shop", "/run/php/shop.sock"), pool("api", "127.0.0.1:9001")]
         );
     }
 

@@ -74,8 +74,7 @@ impl Run {
     }
 
     pub(crate) fn arguments<S: AsRef<OsStr>>(mut self, all: impl IntoIterator<Item = S>) -> Self {
-        self.arguments
-            .extend(all.into_iter().map(|a| a.as_ref().to_owned()));
+        self.arguments.extend(all.into_iter().map(|a| a.as_ref().to_owned()));
         self
     }
 
@@ -133,9 +132,7 @@ impl Run {
     pub(crate) fn succeed(self, what: &str) -> Result<Output, Fault> {
         let program = self.program.display().to_string();
         let timeout = self.timeout;
-        let output = self
-            .output()
-            .map_err(|e| e.fault(what, &program, timeout))?;
+        let output = self.output().map_err(|e| e.fault(what, &program, timeout))?;
         if output.status.success() {
             return Ok(output);
         }
@@ -155,16 +152,8 @@ impl Run {
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
-        let input = if self.input.is_empty() {
-            Stdio::null()
-        } else {
-            Stdio::piped()
-        };
-        command
-            .stdin(input)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
+        let input = if self.input.is_empty() { Stdio::null() } else { Stdio::piped() };
+        command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
     }
 }
 
@@ -180,17 +169,12 @@ impl RunError {
             }
             Self::Io(e) => {
                 let mut fault = Fault::io(what.to_owned(), &e);
-                fault
-                    .causes
-                    .insert(0, format!("{program} could not be run"));
+                fault.causes.insert(0, format!("{program} could not be run"));
                 fault
             }
             Self::Timeout => {
                 let mut fault = Fault::new(FaultClass::Transient, what.to_owned());
-                fault.causes.push(format!(
-                    "{program} did not end within {} s",
-                    timeout.as_secs()
-                ));
+                fault.causes.push(format!("{program} did not end within {} s", timeout.as_secs()));
                 fault
             }
         }
@@ -201,11 +185,7 @@ impl Output {
     /// What it said, for a person: standard error, else standard output; control characters
     /// removed, at most 2,000 characters.
     pub(crate) fn said(&self) -> String {
-        let bytes = if self.stderr.trim_ascii().is_empty() {
-            &self.stdout
-        } else {
-            &self.stderr
-        };
+        let bytes = if self.stderr.trim_ascii().is_empty() { &self.stdout } else { &self.stderr };
         printable(bytes, 2000)
     }
 
@@ -218,12 +198,8 @@ impl Output {
 /// Text that is safe to show: one line's worth of `bytes`, control characters as spaces.
 pub(crate) fn printable(bytes: &[u8], limit: usize) -> String {
     let text = String::from_utf8_lossy(bytes);
-    let clean: String = text
-        .trim()
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(limit)
-        .collect();
+    let clean: String =
+        text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(limit).collect();
     clean.trim_end().to_owned()
 }
 
@@ -249,11 +225,7 @@ impl<P: Read + AsFd> Listener<P> {
         if let Some(pipe) = &pipe {
             set_nonblocking(pipe)?;
         }
-        Ok(Self {
-            pipe,
-            bytes: Vec::new(),
-            cut: false,
-        })
+        Ok(Self { pipe, bytes: Vec::new(), cut: false })
     }
 
     /// Takes what has arrived. Beyond the cap it is read and dropped, so that the program is not
@@ -271,10 +243,7 @@ impl<P: Read + AsFd> Listener<P> {
                 self.cut |= keep < n;
             }
             Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) => {}
+                if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(e) => return Err(e),
         }
         Ok(())
@@ -366,10 +335,7 @@ impl Talk {
             // It does not want to hear the rest.
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => self.written = self.input.len(),
             Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) => {}
+                if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(e) => return Err(e),
         }
         if self.written == self.input.len() {
@@ -395,10 +361,7 @@ mod tests {
 
     #[test]
     fn input_and_both_outputs_pass() {
-        let out = sh("cat; echo err >&2; exit 3")
-            .input(b"hello".to_vec())
-            .output()
-            .unwrap();
+        let out = sh("cat; echo err >&2; exit 3").input(b"hello".to_vec()).output().unwrap();
         assert_eq!(out.stdout, b"hello");
         assert_eq!(out.stderr, b"err\n");
         assert_eq!(out.status.code(), Some(3));
@@ -430,9 +393,7 @@ mod tests {
 
     #[test]
     fn a_missing_program_is_a_precondition() {
-        let fault = Run::new("/nonexistent/program")
-            .succeed("it cannot be done")
-            .unwrap_err();
+        let fault = Run::new("/nonexistent/program").succeed("it cannot be done").unwrap_err();
         assert_eq!(fault.class, FaultClass::Precondition);
         assert_eq!(fault.message, "it cannot be done");
     }

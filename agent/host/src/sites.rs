@@ -41,12 +41,8 @@ pub struct SitesPlan {
 /// Precondition if the web server or PHP is missing, or a domain is served here by something else.
 pub fn plan(layout: &Layout, definition: &Definition) -> Result<SitesPlan, Fault> {
     let ipv6 = Path::new("/proc/net/if_inet6").exists();
-    let mut plan = SitesPlan {
-        definition: definition.clone(),
-        php: None,
-        ipv6,
-        findings: Vec::new(),
-    };
+    let mut plan =
+        SitesPlan { definition: definition.clone(), php: None, ipv6, findings: Vec::new() };
     if definition.sites.is_empty() {
         return Ok(plan);
     }
@@ -64,21 +60,12 @@ pub fn plan(layout: &Layout, definition: &Definition) -> Result<SitesPlan, Fault
         plan.php = Some(newest);
     }
     for (file, summary) in summaries(layout)? {
-        let name = file
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        if definition
-            .sites
-            .iter()
-            .any(|s| name == file_name(definition, s))
-        {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if definition.sites.iter().any(|s| name == file_name(definition, s)) {
             continue;
         }
-        if let Some(domain) = definition
-            .domains()
-            .find(|d| summary.names.iter().any(|n| n == d.as_str()))
+        if let Some(domain) =
+            definition.domains().find(|d| summary.names.iter().any(|n| n == d.as_str()))
         {
             return Err(Fault::precondition(format!(
                 "{domain} of account {} is served on this server by {} already",
@@ -95,20 +82,14 @@ pub fn plan(layout: &Layout, definition: &Definition) -> Result<SitesPlan, Fault
 pub(crate) fn summaries(layout: &Layout) -> Result<Vec<(PathBuf, nginx_config::Summary)>, Fault> {
     let mut found = Vec::new();
     for directory in ["/etc/nginx/sites-enabled", "/etc/nginx/conf.d"] {
-        let entries = fs::read_dir(layout.path(directory))
-            .into_iter()
-            .flatten()
-            .flatten();
+        let entries = fs::read_dir(layout.path(directory)).into_iter().flatten().flatten();
         for file in entries.map(|e| e.path()) {
             // Enabled files are symlinks; what they point to is root's.
             let Ok(real) = fs::canonicalize(&file) else {
                 continue;
             };
             if let Ok(Some(bytes)) = durable::read(&real, CONFIG_CAP) {
-                found.push((
-                    file,
-                    nginx_config::summarise(&String::from_utf8_lossy(&bytes)),
-                ));
+                found.push((file, nginx_config::summarise(&String::from_utf8_lossy(&bytes))));
             }
         }
     }
@@ -126,22 +107,16 @@ fn file_name(definition: &Definition, site: &Site) -> String {
 }
 
 fn available(layout: &Layout, definition: &Definition, site: &Site) -> PathBuf {
-    layout
-        .path("/etc/nginx/sites-available")
-        .join(file_name(definition, site))
+    layout.path("/etc/nginx/sites-available").join(file_name(definition, site))
 }
 
 fn enabled(layout: &Layout, definition: &Definition, site: &Site) -> PathBuf {
-    layout
-        .path("/etc/nginx/sites-enabled")
-        .join(file_name(definition, site))
+    layout.path("/etc/nginx/sites-enabled").join(file_name(definition, site))
 }
 
 /// Where the site's pool takes connections.
 fn socket(layout: &Layout, definition: &Definition, site: &Site) -> PathBuf {
-    layout
-        .path("/run/php")
-        .join(format!("{}.sock", label(definition, site)))
+    layout.path("/run/php").join(format!("{}.sock", label(definition, site)))
 }
 
 #[cfg(test)]

@@ -84,10 +84,7 @@ pub struct Pool {
 
 impl Pool {
     fn known(&self) -> php::Pool {
-        php::Pool {
-            name: self.name.clone(),
-            listen: self.listen.clone(),
-        }
+        php::Pool { name: self.name.clone(), listen: self.listen.clone() }
     }
 }
 
@@ -122,10 +119,7 @@ impl Stub {
 
     /// The name by which it is asked whether it answers.
     fn host(&self) -> Option<&str> {
-        self.names
-            .iter()
-            .map(String::as_str)
-            .find(|n| *n != "_" && !n.starts_with('~'))
+        self.names.iter().map(String::as_str).find(|n| *n != "_" && !n.starts_with('~'))
     }
 
     fn new(layout: &Layout, account: &AccountName, index: usize, moved: &Moved<'_>) -> Self {

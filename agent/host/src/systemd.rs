@@ -89,14 +89,8 @@ pub(crate) fn names(layout: &Layout, kind: &str) -> Result<Vec<String>, Fault> {
             .succeed(what)?;
         let text = output.text();
         // Before the name of a unit in trouble may stand a dot or a star.
-        let first = text
-            .lines()
-            .filter_map(|l| l.split_whitespace().find(|w| w.contains('.')));
-        names.extend(
-            first
-                .filter(|n| !n.contains("@.") && !n.starts_with('-'))
-                .map(str::to_owned),
-        );
+        let first = text.lines().filter_map(|l| l.split_whitespace().find(|w| w.contains('.')));
+        names.extend(first.filter(|n| !n.contains("@.") && !n.starts_with('-')).map(str::to_owned));
     }
     names.sort();
     names.dedup();

@@ -135,35 +135,22 @@ pub fn describe(layout: &Layout, definition: &Definition) -> Result<UserRecord, 
         .remedy("name the account's own user in its definition"));
     }
     let group = database.group_by_id(user.gid).ok_or_else(|| {
-        Fault::precondition(format!(
-            "the primary group {} of user {name} does not exist",
-            user.gid
-        ))
-        .remedy("make the group, or give the user another primary group")
+        Fault::precondition(format!("the primary group {} of user {name} does not exist", user.gid))
+            .remedy("make the group, or give the user another primary group")
     })?;
-    let group_name = group
-        .name
-        .parse()
-        .map_err(|e: ferry_proto::ids::InvalidName| {
-            Fault::precondition(format!("the primary group of user {name} cannot be moved"))
-                .caused_by(&e)
-                .remedy("rename the group")
-        })?;
+    let group_name = group.name.parse().map_err(|e: ferry_proto::ids::InvalidName| {
+        Fault::precondition(format!("the primary group of user {name} cannot be moved"))
+            .caused_by(&e)
+            .remedy("rename the group")
+    })?;
     let shadow = database.shadow(name.as_str());
     let (groups, findings) = groups_of(&database, definition);
     Ok(UserRecord {
         name: name.clone(),
         uid: user.uid,
-        group: Group {
-            name: group_name,
-            gid: user.gid,
-        },
+        group: Group { name: group_name, gid: user.gid },
         gecos: user.gecos.clone(),
-        shell: PathBuf::from(if user.shell.is_empty() {
-            "/bin/sh"
-        } else {
-            &user.shell
-        }),
+        shell: PathBuf::from(if user.shell.is_empty() { "/bin/sh" } else { &user.shell }),
         home: definition.home.clone(),
         password_hash: PasswordHash(shadow.map_or("!".to_owned(), |s| s.hash.clone())),
         aging: shadow.map(|s| s.aging).unwrap_or_default(),
@@ -178,15 +165,9 @@ fn groups_of(database: &Database, definition: &Definition) -> (Vec<Group>, Vec<F
     let mut groups = Vec::new();
     for name in &definition.groups {
         match database.group(name.as_str()) {
-            Some(group) => groups.push(Group {
-                name: name.clone(),
-                gid: group.gid,
-            }),
+            Some(group) => groups.push(Group { name: name.clone(), gid: group.gid }),
             None => findings.push(Finding::new(
-                format!(
-                    "group {name} of account {} does not exist here",
-                    definition.name
-                ),
+                format!("group {name} of account {} does not exist here", definition.name),
                 "make the group or remove it from the definition",
             )),
         }
@@ -234,11 +215,7 @@ fn ids_in(database: &Database, record: &UserRecord, reserved: &[u32]) -> Result<
     let free_uid = |id: u32| !reserved.contains(&id) && database.uid_is_free(id);
     let free_gid = |id: u32| !reserved.contains(&id) && database.gid_is_free(id);
     if is_account_id(uid) && is_account_id(gid) && free_uid(uid) && free_gid(gid) {
-        return Ok(IdPlan {
-            uid,
-            gid,
-            mapped: false,
-        });
+        return Ok(IdPlan { uid, gid, mapped: false });
     }
     // One number for both where both change: easier for people.
     let both = || (FIRST_MAPPED_ID..=LAST_ID).find(|id| free_uid(*id) && free_gid(*id));

@@ -22,11 +22,7 @@ pub(crate) struct Web {
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 impl Web {
@@ -34,20 +30,14 @@ impl Web {
     pub(crate) fn start() -> Self {
         let php = php::versions(&Layout::system()).into_iter().next();
         let php = php.expect("this test needs the Debian package php-fpm");
-        assert!(
-            Path::new("/usr/sbin/nginx").exists(),
-            "this test needs the Debian package nginx"
-        );
+        assert!(Path::new("/usr/sbin/nginx").exists(), "this test needs the Debian package nginx");
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let root = directory.path().canonicalize().unwrap();
         let mut layout = Layout::below(&root);
         layout.http_port = free_port();
         layout.https_port = free_port();
-        layout.redirector_ports = RedirectorPorts {
-            http: free_port(),
-            https: free_port(),
-        };
+        layout.redirector_ports = RedirectorPorts { http: free_port(), https: free_port() };
         // The programs are private too, so that no test can touch the host's services.
         layout.programs = crate::Programs {
             systemctl: layout.path("/bin/systemctl"),
@@ -69,11 +59,7 @@ impl Web {
             fs::create_dir_all(layout.path(path)).unwrap();
         }
         fs::create_dir_all(php::pools(&layout, &php)).unwrap();
-        let web = Self {
-            directory,
-            layout,
-            php,
-        };
+        let web = Self { directory, layout, php };
         web.write_configuration(&root);
         web.write_programs(&root);
         web.systemctl(&["start", "--", &web.unit()]);
@@ -87,15 +73,9 @@ impl Web {
 
     fn write_configuration(&self, root: &Path) {
         let root = root.display();
-        self.put(
-            "/etc/passwd",
-            &format!("nobody:x:{NOBODY}:{NOBODY}::/home/shop:/bin/sh\n"),
-        );
-        fs::copy(
-            "/etc/nginx/fastcgi_params",
-            self.layout.path("/etc/nginx/fastcgi_params"),
-        )
-        .unwrap();
+        self.put("/etc/passwd", &format!("nobody:x:{NOBODY}:{NOBODY}::/home/shop:/bin/sh\n"));
+        fs::copy("/etc/nginx/fastcgi_params", self.layout.path("/etc/nginx/fastcgi_params"))
+            .unwrap();
         self.put(
             "/etc/nginx/nginx.conf",
             &format!(
@@ -122,7 +102,7 @@ impl Web {
         self.put(
             &format!("/etc/php/{}/fpm/pool.d/www.conf", self.php),
             &format!(
-                "[www]\nuser = www-data\nlisten = {root}/run/php/www.sock\npm = ondemand\n\
+                "[www]\nuser = www-data\nlisten = {root}/run/php/www.sock\nlisten.owner = www-data\npm = ondemand\n\
                  pm.max_children = 1\n"
             ),
         );
@@ -195,9 +175,7 @@ impl Web {
         let mut all = serde_json::json!({
             "name": "shop", "user": "nobody", "home": self.layout.path("/home/shop"),
         });
-        all.as_object_mut()
-            .unwrap()
-            .extend(value.as_object().unwrap().clone());
+        all.as_object_mut().unwrap().extend(value.as_object().unwrap().clone());
         let definition: Definition = serde_json::from_value(all).unwrap();
         definition.check().unwrap();
         definition
@@ -222,13 +200,7 @@ impl Web {
             } else {
                 fs::read_to_string(&path).unwrap()
             };
-            found.push(format!(
-                "{} {}:{} {:o} {what}",
-                path.display(),
-                m.uid(),
-                m.gid(),
-                m.mode()
-            ));
+            found.push(format!("{} {}:{} {:o} {what}", path.display(), m.uid(), m.gid(), m.mode()));
         }
         found.sort();
         found
@@ -237,16 +209,13 @@ impl Web {
 
 impl Drop for Web {
     fn drop(&mut self) {
-        for (unit, file) in [
-            ("nginx.service".to_owned(), "nginx.pid"),
-            (self.unit(), "php/fpm.pid"),
-        ] {
+        for (unit, file) in
+            [("nginx.service".to_owned(), "nginx.pid"), (self.unit(), "php/fpm.pid")]
+        {
             let pid = self.layout.path("/run").join(file);
             if pid.exists() {
                 let systemctl = self.directory.path().join("bin/systemctl");
-                let _ = Command::new(systemctl)
-                    .args(["-", "-", "stop", "--", &unit])
-                    .status();
+                let _ = Command::new(systemctl).args(["-", "-", "stop", "--", &unit]).status();
             }
         }
     }

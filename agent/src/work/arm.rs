@@ -66,6 +66,7 @@ pub async fn disarm(job: &Job) -> Result<Receipt, Fault> {
 /// # Errors
 /// If the redirector or the firewall refuse.
 pub async fn reconcile(agent: &Arc<Agent>) -> Result<(), Fault> {
+    let _routing = agent.routing.lock().await;
     let accounts: Vec<Account> = agent.look(|l| l.accounts().values().cloned().collect());
     let known: Vec<_> = if accounts.is_empty() && !socket_exists() {
         Vec::new()

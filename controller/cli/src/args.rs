@@ -37,12 +37,7 @@ fn after_help() -> String {
 #[command(next_help_heading = "Connection and output")]
 pub struct Global {
     /// The controller
-    #[arg(
-        long,
-        global = true,
-        value_name = "HOST:PORT",
-        env = "FERRY_CONTROLLER"
-    )]
+    #[arg(long, global = true, value_name = "HOST:PORT", env = "FERRY_CONTROLLER")]
     #[arg(default_value = "127.0.0.1:7400", hide_env_values = true)]
     pub controller: String,
     /// File with the operators' token
@@ -51,13 +46,7 @@ pub struct Global {
     pub token_file: PathBuf,
     /// File with the certificate of the controller's authority [default:
     /// /var/lib/ferry-controller/ca/ca.pem or /etc/ferry/ca.pem]
-    #[arg(
-        long,
-        global = true,
-        value_name = "FILE",
-        env = "FERRY_CA",
-        hide_env_values = true
-    )]
+    #[arg(long, global = true, value_name = "FILE", env = "FERRY_CA", hide_env_values = true)]
     pub ca: Option<PathBuf>,
     /// Print JSON: one document, or a line for each thing that happens; nothing is asked
     #[arg(long, global = true)]
@@ -314,14 +303,9 @@ mod tests {
     #[test]
     fn help_is_as_recorded() {
         fn visit(command: &mut clap::Command, path: &str) {
-            insta::assert_snapshot!(
-                path.replace(' ', "_"),
-                command.render_long_help().to_string()
-            );
-            let names: Vec<String> = command
-                .get_subcommands()
-                .map(|c| c.get_name().to_owned())
-                .collect();
+            insta::assert_snapshot!(path.replace(' ', "_"), command.render_long_help().to_string());
+            let names: Vec<String> =
+                command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
             for name in names {
                 if let Some(sub) = command.find_subcommand_mut(&name) {
                     visit(sub, &format!("{path} {name}"));
@@ -338,18 +322,7 @@ mod tests {
         for (text, want) in [("90s", 90), ("5m", 300), ("1h", 3600), ("2d", 172_800)] {
             assert_eq!(seconds(text), Ok(want));
         }
-        for bad in [
-            "",
-            "s",
-            "90",
-            "0s",
-            "-1s",
-            "1.5h",
-            "1w",
-            "5000000000s",
-            "60000d",
-            "1\u{e9}",
-        ] {
+        for bad in ["", "s", "90", "0s", "-1s", "1.5h", "1w", "5000000000s", "60000d", "1\u{e9}"] {
             assert!(seconds(bad).is_err(), "{bad:?}");
         }
     }
@@ -358,10 +331,7 @@ mod tests {
     fn accounts_and_jobs_are_told_apart() {
         let job = "01900000-0000-7000-8000-000000000000";
         assert_eq!(subject(job), Ok(Subject::Job(job.parse().unwrap())));
-        assert_eq!(
-            subject("shop"),
-            Ok(Subject::Account("shop".parse().unwrap()))
-        );
+        assert_eq!(subject("shop"), Ok(Subject::Account("shop".parse().unwrap())));
         assert!(subject("../shop").is_err());
     }
 

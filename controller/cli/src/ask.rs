@@ -1,6 +1,9 @@
 //! Questions to the person at the terminal. Whoever cannot be asked is told how to agree in
 //! advance.
 
+use std::io::ErrorKind;
+
+use dialoguer::console::Term;
 use dialoguer::{Confirm, Input};
 use ferry_proto::Fault;
 use ferry_proto::ids::AccountName;
@@ -11,13 +14,7 @@ use crate::screen::Screen;
 /// Whether the person says yes. The usual answer is no.
 pub async fn yes(screen: &Screen, question: String) -> Result<bool, Failure> {
     refuse_unless_askable(screen)?;
-    in_a_thread(move || {
-        Confirm::new()
-            .with_prompt(question)
-            .default(false)
-            .interact()
-    })
-    .await
+    in_a_thread(move || Confirm::new().with_prompt(question).default(false).interact()).await
 }
 
 /// Whether the person types the account's name.
@@ -26,10 +23,7 @@ pub async fn typed(screen: &Screen, account: &AccountName) -> Result<bool, Failu
     let prompt = "Type the account's name to go on";
     let name = account.to_string();
     in_a_thread(move || {
-        let typed: String = Input::new()
-            .with_prompt(prompt)
-            .allow_empty(true)
-            .interact_text()?;
+        let typed: String = Input::new().with_prompt(prompt).allow_empty(true).interact_text()?;
         Ok(typed.trim() == name)
     })
     .await
@@ -55,16 +49,23 @@ fn refuse_unless_askable(screen: &Screen) -> Result<(), Failure> {
         .into())
 }
 
-/// The terminal is read by blocking calls.
+/// The terminal is read by blocking calls. Interrupting a question is saying no; its thread may be
+/// left reading, and the cursor is hidden meanwhile.
 async fn in_a_thread(
     question: impl FnOnce() -> dialoguer::Result<bool> + Send + 'static,
 ) -> Result<bool, Failure> {
-    match tokio::task::spawn_blocking(question).await {
-        Ok(Ok(answer)) => Ok(answer),
-        // Interrupting a question is saying no.
-        Ok(Err(dialoguer::Error::IO(e))) if e.kind() == std::io::ErrorKind::Interrupted => {
-            Ok(false)
+    let answer = tokio::task::spawn_blocking(question);
+    let answer = tokio::select! {
+        answer = answer => answer,
+        _ = tokio::signal::ctrl_c() => {
+            // A cursor that cannot be shown was not hidden.
+            let _ = Term::stderr().show_cursor();
+            return Ok(false);
         }
+    };
+    match answer {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(dialoguer::Error::IO(e))) if e.kind() == ErrorKind::Interrupted => Ok(false),
         Ok(Err(dialoguer::Error::IO(e))) => Err(Failure::io("the answer cannot be read", &e)),
         Err(e) => Err(Fault::bug("the question failed").caused_by(&e).into()),
     }

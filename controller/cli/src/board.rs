@@ -118,11 +118,7 @@ fn moving_line() -> ProgressBar {
 /// The step at work, and its place.
 fn running(job: &JobView) -> Option<(usize, &StepView)> {
     let at_work = |step: &StepView| matches!(step.phase, StepPhase::Running | StepPhase::Undoing);
-    job.steps
-        .iter()
-        .enumerate()
-        .rfind(|(_, step)| at_work(step))
-        .map(|(i, step)| (i + 1, step))
+    job.steps.iter().enumerate().rfind(|(_, step)| at_work(step)).map(|(i, step)| (i + 1, step))
 }
 
 /// How far a step is, in a line; empty if nobody can tell.
@@ -152,9 +148,7 @@ pub fn progress_text(progress: &Progress, meter: &Meter) -> String {
         _ => {}
     }
     parts.extend(meter.rate().map(text::rate));
-    let left = progress
-        .bytes_total
-        .and_then(|total| meter.seconds_left(total));
+    let left = progress.bytes_total.and_then(|total| meter.seconds_left(total));
     parts.extend(left.map(|seconds| format!("{} left", text::duration(seconds))));
     let numbers = parts.join(", ");
     match (progress.doing.as_str(), numbers.as_str()) {
@@ -168,15 +162,10 @@ pub fn progress_text(progress: &Progress, meter: &Meter) -> String {
 pub fn changes(old: Option<&JobView>, new: &JobView) -> Vec<String> {
     let mut lines = Vec::new();
     if old.map(|job| job.phase) != Some(new.phase) && new.phase == JobPhase::Undoing {
-        lines.push(format!(
-            "Undoing: account {} stays on {}.",
-            new.account, new.source
-        ));
+        lines.push(format!("Undoing: account {} stays on {}.", new.account, new.source));
     }
     for (i, step) in new.steps.iter().enumerate() {
-        let before = old
-            .and_then(|job| job.steps.get(i))
-            .filter(|s| s.name == step.name);
+        let before = old.and_then(|job| job.steps.get(i)).filter(|s| s.name == step.name);
         let was = before.map_or(StepPhase::Waiting, |s| s.phase);
         let tried = before.map_or(0, |s| s.attempts);
         if was == step.phase && tried == step.attempts {
@@ -192,20 +181,13 @@ pub fn changes(old: Option<&JobView>, new: &JobView) -> Vec<String> {
 fn step_news(step: &StepView) -> Option<String> {
     let title = safe(&step.title);
     let server = &step.server;
-    let why = || {
-        step.fault
-            .as_ref()
-            .map_or_else(String::new, |f| format!(": {}", safe(&f.message)))
-    };
+    let why =
+        || step.fault.as_ref().map_or_else(String::new, |f| format!(": {}", safe(&f.message)));
     Some(match step.phase {
         StepPhase::Waiting => return None,
         // Why it is tried again; the rest is told when it ends.
         StepPhase::Running if step.attempts > 1 => {
-            format!(
-                "{title} on {server}: trying again ({}){}",
-                step.attempts,
-                why()
-            )
+            format!("{title} on {server}: trying again ({}){}", step.attempts, why())
         }
         StepPhase::Running => format!("{title} on {server}"),
         StepPhase::Done => {
@@ -244,10 +226,8 @@ pub mod tests {
     pub fn job(phase: JobPhase, steps: &[(&str, &str, StepPhase)]) -> JobView {
         let steps = steps.iter().enumerate().map(|(i, (name, server, phase))| {
             let i = i64::try_from(i).unwrap();
-            let ended = !matches!(
-                phase,
-                StepPhase::Waiting | StepPhase::Running | StepPhase::Undoing
-            );
+            let ended =
+                !matches!(phase, StepPhase::Waiting | StepPhase::Running | StepPhase::Undoing);
             StepView {
                 name: (*name).to_owned(),
                 title: format!("The step {name}"),
@@ -282,17 +262,11 @@ pub mod tests {
         let mut states = vec![
             job(
                 JobPhase::Running,
-                &[
-                    ("provision", "transit1", S::Running),
-                    ("precopy", "web1", S::Waiting),
-                ],
+                &[("provision", "transit1", S::Running), ("precopy", "web1", S::Waiting)],
             ),
             job(
                 JobPhase::Running,
-                &[
-                    ("provision", "transit1", S::Done),
-                    ("precopy", "web1", S::Running),
-                ],
+                &[("provision", "transit1", S::Done), ("precopy", "web1", S::Running)],
             ),
         ];
         states[1].steps[0].receipt = Some(Receipt::Done {
@@ -333,10 +307,7 @@ pub mod tests {
         let start = Instant::now();
         let mut meter = Meter::default();
         assert_eq!(progress_text(&Progress::default(), &meter), "");
-        let mut progress = Progress {
-            doing: "pass 1".to_owned(),
-            ..Progress::default()
-        };
+        let mut progress = Progress { doing: "pass 1".to_owned(), ..Progress::default() };
         assert_eq!(progress_text(&progress, &meter), "pass 1");
         meter.report(start, 0);
         progress.bytes_done = 50 << 20;

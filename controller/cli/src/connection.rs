@@ -42,9 +42,7 @@ pub struct Bearer(MetadataValue<Ascii>);
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request
-            .metadata_mut()
-            .insert("authorization", self.0.clone());
+        request.metadata_mut().insert("authorization", self.0.clone());
         Ok(request)
     }
 }
@@ -65,10 +63,7 @@ impl Operator {
             .map_err(|fault| Failure::new(Exit::Unreachable, fault))?;
         let client = OperatorServiceClient::with_interceptor(channel, bearer)
             .max_decoding_message_size(MAX_ANSWER);
-        Ok(Self {
-            client,
-            controller: global.controller.clone(),
-        })
+        Ok(Self { client, controller: global.controller.clone() })
     }
 
     /// Registers a server.
@@ -83,12 +78,8 @@ impl Operator {
     /// All servers.
     pub async fn list_servers(&self) -> Result<Vec<v1::Server>, Failure> {
         let mut client = self.client.clone();
-        let answer = self
-            .within(
-                ANSWER_WITHIN,
-                client.list_servers(v1::ListServersRequest {}),
-            )
-            .await?;
+        let answer =
+            self.within(ANSWER_WITHIN, client.list_servers(v1::ListServersRequest {})).await?;
         Ok(answer.servers)
     }
 
@@ -96,20 +87,13 @@ impl Operator {
     pub async fn revoke_server(&self, name: String) -> Result<bool, Failure> {
         let mut client = self.client.clone();
         let request = v1::RevokeServerRequest { name };
-        Ok(self
-            .within(ANSWER_WITHIN, client.revoke_server(request))
-            .await?
-            .was_connected)
+        Ok(self.within(ANSWER_WITHIN, client.revoke_server(request)).await?.was_connected)
     }
 
     /// All accounts.
     pub async fn list_accounts(&self) -> Result<v1::ListAccountsResponse, Failure> {
         let mut client = self.client.clone();
-        self.within(
-            ANSWER_WITHIN,
-            client.list_accounts(v1::ListAccountsRequest {}),
-        )
-        .await
+        self.within(ANSWER_WITHIN, client.list_accounts(v1::ListAccountsRequest {})).await
     }
 
     /// Inspects and plans; returns the plan's id and its document.
@@ -134,21 +118,14 @@ impl Operator {
     pub async fn abort_move(&self, account: String) -> Result<JobId, Failure> {
         let mut client = self.client.clone();
         let request = v1::AbortMoveRequest { account };
-        job_id(
-            &self
-                .within(ANSWER_WITHIN, client.abort_move(request))
-                .await?
-                .job,
-        )
+        job_id(&self.within(ANSWER_WITHIN, client.abort_move(request)).await?.job)
     }
 
     /// Ends a move for good.
     pub async fn finalize_move(&self, account: String, erase: bool) -> Result<JobId, Failure> {
         let mut client = self.client.clone();
         let request = v1::FinalizeMoveRequest { account, erase };
-        let answer = self
-            .within(ANSWER_WITHIN, client.finalize_move(request))
-            .await;
+        let answer = self.within(ANSWER_WITHIN, client.finalize_move(request)).await;
         job_id(&answer.map_err(may_have_started)?.job)
     }
 
@@ -156,37 +133,23 @@ impl Operator {
     pub async fn list_jobs(&self, account: String, running: bool) -> Result<Vec<JobView>, Failure> {
         let mut client = self.client.clone();
         let request = v1::ListJobsRequest { account, running };
-        let answer = self
-            .within(ANSWER_WITHIN, client.list_jobs(request))
-            .await?;
+        let answer = self.within(ANSWER_WITHIN, client.list_jobs(request)).await?;
         answer.jobs.iter().map(|job| decode("a job", job)).collect()
     }
 
     /// A job now, and each change until it ends.
     pub async fn watch_job(&self, job: JobId) -> Result<Jobs, Failure> {
         let mut client = self.client.clone();
-        let request = v1::WatchJobRequest {
-            job: job.to_string(),
-        };
-        let stream = self
-            .within(ANSWER_WITHIN, client.watch_job(request))
-            .await?;
-        Ok(Jobs {
-            stream,
-            controller: self.controller.clone(),
-        })
+        let request = v1::WatchJobRequest { job: job.to_string() };
+        let stream = self.within(ANSWER_WITHIN, client.watch_job(request)).await?;
+        Ok(Jobs { stream, controller: self.controller.clone() })
     }
 
     /// Recorded events, and if asked for the coming ones.
     pub async fn list_events(&self, request: v1::ListEventsRequest) -> Result<Events, Failure> {
         let mut client = self.client.clone();
-        let stream = self
-            .within(ANSWER_WITHIN, client.list_events(request))
-            .await?;
-        Ok(Events {
-            stream,
-            controller: self.controller.clone(),
-        })
+        let stream = self.within(ANSWER_WITHIN, client.list_events(request)).await?;
+        Ok(Events { stream, controller: self.controller.clone() })
     }
 
     async fn within<T>(
@@ -235,29 +198,22 @@ pub struct Events {
 impl Events {
     /// The next one; none after the last.
     pub async fn next(&mut self) -> Result<Option<ListEventsResponse>, Failure> {
-        self.stream
-            .message()
-            .await
-            .map_err(|status| failure(&self.controller, &status))
+        self.stream.message().await.map_err(|status| failure(&self.controller, &status))
     }
 }
 
 fn job_id(text: &str) -> Result<JobId, Failure> {
     text.parse().map_err(|e| {
-        Fault::bug("the controller answered with a job that is none")
-            .caused_by(&e)
-            .into()
+        Fault::bug("the controller answered with a job that is none").caused_by(&e).into()
     })
 }
 
 fn decode<T: DeserializeOwned>(what: &str, json: &[u8]) -> Result<T, Failure> {
     serde_json::from_slice(json).map_err(|e| {
-        Fault::bug(format!(
-            "the controller sent {what} that this ferry cannot read"
-        ))
-        .remedy("use the ferry of the controller's own version")
-        .caused_by(&e)
-        .into()
+        Fault::bug(format!("the controller sent {what} that this ferry cannot read"))
+            .remedy("use the ferry of the controller's own version")
+            .caused_by(&e)
+            .into()
     })
 }
 
@@ -275,19 +231,9 @@ fn may_have_started(failure: Failure) -> Failure {
 /// What a failed call means. The controller's own faults come as JSON in the details; without
 /// them the failure is the connection's, or the service layer's.
 fn failure(controller: &str, status: &Status) -> Failure {
-    let unauthorised = matches!(
-        status.code(),
-        Code::Unauthenticated | Code::PermissionDenied
-    );
+    let unauthorised = matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied);
     if let Ok(fault) = serde_json::from_slice::<Fault>(status.details()) {
-        return Failure::new(
-            if unauthorised {
-                Exit::Unauthorised
-            } else {
-                Exit::Failed
-            },
-            fault,
-        );
+        return Failure::new(if unauthorised { Exit::Unauthorised } else { Exit::Failed }, fault);
     }
     if let Some(fault) = status_fault(status) {
         return Failure::new(Exit::Unreachable, fault);
@@ -310,11 +256,11 @@ fn failure(controller: &str, status: &Status) -> Failure {
             fault.causes.dedup();
             Failure::new(Exit::Unreachable, fault)
         }
-        Code::Unimplemented => Fault::permanent(format!(
-            "the controller at {controller} does not know this command"
-        ))
-        .remedy("use the ferry of the controller's own version")
-        .into(),
+        Code::Unimplemented => {
+            Fault::permanent(format!("the controller at {controller} does not know this command"))
+                .remedy("use the ferry of the controller's own version")
+                .into()
+        }
         code => {
             let class = match code {
                 Code::NotFound | Code::FailedPrecondition | Code::AlreadyExists => {
@@ -335,17 +281,11 @@ fn bearer(path: &Path) -> Result<Bearer, Failure> {
         )
     };
     let text = read(path).map_err(|e| {
-        unusable(Fault::io(
-            format!("the operators' token {} cannot be read", path.display()),
-            &e,
-        ))
+        unusable(Fault::io(format!("the operators' token {} cannot be read", path.display()), &e))
     })?;
     let token = text.trim();
     if token.is_empty() {
-        return Err(unusable(Fault::precondition(format!(
-            "{} holds no token",
-            path.display()
-        ))));
+        return Err(unusable(Fault::precondition(format!("{} holds no token", path.display()))));
     }
     let mut value: MetadataValue<Ascii> = format!("Bearer {token}").parse().map_err(|_| {
         unusable(Fault::precondition(format!(
@@ -359,19 +299,15 @@ fn bearer(path: &Path) -> Result<Bearer, Failure> {
 }
 
 fn authority(named: Option<&Path>) -> Result<CaCertificate, Failure> {
-    let candidates = named.map_or_else(
-        || DEFAULT_CA_FILES.map(Path::new).to_vec(),
-        |path| vec![path],
-    );
+    let candidates =
+        named.map_or_else(|| DEFAULT_CA_FILES.map(Path::new).to_vec(), |path| vec![path]);
     let mut last = None;
     for path in &candidates {
         match read(path) {
             Ok(pem) => {
                 return CaCertificate::from_pem(&pem).map_err(|fault| {
                     let fault = fault.context(format!("{} cannot be used", path.display()));
-                    fault
-                        .remedy("copy ca.pem from the controller, and name it with --ca")
-                        .into()
+                    fault.remedy("copy ca.pem from the controller, and name it with --ca").into()
                 });
             }
             Err(error) => last = Some((path, error)),
@@ -383,9 +319,7 @@ fn authority(named: Option<&Path>) -> Result<CaCertificate, Failure> {
         Some((path, error)) => Fault::io(format!("{message}: {}", path.display()), &error),
         None => Fault::bug(message),
     };
-    Err(fault
-        .remedy("copy /etc/ferry/ca.pem from the controller, and name it with --ca")
-        .into())
+    Err(fault.remedy("copy /etc/ferry/ca.pem from the controller, and name it with --ca").into())
 }
 
 fn read(path: &Path) -> std::io::Result<String> {
@@ -439,9 +373,7 @@ mod tests {
     fn files_that_cannot_be_used_say_which_and_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
-        let Err(missing) = bearer(&path) else {
-            panic!("there is no token")
-        };
+        let Err(missing) = bearer(&path) else { panic!("there is no token") };
         let (exit, fault) = told(missing);
         assert_eq!(exit, Exit::Unauthorised);
         assert!(fault.message.contains("token") && fault.remedy.contains("--token-file"));
@@ -450,9 +382,7 @@ mod tests {
             assert!(bearer(&path).is_err(), "{content:?}");
         }
         std::fs::write(&path, "secret\n").unwrap();
-        let Ok(Bearer(value)) = bearer(&path) else {
-            panic!("there is a token")
-        };
+        let Ok(Bearer(value)) = bearer(&path) else { panic!("there is a token") };
         assert_eq!(value.to_str().unwrap(), "Bearer secret");
         assert!(!format!("{value:?}").contains("secret"));
 

@@ -70,10 +70,7 @@ pub enum Failure {
 impl Failure {
     /// A failure with a code of its own.
     pub fn new(exit: Exit, fault: Fault) -> Self {
-        Self::Told {
-            exit,
-            fault: Box::new(fault),
-        }
+        Self::Told { exit, fault: Box::new(fault) }
     }
 
     /// An input or output error.

@@ -79,10 +79,7 @@ async fn listen(
             return Ok(view);
         }
     }
-    Err(Failure::new(
-        Exit::Unreachable,
-        Fault::transient("the controller ended the connection"),
-    ))
+    Err(Failure::new(Exit::Unreachable, Fault::transient("the controller ended the connection")))
 }
 
 fn gone(failure: Failure, job: JobId) -> Failure {

@@ -29,11 +29,7 @@ impl Meter {
         }
         self.samples.push_back((now, bytes));
         // One sample from before the window stays: the rate needs two ends.
-        while self
-            .samples
-            .get(1)
-            .is_some_and(|(at, _)| now.duration_since(*at) >= WINDOW)
-        {
+        while self.samples.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= WINDOW) {
             self.samples.pop_front();
         }
     }

@@ -7,13 +7,10 @@ use crate::text;
 
 /// The whole plan.
 pub fn plan(plan: &PlanView) -> String {
-    let rows = plan.steps.iter().enumerate().map(|(i, step)| {
-        vec![
-            format!("{:3}", i + 1),
-            step.title.clone(),
-            step.server.to_string(),
-        ]
-    });
+    let rows =
+        plan.steps.iter().enumerate().map(|(i, step)| {
+            vec![format!("{:3}", i + 1), step.title.clone(), step.server.to_string()]
+        });
     let mut lines = format!(
         "Move of account {} from {} to {}: {}, epoch {}, then {}\n\n",
         plan.account,
@@ -23,11 +20,7 @@ pub fn plan(plan: &PlanView) -> String {
         plan.epoch,
         plan.epoch.next()
     );
-    lines.push_str(&text::table(
-        &["  #", "step", "server"],
-        rows.collect(),
-        &[],
-    ));
+    lines.push_str(&text::table(&["  #", "step", "server"], rows.collect(), &[]));
     lines.push_str("\nForecast\n");
     lines.push_str(&text::pairs(&[
         ("to move", text::bytes(plan.forecast.bytes)),
@@ -38,10 +31,7 @@ pub fn plan(plan: &PlanView) -> String {
                 text::duration(plan.forecast.precopy_seconds)
             ),
         ),
-        (
-            "outage",
-            format!("about {}", text::duration(plan.forecast.outage_seconds)),
-        ),
+        ("outage", format!("about {}", text::duration(plan.forecast.outage_seconds))),
         (
             "fence deadline",
             format!(
@@ -63,11 +53,7 @@ fn findings(findings: &[Finding]) -> String {
     let mut sorted: Vec<&Finding> = findings.iter().collect();
     // Stable: within a severity the order is the controller's.
     sorted.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-    let servers = sorted
-        .iter()
-        .map(|f| f.server.as_str().len())
-        .max()
-        .unwrap_or(0);
+    let servers = sorted.iter().map(|f| f.server.as_str().len()).max().unwrap_or(0);
     let mut lines = "\nPreflight\n".to_owned();
     for finding in sorted {
         let severity = match finding.severity {
@@ -94,10 +80,7 @@ fn findings(findings: &[Finding]) -> String {
 
 /// How many findings forbid the move.
 pub fn blockers(plan: &PlanView) -> usize {
-    plan.findings
-        .iter()
-        .filter(|finding| finding.severity == Severity::Blocker)
-        .count()
+    plan.findings.iter().filter(|finding| finding.severity == Severity::Blocker).count()
 }
 
 #[cfg(test)]

@@ -75,18 +75,11 @@ impl Screen {
             return failure.exit();
         };
         if self.json {
-            let document = ErrorDocument {
-                error: fault,
-                exit_code: *exit as u8,
-            };
+            let document = ErrorDocument { error: fault, exit_code: *exit as u8 };
             // The code says it as well.
             let _ = self.json_line(&document);
         }
-        self.note(&format!(
-            "{} {}",
-            style("error:").for_stderr().red().bold(),
-            fault_text(fault)
-        ));
+        self.note(&format!("{} {}", style("error:").for_stderr().red().bold(), fault_text(fault)));
         *exit
     }
 }
@@ -106,16 +99,12 @@ pub fn fault_text(fault: &Fault) -> String {
 
 fn write(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())
-        .and_then(|()| out.flush())
-        .map_err(|e| match e.kind() {
-            io::ErrorKind::BrokenPipe => Failure::OutputClosed,
-            _ => Failure::io("the output cannot be written", &e),
-        })
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| match e.kind() {
+        io::ErrorKind::BrokenPipe => Failure::OutputClosed,
+        _ => Failure::io("the output cannot be written", &e),
+    })
 }
 
 fn unserialisable(error: &serde_json::Error) -> Failure {
-    Fault::bug("the answer cannot be shown as JSON")
-        .caused_by(error)
-        .into()
+    Fault::bug("the answer cannot be shown as JSON").caused_by(error).into()
 }

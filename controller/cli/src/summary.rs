@@ -101,16 +101,12 @@ fn headline(job: &JobView) -> String {
 
 fn facts(job: &JobView) -> Vec<(&'static str, String)> {
     let mut facts = vec![("job", job.job.to_string())];
-    if let Some(Receipt::Released {
-        outage_ms,
-        fenced_ms,
-        held,
-        refused,
-    }) = job.steps.iter().rev().find_map(|s| {
-        s.receipt
-            .as_ref()
-            .filter(|r| matches!(r, Receipt::Released { .. }))
-    }) {
+    if let Some(Receipt::Released { outage_ms, fenced_ms, held, refused }) = job
+        .steps
+        .iter()
+        .rev()
+        .find_map(|s| s.receipt.as_ref().filter(|r| matches!(r, Receipt::Released { .. })))
+    {
         let outage = outage_ms.map_or_else(
             || "none noticed: nobody came meanwhile".to_owned(),
             |ms| {
@@ -125,28 +121,15 @@ fn facts(job: &JobView) -> Vec<(&'static str, String)> {
         facts.push(("fenced", text::duration(fenced_ms / 1000.0)));
         facts.push((
             "visitors",
-            format!(
-                "{} connections held, {} refused",
-                text::count(*held),
-                text::count(*refused)
-            ),
+            format!("{} connections held, {} refused", text::count(*held), text::count(*refused)),
         ));
     }
     if is_move(job) {
-        facts.push((
-            "committed",
-            if job.committed { "yes" } else { "no" }.to_owned(),
-        ));
+        facts.push(("committed", if job.committed { "yes" } else { "no" }.to_owned()));
     }
-    facts.push((
-        "started",
-        text::moment(job.started_unix_ms.div_euclid(1000)),
-    ));
+    facts.push(("started", text::moment(job.started_unix_ms.div_euclid(1000))));
     if let Some(ended) = job.ended_unix_ms {
-        facts.push((
-            "took",
-            text::duration_ms(ended.saturating_sub(job.started_unix_ms).max(0)),
-        ));
+        facts.push(("took", text::duration_ms(ended.saturating_sub(job.started_unix_ms).max(0))));
     }
     facts
 }
@@ -156,16 +139,10 @@ fn problems(job: &JobView) -> Vec<&StepView> {
     if job.phase == JobPhase::Done {
         return Vec::new();
     }
-    let stuck: Vec<_> = job
-        .steps
-        .iter()
-        .filter(|step| step.phase == StepPhase::Stuck)
-        .collect();
+    let stuck: Vec<_> = job.steps.iter().filter(|step| step.phase == StepPhase::Stuck).collect();
     // What was undone was undone because of the last step that has a fault: none ran after it.
-    let cause = job
-        .steps
-        .iter()
-        .rfind(|step| step.fault.is_some() && step.phase != StepPhase::Stuck);
+    let cause =
+        job.steps.iter().rfind(|step| step.fault.is_some() && step.phase != StepPhase::Stuck);
     cause.into_iter().chain(stuck).collect()
 }
 
@@ -173,11 +150,7 @@ fn problem(job: &JobView, step: &StepView) -> String {
     let Some(fault) = &step.fault else {
         return String::new();
     };
-    let what = if step.phase == StepPhase::Stuck {
-        "cannot be undone"
-    } else {
-        "failed"
-    };
+    let what = if step.phase == StepPhase::Stuck { "cannot be undone" } else { "failed" };
     let attempts = if step.attempts > 1 {
         format!(" after {} attempts", step.attempts)
     } else {
@@ -216,10 +189,7 @@ mod tests {
     fn a_move_that_is_done_tells_the_outage() {
         let mut done = sample(
             JobPhase::Done,
-            &[
-                ("commit", "web1", StepPhase::Done),
-                ("release", "web1", StepPhase::Done),
-            ],
+            &[("commit", "web1", StepPhase::Done), ("release", "web1", StepPhase::Done)],
         );
         done.steps[1].receipt = Some(Receipt::Released {
             outage_ms: Some(1930.4),
@@ -245,10 +215,8 @@ mod tests {
         undone.advice = "Nothing is lost. web1 serves shop at epoch 3.".to_owned();
         let mut fault = Fault::permanent("database shop could not be loaded on transit1")
             .remedy("free some space on /var");
-        fault.causes = vec![
-            "mariadb ended with 1".to_owned(),
-            "ERROR 1114: The table is full".to_owned(),
-        ];
+        fault.causes =
+            vec!["mariadb ended with 1".to_owned(), "ERROR 1114: The table is full".to_owned()];
         undone.steps[1].fault = Some(fault);
         undone.steps[1].attempts = 2;
         insta::assert_snapshot!(job(&undone));
@@ -260,10 +228,7 @@ mod tests {
     fn a_stuck_job_names_the_step_that_needs_a_person() {
         let mut stuck = sample(
             JobPhase::Stuck,
-            &[
-                ("provision", "transit1", StepPhase::Stuck),
-                ("precopy", "web1", StepPhase::Undone),
-            ],
+            &[("provision", "transit1", StepPhase::Stuck), ("precopy", "web1", StepPhase::Undone)],
         );
         stuck.steps[0].fault = Some(Fault::permanent("user shop cannot be removed"));
         stuck.steps[1].fault = Some(Fault::permanent("no route to transit1"));

@@ -131,9 +131,7 @@ pub fn moment(unix_seconds: i64) -> String {
 /// A table without lines, columns apart by two blanks.
 pub fn table(header: &[&str], rows: Vec<Vec<String>>, right: &[usize]) -> String {
     let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.iter().map(|h| h.to_uppercase()));
     for row in rows {
         table.add_row(row.iter().map(|cell| safe(cell)));
@@ -144,18 +142,12 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>, right: &[usize]) -> String
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    table
-        .lines()
-        .fold(String::new(), |text, line| text + line.trim_end() + "\n")
+    table.lines().fold(String::new(), |text, line| text + line.trim_end() + "\n")
 }
 
 /// Labels and values, one pair a line; pairs without a value are left out.
 pub fn pairs(pairs: &[(&str, String)]) -> String {
-    let width = pairs
-        .iter()
-        .map(|(label, _)| label.len())
-        .max()
-        .unwrap_or(0);
+    let width = pairs.iter().map(|(label, _)| label.len()).max().unwrap_or(0);
     pairs
         .iter()
         .filter(|(_, value)| !value.is_empty())
@@ -177,19 +169,10 @@ mod tests {
     #[test]
     fn json_stays_the_same_json() {
         let value = serde_json::json!({"a": "x\u{9b}y\u{202e}\x7f\x1b\n\u{1f600}"});
-        for json in [
-            value.to_string(),
-            serde_json::to_string_pretty(&value).unwrap(),
-        ] {
+        for json in [value.to_string(), serde_json::to_string_pretty(&value).unwrap()] {
             let escaped = escape_json(&json);
-            assert!(
-                escaped.chars().all(|c| c == '\n' || !is_unsafe(c)),
-                "{escaped}"
-            );
-            assert_eq!(
-                serde_json::from_str::<serde_json::Value>(&escaped).unwrap(),
-                value
-            );
+            assert!(escaped.chars().all(|c| c == '\n' || !is_unsafe(c)), "{escaped}");
+            assert_eq!(serde_json::from_str::<serde_json::Value>(&escaped).unwrap(), value);
         }
     }
 
@@ -249,11 +232,7 @@ mod tests {
         ];
         insta::assert_snapshot!(table(&["account", "epoch", "moved to"], rows, &[1]));
         assert_eq!(
-            pairs(&[
-                ("a", "1".into()),
-                ("none", String::new()),
-                ("long", "2".into())
-            ]),
+            pairs(&[("a", "1".into()), ("none", String::new()), ("long", "2".into())]),
             "  a     1\n  long  2\n"
         );
     }

@@ -49,40 +49,21 @@ impl Build {
 
         let task = Task::start("building Ferry for glibc 2.31");
         let mut build = tools.command(&tools.zigbuild());
-        build.args([
-            "zigbuild",
-            "--locked",
-            "--workspace",
-            "--exclude=ferry-lab",
-            "--bins",
-        ]);
-        build.args([
-            "--profile",
-            PROFILE,
-            "--target",
-            &format!("{triple}.{GLIBC}"),
-        ]);
+        build.args(["zigbuild", "--locked", "--workspace", "--exclude=ferry-lab", "--bins"]);
+        build.args(["--profile", PROFILE, "--target", &format!("{triple}.{GLIBC}")]);
         run::logged(&mut build, &logs.join("build.log"), &task, BUILD_LIMIT)?;
         task.done();
 
         let debs = logs.join("debs");
         let debs = thread::scope(|scope| {
             let package = |name| package(&tools, name, &triple, &debs);
-            let jobs: Vec<_> = PACKAGES
-                .iter()
-                .map(|name| scope.spawn(move || package(name)))
-                .collect();
+            let jobs: Vec<_> =
+                PACKAGES.iter().map(|name| scope.spawn(move || package(name))).collect();
             jobs.into_iter()
-                .map(|job| {
-                    job.join()
-                        .map_err(|_| anyhow!("a packaging thread panicked"))?
-                })
+                .map(|job| job.join().map_err(|_| anyhow!("a packaging thread panicked"))?)
                 .collect::<Result<Vec<PathBuf>>>()
         })?;
-        Ok(Build {
-            programs: target.join(triple).join(PROFILE),
-            debs,
-        })
+        Ok(Build { programs: target.join(triple).join(PROFILE), debs })
     }
 
     /// Builds beside other work, such as bringing the hosts up, and waits for both.
@@ -92,9 +73,7 @@ impl Build {
             let build =
                 scope.spawn(|| Build::run().inspect_err(|error| report("the build", error)));
             let done = work().inspect_err(|error| report("the work beside the build", error));
-            let build = build
-                .join()
-                .map_err(|_| anyhow!("the building thread panicked"))?;
+            let build = build.join().map_err(|_| anyhow!("the building thread panicked"))?;
             Ok((build?, done?))
         })
     }
@@ -103,18 +82,14 @@ impl Build {
     pub fn deb(&self, package: &str) -> Result<&Path> {
         let known = PACKAGES.iter().position(|name| *name == package);
         let deb = known.and_then(|index| self.debs.get(index));
-        deb.map(PathBuf::as_path)
-            .with_context(|| format!("no package {package:?} was built"))
+        deb.map(PathBuf::as_path).with_context(|| format!("no package {package:?} was built"))
     }
 
     /// One of the programs that were built.
     pub fn program(&self, name: &str) -> Result<PathBuf> {
         let path = self.programs.join(name);
         if !path.is_file() {
-            bail!(
-                "no program {name:?} was built: {} is missing",
-                path.display()
-            );
+            bail!("no program {name:?} was built: {} is missing", path.display());
         }
         Ok(path)
     }
@@ -123,17 +98,8 @@ impl Build {
 /// Makes one package of what is built. Tells the file's name, which cargo-deb prints last.
 fn package(tools: &Tools, name: &str, triple: &str, debs: &Path) -> Result<PathBuf> {
     let mut deb = tools.command(&tools.cargo_deb());
-    deb.args([
-        "--no-build",
-        "--fast",
-        "--quiet",
-        "--profile",
-        PROFILE,
-        "--target",
-        triple,
-    ]);
-    deb.args(["--package", name, "--output"])
-        .arg(debs.join(name).join(""));
+    deb.args(["--no-build", "--fast", "--quiet", "--profile", PROFILE, "--target", triple]);
+    deb.args(["--package", name, "--output"]).arg(debs.join(name).join(""));
     let printed = run::check(&mut deb).with_context(|| format!("packaging {name}"))?;
     let path = PathBuf::from(printed.lines().last().unwrap_or_default());
     if !path.is_file() {
@@ -145,24 +111,17 @@ fn package(tools: &Tools, name: &str, triple: &str, debs: &Path) -> Result<PathB
 /// Where cargo puts what it builds for this workspace.
 fn target_dir() -> Result<PathBuf> {
     let mut metadata = Command::new(cargo());
-    metadata
-        .args(["metadata", "--no-deps", "--format-version=1"])
-        .current_dir(workspace());
+    metadata.args(["metadata", "--no-deps", "--format-version=1"]).current_dir(workspace());
     let metadata: serde_json::Value = serde_json::from_str(&run::check(&mut metadata)?)
         .context("reading what cargo says of the workspace")?;
-    let dir = metadata
-        .get("target_directory")
-        .and_then(|dir| dir.as_str());
-    Ok(PathBuf::from(
-        dir.context("cargo names no target directory")?,
-    ))
+    let dir = metadata.get("target_directory").and_then(|dir| dir.as_str());
+    Ok(PathBuf::from(dir.context("cargo names no target directory")?))
 }
 
 /// The workspace that this program was built from.
 fn workspace() -> PathBuf {
     let lab = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
-    lab.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")))
-        .join("../..")
+    lab.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR"))).join("../..")
 }
 
 fn cargo() -> PathBuf {
@@ -179,37 +138,19 @@ impl Tools {
     fn ensure() -> Result<Tools> {
         let (dir, _lock) = cache::lock("tools")?;
         let tools = Tools { dir };
-        install(
-            &tools.python(),
-            "installing cargo-zigbuild and zig",
-            |dir, log, task| {
-                let mut venv = Command::new("/usr/bin/python3");
-                run::logged(venv.args(["-m", "venv"]).arg(dir), log, task, TOOL_LIMIT)?;
-                let mut pip = Command::new(dir.join("bin/pip"));
-                pip.args(["install", "--quiet", "--no-cache-dir"]);
-                pip.args([
-                    format!("cargo-zigbuild=={CARGO_ZIGBUILD}"),
-                    format!("ziglang=={ZIGLANG}"),
-                ]);
-                run::logged(&mut pip, log, task, TOOL_LIMIT)
-                    .context("is the Python index reachable?")
-            },
-        )?;
+        install(&tools.python(), "installing cargo-zigbuild and zig", |dir, log, task| {
+            let mut venv = Command::new("/usr/bin/python3");
+            run::logged(venv.args(["-m", "venv"]).arg(dir), log, task, TOOL_LIMIT)?;
+            let mut pip = Command::new(dir.join("bin/pip"));
+            pip.args(["install", "--quiet", "--no-cache-dir"]);
+            pip.args([format!("cargo-zigbuild=={CARGO_ZIGBUILD}"), format!("ziglang=={ZIGLANG}")]);
+            run::logged(&mut pip, log, task, TOOL_LIMIT).context("is the Python index reachable?")
+        })?;
         install(&tools.rust(), "installing cargo-deb", |dir, log, task| {
             let mut install = Command::new(cargo());
             // A debug build: quicker to make than all the time it would ever save.
-            install.args([
-                "install",
-                "cargo-deb",
-                "--version",
-                CARGO_DEB,
-                "--locked",
-                "--debug",
-            ]);
-            install
-                .arg("--root")
-                .arg(dir)
-                .env("CARGO_TARGET_DIR", dir.join("target"));
+            install.args(["install", "cargo-deb", "--version", CARGO_DEB, "--locked", "--debug"]);
+            install.arg("--root").arg(dir).env("CARGO_TARGET_DIR", dir.join("target"));
             run::logged(&mut install, log, task, TOOL_LIMIT)?;
             fs::remove_dir_all(dir.join("target")).context("removing cargo-deb's build")
         })?;
@@ -217,8 +158,7 @@ impl Tools {
     }
 
     fn python(&self) -> PathBuf {
-        self.dir
-            .join(format!("zigbuild-{CARGO_ZIGBUILD}-{ZIGLANG}"))
+        self.dir.join(format!("zigbuild-{CARGO_ZIGBUILD}-{ZIGLANG}"))
     }
 
     fn rust(&self) -> PathBuf {
@@ -239,10 +179,7 @@ impl Tools {
         path.push(":");
         path.push(env::var_os("PATH").unwrap_or_default());
         let mut command = Command::new(tool);
-        command
-            .current_dir(workspace())
-            .env("PATH", path)
-            .env("CARGO", cargo());
+        command.current_dir(workspace()).env("PATH", path).env("CARGO", cargo());
         command.env("CARGO_ZIGBUILD_CACHE_DIR", self.dir.join("zigbuild-cache"));
         command.env("ZIG_GLOBAL_CACHE_DIR", self.dir.join("zig-cache"));
         command

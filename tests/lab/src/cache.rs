@@ -3,22 +3,22 @@
 use std::env;
 use std::fs::{self, File};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::progress::say;
+use crate::wait;
 
 const DEFAULT: &str = "/var/cache/ferry-lab";
+/// As long as the longest thing that is made under a lock.
+const WAIT: Duration = Duration::from_secs(1800);
 
 /// The cache's directory, made if need be.
 pub fn dir() -> Result<PathBuf> {
     let dir = env::var_os("FERRY_LAB_CACHE").map_or_else(|| PathBuf::from(DEFAULT), PathBuf::from);
-    fs::create_dir_all(&dir).with_context(|| {
-        format!(
-            "making the cache {}; FERRY_LAB_CACHE moves it",
-            dir.display()
-        )
-    })?;
+    fs::create_dir_all(&dir)
+        .with_context(|| format!("making the cache {}; FERRY_LAB_CACHE moves it", dir.display()))?;
     Ok(dir)
 }
 
@@ -30,14 +30,8 @@ pub fn lock(part: &str) -> Result<(PathBuf, File)> {
     fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
     let lock = File::open(&dir).with_context(|| format!("opening {}", dir.display()))?;
     if lock.try_lock().is_err() {
-        say(format!(
-            "waiting for another lab command that is at work in {}",
-            dir.display()
-        ));
-        crate::wait::until("the other lab command", WAIT, || Ok(lock.try_lock().ok()))?;
+        say(format!("waiting for another lab command that is at work in {}", dir.display()));
+        wait::until("the other lab command", WAIT, || Ok(lock.try_lock().ok()))?;
     }
     Ok((dir, lock))
 }
-
-/// As long as the longest thing that is made under a lock.
-const WAIT: std::time::Duration = std::time::Duration::from_secs(1800);

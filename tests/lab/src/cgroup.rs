@@ -29,18 +29,12 @@ impl Cgroup {
             .into_iter()
             .find_map(|(point, kind)| (kind == "cgroup2").then_some(point))
             .ok_or_else(|| anyhow!("no cgroup2 file system is mounted on this machine"))?;
-        Ok(Cgroup {
-            path: top.join(lab),
-            name: lab.to_owned(),
-        })
+        Ok(Cgroup { path: top.join(lab), name: lab.to_owned() })
     }
 
     /// A group below this one.
     pub fn child(&self, name: &str) -> Cgroup {
-        Cgroup {
-            path: self.path.join(name),
-            name: format!("{}/{name}", self.name),
-        }
+        Cgroup { path: self.path.join(name), name: format!("{}/{name}", self.name) }
     }
 
     /// Makes the group.
@@ -81,10 +75,7 @@ impl Cgroup {
             return Ok(());
         }
         fs::write(self.path.join("cgroup.kill"), "1").with_context(|| {
-            format!(
-                "killing {}; this needs Linux 5.14 or later",
-                self.path.display()
-            )
+            format!("killing {}; this needs Linux 5.14 or later", self.path.display())
         })?;
         wait::until("killed processes to be gone", KILL_LIMIT, || {
             Ok((!self.is_populated()).then_some(()))
@@ -103,9 +94,7 @@ impl Cgroup {
 
 /// Mount point and type of every control group hierarchy.
 fn hierarchies() -> Result<Vec<(PathBuf, String)>> {
-    let mounts = mounts::all()?
-        .into_iter()
-        .filter(|mount| mount.kind.starts_with("cgroup"));
+    let mounts = mounts::all()?.into_iter().filter(|mount| mount.kind.starts_with("cgroup"));
     Ok(mounts.map(|mount| (mount.point, mount.kind)).collect())
 }
 
@@ -125,9 +114,7 @@ fn remove_tree(group: &Path) -> Result<()> {
         remove_tree(&group.join(child))?;
     }
     // The last process may have left a moment ago.
-    wait::until(
-        &format!("the group {} to be removed", group.display()),
-        KILL_LIMIT,
-        || Ok(fs::remove_dir(group).ok()),
-    )
+    wait::until(&format!("the group {} to be removed", group.display()), KILL_LIMIT, || {
+        Ok(fs::remove_dir(group).ok())
+    })
 }

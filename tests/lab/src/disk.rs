@@ -46,21 +46,14 @@ impl Disk {
                 work.display()
             );
             let mut mount = Command::new("mount");
-            mount
-                .args(["-t", "overlay", "-o", &options, "overlay"])
-                .arg(&root);
+            mount.args(["-t", "overlay", "-o", &options, "overlay"]).arg(&root);
             run::check(&mut mount).context("mounting the root file system")?;
         }
         let home = root.join("home");
         if !mounts::is_mounted(&home)? {
             let file = self.make_home(home_mib)?;
-            run::check(
-                Command::new("mount")
-                    .args(["-o", "loop"])
-                    .arg(&file)
-                    .arg(&home),
-            )
-            .context("mounting /home; this needs loop devices")?;
+            run::check(Command::new("mount").args(["-o", "loop"]).arg(&file).arg(&home))
+                .context("mounting /home; this needs loop devices")?;
         }
         Ok(())
     }
@@ -84,12 +77,8 @@ impl Disk {
         if let Ok(config) = fs::read_to_string(&postfix) {
             fs::write(&postfix, with_hostname(&config, &host.full_name()))?;
         }
-        run::check(
-            Command::new("chroot")
-                .arg(self.root())
-                .args(["ssh-keygen", "-A"]),
-        )
-        .context("making the host's SSH keys")?;
+        run::check(Command::new("chroot").arg(self.root()).args(["ssh-keygen", "-A"]))
+            .context("making the host's SSH keys")?;
         Ok(())
     }
 
@@ -113,11 +102,7 @@ impl Disk {
         File::create(&new)
             .and_then(|file| file.set_len(u64::from(home_mib) << 20))
             .with_context(|| format!("making {}", new.display()))?;
-        run::check(
-            Command::new("mkfs.ext4")
-                .args(["-q", "-m", "0", "-E", "nodiscard"])
-                .arg(&new),
-        )?;
+        run::check(Command::new("mkfs.ext4").args(["-q", "-m", "0", "-E", "nodiscard"]).arg(&new))?;
         fs::rename(&new, &file)?;
         Ok(file)
     }
@@ -126,9 +111,7 @@ impl Disk {
 /// Postfix's configuration with this machine's name, which was taken when the image was made,
 /// replaced by the host's.
 fn with_hostname(config: &str, name: &str) -> String {
-    let kept = config
-        .lines()
-        .filter(|line| !line.starts_with("myhostname"));
+    let kept = config.lines().filter(|line| !line.starts_with("myhostname"));
     let mut lines: Vec<String> = kept.map(str::to_owned).collect();
     lines.push(format!("myhostname = {name}\n"));
     lines.join("\n")

@@ -39,9 +39,7 @@ impl Host {
             command.arg(format!("TERM={term}"));
         }
         // The working directory is this machine's until the command changes it.
-        command
-            .args(["sh", "-c", r#"cd /root && exec "$@""#, "sh"])
-            .args(argv);
+        command.args(["sh", "-c", r#"cd /root && exec "$@""#, "sh"]).args(argv);
         Ok(command)
     }
 
@@ -68,13 +66,9 @@ impl Host {
     pub fn write_file(&self, path: &str, mode: u32, content: &[u8]) -> Result<()> {
         let script = r#"mkdir -p "$(dirname "$1")"; umask 077; cat > "$1"; chmod "$2" "$1""#;
         let mode = format!("{mode:04o}");
-        self.exec_with(
-            &["sh", "-euc", script, "sh", path, &mode],
-            content,
-            EXEC_LIMIT,
-        )?
-        .ok()
-        .with_context(|| format!("writing {path} on {}", self.name()))?;
+        self.exec_with(&["sh", "-euc", script, "sh", path, &mode], content, EXEC_LIMIT)?
+            .ok()
+            .with_context(|| format!("writing {path} on {}", self.name()))?;
         Ok(())
     }
 
@@ -84,11 +78,7 @@ impl Host {
         if output.status.success() {
             return Ok(output.stdout);
         }
-        bail!(
-            "reading {path} on {}: {}",
-            self.name(),
-            output.error_text().trim()
-        )
+        bail!("reading {path} on {}: {}", self.name(), output.error_text().trim())
     }
 
     /// Copies a file of this machine into the host.
@@ -105,18 +95,13 @@ impl Host {
         install.extend(["-o", "Dpkg::Options::=--force-confold"]);
         let mut paths = Vec::new();
         for deb in debs {
-            let name = deb
-                .file_name()
-                .context("a package file has no name")?
-                .to_string_lossy();
+            let name = deb.file_name().context("a package file has no name")?.to_string_lossy();
             let path = format!("{PLACE}/{name}");
             self.copy_in(deb, &path, 0o644)?;
             paths.push(path);
         }
         install.extend(paths.iter().map(String::as_str));
-        self.exec(&install)?
-            .ok()
-            .with_context(|| format!("installing on {}", self.name()))?;
+        self.exec(&install)?.ok().with_context(|| format!("installing on {}", self.name()))?;
         self.sh(&format!("rm -rf {PLACE}"))?;
         Ok(())
     }

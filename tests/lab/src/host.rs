@@ -123,12 +123,7 @@ impl Host {
         }
         let health = self.wait_booted()?;
         if health.state != "running" {
-            bail!(
-                "{} is {}; failed units: {}",
-                self.name(),
-                health.state,
-                health.failed.join(" ")
-            );
+            bail!("{} is {}; failed units: {}", self.name(), health.state, health.failed.join(" "));
         }
         Ok(())
     }
@@ -140,43 +135,31 @@ impl Host {
                 let log = run::tail(&self.disk.console_log(), 15);
                 bail!("{} is off; the end of its console:\n{log}", self.name());
             }
-            let health = self.health();
-            Ok(matches!(&*health.state, "running" | "degraded" | "maintenance").then_some(health))
+            // Fails until systemd listens; then it lasts as long as the boot.
+            let booted = self.ask(&["systemctl", "is-system-running", "--wait"]);
+            Ok(matches!(&*booted, "running" | "degraded" | "maintenance").then(|| self.health()))
         })
     }
 
     /// What systemd says about it just now.
     pub fn health(&self) -> Health {
-        let ask = |args: &[&str]| match self.exec(args) {
-            Ok(output) => output.text().trim().to_owned(),
-            // It is not there yet, or going.
-            Err(_) => String::new(),
-        };
-        if !self.is_on() {
-            return Health {
-                state: "off".into(),
-                failed: Vec::new(),
-            };
+        let mut health = Health { state: "off".into(), failed: Vec::new() };
+        if self.is_on() {
+            health.state = self.ask(&["systemctl", "is-system-running"]);
         }
-        let mut health = Health {
-            state: ask(&["systemctl", "is-system-running"]),
-            failed: Vec::new(),
-        };
         if health.state == "degraded" {
-            let failed = ask(&[
-                "systemctl",
-                "list-units",
-                "--failed",
-                "--plain",
-                "--no-legend",
-            ]);
-            health.failed = failed
-                .lines()
-                .filter_map(|l| l.split(' ').next())
-                .map(str::to_owned)
-                .collect();
+            let failed = ["systemctl", "list-units", "--failed", "--plain", "--no-legend"];
+            let failed = self.ask(&failed);
+            let units = failed.lines().filter_map(|line| line.split(' ').next());
+            health.failed = units.map(str::to_owned).collect();
         }
         health
+    }
+
+    /// What a command prints, whatever its exit code; nothing where the host is not there.
+    fn ask(&self, argv: &[&str]) -> String {
+        let output = self.exec_with(argv, &[], BOOT_LIMIT);
+        output.map(|output| output.text().trim().to_owned()).unwrap_or_default()
     }
 
     /// Whether it is switched on.
@@ -189,10 +172,7 @@ impl Host {
         let before = self.leader()?;
         self.exec(&["systemctl", "--no-block", "reboot"])?.ok()?;
         wait::until(&format!("{} to go down", self.name()), BOOT_LIMIT, || {
-            Ok(self
-                .leader()
-                .is_ok_and(|leader| leader != before)
-                .then_some(()))
+            Ok(self.leader().is_ok_and(|leader| leader != before).then_some(()))
         })?;
         self.wait_booted()
     }
@@ -250,10 +230,7 @@ impl Host {
         [payload.child("init.scope"), payload]
             .into_iter()
             .find_map(|group| {
-                Some((
-                    group.own_pids().into_iter().find(|pid| is_init(*pid))?,
-                    group,
-                ))
+                Some((group.own_pids().into_iter().find(|pid| is_init(*pid))?, group))
             })
             .ok_or_else(|| anyhow!("{} is switched off", self.name()))
     }
@@ -267,40 +244,18 @@ impl Host {
             .open(&log)
             .with_context(|| format!("opening {}", log.display()))?;
         let mut command = Command::new("setsid");
-        command
-            .args(["--fork", "sh", "-c", SUPERVISE, "supervise"])
-            .arg(self.cgroup.door());
-        command
-            .arg("nsenter")
-            .arg(format!("--net={}", self.network.file().display()))
-            .arg("--");
-        command.args([
-            "systemd-nspawn",
-            "--quiet",
-            "--register=no",
-            "--keep-unit",
-            "--boot",
-        ]);
-        command.args([
-            "--settings=no",
-            "--link-journal=no",
-            "--resolv-conf=off",
-            "--timezone=off",
-        ]);
+        command.args(["--fork", "sh", "-c", SUPERVISE, "supervise"]).arg(self.cgroup.door());
+        command.arg("nsenter").arg(format!("--net={}", self.network.file().display())).arg("--");
+        command.args(["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--boot"]);
+        command.args(["--settings=no", "--link-journal=no", "--resolv-conf=off", "--timezone=off"]);
         command.arg(format!("--directory={}", self.disk.root().display()));
         command.arg(format!("--machine={}", self.machine));
         command.arg(format!("--hostname={}", self.spec.name));
         command.arg(format!("--system-call-filter={SYSTEM_CALLS}"));
         command.arg(format!("--network-bridge={BRIDGE}"));
         // The directory is ours and locked; nspawn's own lock files would stay behind.
-        command
-            .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
-            .env("SYSTEMD_NSPAWN_LOCK", "0");
-        command
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log);
+        command.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1").env("SYSTEMD_NSPAWN_LOCK", "0");
+        command.current_dir("/").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let status = command.status().context("starting systemd-nspawn")?;
         if !status.success() {
             bail!("setsid could not start {}: {status}", self.name());

@@ -3,7 +3,7 @@
 //! A tree's name holds a digest of all that went into it, so that a changed package list
 //! makes a new tree. A tree is made under another name and renamed when it is whole.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -135,18 +135,15 @@ impl Image {
         self != Image::Debian11
     }
 
-    /// Debian 11 was installed with /bin in /usr, but its packages do not make it so.
-    fn hooks(self) -> Option<&'static str> {
-        let merged = "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr";
-        (self == Image::Debian11).then_some(merged)
+    /// Debian 11's installer put /bin into /usr, but its packages do not: link them first.
+    fn hook(self) -> Option<&'static str> {
+        let merge_usr = r#"--setup-hook=for dir in bin sbin lib lib32 lib64 libx32; do
+            mkdir -p "$1/usr/$dir"; ln -s "usr/$dir" "$1/$dir"; done"#;
+        (self == Image::Debian11).then_some(merge_usr)
     }
 
     fn packages(self) -> String {
-        let own = if self == Image::Controller {
-            CONTROLLER
-        } else {
-            SERVICES
-        };
+        let own = if self == Image::Controller { CONTROLLER } else { SERVICES };
         [BASE, own].concat().join(",")
     }
 
@@ -154,11 +151,7 @@ impl Image {
     fn digest(self) -> u64 {
         let security = if self.has_security() { "security" } else { "" };
         let packages = self.packages();
-        let options = [
-            DPKG_OPTIONS.join(" "),
-            self.hooks().unwrap_or_default().into(),
-        ]
-        .concat();
+        let options = [DPKG_OPTIONS.join(" "), self.hook().unwrap_or_default().into()].concat();
         fnv1a(&[self.suite(), security, &packages, &options, FINISH].join("\n"))
     }
 
@@ -178,11 +171,8 @@ fn fnv1a(text: &str) -> u64 {
 /// Makes those of the wanted trees that the cache lacks, all at once.
 pub fn ensure(wanted: &[Image]) -> Result<()> {
     let missing = |images: &Path| -> Vec<Image> {
-        let mut missing: Vec<Image> = wanted
-            .iter()
-            .copied()
-            .filter(|image| !image.path(images).is_dir())
-            .collect();
+        let mut missing: Vec<Image> =
+            wanted.iter().copied().filter(|image| !image.path(images).is_dir()).collect();
         missing.sort();
         missing.dedup();
         missing
@@ -195,14 +185,10 @@ pub fn ensure(wanted: &[Image]) -> Result<()> {
     let mirror = Mirror::of_this_machine()?;
     let missing = missing(&images);
     let built = thread::scope(|scope| {
-        let builds: Vec<_> = missing
-            .iter()
-            .map(|image| scope.spawn(|| build(*image, &mirror, &images)))
-            .collect();
+        let builds: Vec<_> =
+            missing.iter().map(|image| scope.spawn(|| build(*image, &mirror, &images))).collect();
         builds.into_iter().try_for_each(|build| {
-            build
-                .join()
-                .map_err(|_| anyhow!("a thread that built an image panicked"))?
+            build.join().map_err(|_| anyhow!("a thread that built an image panicked"))?
         })
     });
     if built.is_err() {
@@ -210,6 +196,15 @@ pub fn ensure(wanted: &[Image]) -> Result<()> {
     }
     built?;
     missing.iter().try_for_each(|image| prune(*image, &images))
+}
+
+/// Removes the trees that a killed run left half-made, unless somebody is making some just now.
+pub fn remove_half_made() -> Result<()> {
+    let images = cache::dir()?.join("images");
+    match File::open(&images) {
+        Ok(lock) if lock.try_lock().is_ok() => remove_unfinished(&images),
+        _ => Ok(()),
+    }
 }
 
 /// The finished tree of an image.
@@ -243,30 +238,17 @@ fn bootstrap(image: Image, mirror: &Mirror, tree: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(APART.split(' ')).args(MMDEBSTRAP.split(' '));
     command.arg("--aptopt=APT::Install-Recommends \"false\"");
-    command.args(
-        DPKG_OPTIONS
-            .iter()
-            .map(|option| format!("--dpkgopt={option}")),
-    );
+    command.args(DPKG_OPTIONS.iter().map(|option| format!("--dpkgopt={option}")));
     if let Some(proxy) = &mirror.proxy {
         command.arg(format!("--aptopt=Acquire::http::Proxy \"{proxy}\""));
     }
-    command.args(image.hooks());
-    command
-        .arg(format!("--include={}", image.packages()))
-        .arg(image.suite())
-        .arg(tree);
+    command.args(image.hook());
+    command.arg(format!("--include={}", image.packages())).arg(image.suite()).arg(tree);
     command.arg(format!("deb {} {} main", mirror.archive, image.suite()));
     if image.has_security() {
-        command.arg(format!(
-            "deb {} {}-security main",
-            mirror.security,
-            image.suite()
-        ));
+        command.arg(format!("deb {} {}-security main", mirror.security, image.suite()));
     }
-    command
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .env("LC_ALL", "C.UTF-8");
+    command.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C.UTF-8");
     command
 }
 
@@ -274,11 +256,7 @@ fn bootstrap(image: Image, mirror: &Mirror, tree: &Path) -> Command {
 fn remove_unfinished(images: &Path) -> Result<()> {
     for entry in fs::read_dir(images)? {
         let entry = entry?;
-        if entry
-            .file_name()
-            .to_string_lossy()
-            .starts_with(".building-")
-        {
+        if entry.file_name().to_string_lossy().starts_with(".building-") {
             fs::remove_dir_all(entry.path())
                 .with_context(|| format!("removing the half-made {}", entry.path().display()))?;
         }
@@ -292,9 +270,7 @@ fn prune(image: Image, images: &Path) -> Result<()> {
     let prefix = format!("{}-", image.name());
     for entry in fs::read_dir(images)? {
         let path = entry?.path();
-        let ours = path
-            .file_name()
-            .is_some_and(|n| n.to_string_lossy().starts_with(&prefix));
+        let ours = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&prefix));
         if ours && path != current && !mounts::uses(&path)? {
             say(format!("removing the outdated image {}", path.display()));
             fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;

@@ -43,9 +43,7 @@ pub fn install() -> Result<()> {
 
 /// Fails once a signal has come, unless this thread is cleaning up.
 pub fn check() -> Result<()> {
-    let interrupted = INTERRUPTED
-        .get()
-        .is_some_and(|flag| flag.load(Ordering::Relaxed));
+    let interrupted = INTERRUPTED.get().is_some_and(|flag| flag.load(Ordering::Relaxed));
     if interrupted && !SHIELDED.get() {
         return Err(Interrupted.into());
     }

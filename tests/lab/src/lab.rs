@@ -44,37 +44,18 @@ struct Place {
 impl Place {
     fn find() -> Result<Place> {
         let dir = state::dir()?;
-        let name = dir
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let cgroup = Cgroup::of_lab(&name)?;
         let network = Network::at(dir.join("netns"));
-        Ok(Place {
-            dir,
-            name,
-            cgroup,
-            network,
-        })
+        Ok(Place { dir, name, cgroup, network })
     }
 
     fn host(&self, spec: &HostSpec) -> Host {
-        Host::new(
-            spec.clone(),
-            &self.name,
-            &self.dir,
-            &self.cgroup,
-            &self.network,
-        )
+        Host::new(spec.clone(), &self.name, &self.dir, &self.cgroup, &self.network)
     }
 
     fn hosts(&self, state: &State) -> Vec<Host> {
-        state
-            .hosts
-            .iter()
-            .map(|record| self.host(&record.spec))
-            .collect()
+        state.hosts.iter().map(|record| self.host(&record.spec)).collect()
     }
 
     /// Makes what the hosts stand on.
@@ -108,13 +89,7 @@ impl Lab {
         let keep = !state.hosts.is_empty();
         let hosts = Vec::new();
         // From here on an error drops `lab`, and that takes it down.
-        let mut lab = Lab {
-            place,
-            state,
-            hosts,
-            _lock: Some(lock),
-            keep,
-        };
+        let mut lab = Lab { place, state, hosts, _lock: Some(lock), keep };
         lab.place.prepare()?;
         lab.add_hosts(wanted)?;
         Ok(lab)
@@ -137,19 +112,14 @@ impl Lab {
             return Err(anyhow!("there is no lab: `cargo lab up` makes one"));
         }
         let hosts = place.hosts(&state);
-        Ok(Lab {
-            place,
-            state,
-            hosts,
-            _lock: None,
-            keep: true,
-        })
+        Ok(Lab { place, state, hosts, _lock: None, keep: true })
     }
 
     /// Removes the lab and everything that it made on this machine but the cache, also after a
     /// crash. Tells whether there was anything.
     pub fn down() -> Result<bool> {
         packages::check_machine()?;
+        image::remove_half_made()?;
         let place = Place::find()?;
         let Some(_lock) = Lock::take_existing(&place.dir)? else {
             return Ok(false);
@@ -171,11 +141,7 @@ impl Lab {
         for spec in &new {
             self.place.host(spec).destroy()?;
             let tree = image::tree(spec.image)?;
-            self.state.put(HostRecord {
-                spec: (*spec).clone(),
-                tree,
-                ready: false,
-            });
+            self.state.put(HostRecord { spec: (*spec).clone(), tree, ready: false });
         }
         self.state.save(&self.place.dir)?;
         let others: Vec<HostSpec> = self.state.hosts.iter().map(|h| h.spec.clone()).collect();
@@ -187,11 +153,7 @@ impl Lab {
         }
         for spec in &new {
             let tree = image::tree(spec.image)?;
-            self.state.put(HostRecord {
-                spec: (*spec).clone(),
-                tree,
-                ready: true,
-            });
+            self.state.put(HostRecord { spec: (*spec).clone(), tree, ready: true });
         }
         self.state.save(&self.place.dir)?;
         self.hosts = self.place.hosts(&self.state);
@@ -205,13 +167,10 @@ impl Lab {
 
     /// The host of this name.
     pub fn host(&self, name: &str) -> Result<&Host> {
-        self.hosts
-            .iter()
-            .find(|host| host.name() == name)
-            .ok_or_else(|| {
-                let names: Vec<&str> = self.hosts.iter().map(Host::name).collect();
-                anyhow!("the lab has no host {name:?}; it has {}", names.join(", "))
-            })
+        self.hosts.iter().find(|host| host.name() == name).ok_or_else(|| {
+            let names: Vec<&str> = self.hosts.iter().map(Host::name).collect();
+            anyhow!("the lab has no host {name:?}; it has {}", names.join(", "))
+        })
     }
 
     /// A program of this machine that will run on the lab's network, beside the hosts, where
@@ -241,9 +200,7 @@ impl Lab {
     }
 
     fn is_made(&self, spec: &HostSpec) -> bool {
-        self.state
-            .host(&spec.name)
-            .is_some_and(|h| h.ready && h.spec == *spec && h.tree.is_dir())
+        self.state.host(&spec.name).is_some_and(|h| h.ready && h.spec == *spec && h.tree.is_dir())
     }
 
     fn make(&self, spec: &HostSpec, others: &[HostSpec]) -> Result<()> {
@@ -287,9 +244,7 @@ impl Drop for Lab {
         }
         say("taking the lab down");
         if let Err(error) = interrupt::shielded(|| self.place.remove()) {
-            say(format!(
-                "could not take the lab down: {error:#}; run `cargo lab down`"
-            ));
+            say(format!("could not take the lab down: {error:#}; run `cargo lab down`"));
         }
     }
 }
@@ -306,17 +261,11 @@ fn prepare(wanted: &[HostSpec]) -> Result<()> {
 fn in_parallel(specs: &[&HostSpec], work: impl Fn(&HostSpec) -> Result<()> + Sync) -> Result<()> {
     thread::scope(|scope| {
         let work = &work;
-        let threads: Vec<_> = specs
-            .iter()
-            .map(|spec| (scope.spawn(move || work(spec)), &spec.name))
-            .collect();
+        let threads: Vec<_> =
+            specs.iter().map(|spec| (scope.spawn(move || work(spec)), &spec.name)).collect();
         let results: Vec<Result<()>> = threads
             .into_iter()
-            .map(|(thread, name)| {
-                thread
-                    .join()
-                    .unwrap_or_else(|_| Err(anyhow!("{name}: a panic")))
-            })
+            .map(|(thread, name)| thread.join().unwrap_or_else(|_| Err(anyhow!("{name}: a panic"))))
             .collect();
         results.into_iter().collect()
     })

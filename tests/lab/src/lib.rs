@@ -19,6 +19,7 @@ pub mod network;
 pub mod packages;
 pub mod progress;
 pub mod run;
+pub mod sample;
 pub mod selfcheck;
 pub mod spec;
 pub mod state;

@@ -87,10 +87,9 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Down => down(),
         Verb::Status => status(),
         Verb::Shell { host, command } if command.is_empty() => enter(&host, &["bash", "-l"]),
-        Verb::Shell { host, command } | Verb::Exec { host, command } => enter(
-            &host,
-            &command.iter().map(String::as_str).collect::<Vec<_>>(),
-        ),
+        Verb::Shell { host, command } | Verb::Exec { host, command } => {
+            enter(&host, &command.iter().map(String::as_str).collect::<Vec<_>>())
+        }
         Verb::Build => build(),
         Verb::Demo => demo::run(),
         Verb::Test { scenarios, all } => testrun::run(&scenarios, all),
@@ -109,29 +108,18 @@ fn up(with_old: bool) -> Result<()> {
 }
 
 fn down() -> Result<()> {
-    say(if Lab::down()? {
-        "the lab is down"
-    } else {
-        "there was no lab"
-    });
+    say(if Lab::down()? { "the lab is down" } else { "there was no lab" });
     Ok(())
 }
 
 fn status() -> Result<()> {
     for host in Lab::open()?.hosts() {
         let spec = host.spec();
-        let service = spec
-            .service_address
-            .map_or_else(|| "-".to_owned(), |a| a.to_string());
+        let service = spec.service_address.map_or_else(|| "-".to_owned(), |a| a.to_string());
         let health = host.health();
         let addresses = format!("{:12} {service:12}", spec.address.to_string());
         let failed = health.failed.join(" ");
-        println!(
-            "{:11} {:11} {addresses} {} {failed}",
-            spec.name,
-            spec.image.name(),
-            health.state
-        );
+        println!("{:11} {:11} {addresses} {} {failed}", spec.name, spec.image.name(), health.state);
     }
     Ok(())
 }

@@ -41,10 +41,7 @@ impl Mirror {
         let mut get_proxy = Command::new("apt-config");
         get_proxy.args(["shell", "PROXY", "Acquire::http::Proxy"]);
         let proxy = run::check(&mut get_proxy)?;
-        Ok(Mirror {
-            proxy: parse_proxy(&proxy),
-            ..parse_targets(&targets)
-        })
+        Ok(Mirror { proxy: parse_proxy(&proxy), ..parse_targets(&targets) })
     }
 }
 
@@ -53,14 +50,11 @@ fn parse_targets(targets: &str) -> Mirror {
     const RELEASES: [&str; 3] = ["bullseye", "bookworm", "trixie"];
     let mut mirror = Mirror::default();
     let find = |suffix: &str, last: &str| {
-        targets
-            .lines()
-            .filter_map(|line| line.split_once(' '))
-            .find_map(|(address, suite)| {
-                let release = suite.strip_suffix(suffix)?;
-                let address = address.trim_end_matches('/');
-                (RELEASES.contains(&release) && address.ends_with(last)).then(|| address.to_owned())
-            })
+        targets.lines().filter_map(|line| line.split_once(' ')).find_map(|(address, suite)| {
+            let release = suite.strip_suffix(suffix)?;
+            let address = address.trim_end_matches('/');
+            (RELEASES.contains(&release) && address.ends_with(last)).then(|| address.to_owned())
+        })
     };
     if let Some(archive) = find("", "debian") {
         mirror.archive = archive;

@@ -37,9 +37,7 @@ pub fn is_mounted(point: &Path) -> Result<bool> {
 /// Whether some overlay has this tree as its lower layer.
 pub fn uses(tree: &Path) -> Result<bool> {
     let lower = format!("lowerdir={}", tree.display());
-    Ok(all()?
-        .iter()
-        .any(|mount| mount.options.split(',').any(|option| option == lower)))
+    Ok(all()?.iter().any(|mount| mount.options.split(',').any(|option| option == lower)))
 }
 
 /// Makes a directory a mount of its own that shares its fate: what is mounted below it is
@@ -55,11 +53,8 @@ pub fn share(dir: &Path) -> Result<()> {
 
 /// Unmounts everything below a directory, the innermost first, and waits for its loop devices.
 pub fn unmount_below(dir: &Path) -> Result<()> {
-    let points: Vec<PathBuf> = all()?
-        .into_iter()
-        .map(|mount| mount.point)
-        .filter(|p| p.starts_with(dir))
-        .collect();
+    let points: Vec<PathBuf> =
+        all()?.into_iter().map(|mount| mount.point).filter(|p| p.starts_with(dir)).collect();
     for point in points.iter().rev() {
         let result = unmount(point, UnmountFlags::NOFOLLOW).or_else(|error| match error {
             // Somebody's shell stands in it: take it out of the tree all the same.
@@ -84,11 +79,7 @@ fn holders(dir: &Path) -> String {
         let mounts = fs::read_to_string(path.join("mountinfo")).unwrap_or_default();
         if mounts.contains(&needle) {
             let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
-            holders.push(format!(
-                "{} ({})",
-                process.file_name().display(),
-                name.trim()
-            ));
+            holders.push(format!("{} ({})", process.file_name().display(), name.trim()));
         }
     }
     holders.truncate(10);
@@ -122,16 +113,9 @@ fn parse(line: &str) -> Option<Mount> {
 
 /// The kernel writes blanks and backslashes as three octal digits.
 fn unescape(text: &str) -> String {
-    [
-        ("\\040", " "),
-        ("\\011", "\t"),
-        ("\\012", "\n"),
-        ("\\134", "\\"),
-    ]
-    .iter()
-    .fold(text.to_owned(), |text, (code, character)| {
-        text.replace(code, character)
-    })
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(text.to_owned(), |text, (code, character)| text.replace(code, character))
 }
 
 #[cfg(test)]

@@ -57,9 +57,7 @@ impl Network {
              nft 'add chain bridge {CUTS} forward {{ type filter hook forward priority 0; }}'"
         );
         let mut command = Command::new("unshare");
-        command
-            .arg(format!("--net={}", self.file.display()))
-            .args(["sh", "-euc", &script]);
+        command.arg(format!("--net={}", self.file.display())).args(["sh", "-euc", &script]);
         run::check(&mut command).context("making the lab's network")?;
         Ok(())
     }
@@ -67,10 +65,7 @@ impl Network {
     /// A command that will run in the namespace, with this machine's own files.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command
-            .arg(format!("--net={}", self.file.display()))
-            .arg("--")
-            .arg(program);
+        command.arg(format!("--net={}", self.file.display())).arg("--").arg(program);
         command
     }
 
@@ -85,11 +80,8 @@ impl Network {
     /// name as it must, and keeps the full one as an alternative.
     pub fn port(&self, machine: &str) -> Result<String> {
         let full = format!("vb-{machine}");
-        let shown = run::check(
-            self.command("ip")
-                .args(["-br", "link", "show", "dev", &full]),
-        )
-        .with_context(|| format!("{machine} is not plugged in"))?;
+        let shown = run::check(self.command("ip").args(["-br", "link", "show", "dev", &full]))
+            .with_context(|| format!("{machine} is not plugged in"))?;
         let name = shown.split(['@', ' ']).next().unwrap_or_default();
         Ok(name.to_owned())
     }
@@ -117,10 +109,7 @@ impl Network {
 
     /// Takes back every [`block`](Network::block).
     pub fn unblock_all(&self) -> Result<()> {
-        run::check(
-            self.command("nft")
-                .arg(format!("flush chain bridge {CUTS} forward")),
-        )?;
+        run::check(self.command("nft").arg(format!("flush chain bridge {CUTS} forward")))?;
         Ok(())
     }
 }

@@ -17,6 +17,7 @@ pub const NEEDED: &[(&str, &str)] = &[
     ("systemd-container", "boots the hosts (systemd-nspawn)"),
     ("iproute2", "the bridge between them"),
     ("nftables", "cuts the network between two hosts"),
+    ("curl", "visits them"),
     ("e2fsprogs", "the hosts' /home file systems"),
     ("procps", "looks at the hosts' processes"),
     ("gcc", "links what cargo builds"),
@@ -59,20 +60,15 @@ pub fn ensure(names: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    say(format!(
-        "installing Debian packages with apt-get: {}",
-        missing.join(" ")
-    ));
+    say(format!("installing Debian packages with apt-get: {}", missing.join(" ")));
     install(&missing)
 }
 
 fn missing<'a>(names: impl Iterator<Item = &'a str>) -> Result<Vec<&'a str>> {
     let mut query = Command::new("dpkg-query");
     let listed = run::check(query.args(["-W", "-f", "${db:Status-Abbrev}${Package}\n"]))?;
-    let installed: HashSet<&str> = listed
-        .lines()
-        .filter_map(|line| line.strip_prefix("ii "))
-        .collect();
+    let installed: HashSet<&str> =
+        listed.lines().filter_map(|line| line.strip_prefix("ii ")).collect();
     Ok(names.filter(|name| !installed.contains(name)).collect())
 }
 
@@ -83,9 +79,7 @@ fn install(names: &[&str]) -> Result<()> {
         .context("apt-get cannot read the package lists; are this machine's sources reachable?")
         .and_then(|()| {
             let mut install = apt_get();
-            install
-                .args(["install", "-y", "--no-install-recommends"])
-                .args(names);
+            install.args(["install", "-y", "--no-install-recommends"]).args(names);
             run::logged(&mut install, &scratch, &task, INSTALL_LIMIT)
                 .context("apt-get cannot install what the lab needs")
         });
@@ -97,8 +91,6 @@ fn install(names: &[&str]) -> Result<()> {
 
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
-    command
-        .args(["-q", "-o", "DPkg::Lock::Timeout=300"])
-        .env("DEBIAN_FRONTEND", "noninteractive");
+    command.args(["-q", "-o", "DPkg::Lock::Timeout=300"]).env("DEBIAN_FRONTEND", "noninteractive");
     command
 }

@@ -1,5 +1,6 @@
 //! Progress for people and for CI logs: plain lines with the time since the start.
 
+use std::io::{self, Write};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
@@ -15,7 +16,8 @@ static STARTED: OnceLock<Instant> = OnceLock::new();
 /// Prints one line, with the time since the first line.
 pub fn say(text: impl AsRef<str>) {
     let elapsed = STARTED.get_or_init(Instant::now).elapsed().as_secs_f64();
-    println!("[{elapsed:6.1}s] {}", text.as_ref());
+    // Nobody may be reading any more; a lab that is being taken down must not stop at that.
+    let _ = writeln!(io::stdout(), "[{elapsed:6.1}s] {}", text.as_ref());
 }
 
 /// A step under way. Says when it starts, every ten seconds, and when it ends.
@@ -40,18 +42,10 @@ impl Task {
         thread::spawn(move || {
             while ended.recv_timeout(HEARTBEAT) == Err(RecvTimeoutError::Timeout) {
                 let detail = shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                say(format!(
-                    "{task}: {} s so far {detail}",
-                    started.elapsed().as_secs()
-                ));
+                say(format!("{task}: {} s so far {detail}", started.elapsed().as_secs()));
             }
         });
-        Task {
-            name,
-            started,
-            detail,
-            heartbeat: Some(heartbeat),
-        }
+        Task { name, started, detail, heartbeat: Some(heartbeat) }
     }
 
     /// What the step is doing just now; shown by the next heartbeat.
@@ -63,11 +57,7 @@ impl Task {
     /// Ends the step and says how long it took.
     pub fn done(mut self) {
         self.heartbeat = None;
-        say(format!(
-            "{}: done in {:.1} s",
-            self.name,
-            self.started.elapsed().as_secs_f64()
-        ));
+        say(format!("{}: done in {:.1} s", self.name, self.started.elapsed().as_secs_f64()));
     }
 }
 

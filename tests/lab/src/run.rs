@@ -65,9 +65,7 @@ impl Output {
 /// Runs a command that must succeed and returns what it printed.
 pub fn check(command: &mut Command) -> Result<String> {
     let line = shown(command);
-    capture(command, &[], LIMIT)
-        .and_then(Output::ok)
-        .with_context(|| format!("running `{line}`"))
+    capture(command, &[], LIMIT).and_then(Output::ok).with_context(|| format!("running `{line}`"))
 }
 
 /// Runs a command to its end, whatever its exit code, with `input` as its standard input.
@@ -75,11 +73,7 @@ pub fn capture(command: &mut Command, input: &[u8], limit: Duration) -> Result<O
     let line = shown(command);
     let mut child = command
         .process_group(0)
-        .stdin(if input.is_empty() {
-            Stdio::null()
-        } else {
-            Stdio::piped()
-        })
+        .stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -89,11 +83,7 @@ pub fn capture(command: &mut Command, input: &[u8], limit: Duration) -> Result<O
     let writer = feed(&mut child, input.to_vec());
     let status = wait(&mut child, limit).with_context(|| format!("waiting for `{line}`"))?;
     drop(writer);
-    Ok(Output {
-        status,
-        stdout: stdout.finish(),
-        stderr: stderr.finish(),
-    })
+    Ok(Output { status, stdout: stdout.finish(), stderr: stderr.finish() })
 }
 
 /// Runs a long command that must succeed. Its output goes to `log`, its last line to `task`.
@@ -110,11 +100,7 @@ pub fn logged(command: &mut Command, log: &Path, task: &Task, limit: Duration) -
     let status = wait_reporting(&mut child, limit, || task.detail(&tail(log, 1)))
         .with_context(|| format!("waiting for `{line}`"))?;
     if !status.success() {
-        bail!(
-            "`{line}`: {status}; the end of {}:\n{}",
-            log.display(),
-            tail(log, LOG_TAIL)
-        );
+        bail!("`{line}`: {status}; the end of {}:\n{}", log.display(), tail(log, LOG_TAIL));
     }
     Ok(())
 }
@@ -123,10 +109,7 @@ pub fn logged(command: &mut Command, log: &Path, task: &Task, limit: Duration) -
 pub fn tail(log: &Path, lines: usize) -> String {
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    let said: Vec<&str> = text
-        .split(['\n', '\r'])
-        .filter(|l| !l.trim().is_empty())
-        .collect();
+    let said: Vec<&str> = text.split(['\n', '\r']).filter(|l| !l.trim().is_empty()).collect();
     said[said.len().saturating_sub(lines)..].join("\n")
 }
 
@@ -154,10 +137,7 @@ fn wait_reporting(
     let pid = Pid::from_child(child);
     let pidfd = pidfd_open(pid, PidfdFlags::empty()).context("watching a child process")?;
     let deadline = Instant::now() + limit;
-    let tick = Timespec {
-        tv_sec: 0,
-        tv_nsec: TICK.as_nanos() as i64,
-    };
+    let tick = Timespec { tv_sec: 0, tv_nsec: TICK.as_nanos() as i64 };
     loop {
         // An interrupted poll is just an early look.
         let _ = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&tick));
@@ -223,12 +203,7 @@ impl Drain {
         while !self.reader.is_finished() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(1));
         }
-        std::mem::take(
-            &mut *self
-                .collected
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        )
+        std::mem::take(&mut *self.collected.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -71,20 +71,9 @@ pub fn run(lab: &Lab) -> Result<()> {
 
 fn check_host(host: &Host) -> Result<()> {
     let health = host.health();
-    ensure!(
-        health.state == "running",
-        "systemd is {}: {:?}",
-        health.state,
-        health.failed
-    );
+    ensure!(health.state == "running", "systemd is {}: {:?}", health.state, health.failed);
     if host.spec().image != Image::Controller {
-        let list = [
-            "systemctl",
-            "list-units",
-            "--plain",
-            "--no-legend",
-            "--state=active",
-        ];
+        let list = ["systemctl", "list-units", "--plain", "--no-legend", "--state=active"];
         for service in SERVICES {
             let active = host.exec(&[&list[..], &[service]].concat())?.ok()?;
             ensure!(!active.trim().is_empty(), "{service} is not active");
@@ -96,34 +85,17 @@ fn check_host(host: &Host) -> Result<()> {
 }
 
 fn check_exec(host: &Host) -> Result<()> {
-    let content: Vec<u8> = (0..1 << 20)
-        .map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
-        .collect();
+    let content: Vec<u8> =
+        (0..1 << 20).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let path = "/home/selfcheck/a file's name";
     host.write_file(path, 0o640, &content)?;
     ensure!(host.read_file(path)? == content, "a file came back changed");
-    ensure!(
-        host.sh("stat -c %a /home/selfcheck/*")?.trim() == "640",
-        "a mode was not kept"
-    );
-    ensure!(
-        host.rootfs().join("home/selfcheck").is_dir(),
-        "/home is not seen from outside"
-    );
+    ensure!(host.sh("stat -c %a /home/selfcheck/*")?.trim() == "640", "a mode was not kept");
+    ensure!(host.rootfs().join("home/selfcheck").is_dir(), "/home is not seen from outside");
     let output = host.exec(&["sh", "-c", "echo out; echo err >&2; exit 7"])?;
-    ensure!(
-        output.status.code() == Some(7),
-        "an exit code was lost: {}",
-        output.status
-    );
-    ensure!(
-        output.text() == "out\n" && output.error_text() == "err\n",
-        "output was mixed up"
-    );
-    ensure!(
-        host.read_file("/nonexistent").is_err(),
-        "a missing file could be read"
-    );
+    ensure!(output.status.code() == Some(7), "an exit code was lost: {}", output.status);
+    ensure!(output.text() == "out\n" && output.error_text() == "err\n", "output was mixed up");
+    ensure!(host.read_file("/nonexistent").is_err(), "a missing file could be read");
     host.sh("rm -r /home/selfcheck")?;
     Ok(())
 }
@@ -133,11 +105,7 @@ fn check_identity(lab: &Lab) -> Result<()> {
     let mut seen = BTreeSet::new();
     for host in lab.hosts() {
         for line in host.sh(identity)?.lines() {
-            ensure!(
-                seen.insert(line.to_owned()),
-                "{} shares {line}",
-                host.name()
-            );
+            ensure!(seen.insert(line.to_owned()), "{} shares {line}", host.name());
         }
     }
     Ok(())
@@ -146,24 +114,12 @@ fn check_identity(lab: &Lab) -> Result<()> {
 fn check_network(lab: &Lab) -> Result<()> {
     for from in lab.hosts() {
         for to in lab.hosts() {
-            ensure!(
-                reaches(from, to)?,
-                "{} does not reach {}",
-                from.name(),
-                to.name()
-            );
+            ensure!(reaches(from, to)?, "{} does not reach {}", from.name(), to.name());
         }
     }
-    for address in lab
-        .hosts()
-        .iter()
-        .filter_map(|host| host.spec().service_address)
-    {
+    for address in lab.hosts().iter().filter_map(|host| host.spec().service_address) {
         let mut curl = lab.netns_command("curl");
-        run::check(
-            curl.args(["-sf", "-m", "5", "-o", "/dev/null"])
-                .arg(address.to_string()),
-        )?;
+        run::check(curl.args(["-sf", "-m", "5", "-o", "/dev/null"]).arg(address.to_string()))?;
     }
     Ok(())
 }
@@ -192,37 +148,18 @@ fn check_life(one: &Host, other: &Host) -> Result<()> {
     other.kill_power()?;
     ensure!(!other.is_on(), "{} is on without power", other.name());
     other.start().context("after a power failure")?;
-    ensure!(
-        boot_id(one)? != before[0] && boot_id(other)? != before[1],
-        "a boot id stayed"
-    );
-    ensure!(
-        one.read_file("/var/tmp/kept")? == b"kept",
-        "a reboot lost a file"
-    );
-    ensure!(
-        other.read_file("/home/kept")? == b"kept",
-        "a power failure lost a file"
-    );
+    ensure!(boot_id(one)? != before[0] && boot_id(other)? != before[1], "a boot id stayed");
+    ensure!(one.read_file("/var/tmp/kept")? == b"kept", "a reboot lost a file");
+    ensure!(other.read_file("/home/kept")? == b"kept", "a power failure lost a file");
     await_link(one, other, true)
 }
 
 fn reaches(from: &Host, to: &Host) -> Result<bool> {
     let address = to.spec().address.to_string();
-    Ok(from
-        .exec(&["ping", "-q", "-c", "1", "-W", "1", &address])?
-        .status
-        .success())
+    Ok(from.exec(&["ping", "-q", "-c", "1", "-W", "1", &address])?.status.success())
 }
 
 fn await_link(from: &Host, to: &Host, up: bool) -> Result<()> {
-    let what = format!(
-        "{} {} {}",
-        from.name(),
-        if up { "to reach" } else { "to lose" },
-        to.name()
-    );
-    wait::until(&what, NETWORK_LIMIT, || {
-        Ok((reaches(from, to)? == up).then_some(()))
-    })
+    let what = format!("{} {} {}", from.name(), if up { "to reach" } else { "to lose" }, to.name());
+    wait::until(&what, NETWORK_LIMIT, || Ok((reaches(from, to)? == up).then_some(())))
 }

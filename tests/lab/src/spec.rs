@@ -53,11 +53,7 @@ impl HostSpec {
 
     /// The three hosts that a migration needs.
     pub fn standard() -> Vec<HostSpec> {
-        vec![
-            HostSpec::controller(),
-            HostSpec::client(),
-            HostSpec::transit(),
-        ]
+        vec![HostSpec::controller(), HostSpec::client(), HostSpec::transit()]
     }
 
     /// The same host with another size of /home.
@@ -97,19 +93,14 @@ impl HostSpec {
 pub fn etc_hosts(others: &[HostSpec]) -> String {
     let mut hosts = HostSpec::standard();
     hosts.push(HostSpec::old());
-    let others = others
-        .iter()
-        .filter(|other| hosts.iter().all(|known| known.name != other.name));
+    let others = others.iter().filter(|other| hosts.iter().all(|known| known.name != other.name));
     let others: Vec<HostSpec> = others.cloned().collect();
     hosts.extend(others);
     let mut text = format!("127.0.0.1 localhost\n::1 localhost\n{LAB_ADDRESS} lab.{DOMAIN} lab\n");
     for host in &hosts {
         text += &format!("{} {} {}\n", host.address, host.full_name(), host.name);
         if let Some(address) = host.service_address {
-            text += &format!(
-                "{address} {}-service.{DOMAIN} {}-service\n",
-                host.name, host.name
-            );
+            text += &format!("{address} {}-service.{DOMAIN} {}-service\n", host.name, host.name);
         }
     }
     text
@@ -118,14 +109,9 @@ pub fn etc_hosts(others: &[HostSpec]) -> String {
 /// What a host's /etc/network/interfaces says.
 pub fn etc_interfaces(host: &HostSpec) -> String {
     let mut text = String::from("auto lo host0\niface lo inet loopback\n");
-    for address in [Some(host.address), host.service_address]
-        .into_iter()
-        .flatten()
-    {
-        text += &format!(
-            "iface host0 inet static\n    address {address}/{}\n",
-            crate::network::PREFIX
-        );
+    for address in [Some(host.address), host.service_address].into_iter().flatten() {
+        text +=
+            &format!("iface host0 inet static\n    address {address}/{}\n", crate::network::PREFIX);
     }
     text
 }
@@ -136,10 +122,8 @@ mod tests {
 
     #[test]
     fn every_host_is_listed_once() {
-        let text = etc_hosts(&[
-            HostSpec::client(),
-            HostSpec::numbered("extra", Image::Debian12, 50),
-        ]);
+        let text =
+            etc_hosts(&[HostSpec::client(), HostSpec::numbered("extra", Image::Debian12, 50)]);
         assert_eq!(text.matches(" client\n").count(), 1);
         assert!(text.contains("10.77.0.21 client-service.lab.test client-service\n"));
         assert!(text.contains("10.77.0.50 extra.lab.test extra\n"));

@@ -79,13 +79,9 @@ impl State {
 pub fn dir() -> Result<PathBuf> {
     let dir = env::var_os("FERRY_LAB_STATE").map_or_else(|| PathBuf::from(DEFAULT), PathBuf::from);
     let plain = |name: &str| {
-        name.bytes()
-            .all(|b| b.is_ascii_lowercase() || b == b'-' || b.is_ascii_digit())
+        name.bytes().all(|b| b.is_ascii_lowercase() || b == b'-' || b.is_ascii_digit())
     };
-    let named = dir
-        .file_name()
-        .and_then(|name| name.to_str())
-        .is_some_and(plain);
+    let named = dir.file_name().and_then(|name| name.to_str()).is_some_and(plain);
     if !named || !dir.is_absolute() || dir.parent() == Some(Path::new("/")) {
         bail!(
             "FERRY_LAB_STATE={} must be an absolute path below some directory, its last part of \
@@ -130,9 +126,7 @@ impl Lock {
         }
         // The directory may have been removed, even made anew, before the lock was ours.
         let ours = file.metadata()?.ino();
-        let there = fs::metadata(dir)
-            .map(|now| now.ino() == ours)
-            .unwrap_or(false);
+        let there = fs::metadata(dir).map(|now| now.ino() == ours).unwrap_or(false);
         Ok(there.then_some(Lock { _dir: file }))
     }
 }
@@ -144,11 +138,7 @@ mod tests {
 
     fn record(ready: bool) -> HostRecord {
         let spec = HostSpec::numbered("extra", Image::Debian12, 50);
-        HostRecord {
-            spec,
-            tree: PathBuf::from("/tree"),
-            ready,
-        }
+        HostRecord { spec, tree: PathBuf::from("/tree"), ready }
     }
 
     #[test]
@@ -166,12 +156,7 @@ mod tests {
     fn one_lock_at_a_time_and_the_record_survives() {
         let dir = env::temp_dir().join(format!("ferry-lab-state-{}", std::process::id()));
         let lock = Lock::take(&dir).unwrap();
-        assert!(
-            Lock::take(&dir)
-                .unwrap_err()
-                .to_string()
-                .contains("another lab command")
-        );
+        assert!(Lock::take(&dir).unwrap_err().to_string().contains("another lab command"));
         let mut state = State::default();
         state.put(record(true));
         state.save(&dir).unwrap();

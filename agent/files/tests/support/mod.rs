@@ -33,34 +33,22 @@ pub struct Trees {
 impl Trees {
     /// Two empty trees, both the account's.
     pub fn new() -> Self {
-        assert!(
-            nix::unistd::geteuid().is_root(),
-            "these tests change owners: run them as root"
-        );
+        assert!(nix::unistd::geteuid().is_root(), "these tests change owners: run them as root");
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let path = dir
-            .path()
-            .canonicalize()
-            .expect("the temporary directory's real path");
+        let path = dir.path().canonicalize().expect("the temporary directory's real path");
         let (source, target) = (path.join("source"), path.join("target"));
         for root in [&source, &target] {
             std::fs::create_dir(root).expect("a root");
             own(root);
         }
-        Self {
-            dir,
-            source,
-            target,
-        }
+        Self { dir, source, target }
     }
 
     /// One pass that must succeed at both ends with the same report.
     pub async fn pass(&self) -> PassReport {
         let (sent, received) = self.pass_with(source_options(), target_options()).await;
-        let (sent, received) = (
-            sent.expect("the source's end"),
-            received.expect("the target's end"),
-        );
+        let (sent, received) =
+            (sent.expect("the source's end"), received.expect("the target's end"));
         assert_eq!(sent, received);
         received
     }
@@ -99,10 +87,7 @@ impl Trees {
                 cancel.clone()
             ),
         );
-        let (source, target) = (
-            source.expect("the source's end"),
-            target.expect("the target's"),
-        );
+        let (source, target) = (source.expect("the source's end"), target.expect("the target's"));
         assert_eq!(source, target);
         target
     }
@@ -116,11 +101,7 @@ impl Trees {
             assert_eq!(Some(entry), target.get(path), "{}", path.display());
         }
         for path in target.keys() {
-            assert!(
-                source.contains_key(path),
-                "only at the target: {}",
-                path.display()
-            );
+            assert!(source.contains_key(path), "only at the target: {}", path.display());
         }
     }
 }
@@ -158,9 +139,7 @@ pub fn own(path: &Path) {
 
 /// Gives a whole tree to the account.
 pub fn own_all(root: &Path) {
-    run(Command::new("chown")
-        .args(["-RhP", &format!("{UID}:{UID}")])
-        .arg(root));
+    run(Command::new("chown").args(["-RhP", &format!("{UID}:{UID}")]).arg(root));
 }
 
 /// Writes a file of the account.
@@ -199,13 +178,7 @@ pub fn rsync_differences(source: &Path, target: &Path) -> String {
         path
     };
     run(Command::new("rsync")
-        .args([
-            "-aHAXSn",
-            "--numeric-ids",
-            "--delete",
-            "--itemize-changes",
-            "--checksum",
-        ])
+        .args(["-aHAXSn", "--numeric-ids", "--delete", "--itemize-changes", "--checksum"])
         .arg("--no-specials")
         .arg(slash(source))
         .arg(slash(target)))
@@ -265,27 +238,15 @@ fn visit(
     } else {
         let names = xattr::list(&full).expect("xattr list");
         names
-            .map(|n| {
-                (
-                    n.clone(),
-                    xattr::get(&full, &n).expect("xattr").unwrap_or_default(),
-                )
-            })
+            .map(|n| (n.clone(), xattr::get(&full, &n).expect("xattr").unwrap_or_default()))
             .collect()
     };
     let first_name = if kind.is_dir() {
         path.to_owned()
     } else {
-        inodes
-            .entry(meta.ino())
-            .or_insert_with(|| path.to_owned())
-            .clone()
+        inodes.entry(meta.ino()).or_insert_with(|| path.to_owned()).clone()
     };
-    let mode = if kind.is_symlink() {
-        0
-    } else {
-        meta.permissions().mode() & 0o7777
-    };
+    let mode = if kind.is_symlink() { 0 } else { meta.permissions().mode() & 0o7777 };
     let known = Known {
         kind: name,
         mode,

@@ -65,34 +65,23 @@ fn claims_of(definition: &Definition) -> impl Iterator<Item = String> {
     let databases = definition.databases.iter();
     let users = definition.database_users.iter();
     let config = definition.sites.iter().flat_map(|s| &s.config);
-    [
-        format!("the name {}", definition.name),
-        format!("the user {}", definition.user),
-    ]
-    .into_iter()
-    .chain(definition.domains().map(|d| format!("the site of {d}")))
-    .chain(databases.map(|d| format!("the {} database {}", d.engine, d.name)))
-    .chain(users.map(|u| {
-        let host = u.host.as_ref().map_or(String::new(), |h| format!("@{h}"));
-        format!("the {} user {}{host}", u.engine, u.name)
-    }))
-    .chain(
-        definition
-            .mail
-            .iter()
-            .map(|m| format!("the mail of {}", m.domain)),
-    )
-    .chain(config.map(|c| format!("the configuration {}", c.display())))
+    [format!("the name {}", definition.name), format!("the user {}", definition.user)]
+        .into_iter()
+        .chain(definition.domains().map(|d| format!("the site of {d}")))
+        .chain(databases.map(|d| format!("the {} database {}", d.engine, d.name)))
+        .chain(users.map(|u| {
+            let host = u.host.as_ref().map_or(String::new(), |h| format!("@{h}"));
+            format!("the {} user {}{host}", u.engine, u.name)
+        }))
+        .chain(definition.mail.iter().map(|m| format!("the mail of {}", m.domain)))
+        .chain(config.map(|c| format!("the configuration {}", c.display())))
 }
 
 /// A home in another's home would move twice. Sorted by components, a home stands directly before
 /// what lies in it or before others that do; so looking back at the open homes is enough.
 fn homes(all: &[Sourced], clashes: &mut Clashes) {
-    let mut order: Vec<(&Path, usize)> = all
-        .iter()
-        .enumerate()
-        .map(|(i, s)| (s.definition.home.as_path(), i))
-        .collect();
+    let mut order: Vec<(&Path, usize)> =
+        all.iter().enumerate().map(|(i, s)| (s.definition.home.as_path(), i)).collect();
     order.sort_by(|a, b| a.0.components().cmp(b.0.components()));
     let mut open: Vec<(&Path, usize)> = Vec::new();
     for (home, index) in order {

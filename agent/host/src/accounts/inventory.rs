@@ -24,10 +24,7 @@ pub(super) fn ask(file: &Path, gathered: &mut Gathered) {
             for (index, value) in values.into_iter().enumerate() {
                 match definition(file, index, value) {
                     Ok(definition) => {
-                        gathered.good.push(Sourced {
-                            definition,
-                            file: file.to_owned(),
-                        });
+                        gathered.good.push(Sourced { definition, file: file.to_owned() });
                     }
                     Err(problem) => gathered.problems.push(problem),
                 }
@@ -51,20 +48,13 @@ fn printed(file: &Path) -> Result<Vec<Value>, Box<Problem>> {
             "make it executable, or move it out of this directory",
         ));
     }
-    let output = Run::new(file)
-        .timeout(TIMEOUT)
-        .cap(OUTPUT_CAP)
-        .output()
-        .map_err(|e| match e {
-            RunError::Timeout => problem(
-                format!(
-                    "it did not end within {} s and was killed",
-                    TIMEOUT.as_secs()
-                ),
-                "make it faster",
-            ),
-            RunError::Io(e) => problem(format!("it could not be run: {e}"), "mend the executable"),
-        })?;
+    let output = Run::new(file).timeout(TIMEOUT).cap(OUTPUT_CAP).output().map_err(|e| match e {
+        RunError::Timeout => problem(
+            format!("it did not end within {} s and was killed", TIMEOUT.as_secs()),
+            "make it faster",
+        ),
+        RunError::Io(e) => problem(format!("it could not be run: {e}"), "mend the executable"),
+    })?;
     if !output.status.success() {
         let message = format!("it ended with {}: {}", output.status, output.said());
         return Err(problem(message, "run it by hand as root and mend it"));
@@ -105,24 +95,17 @@ fn list(value: Value) -> Option<Vec<Value>> {
 
 fn definition(file: &Path, index: usize, value: Value) -> Result<Definition, Problem> {
     let name = match value.get("name").and_then(Value::as_str) {
-        Some(name) => format!(
-            "accounts[{index}] ({:?})",
-            name.chars().take(40).collect::<String>()
-        ),
+        Some(name) => {
+            format!("accounts[{index}] ({:?})", name.chars().take(40).collect::<String>())
+        }
         None => format!("accounts[{index}]"),
     };
     let remedy = "mend what the executable prints for this account";
     let definition: Definition = serde_path_to_error::deserialize(value).map_err(|e| {
         let path = e.path().to_string();
-        let place = if path == "." {
-            String::new()
-        } else {
-            format!(" at {path}")
-        };
+        let place = if path == "." { String::new() } else { format!(" at {path}") };
         Problem::new(file, format!("{name}{place}: {}", e.inner()), remedy)
     })?;
-    definition
-        .check()
-        .map_err(|e| Problem::new(file, format!("{name}: {e}"), remedy))?;
+    definition.check().map_err(|e| Problem::new(file, format!("{name}: {e}"), remedy))?;
     Ok(definition)
 }

@@ -48,11 +48,7 @@ fn a_missing_directory_is_empty() {
 fn a_bad_definition_names_its_line_and_disturbs_no_other() {
     let place = Place::new();
     place.put("accounts.d/good.toml", &plain("good"), 0o644);
-    place.put(
-        "accounts.d/syntax.toml",
-        "name = \"syntax\"\nuser = oops\n",
-        0o644,
-    );
+    place.put("accounts.d/syntax.toml", "name = \"syntax\"\nuser = oops\n", 0o644);
     place.put(
         "accounts.d/typed.toml",
         "name = \"typed\"\nuser = \"A B\"\nhome = \"/home/x\"\n",
@@ -64,11 +60,7 @@ fn a_bad_definition_names_its_line_and_disturbs_no_other() {
         plain("rule")
     );
     place.put("accounts.d/rule.toml", &text, 0o644);
-    place.put(
-        "accounts.d/unknown.toml",
-        &format!("{}colour = 1\n", plain("unknown")),
-        0o644,
-    );
+    place.put("accounts.d/unknown.toml", &format!("{}colour = 1\n", plain("unknown")), 0o644);
     place.put("accounts.d/other.toml", &plain("another"), 0o644);
     place.put("accounts.d/notes.txt", "not a definition", 0o644);
     let found = place.load();
@@ -80,11 +72,7 @@ fn a_bad_definition_names_its_line_and_disturbs_no_other() {
     assert_eq!(found.problems.len(), 5, "{:?}", found.problems);
     assert_eq!(at("syntax.toml").line, Some(2));
     assert_eq!(at("typed.toml").line, Some(2));
-    assert!(
-        at("typed.toml").message.contains("\"A B\""),
-        "{}",
-        at("typed.toml").message
-    );
+    assert!(at("typed.toml").message.contains("\"A B\""), "{}", at("typed.toml").message);
     assert_eq!(at("rule.toml").line, Some(11));
     assert!(at("rule.toml").message.contains("max_children"));
     assert_eq!(at("unknown.toml").line, Some(4));
@@ -117,27 +105,15 @@ fn executables_add_accounts() {
     let two = r#"{"name":"two","user":"two","home":"/home/two"}"#;
     let bad = r#"{"name":"bad","user":"bad","home":"/home/bad","sites":[{"name":"x","domains":["UPPER"],"root":"www"}]}"#;
     let three = r#"{"name":"three","user":"three","home":"/"}"#;
-    place.put(
-        "inventory.d/panel",
-        &format!("#!/bin/sh\necho '[{two},{bad},{three}]'\n"),
-        0o755,
-    );
+    place.put("inventory.d/panel", &format!("#!/bin/sh\necho '[{two},{bad},{three}]'\n"), 0o755);
     let four = r#"{"name":"four","user":"four","home":"/home/four"}"#;
     let object = format!("#!/bin/sh\necho '{{\"accounts\":[{four}]}}'\n");
     place.put("inventory.d/second", &object, 0o755);
     assert_eq!(place.names(), ["four", "one", "two"]);
     let found = place.load();
     assert_eq!(found.problems.len(), 2);
-    assert!(
-        found.problems[0].message.contains("sites[0].domains[0]"),
-        "{}",
-        found.problems[0]
-    );
-    assert!(
-        found.problems[1].message.contains("\"three\""),
-        "{}",
-        found.problems[1]
-    );
+    assert!(found.problems[0].message.contains("sites[0].domains[0]"), "{}", found.problems[0]);
+    assert!(found.problems[1].message.contains("\"three\""), "{}", found.problems[1]);
     assert!(!found.incomplete);
 }
 
@@ -145,11 +121,7 @@ fn executables_add_accounts() {
 fn an_executable_that_fails_leaves_the_others() {
     let place = Place::new();
     place.put("accounts.d/one.toml", &plain("one"), 0o644);
-    place.put(
-        "inventory.d/a",
-        "#!/bin/sh\necho no panel >&2\nexit 4\n",
-        0o755,
-    );
+    place.put("inventory.d/a", "#!/bin/sh\necho no panel >&2\nexit 4\n", 0o755);
     place.put("inventory.d/b", "#!/bin/sh\necho '{'\n", 0o755);
     place.put("inventory.d/c", "#!/bin/sh\necho '{\"more\":[]}'\n", 0o755);
     place.put("inventory.d/d", "not executable", 0o644);
@@ -166,46 +138,17 @@ fn accounts_that_claim_the_same_are_both_left_out() {
     let with_home = |name: &str, home: &str| {
         format!("name = \"{name}\"\nuser = \"{name}\"\nhome = \"{home}\"\n")
     };
-    place.put(
-        "accounts.d/outer.toml",
-        &with_home("outer", "/srv/web"),
-        0o644,
-    );
-    place.put(
-        "accounts.d/inner.toml",
-        &with_home("inner", "/srv/web/inner/deep"),
-        0o644,
-    );
-    place.put(
-        "accounts.d/beside.toml",
-        &with_home("beside", "/srv/web-2"),
-        0o644,
-    );
+    place.put("accounts.d/outer.toml", &with_home("outer", "/srv/web"), 0o644);
+    place.put("accounts.d/inner.toml", &with_home("inner", "/srv/web/inner/deep"), 0o644);
+    place.put("accounts.d/beside.toml", &with_home("beside", "/srv/web-2"), 0o644);
     place.put("accounts.d/twice.toml", &plain("twice"), 0o644);
     let twice = r#"[{"name":"twice","user":"u2","home":"/home/u2"}]"#;
-    place.put(
-        "inventory.d/panel",
-        &format!("#!/bin/sh\necho '{twice}'\n"),
-        0o755,
-    );
+    place.put("inventory.d/panel", &format!("#!/bin/sh\necho '{twice}'\n"), 0o755);
     let site = "[[sites]]\nname = \"s\"\ndomains = [\"shop.example\"]\nroot = \"www\"\n";
-    place.put(
-        "accounts.d/shop1.toml",
-        &format!("{}{site}", plain("shop1")),
-        0o644,
-    );
-    place.put(
-        "accounts.d/shop2.toml",
-        &format!("{}{site}", plain("shop2")),
-        0o644,
-    );
+    place.put("accounts.d/shop1.toml", &format!("{}{site}", plain("shop1")), 0o644);
+    place.put("accounts.d/shop2.toml", &format!("{}{site}", plain("shop2")), 0o644);
     assert_eq!(place.names(), ["beside"]);
     let found = place.load();
     assert_eq!(found.problems.len(), 6, "{:#?}", found.problems);
-    assert!(
-        found
-            .problems
-            .iter()
-            .any(|p| p.message.contains("shop.example"))
-    );
+    assert!(found.problems.iter().any(|p| p.message.contains("shop.example")));
 }

@@ -8,11 +8,7 @@ fn host() -> (tempfile::TempDir, Layout, UnixName) {
     for path in [SPOOL, AT_SPOOL, "/etc/cron.d"] {
         fs::create_dir_all(layout.path(path)).unwrap();
     }
-    fs::write(
-        layout.path("/etc/passwd"),
-        "shop:x:1501:1501::/home/shop:/bin/sh\n",
-    )
-    .unwrap();
+    fs::write(layout.path("/etc/passwd"), "shop:x:1501:1501::/home/shop:/bin/sh\n").unwrap();
     fs::write(layout.path("/etc/group"), "crontab:x:117:\n").unwrap();
     (directory, layout, "shop".parse().unwrap())
 }
@@ -31,10 +27,7 @@ fn disabling_and_enabling_restores_the_same_file() {
     for _ in 0..2 {
         disable(&layout, &user).unwrap();
         assert!(!file.exists());
-        assert_eq!(
-            describe(&layout, &user).unwrap().content.as_deref(),
-            Some(&hostile[..])
-        );
+        assert_eq!(describe(&layout, &user).unwrap().content.as_deref(), Some(&hostile[..]));
     }
     for _ in 0..2 {
         enable(&layout, &user).unwrap();
@@ -73,12 +66,7 @@ fn a_second_crontab_is_not_lost() {
     fs::write(crontab(&layout, &user), "first").unwrap();
     disable(&layout, &user).unwrap();
     fs::write(crontab(&layout, &user), "second").unwrap();
-    assert!(
-        disable(&layout, &user)
-            .unwrap_err()
-            .remedy
-            .contains("keep one")
-    );
+    assert!(disable(&layout, &user).unwrap_err().remedy.contains("keep one"));
     assert_eq!(fs::read(aside(&layout, &user)).unwrap(), b"first");
 }
 

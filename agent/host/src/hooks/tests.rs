@@ -25,16 +25,9 @@ impl Home {
         let definition = serde_json::from_value(value).unwrap();
         let line = format!("shop:x:{UID}:{UID}::/home:/bin/sh\n");
         fs::write(layout.path("/etc/passwd"), line).unwrap();
-        fs::write(
-            layout.path("/etc/group"),
-            format!("shop:x:{UID}:\ncrew:x:51799:shop\n"),
-        )
-        .unwrap();
-        Self {
-            directory,
-            layout,
-            definition,
-        }
+        fs::write(layout.path("/etc/group"), format!("shop:x:{UID}:\ncrew:x:51799:shop\n"))
+            .unwrap();
+        Self { directory, layout, definition }
     }
 
     fn put(&self, name: &str, text: &str) {
@@ -59,11 +52,7 @@ fn a_hook_is_the_account_and_nothing_more() {
     );
     let report = home.run("hook", DEFAULT_TIMEOUT).unwrap();
     let pwd = home.definition.home.display();
-    let mut words: Vec<String> = report
-        .stdout
-        .split_whitespace()
-        .map(str::to_owned)
-        .collect();
+    let mut words: Vec<String> = report.stdout.split_whitespace().map(str::to_owned).collect();
     let environment = words.split_off(5);
     assert_eq!(&words[..2], [UID.to_string(), UID.to_string()]);
     assert_eq!(words[4], pwd.to_string(), "{words:?}");
@@ -72,16 +61,7 @@ fn a_hook_is_the_account_and_nothing_more() {
     assert_eq!(groups, [UID.to_string(), "51799".to_owned()]);
     assert_eq!(
         environment,
-        [
-            "FERRY_ACCOUNT",
-            "HOME",
-            "LANG",
-            "LOGNAME",
-            "PATH",
-            "PWD",
-            "SHELL",
-            "USER"
-        ]
+        ["FERRY_ACCOUNT", "HOME", "LANG", "LOGNAME", "PATH", "PWD", "SHELL", "USER"]
     );
     assert_eq!((report.code, report.stderr.as_str()), (Some(0), "err"));
 }
@@ -89,16 +69,10 @@ fn a_hook_is_the_account_and_nothing_more() {
 #[test]
 fn a_hook_that_fails_or_hangs_is_a_fault() {
     let home = Home::new();
-    home.put(
-        "fails",
-        "#!/bin/sh\nprintf 'no \\033[31mluck\\n' >&2\nexit 7\n",
-    );
+    home.put("fails", "#!/bin/sh\nprintf 'no \\033[31mluck\\n' >&2\nexit 7\n");
     let fault = home.run("fails", DEFAULT_TIMEOUT).unwrap_err();
     assert_eq!(fault.class, FaultClass::Permanent);
-    assert!(
-        fault.causes.iter().any(|c| c.contains("no  [31mluck")),
-        "{fault:?}"
-    );
+    assert!(fault.causes.iter().any(|c| c.contains("no  [31mluck")), "{fault:?}");
     home.put("hangs", "#!/bin/sh\nsleep 1000 & sleep 1000\n");
     let begin = Instant::now();
     let fault = home.run("hangs", Duration::from_millis(200)).unwrap_err();
@@ -109,10 +83,7 @@ fn a_hook_that_fails_or_hangs_is_a_fault() {
 #[test]
 fn output_is_bounded() {
     let home = Home::new();
-    home.put(
-        "talks",
-        "#!/bin/sh\nhead -c 1000000 /dev/zero | tr '\\0' x\n",
-    );
+    home.put("talks", "#!/bin/sh\nhead -c 1000000 /dev/zero | tr '\\0' x\n");
     let report = home.run("talks", DEFAULT_TIMEOUT).unwrap();
     assert_eq!(report.stdout.len(), OUTPUT_CAP);
 }

@@ -62,13 +62,8 @@ impl KeptStopped {
 /// If systemd does not answer.
 pub fn plan_keep_stopped(layout: &Layout, user: &UnixName, uid: u32) -> Result<KeptStopped, Fault> {
     let linger = durable::exists(&layout.path(LINGER).join(user.as_str()))?;
-    let mut plan = KeptStopped {
-        user: user.clone(),
-        uid,
-        linger,
-        manager_active: false,
-        units: Vec::new(),
-    };
+    let mut plan =
+        KeptStopped { user: user.clone(), uid, linger, manager_active: false, units: Vec::new() };
     if !systemd::is_booted(layout) {
         return Ok(plan);
     }
@@ -81,10 +76,7 @@ pub fn plan_keep_stopped(layout: &Layout, user: &UnixName, uid: u32) -> Result<K
         let own = name == plan.manager();
         if !own && !runs_as.is_empty() && (runs_as == user.as_str() || runs_as == uid.to_string()) {
             let active = ["active", "activating", "reloading"].contains(&get("ActiveState"));
-            plan.units.push(StoppedUnit {
-                name: name.to_owned(),
-                active,
-            });
+            plan.units.push(StoppedUnit { name: name.to_owned(), active });
         }
     }
     plan.units.sort_by(|a, b| a.name.cmp(&b.name));
@@ -151,23 +143,12 @@ pub fn allow(layout: &Layout, plan: &KeptStopped) -> Result<Vec<Finding>, Fault>
         systemd::reload_units(layout)?;
     }
     let mut findings = Vec::new();
-    let active = plan
-        .units
-        .iter()
-        .filter(|u| u.active)
-        .map(|u| u.name.clone());
-    for name in plan
-        .linger
-        .then(|| plan.manager())
-        .into_iter()
-        .chain(active)
-    {
+    let active = plan.units.iter().filter(|u| u.active).map(|u| u.name.clone());
+    for name in plan.linger.then(|| plan.manager()).into_iter().chain(active) {
         // A worker that cannot start must not keep the account from being served.
         if let Err(fault) = systemd::start_soon(layout, &name) {
-            findings.push(Finding::new(
-                fault.to_string(),
-                format!("look at: systemctl status {name}"),
-            ));
+            findings
+                .push(Finding::new(fault.to_string(), format!("look at: systemctl status {name}")));
         }
     }
     Ok(findings)

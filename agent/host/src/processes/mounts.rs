@@ -29,10 +29,7 @@ struct Mount {
 impl Mount {
     fn place(&self, path: &Path) -> Option<Place> {
         let inside = path.strip_prefix(&self.point).ok()?;
-        Some(Place {
-            device: self.device.clone(),
-            path: self.root.join(inside),
-        })
+        Some(Place { device: self.device.clone(), path: self.root.join(inside) })
     }
 }
 
@@ -62,14 +59,8 @@ impl Mounts {
 
     /// The places of `root` and of all that is mounted below it.
     pub(super) fn places_of(&self, root: &Path) -> Vec<Place> {
-        let below = self
-            .0
-            .iter()
-            .filter(|m| m.point != root && m.point.starts_with(root));
-        let mounted = below.map(|m| Place {
-            device: m.device.clone(),
-            path: m.root.clone(),
-        });
+        let below = self.0.iter().filter(|m| m.point != root && m.point.starts_with(root));
+        let mounted = below.map(|m| Place { device: m.device.clone(), path: m.root.clone() });
         self.place(root, None).into_iter().chain(mounted).collect()
     }
 }
@@ -81,12 +72,7 @@ fn mount(line: &str) -> Option<Mount> {
     let device = fields.next()?.to_owned();
     let root = unescape(fields.next()?);
     let point = unescape(fields.next()?);
-    Some(Mount {
-        id,
-        device,
-        root,
-        point,
-    })
+    Some(Mount { id, device, root, point })
 }
 
 /// Undoes the kernel's `\040` for a space and its like.

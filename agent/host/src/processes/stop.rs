@@ -47,9 +47,7 @@ pub fn stop_all(
     grace: Duration,
 ) -> Result<StopReport, Fault> {
     if uids.iter().any(|uid| *uid < 100) {
-        return Err(Fault::bug(
-            "the processes of a system user were to be stopped",
-        ));
+        return Err(Fault::bug("the processes of a system user were to be stopped"));
     }
     let mut seen: BTreeMap<u32, Process> = BTreeMap::new();
     let left = ask(uids, exclude, grace, &mut seen)?;
@@ -86,18 +84,12 @@ fn hold(uids: &[u32], exclude: &[u32]) -> Result<Vec<Held>, Fault> {
             Ok(pidfd) => pidfd,
             Err(rustix::io::Errno::SRCH) => continue,
             Err(e) => {
-                return Err(Fault::io(
-                    format!("process {pid} could not be held"),
-                    &e.into(),
-                ));
+                return Err(Fault::io(format!("process {pid} could not be held"), &e.into()));
             }
         };
         // The number may have passed to another process before it was held: look again.
         if let Some(status) = Status::read(pid).filter(|s| s.is_of(uids)) {
-            held.push(Held {
-                process: status.describe(pid),
-                pidfd,
-            });
+            held.push(Held { process: status.describe(pid), pidfd });
         }
     }
     Ok(held)
@@ -114,10 +106,8 @@ fn signal(held: &[Held], signal: Signal) {
 
 /// Waits until one of `held` has ended, at most `limit`; those that have are taken out.
 fn wait(held: &mut Vec<Held>, limit: Duration) -> Result<(), Fault> {
-    let mut watched: Vec<PollFd<'_>> = held
-        .iter()
-        .map(|h| PollFd::new(h.pidfd.as_fd(), PollFlags::POLLIN))
-        .collect();
+    let mut watched: Vec<PollFd<'_>> =
+        held.iter().map(|h| PollFd::new(h.pidfd.as_fd(), PollFlags::POLLIN)).collect();
     let millis = u16::try_from(limit.as_millis().max(1)).unwrap_or(u16::MAX);
     match poll(&mut watched, PollTimeout::from(millis)) {
         Ok(_) | Err(nix::errno::Errno::EINTR) => {}
@@ -193,20 +183,14 @@ fn still_there(left: &[Process]) -> Fault {
     let names: Vec<String> = left.iter().take(5).map(Process::to_string).collect();
     Fault::new(
         FaultClass::Transient,
-        format!(
-            "{} processes do not end or come back: {}",
-            left.len(),
-            names.join(", ")
-        ),
+        format!("{} processes do not end or come back: {}", left.len(), names.join(", ")),
     )
     .remedy("find what starts them, or what they wait for (state D in ps), and end it")
 }
 
 /// Kills the user's control group at once, where the kernel can (5.14).
 fn kill_group(layout: &Layout, uid: u32) {
-    let file = layout.path(format!(
-        "/sys/fs/cgroup/user.slice/user-{uid}.slice/cgroup.kill"
-    ));
+    let file = layout.path(format!("/sys/fs/cgroup/user.slice/user-{uid}.slice/cgroup.kill"));
     if let Err(e) = std::fs::write(&file, "1")
         && !matches!(e.kind(), std::io::ErrorKind::NotFound)
     {

@@ -41,12 +41,9 @@ impl Status {
         let bytes = fs::read(format!("/proc/{pid}/status")).ok()?;
         let text = String::from_utf8_lossy(&bytes);
         let field = |name: &str| {
-            text.lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
+            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
         };
-        let mut uids = field("Uid")?
-            .split_whitespace()
-            .map_while(|id| id.parse().ok());
+        let mut uids = field("Uid")?.split_whitespace().map_while(|id| id.parse().ok());
         Some(Self {
             comm: printable(field("Name")?.as_bytes(), 32),
             zombie: field("State")?.starts_with(['Z', 'X']),

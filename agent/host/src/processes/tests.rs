@@ -31,9 +31,7 @@ impl Running {
     fn ready(mut command: Command) -> Self {
         let mut running = Self(command.stdout(Stdio::piped()).spawn().unwrap());
         let lines = BufReader::new(running.0.stdout.take().unwrap()).lines();
-        let ready = lines
-            .map_while(Result::ok)
-            .any(|line| line.ends_with("ready"));
+        let ready = lines.map_while(Result::ok).any(|line| line.ends_with("ready"));
         assert!(ready, "the process ended before it was ready");
         running
     }
@@ -65,24 +63,16 @@ fn the_willing_end_and_the_others_are_killed() {
     let (_keep, layout) = no_systemd();
     let (uid, other) = (own_uid(), own_uid());
     let mut willing = Running::script(Some(uid), "echo ready; exec sleep 1000");
-    let mut stubborn = Running::script(
-        Some(uid),
-        "trap '' TERM; echo ready; while :; do sleep 0.05; done",
-    );
+    let mut stubborn =
+        Running::script(Some(uid), "trap '' TERM; echo ready; while :; do sleep 0.05; done");
     let mut stopped = Running::script(Some(uid), "echo ready; kill -STOP $$; sleep 1000");
     let mut stranger = Running::script(Some(other), "echo ready; exec sleep 1000");
     let report = stop_all(&layout, &[uid], &[], Duration::from_millis(300)).unwrap();
     assert!(of_users(&[uid], &[]).unwrap().is_empty());
     assert!(willing.has_ended() && stubborn.has_ended() && stopped.has_ended());
     assert!(!stranger.has_ended());
-    assert!(
-        report.ended.iter().any(|p| p.pid == willing.pid()),
-        "{report:?}"
-    );
-    assert!(
-        report.killed.iter().any(|p| p.pid == stubborn.pid()),
-        "{report:?}"
-    );
+    assert!(report.ended.iter().any(|p| p.pid == willing.pid()), "{report:?}");
+    assert!(report.killed.iter().any(|p| p.pid == stubborn.pid()), "{report:?}");
     let again = stop_all(&layout, &[uid], &[], Duration::from_secs(5)).unwrap();
     assert_eq!(again, StopReport::default());
 }
@@ -144,10 +134,7 @@ fn an_open_file_counts_only_if_it_can_be_written() {
         run("exec 3>>'home/with space'; rm 'home/with space'; echo ready; exec sleep 1000");
     let found = writers_below(&roots, &[]).unwrap();
     assert_eq!(found.len(), 1, "{found:?}");
-    assert_eq!(
-        (found[0].pid, found[0].how),
-        (writer.pid(), How::Descriptor)
-    );
+    assert_eq!((found[0].pid, found[0].how), (writer.pid(), How::Descriptor));
     assert_eq!(writers_below(&roots, &[writer.pid()]).unwrap(), []);
     let fault = wait_no_writers(&roots, &[], Duration::from_millis(50)).unwrap_err();
     assert!(fault.message.contains("sleep"), "{fault}");
@@ -186,23 +173,11 @@ fn map(path: &Path, writable: bool) {
         .open(path)
         .unwrap();
     file.set_len(4096).unwrap();
-    let flags = if writable {
-        ProtFlags::READ | ProtFlags::WRITE
-    } else {
-        ProtFlags::READ
-    };
+    let flags = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
     #[allow(unsafe_code)]
     // SAFETY: a new mapping at an address of the kernel's choice, never read or written.
     unsafe {
-        mmap(
-            std::ptr::null_mut(),
-            4096,
-            flags,
-            MapFlags::SHARED,
-            &file,
-            0,
-        )
-        .unwrap();
+        mmap(std::ptr::null_mut(), 4096, flags, MapFlags::SHARED, &file, 0).unwrap();
     }
     drop(file);
     println!("ready");
@@ -212,10 +187,7 @@ fn map(path: &Path, writable: bool) {
 #[test]
 fn a_shared_mapping_counts_when_its_descriptor_is_closed() {
     if let Some(path) = std::env::var_os("FERRY_TEST_MAP") {
-        return map(
-            Path::new(&path),
-            std::env::var_os("FERRY_TEST_MAP_WRITABLE").is_some(),
-        );
+        return map(Path::new(&path), std::env::var_os("FERRY_TEST_MAP_WRITABLE").is_some());
     }
     for writable in [true, false] {
         let directory = tempfile::tempdir().unwrap();
@@ -266,11 +238,7 @@ fn units_are_kept_stopped_and_restored() {
     std::fs::create_dir_all(linger.parent().unwrap()).unwrap();
     std::fs::write(&linger, "").unwrap();
     let plan = plan_keep_stopped(&layout, &"shop".parse().unwrap(), 1501).unwrap();
-    let units: Vec<(&str, bool)> = plan
-        .units
-        .iter()
-        .map(|u| (u.name.as_str(), u.active))
-        .collect();
+    let units: Vec<(&str, bool)> = plan.units.iter().map(|u| (u.name.as_str(), u.active)).collect();
     assert_eq!(units, [("tick.service", false), ("worker.service", true)]);
     assert!(plan.linger);
     let drop_in =
@@ -295,18 +263,10 @@ fn units_are_kept_stopped_and_restored() {
     for _ in 0..2 {
         assert_eq!(allow(&layout, &plan).unwrap(), []);
         assert!(linger.exists());
-        assert_eq!(
-            std::fs::read_dir(layout.path("/etc/systemd/system"))
-                .unwrap()
-                .count(),
-            0
-        );
+        assert_eq!(std::fs::read_dir(layout.path("/etc/systemd/system")).unwrap().count(), 0);
     }
     let log = std::fs::read_to_string(layout.path("/log")).unwrap();
-    assert!(
-        log.contains("start --no-block -- user@1501.service"),
-        "{log}"
-    );
+    assert!(log.contains("start --no-block -- user@1501.service"), "{log}");
     assert!(log.contains("start --no-block -- worker.service"), "{log}");
     assert!(!log.contains("tick.service"), "{log}");
 }

@@ -44,11 +44,7 @@ pub struct Writer {
 
 impl std::fmt::Display for Writer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{} (pid {}, user {}) writes {:?}",
-            self.comm, self.pid, self.uid, self.path
-        )
+        write!(f, "{} (pid {}, user {}) writes {:?}", self.comm, self.pid, self.uid, self.path)
     }
 }
 
@@ -128,13 +124,7 @@ impl Search<'_> {
             .map(|path| (path, How::Descriptor))
             .or_else(|| self.mapping(pid, mounts).map(|path| (path, How::Mapping)))?;
         let process = Status::read(pid)?.describe(pid);
-        Some(Writer {
-            pid,
-            uid: process.uid,
-            comm: process.comm,
-            path,
-            how,
-        })
+        Some(Writer { pid, uid: process.uid, comm: process.comm, path, how })
     }
 
     fn is_below(&self, path: &Path, mount: Option<u64>, mounts: &Mounts) -> bool {
@@ -161,9 +151,7 @@ impl Search<'_> {
             let Ok(info) = fs::read_to_string(info) else {
                 continue;
             };
-            let mount = info
-                .lines()
-                .find_map(|l| l.strip_prefix("mnt_id:")?.trim().parse().ok());
+            let mount = info.lines().find_map(|l| l.strip_prefix("mnt_id:")?.trim().parse().ok());
             if self.is_below(&without_deleted(&link), mount, mounts) {
                 return Some(link);
             }

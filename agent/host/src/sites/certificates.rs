@@ -28,9 +28,7 @@ pub(crate) fn refresh(
     let Some(Tls { certificate, key }) = &site.tls else {
         return Ok(false);
     };
-    let uid = Database::read(layout)?
-        .user(definition.user.as_str())
-        .map(|u| u.uid);
+    let uid = Database::read(layout)?.user(definition.user.as_str()).map(|u| u.uid);
     let from_home = |path: &HomePath, kind: &str| -> Result<Vec<u8>, Fault> {
         let bytes = read(&definition.home, path, uid).map_err(|fault| {
             fault.context(format!(
@@ -69,12 +67,9 @@ fn read(home: &Path, path: &HomePath, uid: Option<u32>) -> Result<Vec<u8>, Fault
         class.remedy("put the file itself below the home")
     };
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let directory = rustix::fs::open(
-        home,
-        flags | OFlags::DIRECTORY | OFlags::NOFOLLOW,
-        Mode::empty(),
-    )
-    .map_err(failed)?;
+    let directory =
+        rustix::fs::open(home, flags | OFlags::DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
+            .map_err(failed)?;
     // Not blocking: a FIFO would wait for a writer.
     let file = openat2(
         &directory,
@@ -85,10 +80,7 @@ fn read(home: &Path, path: &HomePath, uid: Option<u32>) -> Result<Vec<u8>, Fault
     )
     .map_err(failed)?;
     let file = File::from(file);
-    let owner = file
-        .metadata()
-        .map_err(|e| Fault::io("a file could not be examined", &e))?
-        .uid();
+    let owner = file.metadata().map_err(|e| Fault::io("a file could not be examined", &e))?.uid();
     if owner != 0 && Some(owner) != uid {
         return Err(Fault::precondition(format!(
             "{} belongs to user {owner}, not to the account",

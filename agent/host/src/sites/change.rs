@@ -50,10 +50,7 @@ pub fn open(layout: &Layout, plan: &SitesPlan) -> Result<(), Fault> {
         if let Err(second) = close_locked(layout, plan) {
             tracing::warn!(fault = %second, "the sites could not be closed again");
         }
-        fault.context(format!(
-            "the sites of account {} could not be opened",
-            plan.definition.name
-        ))
+        fault.context(format!("the sites of account {} could not be opened", plan.definition.name))
     })
 }
 
@@ -71,11 +68,8 @@ fn open_locked(layout: &Layout, plan: &SitesPlan) -> Result<(), Fault> {
             &link,
         )?;
     }
-    let tokens: Vec<(&Site, String)> = definition
-        .sites
-        .iter()
-        .map(|site| (site, server(layout, plan, site).1))
-        .collect();
+    let tokens: Vec<(&Site, String)> =
+        definition.sites.iter().map(|site| (site, server(layout, plan, site).1)).collect();
     let answers = |(site, token): &(&Site, String)| {
         nginx::probe(layout.http_port, site.domains[0].as_str(), token)
     };
@@ -99,10 +93,7 @@ pub(super) fn start_pools(layout: &Layout, plan: &SitesPlan) -> Result<(), Fault
         return Ok(());
     };
     let mut changed = false;
-    for file in render(layout, plan)
-        .into_iter()
-        .filter(|f| f.role == Role::Pool)
-    {
+    for file in render(layout, plan).into_iter().filter(|f| f.role == Role::Pool) {
         changed |=
             durable::write_if_changed(&file.path, file.text.as_bytes(), Ownership::root(0o644))?;
         durable::remove(&disabled(&file.path))?;
@@ -147,10 +138,7 @@ pub fn close(layout: &Layout, plan: &SitesPlan) -> Result<(), Fault> {
     }
     let _guard = nginx::lock();
     close_locked(layout, plan).map_err(|fault| {
-        fault.context(format!(
-            "the sites of account {} could not be closed",
-            plan.definition.name
-        ))
+        fault.context(format!("the sites of account {} could not be closed", plan.definition.name))
     })
 }
 

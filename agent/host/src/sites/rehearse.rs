@@ -37,17 +37,12 @@ pub struct Rehearsal {
 fn sockets(layout: &Layout, plan: &SitesPlan, site: &Site) -> (PathBuf, PathBuf) {
     let directory = layout.path("/run/ferry/rehearsal");
     let label = label(&plan.definition, site);
-    (
-        directory.join(format!("{label}.sock")),
-        directory.join(format!("{label}.tls.sock")),
-    )
+    (directory.join(format!("{label}.sock")), directory.join(format!("{label}.tls.sock")))
 }
 
 fn file(layout: &Layout, plan: &SitesPlan, site: &Site) -> PathBuf {
     let label = label(&plan.definition, site);
-    layout
-        .path("/etc/nginx/sites-enabled")
-        .join(format!("{label}.rehearsal.conf"))
+    layout.path("/etc/nginx/sites-enabled").join(format!("{label}.rehearsal.conf"))
 }
 
 /// Removes the rehearsal's server blocks; the web server has to be reloaded if this is true.
@@ -73,27 +68,14 @@ pub fn rehearse(layout: &Layout, plan: &SitesPlan, smoke: Smoke) -> Result<Vec<R
     }
     let _guard = nginx::lock();
     let result = prepare(layout, plan).and_then(|()| {
-        plan.definition
-            .sites
-            .iter()
-            .map(|site| ask(layout, plan, site, smoke))
-            .collect()
+        plan.definition.sites.iter().map(|site| ask(layout, plan, site, smoke)).collect()
     });
-    let torn_down = tear_down_files(layout, plan).and_then(|changed| {
-        if changed {
-            nginx::apply(layout, IfDown::Leave)
-        } else {
-            Ok(())
-        }
-    });
-    result
-        .and_then(|answers| torn_down.map(|()| answers))
-        .map_err(|fault| {
-            let account = &plan.definition.name;
-            fault.context(format!(
-                "the sites of account {account} could not be rehearsed"
-            ))
-        })
+    let torn_down = tear_down_files(layout, plan)
+        .and_then(|changed| if changed { nginx::apply(layout, IfDown::Leave) } else { Ok(()) });
+    result.and_then(|answers| torn_down.map(|()| answers)).map_err(|fault| {
+        let account = &plan.definition.name;
+        fault.context(format!("the sites of account {account} could not be rehearsed"))
+    })
 }
 
 fn prepare(layout: &Layout, plan: &SitesPlan) -> Result<(), Fault> {
@@ -111,11 +93,7 @@ fn prepare(layout: &Layout, plan: &SitesPlan) -> Result<(), Fault> {
         durable::remove(&sockets.0)?;
         durable::remove(&sockets.1)?;
         let text = rehearsal(layout, &plan.definition, site, &sockets);
-        durable::write(
-            &file(layout, plan, site),
-            text.as_bytes(),
-            Ownership::root(0o644),
-        )?;
+        durable::write(&file(layout, plan, site), text.as_bytes(), Ownership::root(0o644))?;
     }
     nginx::check(layout)?;
     nginx::apply(layout, IfDown::Start)
@@ -135,9 +113,6 @@ fn ask(layout: &Layout, plan: &SitesPlan, site: &Site, smoke: Smoke) -> Result<R
         .map_err(|e| silent(e.to_string()))?;
     match answer.status {
         502..=504 => Err(silent(format!("status {}", answer.status))),
-        status => Ok(Rehearsal {
-            site: site.name.to_string(),
-            status,
-        }),
+        status => Ok(Rehearsal { site: site.name.to_string(), status }),
     }
 }

@@ -117,10 +117,7 @@ pub(super) fn server(layout: &Layout, plan: &SitesPlan, site: &Site) -> (String,
     );
     let body = body(layout, definition, site);
     let token = nginx::token(&format!("{head}{body}"));
-    (
-        format!("{head}{}{body}}}\n", nginx::probe_location(&token)),
-        token,
-    )
+    (format!("{head}{}{body}}}\n", nginx::probe_location(&token)), token)
 }
 
 fn listens(layout: &Layout, ipv6: bool, tls: bool) -> Vec<String> {
@@ -131,9 +128,7 @@ fn listens(layout: &Layout, ipv6: bool, tls: bool) -> Vec<String> {
         if ipv6 {
             lines.push(format!("listen [::]:{port}{options}"));
         }
-        lines.push(format!(
-            "listen 127.0.0.1:{loopback}{options} proxy_protocol"
-        ));
+        lines.push(format!("listen 127.0.0.1:{loopback}{options} proxy_protocol"));
     };
     add(layout.http_port, ports.http, "");
     if tls {
@@ -149,10 +144,7 @@ pub(super) fn certificate_files(
     site: &Site,
 ) -> (PathBuf, PathBuf) {
     let directory = layout.certificates(&definition.name);
-    (
-        directory.join(format!("{}.pem", site.name)),
-        directory.join(format!("{}.key", site.name)),
-    )
+    (directory.join(format!("{}.pem", site.name)), directory.join(format!("{}.key", site.name)))
 }
 
 /// What is the same for visitors and for the rehearsal.
@@ -164,20 +156,13 @@ pub(super) fn body(layout: &Layout, definition: &Definition, site: &Site) -> Str
         let _ = writeln!(text, "    ssl_certificate_key {};", key.display());
     }
     let root = site.root.below(&definition.home);
-    let index = if site.php.is_some() {
-        "index.php index.html index.htm"
-    } else {
-        "index.html index.htm"
-    };
+    let index =
+        if site.php.is_some() { "index.php index.html index.htm" } else { "index.html index.htm" };
     let _ = writeln!(text, "    root {};", root.display());
     let _ = writeln!(text, "    index {index};");
     text.push_str("    client_max_body_size 64m;\n");
     // A symlink that leads out of the home to another's file is not followed.
-    let _ = writeln!(
-        text,
-        "    disable_symlinks if_not_owner from={};",
-        definition.home.display()
-    );
+    let _ = writeln!(text, "    disable_symlinks if_not_owner from={};", definition.home.display());
     text.push_str("    location ~ /\\.(?!well-known/) { deny all; }\n");
     if site.php.is_some() {
         text.push_str("    location / { try_files $uri $uri/ /index.php?$query_string; }\n");

@@ -12,10 +12,7 @@ fn php_and_static(web: &Web) -> Definition {
 }
 
 fn content(web: &Web) {
-    web.put_home(
-        "www/index.php",
-        "<?php echo 'php says ', 6 * 7, ' ', $_SERVER['QUERY_STRING'];",
-    );
+    web.put_home("www/index.php", "<?php echo 'php says ', 6 * 7, ' ', $_SERVER['QUERY_STRING'];");
     web.put_home("www/plain.txt", "plain");
     web.put_home("docs/index.html", "the docs");
 }
@@ -25,15 +22,7 @@ fn certificate(web: &Web, directory: &str) {
     let at = web.layout.path("/home/shop").join(directory);
     fs::create_dir_all(&at).unwrap();
     let status = Command::new("/usr/bin/openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-        ])
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
         .args(["-subj", "/CN=shop.example", "-days", "2", "-keyout"])
         .arg(at.join("key.pem"))
         .arg("-out")
@@ -56,19 +45,12 @@ fn rendering_is_stable_and_holds_every_field() {
         ]
     }))
     .unwrap();
-    let plan = SitesPlan {
-        definition,
-        php: Some("8.4".to_owned()),
-        ipv6: true,
-        findings: Vec::new(),
-    };
+    let plan =
+        SitesPlan { definition, php: Some("8.4".to_owned()), ipv6: true, findings: Vec::new() };
     let files = render(&layout, &plan);
     assert_eq!(files, render(&layout, &plan));
     let pool = files.iter().find(|f| f.role == Role::Pool).unwrap();
-    assert!(
-        pool.path
-            .ends_with("etc/php/8.4/fpm/pool.d/ferry-a-b.c.conf")
-    );
+    assert!(pool.path.ends_with("etc/php/8.4/fpm/pool.d/ferry-a-b.c.conf"));
     for line in [
         "[ferry-a-b.c]",
         "user = usr",
@@ -89,11 +71,7 @@ fn rendering_is_stable_and_holds_every_field() {
         "root /srv/x/a/b;",
         "disable_symlinks if_not_owner from=/srv/x;",
     ] {
-        assert!(
-            server.text.lines().any(|l| l.trim() == line),
-            "{line} in {}",
-            server.text
-        );
+        assert!(server.text.lines().any(|l| l.trim() == line), "{line} in {}", server.text);
     }
     assert!(server.text.contains("/etc/ferry/certificates/a-b/c.pem;"));
 }
@@ -110,16 +88,8 @@ fn a_site_opens_serves_closes_and_goes_without_a_trace() {
     assert_eq!(web.jobs(), 2, "installing closed reloads nothing");
 
     open(&web.layout, &plan).unwrap();
-    assert!(
-        web.get("shop.example", "/any?a=1")
-            .text
-            .ends_with("php says 42 a=1")
-    );
-    assert!(
-        web.get("www.shop.example", "/plain.txt")
-            .text
-            .ends_with("plain")
-    );
+    assert!(web.get("shop.example", "/any?a=1").text.ends_with("php says 42 a=1"));
+    assert!(web.get("www.shop.example", "/plain.txt").text.ends_with("plain"));
     assert!(web.get("docs.example", "/").text.ends_with("the docs"));
     assert_eq!(web.get("docs.example", "/missing").status, 404);
     assert!(!web.get("shop.example", "/ferry-ping").text.contains("pong"));
@@ -131,9 +101,7 @@ fn a_site_opens_serves_closes_and_goes_without_a_trace() {
         close(&web.layout, &plan).unwrap();
         assert!(web.get("shop.example", "/").text.ends_with("default"));
         assert!(!php::is_listening(
-            socket(&web.layout, &definition, &definition.sites[0])
-                .to_str()
-                .unwrap()
+            socket(&web.layout, &definition, &definition.sites[0]).to_str().unwrap()
         ));
     }
     open(&web.layout, &plan).unwrap();
@@ -184,10 +152,7 @@ fn the_redirectors_connection_brings_the_visitors_address() {
 fn a_rehearsal_answers_while_the_site_is_closed() {
     let web = Web::start();
     content(&web);
-    web.put_home(
-        "www/index.php",
-        "<?php touch(__DIR__ . '/touched'); http_response_code(500);",
-    );
+    web.put_home("www/index.php", "<?php touch(__DIR__ . '/touched'); http_response_code(500);");
     std::os::unix::fs::chown(web.layout.path("/home/shop/www"), Some(65_534), None).unwrap();
     let definition = php_and_static(&web);
     let plan = plan(&web.layout, &definition).unwrap();
@@ -208,9 +173,7 @@ fn a_rehearsal_answers_while_the_site_is_closed() {
     open(&web.layout, &plan).unwrap();
     assert_eq!(web.get("shop.example", "/").status, 500);
     remove(&web.layout, &plan).unwrap();
-    let left = fs::read_dir(web.layout.path("/run/ferry/rehearsal"))
-        .unwrap()
-        .count();
+    let left = fs::read_dir(web.layout.path("/run/ferry/rehearsal")).unwrap().count();
     assert_eq!(left, 0);
 }
 
@@ -224,10 +187,7 @@ fn what_nginx_refuses_is_taken_back() {
          "tls": {"certificate": "ssl/cert.pem", "key": "ssl/key.pem"}},
     ]}));
     let plan = plan(&web.layout, &definition).unwrap();
-    web.put_home(
-        "ssl/key.pem",
-        "-----BEGIN PRIVATE KEY-----\nbroken\n-----END PRIVATE KEY-----\n",
-    );
+    web.put_home("ssl/key.pem", "-----BEGIN PRIVATE KEY-----\nbroken\n-----END PRIVATE KEY-----\n");
     let fault = open(&web.layout, &plan).unwrap_err();
     assert!(fault.to_string().contains("key"), "{fault}");
     assert!(!enabled(&web.layout, &definition, &definition.sites[0]).exists());
@@ -239,13 +199,7 @@ fn what_nginx_refuses_is_taken_back() {
     assert!(web.get("shop.example", "/").text.contains("42"));
     let port = web.layout.https_port.to_string();
     let shown = Command::new("/usr/bin/openssl")
-        .args([
-            "s_client",
-            "-servername",
-            "shop.example",
-            "-connect",
-            &format!("127.0.0.1:{port}"),
-        ])
+        .args(["s_client", "-servername", "shop.example", "-connect", &format!("127.0.0.1:{port}")])
         .stdin(std::process::Stdio::null())
         .output()
         .unwrap();
@@ -291,13 +245,7 @@ fn a_certificate_that_leads_out_of_the_home_is_refused() {
 #[test]
 fn a_domain_that_is_served_here_already_is_refused() {
     let web = Web::start();
-    web.put(
-        "/etc/nginx/conf.d/x.conf",
-        "server { listen 80; server_name docs.example; }\n",
-    );
+    web.put("/etc/nginx/conf.d/x.conf", "server { listen 80; server_name docs.example; }\n");
     let fault = plan(&web.layout, &php_and_static(&web)).unwrap_err();
-    assert!(
-        fault.message.contains("docs.example") && fault.message.contains("x.conf"),
-        "{fault}"
-    );
+    assert!(fault.message.contains("docs.example") && fault.message.contains("x.conf"), "{fault}");
 }

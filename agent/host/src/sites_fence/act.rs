@@ -42,10 +42,7 @@ pub fn fence(
         if let Err(second) = unfence_locked(layout, plan, services) {
             tracing::warn!(fault = %second, "the sites could not be opened again");
         }
-        fault.context(format!(
-            "the sites of account {} could not be fenced",
-            plan.account
-        ))
+        fault.context(format!("the sites of account {} could not be fenced", plan.account))
     })
 }
 
@@ -90,22 +87,13 @@ fn fence_locked(
     if nginx::is_running(layout) {
         for (stub, token) in plan.stubs.iter().zip(&tokens) {
             if let Some(port) = stub.port {
-                let hosts = stub
-                    .names
-                    .iter()
-                    .filter(|n| *n != "_" && !n.starts_with('~'));
-                hosts
-                    .into_iter()
-                    .try_for_each(|host| nginx::wait_probe(port, host, token))?;
+                let hosts = stub.names.iter().filter(|n| *n != "_" && !n.starts_with('~'));
+                hosts.into_iter().try_for_each(|host| nginx::wait_probe(port, host, token))?;
             }
         }
     }
     let deadline = Instant::now() + grace;
-    let mut listens = plan
-        .pools
-        .iter()
-        .flat_map(|p| &p.pools)
-        .filter_map(|p| p.listen.as_deref());
+    let mut listens = plan.pools.iter().flat_map(|p| &p.pools).filter_map(|p| p.listen.as_deref());
     let idle = listens.all(|listen| php::wait_idle(listen, deadline));
     for pools in &plan.pools {
         end_pools(layout, pools)?;
@@ -191,12 +179,7 @@ fn stand_in(layout: &Layout, pools: &VersionPools) -> Result<(), Fault> {
     if others {
         return Ok(());
     }
-    let name = pools
-        .idle
-        .file_stem()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+    let name = pools.idle.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let text = php::idle_pool(&name, layout);
     durable::write_if_changed(&pools.idle, text.as_bytes(), Ownership::root(0o644)).map(|_| ())
 }
@@ -211,10 +194,7 @@ fn end_pools(layout: &Layout, pools: &VersionPools) -> Result<(), Fault> {
     }
     php::check(layout, &pools.version)?;
     php::apply(layout, &pools.version)?;
-    pools
-        .pools
-        .iter()
-        .try_for_each(|pool| php::wait_gone(&pool.known()))
+    pools.pools.iter().try_for_each(|pool| php::wait_gone(&pool.known()))
 }
 
 /// Puts everything back as it was. Needs no free disk.
@@ -227,10 +207,7 @@ pub fn unfence(layout: &Layout, plan: &FencePlan, services: Services) -> Result<
     }
     let _guard = nginx::lock();
     unfence_locked(layout, plan, services).map_err(|fault| {
-        fault.context(format!(
-            "the sites of account {} could not be unfenced",
-            plan.account
-        ))
+        fault.context(format!("the sites of account {} could not be unfenced", plan.account))
     })
 }
 
@@ -247,7 +224,7 @@ fn unfence_locked(layout: &Layout, plan: &FencePlan, services: Services) -> Resu
     }
     if services == Services::Running {
         for pools in &plan.pools {
-            begin_pools(layout, pools)?;
+            begin_pools(layout, pools, changed)?;
         }
         let stubbed = plan.stubs.iter().any(answers_as_stub);
         if changed || stubbed {
@@ -268,19 +245,13 @@ fn answers_as_stub(stub: &Stub) -> bool {
     let (Some(port), Some(host)) = (stub.port, stub.host()) else {
         return true;
     };
-    [true, false]
-        .iter()
-        .any(|secure| nginx::probe(port, host, &stub.text(*secure).1))
+    [true, false].iter().any(|secure| nginx::probe(port, host, &stub.text(*secure).1))
 }
 
-/// Makes PHP-FPM take the pools, whose files are back.
-fn begin_pools(layout: &Layout, pools: &VersionPools) -> Result<(), Fault> {
-    let listens: Vec<&str> = pools
-        .pools
-        .iter()
-        .filter_map(|p| p.listen.as_deref())
-        .collect();
-    if listens.iter().all(|l| php::is_listening(l)) && !listens.is_empty() {
+/// Makes PHP-FPM take the pools, whose files are back; `moved`, if they have come back just now.
+fn begin_pools(layout: &Layout, pools: &VersionPools, moved: bool) -> Result<(), Fault> {
+    let listens: Vec<&str> = pools.pools.iter().filter_map(|p| p.listen.as_deref()).collect();
+    if !moved && listens.iter().all(|l| php::is_listening(l)) {
         return Ok(());
     }
     php::check(layout, &pools.version)?;

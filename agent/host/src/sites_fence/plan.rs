@@ -26,10 +26,7 @@ pub fn plan_fence(layout: &Layout, definition: &Definition) -> Result<FencePlan,
     let servers = servers(definition, &named, &enabled)?;
     let (pools, pool_files) = pools(layout, definition, &named, &mut findings)?;
     let mut files = Vec::new();
-    let paths = servers
-        .iter()
-        .map(|moved| moved.path.to_owned())
-        .chain(pool_files);
+    let paths = servers.iter().map(|moved| moved.path.to_owned()).chain(pool_files);
     for (index, path) in paths.enumerate() {
         files.push(aside(layout, definition, index, path)?);
     }
@@ -37,13 +34,7 @@ pub fn plan_fence(layout: &Layout, definition: &Definition) -> Result<FencePlan,
     for (index, moved) in servers.iter().enumerate() {
         stubs.push(Stub::new(layout, &definition.name, index, moved));
     }
-    Ok(FencePlan {
-        account: definition.name.clone(),
-        files,
-        stubs,
-        pools,
-        findings,
-    })
+    Ok(FencePlan { account: definition.name.clone(), files, stubs, pools, findings })
 }
 
 /// The files of this server that belong to the account: those that the definition names and that exist,
@@ -96,16 +87,12 @@ fn servers<'a>(
     named: &BTreeSet<PathBuf>,
     enabled: &'a [(PathBuf, Summary)],
 ) -> Result<Vec<Moved<'a>>, Fault> {
-    let real: BTreeSet<PathBuf> = named
-        .iter()
-        .filter_map(|p| fs::canonicalize(p).ok())
-        .collect();
+    let real: BTreeSet<PathBuf> = named.iter().filter_map(|p| fs::canonicalize(p).ok()).collect();
     let domains: BTreeSet<&str> = definition.domains().map(|d| d.as_str()).collect();
     let mut found = Vec::new();
     for (path, summary) in enabled {
         let is_stub = path.file_name().is_some_and(|n| {
-            n.to_string_lossy()
-                .starts_with(&format!("ferry-fence-{}.", definition.name))
+            n.to_string_lossy().starts_with(&format!("ferry-fence-{}.", definition.name))
         });
         if is_stub {
             continue;
@@ -134,23 +121,15 @@ fn servers<'a>(
             ))
             .remedy("add it to `domains` of the site if it is the account's, or give it a file of its own"));
         }
-        found.push(Moved {
-            path,
-            summary,
-            names: names(summary, &domains),
-        });
+        found.push(Moved { path, summary, names: names(summary, &domains) });
     }
     Ok(found)
 }
 
 /// The names for the stub: the file's own; `_` if it has none.
 fn names(summary: &Summary, domains: &BTreeSet<&str>) -> Vec<String> {
-    let mut names: Vec<String> = summary
-        .names
-        .iter()
-        .filter(|n| domains.contains(n.as_str()))
-        .cloned()
-        .collect();
+    let mut names: Vec<String> =
+        summary.names.iter().filter(|n| domains.contains(n.as_str())).cloned().collect();
     names.sort();
     names.dedup();
     if names.is_empty() {
@@ -171,17 +150,10 @@ fn pools(
     let mut files = Vec::new();
     for version in php::versions(layout) {
         let directory = php::pools(layout, &version);
-        let mut paths: Vec<PathBuf> = fs::read_dir(&directory)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|e| e.path())
-            .collect();
+        let mut paths: Vec<PathBuf> =
+            fs::read_dir(&directory).into_iter().flatten().flatten().map(|e| e.path()).collect();
         paths.sort();
-        for path in paths
-            .into_iter()
-            .filter(|p| p.extension().is_some_and(|e| e == "conf"))
-        {
+        for path in paths.into_iter().filter(|p| p.extension().is_some_and(|e| e == "conf")) {
             let Ok(real) = fs::canonicalize(&path) else {
                 continue;
             };
@@ -201,10 +173,7 @@ fn pools(
                 continue;
             }
             let found = php::pools_in(&text);
-            let found = found.into_iter().map(|p| Pool {
-                name: p.name,
-                listen: p.listen,
-            });
+            let found = found.into_iter().map(|p| Pool { name: p.name, listen: p.listen });
             by_version.entry(version.clone()).or_default().extend(found);
             files.push(path);
         }
@@ -224,17 +193,10 @@ fn pools(
 }
 
 fn runs_as(text: &str, user: &str) -> bool {
-    text.lines()
-        .filter_map(|line| line.split_once('='))
-        .any(|(key, value)| {
-            let value = value
-                .split(';')
-                .next()
-                .unwrap_or_default()
-                .trim()
-                .trim_matches('"');
-            key.trim() == "user" && value == user
-        })
+    text.lines().filter_map(|line| line.split_once('=')).any(|(key, value)| {
+        let value = value.split(';').next().unwrap_or_default().trim().trim_matches('"');
+        key.trim() == "user" && value == user
+    })
 }
 
 fn aside(
@@ -246,30 +208,14 @@ fn aside(
     let metadata = fs::symlink_metadata(&path)
         .map_err(|e| Fault::io(format!("{} could not be examined", path.display()), &e))?;
     if !metadata.is_file() && !metadata.is_symlink() {
-        return Err(
-            Fault::precondition(format!("{} is not a file", path.display()))
-                .remedy("name the files themselves in `config`"),
-        );
+        return Err(Fault::precondition(format!("{} is not a file", path.display()))
+            .remedy("name the files themselves in `config`"));
     }
-    let name = path
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     Ok(AsideFile {
-        aside: layout
-            .aside(&definition.name)
-            .join(format!("{index:02}-{name}")),
-        owner: (
-            metadata.uid(),
-            metadata.gid(),
-            metadata.permissions().mode() & 0o7777,
-        ),
-        target: if metadata.is_symlink() {
-            fs::read_link(&path).ok()
-        } else {
-            None
-        },
+        aside: layout.aside(&definition.name).join(format!("{index:02}-{name}")),
+        owner: (metadata.uid(), metadata.gid(), metadata.permissions().mode() & 0o7777),
+        target: if metadata.is_symlink() { fs::read_link(&path).ok() } else { None },
         path,
     })
 }

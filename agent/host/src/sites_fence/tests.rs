@@ -60,11 +60,7 @@ fn assert_fenced(web: &Web) {
         assert_eq!(answer.status, 503);
         assert!(answer.text.contains("Retry-After: 30"), "{}", answer.text);
     }
-    assert!(
-        web.get("neighbour.example", "/")
-            .text
-            .ends_with("neighbour")
-    );
+    assert!(web.get("neighbour.example", "/").text.ends_with("neighbour"));
     let pool = crate::php::Pool {
         name: "shop".to_owned(),
         listen: Some(web.layout.path("/run/php/shop.sock").display().to_string()),
@@ -82,11 +78,7 @@ fn a_fenced_site_answers_503_and_comes_back_exactly() {
     assert_eq!(plan.files.len(), 2);
     let text = serde_json::to_string(&plan).unwrap();
     assert_eq!(serde_json::from_str::<FencePlan>(&text).unwrap(), plan);
-    assert_eq!(
-        web.snapshot("/etc/nginx"),
-        before,
-        "planning changes nothing"
-    );
+    assert_eq!(web.snapshot("/etc/nginx"), before, "planning changes nothing");
     assert!(fence(&web.layout, &plan, Services::Running, GRACE).unwrap());
     assert_fenced(&web);
     let jobs = web.jobs();
@@ -122,10 +114,7 @@ fn a_fence_cut_short_at_any_file_can_be_finished_or_undone() {
     unfence(&web.layout, &plan, Services::Running).unwrap();
     assert_eq!(web.snapshot("/etc/nginx"), before);
     fence(&web.layout, &plan, Services::Booting, GRACE).unwrap();
-    assert!(
-        web.get("shop.example", "/").text.contains("42"),
-        "the services were not told"
-    );
+    assert!(web.get("shop.example", "/").text.contains("42"), "the services were not told");
     fence(&web.layout, &plan, Services::Running, GRACE).unwrap();
     assert_fenced(&web);
     // Unfenced on disk only, then finished.
@@ -155,15 +144,7 @@ fn tls_is_fenced_with_a_copy_of_the_certificate() {
     let ssl = web.layout.path("/home/shop/ssl");
     fs::create_dir_all(&ssl).unwrap();
     let made = Command::new("/usr/bin/openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-        ])
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
         .args(["-subj", "/CN=shop.example", "-keyout"])
         .arg(ssl.join("key.pem"))
         .arg("-out")
@@ -226,14 +207,10 @@ fn what_cannot_be_told_apart_is_refused() {
     pool.sites[0].config.remove(1);
     assert!(refused(&pool).contains("pool.d/shop.conf"));
     let mut apache = definition.clone();
-    apache.sites[0]
-        .config
-        .push("/etc/apache2/sites-enabled/shop.conf".into());
+    apache.sites[0].config.push("/etc/apache2/sites-enabled/shop.conf".into());
     assert!(refused(&apache).contains("not support"));
     let mut absent = definition.clone();
-    absent.sites[0]
-        .config
-        .push("/etc/nginx/sites-enabled/gone.conf".into());
+    absent.sites[0].config.push("/etc/nginx/sites-enabled/gone.conf".into());
     assert_eq!(plan_fence(&web.layout, &absent).unwrap().findings.len(), 1);
 }
 
@@ -246,11 +223,7 @@ fn a_file_that_comes_back_stops_a_fence_but_not_its_undoing() {
     symlink("../sites-available/shop.conf", &link).unwrap();
     unfence(&web.layout, &plan, Services::Running).unwrap();
     assert!(web.get("shop.example", "/").text.ends_with("php says 42"));
-    assert!(
-        web.layout
-            .path("/etc/ferry/aside/shop/00-shop.found")
-            .is_symlink()
-    );
+    assert!(web.layout.path("/etc/ferry/aside/shop/00-shop.found").is_symlink());
 }
 
 #[test]
@@ -280,10 +253,7 @@ fn a_site_that_ferry_rendered_is_fenced_too() {
 #[test]
 fn a_request_that_runs_may_end_within_the_grace() {
     let (web, definition) = provider();
-    web.put_home(
-        "www/index.php",
-        "<?php touch(__DIR__ . '/begun'); sleep(1); echo 'done';",
-    );
+    web.put_home("www/index.php", "<?php touch(__DIR__ . '/begun'); sleep(1); echo 'done';");
     std::os::unix::fs::chown(web.layout.path("/home/shop/www"), Some(65_534), None).unwrap();
     let plan = plan_fence(&web.layout, &definition).unwrap();
     std::thread::scope(|scope| {
@@ -303,10 +273,7 @@ fn a_request_that_runs_may_end_within_the_grace() {
 #[test]
 fn a_request_that_runs_too_long_does_not_hold_the_fence() {
     let (web, definition) = provider();
-    web.put_home(
-        "www/index.php",
-        "<?php touch(__DIR__ . '/begun'); sleep(60); echo 'done';",
-    );
+    web.put_home("www/index.php", &busy(60));
     std::os::unix::fs::chown(web.layout.path("/home/shop/www"), Some(65_534), None).unwrap();
     let plan = plan_fence(&web.layout, &definition).unwrap();
     std::thread::scope(|scope| {
@@ -320,4 +287,46 @@ fn a_request_that_runs_too_long_does_not_hold_the_fence() {
         assert_eq!(request.join().unwrap().status, 502);
     });
     assert_fenced(&web);
+}
+
+/// A page that works for some seconds, also when a signal comes.
+fn busy(seconds: u32) -> String {
+    format!(
+        "<?php touch(__DIR__ . '/begun'); $end = microtime(true) + {seconds};\n\
+         while (microtime(true) < $end) usleep(10000); echo 'done';"
+    )
+}
+
+#[test]
+fn a_neighbours_request_neither_ends_nor_holds_the_fence() {
+    let (web, definition) = provider();
+    let root = web.layout.root().display().to_string();
+    web.put("/srv/neighbour/index.php", &busy(3));
+    let directory = web.layout.path("/srv/neighbour");
+    std::os::unix::fs::chown(&directory, Some(33), None).unwrap();
+    web.put(
+        "/etc/nginx/conf.d/neighbour.conf",
+        &format!(
+            "server {{ listen {}; server_name neighbour.example; location / {{\n\
+             include {root}/etc/nginx/fastcgi_params;\n\
+             fastcgi_param SCRIPT_FILENAME {root}/srv/neighbour/index.php;\n\
+             fastcgi_pass unix:{root}/run/php/www.sock; }} }}\n",
+            web.layout.http_port
+        ),
+    );
+    crate::nginx::apply(&web.layout, crate::nginx::IfDown::Leave).unwrap();
+    let plan = plan_fence(&web.layout, &definition).unwrap();
+    std::thread::scope(|scope| {
+        let request = scope.spawn(|| web.get("neighbour.example", "/"));
+        while !directory.join("begun").exists() {
+            std::thread::yield_now();
+        }
+        fence(&web.layout, &plan, Services::Running, GRACE).unwrap();
+        assert!(!request.is_finished(), "the fence has waited for the neighbour");
+        assert_eq!(web.get("shop.example", "/").status, 503);
+        // And taken back at once, while PHP-FPM still waits for the neighbour.
+        unfence(&web.layout, &plan, Services::Running).unwrap();
+        assert!(web.get("shop.example", "/").text.ends_with("php says 42"));
+        assert!(request.join().unwrap().text.ends_with("done"));
+    });
 }

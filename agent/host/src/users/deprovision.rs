@@ -36,13 +36,7 @@ fn remove_user(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
     // The home first: as long as the user is there, the next attempt knows whose it is.
     let home = layout.path(&plan.record.home);
     let failed = |e: std::io::Error| {
-        Fault::io(
-            format!(
-                "the home {} could not be removed",
-                plan.record.home.display()
-            ),
-            &e,
-        )
+        Fault::io(format!("the home {} could not be removed", plan.record.home.display()), &e)
     };
     match fs::symlink_metadata(&home) {
         // Does not follow symlinks, even ones that are put there while it works.
@@ -64,9 +58,6 @@ fn remove_user(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
             .argument(name)
             .succeed(&format!("user {name} could not be removed"))?;
     }
-    let own = Group {
-        name: plan.record.group.name.clone(),
-        gid: plan.ids.gid,
-    };
+    let own = Group { name: plan.record.group.name.clone(), gid: plan.ids.gid };
     remove_group(layout, &own)
 }

@@ -54,7 +54,9 @@ pub(super) fn join(
     let allowed = policy.allow_groups.contains(&group.name);
     let refuse = |why: &str| {
         Err(Fault::precondition(format!("the account may not join group {name} here: {why}"))
-            .remedy("remove it from `groups` in the definition, or allow it in the target's agent.toml"))
+            .remedy(
+                "remove it from `groups` in the definition, or allow it in the target's agent.toml",
+            ))
     };
     if POWERFUL.contains(&name) && !allowed {
         return refuse("its members have power over the system or over others");

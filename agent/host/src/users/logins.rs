@@ -28,10 +28,7 @@ pub struct LoginRecord {
 /// Precondition if there is no such user.
 pub fn plan_close_logins(layout: &Layout, user: &UnixName) -> Result<LoginRecord, Fault> {
     let expire = expiry(layout, user)?;
-    Ok(LoginRecord {
-        user: user.clone(),
-        expire,
-    })
+    Ok(LoginRecord { user: user.clone(), expire })
 }
 
 /// Closes the logins: passwords, keys, cron and at.
@@ -47,10 +44,7 @@ pub fn close_logins(layout: &Layout, record: &LoginRecord) -> Result<(), Fault> 
 /// # Errors
 /// Permanent if the change does not show.
 pub fn open_logins(layout: &Layout, record: &LoginRecord) -> Result<(), Fault> {
-    if Database::read(layout)?
-        .shadow(record.user.as_str())
-        .is_none()
-    {
+    if Database::read(layout)?.shadow(record.user.as_str()).is_none() {
         return Ok(());
     }
     set(layout, &record.user, record.expire)
@@ -60,10 +54,8 @@ fn expiry(layout: &Layout, user: &UnixName) -> Result<Option<i64>, Fault> {
     let database = Database::read(layout)?;
     match database.shadow(user.as_str()) {
         Some(shadow) => Ok(shadow.aging.expire),
-        None => Err(
-            Fault::precondition(format!("there is no user {user} in /etc/shadow"))
-                .remedy("make the user with Debian's tools, so that it has an entry there"),
-        ),
+        None => Err(Fault::precondition(format!("there is no user {user} in /etc/shadow"))
+            .remedy("make the user with Debian's tools, so that it has an entry there")),
     }
 }
 
@@ -78,24 +70,16 @@ fn set(layout: &Layout, user: &UnixName, expire: Option<i64>) -> Result<(), Faul
         .argument("--expiredate")
         .argument(day)
         .argument(user.as_str())
-        .succeed(&format!(
-            "the account expiry of user {user} could not be changed"
-        ))?;
+        .succeed(&format!("the account expiry of user {user} could not be changed"))?;
     if expiry(layout, user)? == expire {
         Ok(())
     } else {
-        Err(Fault::permanent(format!(
-            "usermod did not change the account expiry of user {user}"
-        ))
-        .remedy("look at /etc/shadow and at the system's journal"))
+        Err(Fault::permanent(format!("usermod did not change the account expiry of user {user}"))
+            .remedy("look at /etc/shadow and at the system's journal"))
     }
 }
 
 /// The arguments by which useradd and its kin work on a private tree.
 pub(super) fn tree(layout: &Layout) -> Vec<std::ffi::OsString> {
-    if layout.is_system() {
-        Vec::new()
-    } else {
-        vec!["--prefix".into(), layout.root().into()]
-    }
+    if layout.is_system() { Vec::new() } else { vec!["--prefix".into(), layout.root().into()] }
 }

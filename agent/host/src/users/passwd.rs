@@ -91,9 +91,7 @@ impl Database {
     }
 
     fn is_subordinate(&self, id: u32) -> bool {
-        self.subordinate
-            .iter()
-            .any(|(first, count)| id >= *first && id - first < *count)
+        self.subordinate.iter().any(|(first, count)| id >= *first && id - first < *count)
     }
 
     /// Whether nobody has `id`: neither a local user, nor one that the name service knows.
@@ -134,31 +132,13 @@ fn group(line: &str) -> Option<Group> {
     let [name, _, gid, members] = fields[..] else {
         return None;
     };
-    let members = members
-        .split(',')
-        .filter(|m| !m.is_empty())
-        .map(str::to_owned)
-        .collect();
-    Some(Group {
-        name: name.to_owned(),
-        gid: gid.parse().ok()?,
-        members,
-    })
+    let members = members.split(',').filter(|m| !m.is_empty()).map(str::to_owned).collect();
+    Some(Group { name: name.to_owned(), gid: gid.parse().ok()?, members })
 }
 
 fn shadow(line: &str) -> Option<Shadow> {
     let fields: Vec<&str> = line.split(':').collect();
-    let [
-        name,
-        hash,
-        last_change,
-        minimum,
-        maximum,
-        warning,
-        inactive,
-        expire,
-        ..,
-    ] = fields[..]
+    let [name, hash, last_change, minimum, maximum, warning, inactive, expire, ..] = fields[..]
     else {
         return None;
     };

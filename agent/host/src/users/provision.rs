@@ -104,47 +104,26 @@ pub fn plan_provision(
     let mut groups = Vec::new();
     for group in &record.groups {
         match join(&database, group, policy)? {
-            Some(gid) => groups.push(Group {
-                name: group.name.clone(),
-                gid,
-            }),
+            Some(gid) => groups.push(Group { name: group.name.clone(), gid }),
             None => {
                 let gid = group_id(&database, group, &taken)?;
                 taken.insert(gid);
-                let made = Group {
-                    name: group.name.clone(),
-                    gid,
-                };
+                let made = Group { name: group.name.clone(), gid };
                 groups.push(made.clone());
                 create_groups.push(made);
             }
         }
     }
-    let create_parents = if create {
-        parents(layout, &record.home)?
-    } else {
-        Vec::new()
-    };
+    let create_parents = if create { parents(layout, &record.home)? } else { Vec::new() };
     let record = record.clone();
-    Ok(Provision {
-        record,
-        ids,
-        create,
-        create_groups,
-        groups,
-        create_parents,
-        findings,
-    })
+    Ok(Provision { record, ids, create, create_groups, groups, create_parents, findings })
 }
 
 fn refuse_taken(layout: &Layout, database: &Database, record: &UserRecord) -> Result<(), Fault> {
     let name = record.name.as_str();
     if database.user(name).is_some() {
-        return Err(
-            Fault::precondition(format!("there is a user {name} at the target already")).remedy(
-                "rename one of the two, or remove the one at the target if it is not needed",
-            ),
-        );
+        return Err(Fault::precondition(format!("there is a user {name} at the target already"))
+            .remedy("rename one of the two, or remove the one at the target if it is not needed"));
     }
     if database.group(record.group.name.as_str()).is_some() {
         return Err(Fault::precondition(format!(
@@ -181,21 +160,13 @@ fn check_text(record: &UserRecord) -> Result<(), Fault> {
 }
 
 fn check_shell(layout: &Layout, record: &UserRecord) -> Result<(), Fault> {
-    let denying = [
-        "/usr/sbin/nologin",
-        "/sbin/nologin",
-        "/bin/false",
-        "/usr/bin/false",
-    ];
+    let denying = ["/usr/sbin/nologin", "/sbin/nologin", "/bin/false", "/usr/bin/false"];
     if denying.iter().any(|s| Path::new(s) == record.shell) {
         return Ok(());
     }
     let shells = durable::read(&layout.path("/etc/shells"), 1 << 20)?.unwrap_or_default();
     let shells = String::from_utf8_lossy(&shells);
-    if shells
-        .lines()
-        .any(|line| Path::new(line.trim()) == record.shell)
-    {
+    if shells.lines().any(|line| Path::new(line.trim()) == record.shell) {
         return Ok(());
     }
     Err(Fault::precondition(format!(
@@ -245,10 +216,7 @@ pub fn provision(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
         make_group(layout, group)?;
     }
     if plan.create {
-        let own = Group {
-            name: plan.record.group.name.clone(),
-            gid: plan.ids.gid,
-        };
+        let own = Group { name: plan.record.group.name.clone(), gid: plan.ids.gid };
         make_group(layout, &own)?;
         make_user(layout, plan)?;
         make_home(layout, plan)?;
@@ -265,10 +233,8 @@ pub fn provision(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
 }
 
 pub(super) fn changed(what: &str) -> Fault {
-    Fault::precondition(format!(
-        "{what} has appeared at the target since the plan was made"
-    ))
-    .remedy("plan the move again")
+    Fault::precondition(format!("{what} has appeared at the target since the plan was made"))
+        .remedy("plan the move again")
 }
 
 fn make_user(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
@@ -284,12 +250,7 @@ fn make_user(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
             }
             run.arguments(["--no-log-init", "--no-create-home", "--no-user-group"])
                 .arguments(["--uid", &ids.uid.to_string(), "--gid", &ids.gid.to_string()])
-                .arguments([
-                    "--expiredate",
-                    &CLOSED.to_string(),
-                    "--comment",
-                    &record.gecos,
-                ])
+                .arguments(["--expiredate", &CLOSED.to_string(), "--comment", &record.gecos])
                 .argument("--home-dir")
                 .argument(&record.home)
                 .argument("--shell")
@@ -320,28 +281,17 @@ fn set_password(layout: &Layout, record: &UserRecord) -> Result<(), Fault> {
         .arguments(chroot(layout))
         .input(format!("{name}:{hash}\n").into_bytes())
         .succeed(&what)?;
-    if is_set(&Database::read(layout)?) {
-        Ok(())
-    } else {
-        Err(Fault::permanent(what))
-    }
+    if is_set(&Database::read(layout)?) { Ok(()) } else { Err(Fault::permanent(what)) }
 }
 
 /// chpasswd and chage know no prefix, only another root.
 fn chroot(layout: &Layout) -> Vec<std::ffi::OsString> {
-    if layout.is_system() {
-        Vec::new()
-    } else {
-        vec!["--root".into(), layout.root().into()]
-    }
+    if layout.is_system() { Vec::new() } else { vec!["--root".into(), layout.root().into()] }
 }
 
 fn set_aging(layout: &Layout, record: &UserRecord) -> Result<(), Fault> {
     let name = record.name.as_str();
-    let wanted = super::Aging {
-        expire: Some(CLOSED),
-        ..record.aging
-    };
+    let wanted = super::Aging { expire: Some(CLOSED), ..record.aging };
     let now = Database::read(layout)?.shadow(name).map(|s| s.aging);
     if now == Some(wanted) {
         return Ok(());
@@ -349,24 +299,9 @@ fn set_aging(layout: &Layout, record: &UserRecord) -> Result<(), Fault> {
     let day = |day: Option<i64>| day.map_or("-1".to_owned(), |d| d.to_string());
     Run::new("/usr/bin/chage")
         .arguments(chroot(layout))
-        .arguments([
-            "--lastday",
-            &day(wanted.last_change),
-            "--mindays",
-            &day(wanted.minimum),
-        ])
-        .arguments([
-            "--maxdays",
-            &day(wanted.maximum),
-            "--warndays",
-            &day(wanted.warning),
-        ])
-        .arguments([
-            "--inactive",
-            &day(wanted.inactive),
-            "--expiredate",
-            &day(wanted.expire),
-        ])
+        .arguments(["--lastday", &day(wanted.last_change), "--mindays", &day(wanted.minimum)])
+        .arguments(["--maxdays", &day(wanted.maximum), "--warndays", &day(wanted.warning)])
+        .arguments(["--inactive", &day(wanted.inactive), "--expiredate", &day(wanted.expire)])
         .argument(name)
         .succeed(&format!("the password age of user {name} could not be set"))?;
     Ok(())
@@ -378,10 +313,7 @@ fn make_home(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
     }
     let home = layout.path(&plan.record.home);
     let failed = |e: std::io::Error| {
-        Fault::io(
-            format!("the home {} could not be made", plan.record.home.display()),
-            &e,
-        )
+        Fault::io(format!("the home {} could not be made", plan.record.home.display()), &e)
     };
     match fs::symlink_metadata(&home) {
         Ok(m) if m.is_dir() && [0, plan.ids.uid].contains(&m.uid()) => {

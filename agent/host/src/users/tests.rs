@@ -25,18 +25,9 @@ impl Tree {
             "passwd",
             "root:x:0:0:root:/root:/bin/bash\nwww-data:x:33:33::/var/www:/usr/sbin/nologin\n",
         );
-        tree.put(
-            "group",
-            "root:x:0:\nsudo:x:27:\nwww-data:x:33:\nsftponly:x:1900:\n",
-        );
-        tree.put(
-            "shadow",
-            "root:*:19000:0:99999:7:::\nwww-data:*:19000:0:99999:7:::\n",
-        );
-        tree.put(
-            "gshadow",
-            "root:*::\nsudo:*::\nwww-data:*::\nsftponly:!::\n",
-        );
+        tree.put("group", "root:x:0:\nsudo:x:27:\nwww-data:x:33:\nsftponly:x:1900:\n");
+        tree.put("shadow", "root:*:19000:0:99999:7:::\nwww-data:*:19000:0:99999:7:::\n");
+        tree.put("gshadow", "root:*::\nsudo:*::\nwww-data:*::\nsftponly:!::\n");
         tree.put("shells", "# shells\n/bin/sh\n/bin/bash\n");
         tree.put("subuid", "");
         tree
@@ -57,36 +48,21 @@ impl Tree {
 
     fn line(&self, file: &str, name: &str) -> String {
         let start = format!("{name}:");
-        self.get(file)
-            .lines()
-            .find(|l| l.starts_with(&start))
-            .unwrap_or_default()
-            .to_owned()
+        self.get(file).lines().find(|l| l.starts_with(&start)).unwrap_or_default().to_owned()
     }
 
     /// Everything that the tools may change.
     fn snapshot(&self) -> Vec<String> {
         let mut all: Vec<String> = ["passwd", "group", "shadow", "gshadow"]
             .iter()
-            .flat_map(|f| {
-                self.get(f)
-                    .lines()
-                    .map(|l| format!("{f} {l}"))
-                    .collect::<Vec<_>>()
-            })
+            .flat_map(|f| self.get(f).lines().map(|l| format!("{f} {l}")).collect::<Vec<_>>())
             .collect();
         all.sort();
         all
     }
 
     fn plan(&self, record: &UserRecord) -> Result<Provision, Fault> {
-        plan_provision(
-            &self.layout,
-            &definition(),
-            record,
-            Existing::Refuse,
-            &Policy::default(),
-        )
+        plan_provision(&self.layout, &definition(), record, Existing::Refuse, &Policy::default())
     }
 }
 
@@ -101,10 +77,7 @@ fn record() -> UserRecord {
     UserRecord {
         name: "shop".parse().unwrap(),
         uid: 1501,
-        group: Group {
-            name: "shop".parse().unwrap(),
-            gid: 1501,
-        },
+        group: Group { name: "shop".parse().unwrap(), gid: 1501 },
         gecos: "The shop,,,".to_owned(),
         shell: "/bin/bash".into(),
         home: "/home/clients/shop".into(),
@@ -118,14 +91,8 @@ fn record() -> UserRecord {
             expire: Some(22_000),
         },
         groups: vec![
-            Group {
-                name: "sftponly".parse().unwrap(),
-                gid: 1800,
-            },
-            Group {
-                name: "crew".parse().unwrap(),
-                gid: 1700,
-            },
+            Group { name: "sftponly".parse().unwrap(), gid: 1800 },
+            Group { name: "crew".parse().unwrap(), gid: 1700 },
         ],
         web_group_member: true,
         findings: Vec::new(),
@@ -135,14 +102,8 @@ fn record() -> UserRecord {
 #[test]
 fn a_user_is_described() {
     let tree = Tree::new();
-    tree.add(
-        "passwd",
-        "shop:x:1501:1501:The shop,,,:/home/clients/shop:/bin/bash",
-    );
-    tree.add(
-        "group",
-        "shop:x:1501:www-data\ncrew:x:1700:shop\ndevs:x:1800:shop",
-    );
+    tree.add("passwd", "shop:x:1501:1501:The shop,,,:/home/clients/shop:/bin/bash");
+    tree.add("group", "shop:x:1501:www-data\ncrew:x:1700:shop\ndevs:x:1800:shop");
     tree.add("shadow", &format!("shop:{HASH}:19500:0:99999:7::22000:"));
     let found = describe(&tree.layout, &definition()).unwrap();
     let mut expected = record();
@@ -162,12 +123,7 @@ fn a_missing_or_system_user_is_a_precondition() {
     assert!(fault.message.contains("no user shop"));
     let mut web = definition();
     web.user = "www-data".parse().unwrap();
-    assert!(
-        describe(&tree.layout, &web)
-            .unwrap_err()
-            .message
-            .contains("system")
-    );
+    assert!(describe(&tree.layout, &web).unwrap_err().message.contains("system"));
 }
 
 #[test]
@@ -175,44 +131,16 @@ fn ids_are_kept_where_free_and_mapped_where_not() {
     let tree = Tree::new();
     let ids =
         |record: &UserRecord, reserved: &[u32]| plan_ids(&tree.layout, record, reserved).unwrap();
-    assert_eq!(
-        ids(&record(), &[]),
-        IdPlan {
-            uid: 1501,
-            gid: 1501,
-            mapped: false
-        }
-    );
-    assert_eq!(
-        ids(&record(), &[1501]),
-        IdPlan {
-            uid: 10_000,
-            gid: 10_000,
-            mapped: true
-        }
-    );
+    assert_eq!(ids(&record(), &[]), IdPlan { uid: 1501, gid: 1501, mapped: false });
+    assert_eq!(ids(&record(), &[1501]), IdPlan { uid: 10_000, gid: 10_000, mapped: true });
     tree.add("passwd", "other:x:1501:1600::/home/other:/bin/sh");
-    assert_eq!(
-        ids(&record(), &[]),
-        IdPlan {
-            uid: 10_000,
-            gid: 1501,
-            mapped: true
-        }
-    );
+    assert_eq!(ids(&record(), &[]), IdPlan { uid: 10_000, gid: 1501, mapped: true });
     tree.add("subuid", "other:10000:5");
     assert_eq!(ids(&record(), &[10_005]).uid, 10_006);
     for hostile in [0, 33, 999, 65_534, 100_000, u32::MAX] {
         let mut record = record();
         (record.uid, record.group.gid) = (hostile, hostile);
-        assert_eq!(
-            ids(&record, &[]),
-            IdPlan {
-                uid: 10_005,
-                gid: 10_005,
-                mapped: true
-            }
-        );
+        assert_eq!(ids(&record, &[]), IdPlan { uid: 10_005, gid: 10_005, mapped: true });
     }
 }
 
@@ -227,26 +155,15 @@ fn a_user_is_made_closed_and_taken_away_without_a_trace() {
         provision(&tree.layout, &plan).unwrap();
         let line = "shop:x:1501:1501:The shop,,,:/home/clients/shop:/bin/bash";
         assert_eq!(tree.line("passwd", "shop"), line);
-        assert_eq!(
-            tree.line("shadow", "shop"),
-            format!("shop:{HASH}:19500:0:99999:7::1:")
-        );
+        assert_eq!(tree.line("shadow", "shop"), format!("shop:{HASH}:19500:0:99999:7::1:"));
         assert_eq!(tree.line("group", "shop"), "shop:x:1501:www-data");
         assert_eq!(tree.line("group", "crew"), "crew:x:1700:shop");
         assert_eq!(tree.line("group", "sftponly"), "sftponly:x:1900:shop");
         let home = fs::metadata(tree.layout.path("/home/clients/shop")).unwrap();
-        assert_eq!(
-            (home.uid(), home.gid(), home.mode() & 0o7777),
-            (1501, 1501, 0o700)
-        );
+        assert_eq!((home.uid(), home.gid(), home.mode() & 0o7777), (1501, 1501, 0o700));
     }
     // It is there now, and this is what keeps another one from being laid over it.
-    assert!(
-        tree.plan(&record())
-            .unwrap_err()
-            .message
-            .contains("user shop")
-    );
+    assert!(tree.plan(&record()).unwrap_err().message.contains("user shop"));
     let outside = tree.layout.path("/outside");
     fs::create_dir(&outside).unwrap();
     fs::write(outside.join("precious"), "x").unwrap();
@@ -286,33 +203,15 @@ fn what_is_taken_is_refused() {
     fs::create_dir_all(tree.layout.path("/home/clients/shop")).unwrap();
     assert!(tree.plan(&record).unwrap_err().message.contains("the home"));
     fs::remove_dir(tree.layout.path("/home/clients/shop")).unwrap();
-    fs::set_permissions(
-        tree.layout.path("/home/clients"),
-        fs::Permissions::from_mode(0o777),
-    )
-    .unwrap();
-    assert!(
-        tree.plan(&record)
-            .unwrap_err()
-            .message
-            .contains("only root can write")
-    );
+    fs::set_permissions(tree.layout.path("/home/clients"), fs::Permissions::from_mode(0o777))
+        .unwrap();
+    assert!(tree.plan(&record).unwrap_err().message.contains("only root can write"));
     fs::remove_dir(tree.layout.path("/home/clients")).unwrap();
     std::os::unix::fs::symlink("/tmp", tree.layout.path("/home/clients")).unwrap();
-    assert!(
-        tree.plan(&record)
-            .unwrap_err()
-            .message
-            .contains("only root can write")
-    );
+    assert!(tree.plan(&record).unwrap_err().message.contains("only root can write"));
     fs::remove_file(tree.layout.path("/home/clients")).unwrap();
     tree.add("group", "shop:x:1444:");
-    assert!(
-        tree.plan(&record)
-            .unwrap_err()
-            .message
-            .contains("group shop")
-    );
+    assert!(tree.plan(&record).unwrap_err().message.contains("group shop"));
 }
 
 #[test]
@@ -324,10 +223,7 @@ fn a_hostile_record_is_refused() {
         tree.plan(&record).unwrap_err().message
     };
     let joined = |name: &str| {
-        let group = Group {
-            name: name.parse().unwrap(),
-            gid: 1950,
-        };
+        let group = Group { name: name.parse().unwrap(), gid: 1950 };
         refused(&move |r| r.groups = vec![group.clone()])
     };
     assert!(joined("sudo").contains("sudo"));
@@ -348,22 +244,10 @@ fn the_policy_allows_a_group() {
     let tree = Tree::new();
     tree.add("group", "printers:x:111:");
     let mut record = record();
-    record.groups = vec![Group {
-        name: "printers".parse().unwrap(),
-        gid: 120,
-    }];
-    let policy = Policy {
-        allow_groups: vec!["printers".parse().unwrap()],
-        ..Policy::default()
-    };
-    let plan = plan_provision(
-        &tree.layout,
-        &definition(),
-        &record,
-        Existing::Refuse,
-        &policy,
-    )
-    .unwrap();
+    record.groups = vec![Group { name: "printers".parse().unwrap(), gid: 120 }];
+    let policy = Policy { allow_groups: vec!["printers".parse().unwrap()], ..Policy::default() };
+    let plan =
+        plan_provision(&tree.layout, &definition(), &record, Existing::Refuse, &policy).unwrap();
     assert_eq!((plan.groups[0].gid, plan.create_groups.len()), (111, 0));
 }
 
@@ -374,26 +258,13 @@ fn an_account_that_lived_here_keeps_its_user() {
     tree.add("group", "shop:x:1777:");
     tree.add("shadow", "shop:!:19000::::::");
     let keep = |record: &UserRecord| {
-        plan_provision(
-            &tree.layout,
-            &definition(),
-            record,
-            Existing::Keep,
-            &Policy::default(),
-        )
+        plan_provision(&tree.layout, &definition(), record, Existing::Keep, &Policy::default())
     };
     let mut record = record();
     record.groups.clear();
     record.web_group_member = false;
     let plan = keep(&record).unwrap();
-    assert_eq!(
-        plan.ids,
-        IdPlan {
-            uid: 1777,
-            gid: 1777,
-            mapped: true
-        }
-    );
+    assert_eq!(plan.ids, IdPlan { uid: 1777, gid: 1777, mapped: true });
     let before = tree.snapshot();
     provision(&tree.layout, &plan).unwrap();
     deprovision(&tree.layout, &plan).unwrap();
@@ -412,10 +283,7 @@ fn logins_close_and_open_as_they_were() {
         let plan = plan_close_logins(&tree.layout, &"shop".parse().unwrap()).unwrap();
         for _ in 0..2 {
             close_logins(&tree.layout, &plan).unwrap();
-            assert_eq!(
-                tree.line("shadow", "shop"),
-                format!("shop:{HASH}:19500:0:99999:7::1:")
-            );
+            assert_eq!(tree.line("shadow", "shop"), format!("shop:{HASH}:19500:0:99999:7::1:"));
         }
         for _ in 0..2 {
             open_logins(&tree.layout, &plan).unwrap();
@@ -427,10 +295,7 @@ fn logins_close_and_open_as_they_were() {
 #[test]
 fn opening_the_logins_of_a_user_that_is_gone_is_no_error() {
     let tree = Tree::new();
-    let record = LoginRecord {
-        user: "gone".parse().unwrap(),
-        expire: None,
-    };
+    let record = LoginRecord { user: "gone".parse().unwrap(), expire: None };
     open_logins(&tree.layout, &record).unwrap();
     assert!(close_logins(&tree.layout, &record).is_err());
 }

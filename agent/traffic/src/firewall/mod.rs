@@ -133,7 +133,7 @@ impl Rules {
         let _ = write!(
             text,
             "  }}\n  chain output {{\n    type nat hook output priority {NAT_PRIORITY}; policy accept;\n\
-             \x20   meta skuid {} counter\n",
+             \x20   meta skuid {} return\n",
             self.redirector_uid
         );
         if redirecting {

@@ -30,11 +30,7 @@ struct EventRow<'a> {
 /// `ferry events`.
 pub async fn show(operator: &Operator, screen: &Screen, args: EventsArgs) -> Result<Exit, Failure> {
     let mut request = ListEventsRequest {
-        account: args
-            .account
-            .as_ref()
-            .map(ToString::to_string)
-            .unwrap_or_default(),
+        account: args.account.as_ref().map(ToString::to_string).unwrap_or_default(),
         job: args.job.map(|job| job.to_string()).unwrap_or_default(),
         follow: args.follow,
         after: args.after,

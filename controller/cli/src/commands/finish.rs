@@ -38,9 +38,7 @@ pub async fn finalize(
     if !args.yes && !agreed(screen, &args).await? {
         return Ok(ask::declined(screen));
     }
-    let job = operator
-        .finalize_move(args.account.to_string(), args.erase)
-        .await?;
+    let job = operator.finalize_move(args.account.to_string(), args.erase).await?;
     if args.detach {
         return left_alone(screen, job);
     }

@@ -155,16 +155,10 @@ pub async fn revoke(
 ) -> Result<Exit, Failure> {
     let was_connected = operator.revoke_server(name.to_string()).await?;
     if screen.json() {
-        screen.document(&RevokedServer {
-            name,
-            was_connected,
-        })?;
+        screen.document(&RevokedServer { name, was_connected })?;
     } else {
-        let link = if was_connected {
-            "was connected and has been cut off"
-        } else {
-            "was not connected"
-        };
+        let link =
+            if was_connected { "was connected and has been cut off" } else { "was not connected" };
         screen.text(&format!(
             "{name} is revoked: its certificate is no longer accepted. It {link}.\n"
         ))?;
@@ -177,10 +171,7 @@ pub async fn accounts(operator: &Operator, screen: &Screen) -> Result<Exit, Fail
     let answer = operator.list_accounts().await?;
     if screen.json() {
         let accounts = answer.accounts.iter().map(account_row).collect();
-        screen.document(&Accounts {
-            accounts,
-            problems: &answer.problems,
-        })?;
+        screen.document(&Accounts { accounts, problems: &answer.problems })?;
         return Ok(Exit::Done);
     }
     if answer.accounts.is_empty() {
@@ -199,15 +190,7 @@ pub async fn accounts(operator: &Operator, screen: &Screen) -> Result<Exit, Fail
                 few(&account.domains),
             ]
         });
-        let header = [
-            "account",
-            "server",
-            "standing",
-            "epoch",
-            "moved to",
-            "connected",
-            "domains",
-        ];
+        let header = ["account", "server", "standing", "epoch", "moved to", "connected", "domains"];
         screen.text(&text::table(&header, rows.collect(), &[3]))?;
     }
     if !answer.problems.is_empty() {
@@ -234,12 +217,7 @@ fn account_row(account: &v1::Account) -> AccountRow<'_> {
 /// The first domains, and how many more there are.
 fn few(domains: &[String]) -> String {
     const SHOWN: usize = 3;
-    let mut text = domains
-        .iter()
-        .take(SHOWN)
-        .cloned()
-        .collect::<Vec<_>>()
-        .join(" ");
+    let mut text = domains.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(" ");
     if domains.len() > SHOWN {
         text.push_str(&format!(" and {} more", domains.len() - SHOWN));
     }

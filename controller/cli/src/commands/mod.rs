@@ -60,10 +60,7 @@ fn manual_text() -> std::io::Result<String> {
     let mut command = Cli::command().version(None::<&str>).term_width(100);
     command.build();
     let mut roff = Vec::new();
-    let page = clap_mangen::Man::new(command.clone())
-        .title("FERRY")
-        .source("Ferry")
-        .date("");
+    let page = clap_mangen::Man::new(command.clone()).title("FERRY").source("Ferry").date("");
     page.render_title(&mut roff)?;
     page.render_name_section(&mut roff)?;
     page.render_synopsis_section(&mut roff)?;
@@ -71,17 +68,12 @@ fn manual_text() -> std::io::Result<String> {
     page.render_options_section(&mut roff)?;
     writeln!(roff, ".SH COMMANDS")?;
     describe(&mut command, "ferry", &mut roff)?;
-    for (title, table) in [
-        ("OUTPUT WITH JSON", crate::exit::JSON),
-        ("EXIT STATUS", crate::exit::TABLE),
-    ] {
+    for (title, table) in
+        [("OUTPUT WITH JSON", crate::exit::JSON), ("EXIT STATUS", crate::exit::TABLE)]
+    {
         writeln!(roff, ".SH {title}\n.nf")?;
         for line in table.lines().skip(1) {
-            writeln!(
-                roff,
-                "{}",
-                line.strip_prefix("  ").unwrap_or(line).replace('-', "\\-")
-            )?;
+            writeln!(roff, "{}", line.strip_prefix("  ").unwrap_or(line).replace('-', "\\-"))?;
         }
         writeln!(roff, ".fi")?;
     }
@@ -91,48 +83,27 @@ fn manual_text() -> std::io::Result<String> {
         crate::args::DEFAULT_TOKEN_FILE
     )?;
     for file in crate::args::DEFAULT_CA_FILES {
-        writeln!(
-            roff,
-            ".TP\n.I {file}\nThe certificate of the controller's authority."
-        )?;
+        writeln!(roff, ".TP\n.I {file}\nThe certificate of the controller's authority.")?;
     }
-    writeln!(
-        roff,
-        ".SH SEE ALSO\n.BR ferry-controller (8),\n.BR ferry-agent (8)"
-    )?;
+    writeln!(roff, ".SH SEE ALSO\n.BR ferry-controller (8),\n.BR ferry-agent (8)")?;
     Ok(String::from_utf8_lossy(&roff).into_owned())
 }
 
 /// Each command with its own options; those for all are told once.
 fn describe(command: &mut clap::Command, path: &str, roff: &mut Vec<u8>) -> std::io::Result<()> {
-    for sub in command
-        .get_subcommands_mut()
-        .filter(|sub| !sub.is_hide_set())
-    {
+    for sub in command.get_subcommands_mut().filter(|sub| !sub.is_hide_set()) {
         let path = format!("{path} {}", sub.get_name());
         if sub.has_subcommands() {
             describe(sub, &path, roff)?;
             continue;
         }
-        let about = sub
-            .get_long_about()
-            .or(sub.get_about())
-            .map(ToString::to_string)
-            .unwrap_or_default();
-        writeln!(
-            roff,
-            ".SS {path}\n{}",
-            about.replace('-', "\\-").replace("\n\n", "\n.PP\n")
-        )?;
-        for arg in sub
-            .get_arguments()
-            .filter(|arg| !arg.is_global_set() && arg.get_id() != "help")
+        let about =
+            sub.get_long_about().or(sub.get_about()).map(ToString::to_string).unwrap_or_default();
+        writeln!(roff, ".SS {path}\n{}", about.replace('-', "\\-").replace("\n\n", "\n.PP\n"))?;
+        for arg in sub.get_arguments().filter(|arg| !arg.is_global_set() && arg.get_id() != "help")
         {
-            let help = arg
-                .get_long_help()
-                .or(arg.get_help())
-                .map(ToString::to_string)
-                .unwrap_or_default();
+            let help =
+                arg.get_long_help().or(arg.get_help()).map(ToString::to_string).unwrap_or_default();
             writeln!(
                 roff,
                 ".TP\n.B {}\n{}",

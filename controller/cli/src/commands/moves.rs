@@ -23,11 +23,7 @@ pub struct Started {
 
 /// `ferry move`.
 pub async fn start(operator: &Operator, screen: &Screen, args: MoveArgs) -> Result<Exit, Failure> {
-    let direction = if args.is_return {
-        Direction::Return
-    } else {
-        Direction::Outbound
-    };
+    let direction = if args.is_return { Direction::Return } else { Direction::Outbound };
     let request = v1::PlanMoveRequest {
         account: args.account.to_string(),
         to: args.to.to_string(),
@@ -59,10 +55,7 @@ async fn run(
     consent: &Consent,
 ) -> Result<Exit, Failure> {
     if !screen.json() {
-        screen.note(&format!(
-            "Inspecting both servers for account {} ...",
-            request.account
-        ));
+        screen.note(&format!("Inspecting both servers for account {} ...", request.account));
     }
     let (plan_id, document) = operator.plan_move(request).await?;
     let plan = PlanView::deserialize(&document).map_err(|e| {
@@ -89,10 +82,9 @@ async fn run(
         return Ok(Exit::Done);
     }
     if !consent.yes {
-        let question = format!(
-            "\nMove account {} from {} to {} now?",
-            plan.account, plan.source, plan.target
-        );
+        screen.note("");
+        let question =
+            format!("Move account {} from {} to {} now?", plan.account, plan.source, plan.target);
         if !ask::yes(screen, question).await? {
             return Ok(ask::declined(screen));
         }

@@ -58,8 +58,7 @@ async fn now(operator: &Operator, job: JobId) -> Result<JobView, Failure> {
 }
 
 fn newest(jobs: Vec<JobView>) -> Option<JobView> {
-    jobs.into_iter()
-        .max_by_key(|job| (job.started_unix_ms, job.job))
+    jobs.into_iter().max_by_key(|job| (job.started_unix_ms, job.job))
 }
 
 async fn overview(operator: &Operator, screen: &Screen) -> Result<Exit, Failure> {
@@ -89,11 +88,8 @@ async fn watch_overview(operator: &Operator, screen: &Screen) -> Result<Exit, Fa
                     // What cannot be cleared is drawn below.
                     let _ = term.clear_last_lines(shown.lines().count());
                 }
-                shown = if jobs.is_empty() {
-                    "Nothing is moving.\n".to_owned()
-                } else {
-                    table(&jobs)
-                };
+                shown =
+                    if jobs.is_empty() { "Nothing is moving.\n".to_owned() } else { table(&jobs) };
                 screen.text(&shown)?;
             }
         }
@@ -111,9 +107,7 @@ fn selected(mut jobs: Vec<JobView>) -> Vec<JobView> {
     jobs.sort_by_key(|job| std::cmp::Reverse((job.started_unix_ms, job.job)));
     let is_over = |job: &JobView| matches!(job.phase, JobPhase::Done | JobPhase::Undone);
     let (over, open): (Vec<_>, Vec<_>) = jobs.into_iter().partition(is_over);
-    open.into_iter()
-        .chain(over.into_iter().take(ENDED_SHOWN))
-        .collect()
+    open.into_iter().chain(over.into_iter().take(ENDED_SHOWN)).collect()
 }
 
 fn table(jobs: &[JobView]) -> String {
@@ -129,9 +123,7 @@ fn table(jobs: &[JobView]) -> String {
         ]
     });
     text::table(
-        &[
-            "account", "move", "servers", "state", "step", "started", "job",
-        ],
+        &["account", "move", "servers", "state", "step", "started", "job"],
         rows.collect(),
         &[],
     )
@@ -140,17 +132,9 @@ fn table(jobs: &[JobView]) -> String {
 /// Which step it is at.
 fn at(job: &JobView) -> String {
     let total = job.steps.len();
-    let done = job
-        .steps
-        .iter()
-        .filter(|step| step.phase == StepPhase::Done)
-        .count();
-    let at_work = |phase| {
-        matches!(
-            phase,
-            StepPhase::Running | StepPhase::Undoing | StepPhase::Stuck
-        )
-    };
+    let done = job.steps.iter().filter(|step| step.phase == StepPhase::Done).count();
+    let at_work =
+        |phase| matches!(phase, StepPhase::Running | StepPhase::Undoing | StepPhase::Stuck);
     match job.steps.iter().rfind(|step| at_work(step.phase)) {
         Some(step) => format!("{} ({done} of {total} done)", step.name),
         None => format!("{done} of {total} done"),
@@ -168,19 +152,13 @@ mod tests {
     fn the_overview_shows_what_is_open_and_the_last_that_ended() {
         let mut jobs = Vec::new();
         for i in 0..14 {
-            let mut ended = job(
-                JobPhase::Undone,
-                &[("provision", "transit1", StepPhase::Undone)],
-            );
+            let mut ended = job(JobPhase::Undone, &[("provision", "transit1", StepPhase::Undone)]);
             ended.started_unix_ms += i * 1000;
             jobs.push(ended);
         }
         jobs.push(job(
             JobPhase::Running,
-            &[
-                ("provision", "transit1", StepPhase::Done),
-                ("precopy", "web1", StepPhase::Running),
-            ],
+            &[("provision", "transit1", StepPhase::Done), ("precopy", "web1", StepPhase::Running)],
         ));
         let shown = selected(jobs);
         assert_eq!(shown.len(), 1 + ENDED_SHOWN);

@@ -1,6 +1,8 @@
 //! Questions: at a terminal, and where there is none.
 
-use tokio::io::AsyncWriteExt;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::fake::Controller;
 use crate::moving;
@@ -19,65 +21,59 @@ async fn whoever_cannot_be_asked_is_told_what_to_do() {
         assert!(ran.err.contains("--yes"), "{}", ran.err);
     }
     let calls = controller.calls();
-    assert!(
-        calls.iter().all(|call| call.starts_with("plan")),
-        "{calls:?}"
-    );
+    assert!(calls.iter().all(|call| call.starts_with("plan")), "{calls:?}");
 }
 
-/// Runs the program on a terminal of its own and types `typed`.
-async fn on_a_terminal(controller: &Controller, line: &str, typed: &str) -> i32 {
+/// Runs the program on a terminal of its own, and types `typed` when it has asked `prompt`.
+async fn on_a_terminal(controller: &Controller, line: &str, prompt: &str, typed: &str) -> i32 {
     let mut command = tokio::process::Command::new("script");
-    command.args([
-        "-qefc",
-        &format!("{} {line}", env!("CARGO_BIN_EXE_ferry")),
-        "/dev/null",
-    ]);
+    let line = format!("{} {line}", env!("CARGO_BIN_EXE_ferry"));
+    command.args(["-qefc", &line, "/dev/null"]);
     controller.point(&mut command);
     command
         .env("TERM", "xterm")
         .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::inherit())
+        .stdout(std::process::Stdio::piped())
         .kill_on_drop(true);
     let mut child = command.spawn().expect("`script`, of the package bsdutils");
-    let mut stdin = child.stdin.take().unwrap();
-    stdin.write_all(typed.as_bytes()).await.unwrap();
     // Kept open: the end of its input would end the terminal.
-    let status = child.wait().await.unwrap();
-    drop(stdin);
-    status.code().unwrap()
+    let mut stdin = child.stdin.take().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let talk = async {
+        let mut said = Vec::new();
+        while !String::from_utf8_lossy(&said).contains(prompt) {
+            let read = stdout.read_buf(&mut said).await.unwrap();
+            assert!(read > 0, "no {prompt:?} in {:?}", String::from_utf8_lossy(&said));
+        }
+        stdin.write_all(typed.as_bytes()).await.unwrap();
+        stdout.read_to_end(&mut said).await.unwrap();
+        child.wait().await.unwrap().code().unwrap()
+    };
+    tokio::time::timeout(Duration::from_secs(30), talk).await.expect("an end")
 }
 
 #[tokio::test]
 async fn at_a_terminal_one_is_asked() {
     let controller = Controller::start(moving("done", "done")).await;
-    assert_eq!(
-        on_a_terminal(&controller, "move shop --to transit1", "n").await,
-        4
-    );
-    assert_eq!(
-        on_a_terminal(&controller, "move shop --to transit1", "\r").await,
-        4
-    );
+    let answer =
+        async |typed| on_a_terminal(&controller, "move shop --to transit1", "[y/N]", typed).await;
+    for no in ["n", "\r", "\x03"] {
+        assert_eq!(answer(no).await, 4, "{no:?}");
+    }
     assert!(!controller.calls().contains(&"start p1".to_owned()));
-    assert_eq!(
-        on_a_terminal(&controller, "move shop --to transit1", "y").await,
-        0
-    );
+    assert_eq!(answer("y").await, 0);
     assert!(controller.calls().contains(&"start p1".to_owned()));
 }
 
 #[tokio::test]
 async fn erasing_wants_the_name_typed() {
     let controller = Controller::start(moving("done", "done")).await;
-    assert_eq!(
-        on_a_terminal(&controller, "finalize shop --erase", "y\r").await,
-        4
-    );
+    let answer =
+        async |typed| on_a_terminal(&controller, "finalize shop --erase", "to go on", typed).await;
+    for no in ["y\r", "\r", "\x03"] {
+        assert_eq!(answer(no).await, 4, "{no:?}");
+    }
     assert_eq!(controller.calls(), [] as [&str; 0]);
-    assert_eq!(
-        on_a_terminal(&controller, "finalize shop --erase", "shop\r").await,
-        0
-    );
+    assert_eq!(answer("shop\r").await, 0);
     assert_eq!(controller.calls()[0], "finalize shop true");
 }

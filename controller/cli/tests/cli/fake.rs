@@ -57,24 +57,14 @@ impl Controller {
         std::fs::write(dir.path().join("token"), format!("{TOKEN}\n")).unwrap();
         let identity = identity(dir.path());
         let calls = Arc::new(Mutex::new(Vec::new()));
-        let fake = Fake {
-            script,
-            calls: Arc::clone(&calls),
-            watched: AtomicUsize::new(0),
-        };
+        let fake = Fake { script, calls: Arc::clone(&calls), watched: AtomicUsize::new(0) };
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.address().to_string();
-        let incoming = listener
-            .serve(&identity, &Arc::new(Connections::default()))
-            .unwrap();
+        let incoming = listener.serve(&identity, &Arc::new(Connections::default())).unwrap();
         let server =
             tonic::transport::Server::builder().add_service(OperatorServiceServer::new(fake));
         tokio::spawn(server.serve_with_incoming(incoming));
-        Self {
-            dir,
-            address,
-            calls,
-        }
+        Self { dir, address, calls }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -147,9 +137,7 @@ impl Ran {
 fn identity(dir: &Path) -> Arc<Identity> {
     let ca_key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "Authority of a test");
+    params.distinguished_name.push(DnType::CommonName, "Authority of a test");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     let ca_pem = params.self_signed(&ca_key).unwrap().pem();
@@ -158,36 +146,21 @@ fn identity(dir: &Path) -> Arc<Identity> {
 
     let key = KeyPair::generate().unwrap();
     let mut leaf = CertificateParams::new(vec![Party::Controller.dns_name()]).unwrap();
-    let uri = Party::Controller
-        .uri(ca.fingerprint())
-        .as_str()
-        .try_into()
-        .unwrap();
+    let uri = Party::Controller.uri(ca.fingerprint()).as_str().try_into().unwrap();
     leaf.subject_alt_names.push(rcgen::SanType::URI(uri));
     leaf.serial_number = Some(vec![1, 2, 3, 4, 5, 6, 7, 8].into());
     leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    leaf.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ServerAuth,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    ];
+    leaf.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     let issuer = Issuer::from_ca_cert_pem(&ca_pem, &ca_key).unwrap();
     let certificate = leaf.signed_by(&key, &issuer).unwrap().pem();
-    Identity::new(&Credentials::new(
-        &key.serialize_pem(),
-        &certificate,
-        &ca_pem,
-    ))
-    .unwrap()
+    Identity::new(&Credentials::new(&key.serialize_pem(), &certificate, &ca_pem)).unwrap()
 }
 
 impl Fake {
     fn called<T: std::fmt::Debug>(&self, request: &Request<T>, what: &str) -> Result<(), Status> {
         let expected = format!("Bearer {TOKEN}");
-        if request
-            .metadata()
-            .get("authorization")
-            .and_then(|v| v.to_str().ok())
-            != Some(&expected)
+        if request.metadata().get("authorization").and_then(|v| v.to_str().ok()) != Some(&expected)
         {
             let fault = Fault::permanent("the token is not this controller's");
             return Err(status(Code::Unauthenticated, &fault));
@@ -201,11 +174,7 @@ impl Fake {
 }
 
 fn status(code: Code, fault: &Fault) -> Status {
-    Status::with_details(
-        code,
-        &fault.message,
-        serde_json::to_vec(fault).unwrap().into(),
-    )
+    Status::with_details(code, &fault.message, serde_json::to_vec(fault).unwrap().into())
 }
 
 fn json(value: &Value) -> Vec<u8> {
@@ -224,10 +193,7 @@ impl OperatorService for Fake {
         r: Request<AddServerRequest>,
     ) -> Result<Response<AddServerResponse>, Status> {
         let q = r.get_ref();
-        self.called(
-            &r,
-            &format!("add {} {} {}", q.name, q.role, q.token_seconds),
-        )?;
+        self.called(&r, &format!("add {} {} {}", q.name, q.role, q.token_seconds))?;
         Ok(Response::new(AddServerResponse {
             token: "fry1-abc".to_owned(),
             expires_unix: 1_795_398_180,
@@ -239,9 +205,7 @@ impl OperatorService for Fake {
         r: Request<ListServersRequest>,
     ) -> Result<Response<ListServersResponse>, Status> {
         self.called(&r, "servers")?;
-        Ok(Response::new(ListServersResponse {
-            servers: self.script.servers.clone(),
-        }))
+        Ok(Response::new(ListServersResponse { servers: self.script.servers.clone() }))
     }
 
     async fn revoke_server(
@@ -249,9 +213,7 @@ impl OperatorService for Fake {
         r: Request<RevokeServerRequest>,
     ) -> Result<Response<RevokeServerResponse>, Status> {
         self.called(&r, &format!("revoke {}", r.get_ref().name))?;
-        Ok(Response::new(RevokeServerResponse {
-            was_connected: true,
-        }))
+        Ok(Response::new(RevokeServerResponse { was_connected: true }))
     }
 
     async fn list_accounts(
@@ -269,10 +231,7 @@ impl OperatorService for Fake {
         let q = r.get_ref();
         self.called(
             &r,
-            &format!(
-                "plan {} {} {} {}",
-                q.account, q.to, q.direction, q.deadline_seconds
-            ),
+            &format!("plan {} {} {} {}", q.account, q.to, q.direction, q.deadline_seconds),
         )?;
         Ok(Response::new(PlanMoveResponse {
             plan_id: "p1".to_owned(),
@@ -285,9 +244,7 @@ impl OperatorService for Fake {
         r: Request<StartMoveRequest>,
     ) -> Result<Response<StartMoveResponse>, Status> {
         self.called(&r, &format!("start {}", r.get_ref().plan_id))?;
-        Ok(Response::new(StartMoveResponse {
-            job: JOB.to_owned(),
-        }))
+        Ok(Response::new(StartMoveResponse { job: JOB.to_owned() }))
     }
 
     async fn abort_move(
@@ -295,35 +252,23 @@ impl OperatorService for Fake {
         r: Request<AbortMoveRequest>,
     ) -> Result<Response<AbortMoveResponse>, Status> {
         self.called(&r, &format!("abort {}", r.get_ref().account))?;
-        Ok(Response::new(AbortMoveResponse {
-            job: JOB.to_owned(),
-        }))
+        Ok(Response::new(AbortMoveResponse { job: JOB.to_owned() }))
     }
 
     async fn finalize_move(
         &self,
         r: Request<FinalizeMoveRequest>,
     ) -> Result<Response<FinalizeMoveResponse>, Status> {
-        self.called(
-            &r,
-            &format!("finalize {} {}", r.get_ref().account, r.get_ref().erase),
-        )?;
-        Ok(Response::new(FinalizeMoveResponse {
-            job: JOB.to_owned(),
-        }))
+        self.called(&r, &format!("finalize {} {}", r.get_ref().account, r.get_ref().erase))?;
+        Ok(Response::new(FinalizeMoveResponse { job: JOB.to_owned() }))
     }
 
     async fn list_jobs(
         &self,
         r: Request<ListJobsRequest>,
     ) -> Result<Response<ListJobsResponse>, Status> {
-        self.called(
-            &r,
-            &format!("jobs {} {}", r.get_ref().account, r.get_ref().running),
-        )?;
-        Ok(Response::new(ListJobsResponse {
-            jobs: self.script.jobs.iter().map(json).collect(),
-        }))
+        self.called(&r, &format!("jobs {} {}", r.get_ref().account, r.get_ref().running))?;
+        Ok(Response::new(ListJobsResponse { jobs: self.script.jobs.iter().map(json).collect() }))
     }
 
     async fn watch_job(
@@ -331,10 +276,7 @@ impl OperatorService for Fake {
         r: Request<WatchJobRequest>,
     ) -> Result<Response<Self::WatchJobStream>, Status> {
         self.called(&r, &format!("watch {}", r.get_ref().job))?;
-        let turn = self
-            .watched
-            .fetch_add(1, Ordering::SeqCst)
-            .min(self.script.watch.len() - 1);
+        let turn = self.watched.fetch_add(1, Ordering::SeqCst).min(self.script.watch.len() - 1);
         let told: Vec<_> = self.script.watch[turn]
             .iter()
             .map(|job| Ok(WatchJobResponse { job: json(job) }))
@@ -351,10 +293,7 @@ impl OperatorService for Fake {
         r: Request<ListEventsRequest>,
     ) -> Result<Response<Self::ListEventsStream>, Status> {
         let q = r.get_ref();
-        self.called(
-            &r,
-            &format!("events {} {} {} {}", q.account, q.job, q.follow, q.after),
-        )?;
+        self.called(&r, &format!("events {} {} {} {}", q.account, q.job, q.follow, q.after))?;
         let events: Vec<_> = self.script.events.iter().cloned().map(Ok).collect();
         Ok(Response::new(Box::pin(tokio_stream::iter(events))))
     }

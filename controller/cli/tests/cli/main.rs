@@ -46,9 +46,5 @@ fn job(phase: &str, step: &str) -> Value {
 /// A move that can start, and ends so.
 fn moving(ends: &str, step: &str) -> Script {
     let watch = vec![vec![job("running", "running"), job(ends, step)]];
-    Script {
-        plan: plan(false),
-        watch,
-        ..Script::default()
-    }
+    Script { plan: plan(false), watch, ..Script::default() }
 }

@@ -8,37 +8,16 @@ use crate::{JOB, moving, plan};
 #[tokio::test]
 async fn a_move_is_planned_started_and_watched() {
     let controller = Controller::start(moving("done", "done")).await;
-    let ran = controller
-        .run(&[
-            "move",
-            "shop",
-            "--to",
-            "transit1",
-            "--deadline",
-            "90s",
-            "--yes",
-        ])
-        .await;
+    let ran =
+        controller.run(&["move", "shop", "--to", "transit1", "--deadline", "90s", "--yes"]).await;
     assert_eq!(ran.code, 0, "{}", ran.err);
-    let expected = [
-        "plan shop transit1 outbound 90",
-        "start p1",
-        &format!("watch {JOB}"),
-    ];
+    let expected = ["plan shop transit1 outbound 90", "start p1", &format!("watch {JOB}")];
     assert_eq!(controller.calls(), expected);
     assert!(ran.out.contains("Make the account"), "{}", ran.out);
     assert!(ran.out.contains("about 7.2 s"), "{}", ran.out);
     assert!(ran.out.contains("transit1 serves shop now"), "{}", ran.out);
-    assert!(
-        ran.err.contains("[1/1] Make the account on transit1"),
-        "{}",
-        ran.err
-    );
-    assert!(
-        ran.err.contains("[1/1] Make the account: done"),
-        "{}",
-        ran.err
-    );
+    assert!(ran.err.contains("[1/1] Make the account on transit1"), "{}", ran.err);
+    assert!(ran.err.contains("[1/1] Make the account: done"), "{}", ran.err);
 }
 
 #[tokio::test]
@@ -48,10 +27,7 @@ async fn the_end_of_a_move_is_its_exit_code() {
         ("stuck", "stuck", 6, "a person must look"),
     ] {
         let controller = Controller::start(moving(phase, step)).await;
-        for line in [
-            &["move", "shop", "--to", "transit1", "-y"][..],
-            &["rollback", "shop", "-y"],
-        ] {
+        for line in [&["move", "shop", "--to", "transit1", "-y"][..], &["rollback", "shop", "-y"]] {
             let ran = controller.run(line).await;
             assert_eq!(ran.code, code, "{}", ran.err);
             let parts = [
@@ -71,66 +47,35 @@ async fn the_end_of_a_move_is_its_exit_code() {
 
 #[tokio::test]
 async fn blockers_stop_a_move_before_it_starts() {
-    let controller = Controller::start(Script {
-        plan: plan(true),
-        ..Script::default()
-    })
-    .await;
-    let ran = controller
-        .run(&["move", "shop", "--to", "transit1", "--yes"])
-        .await;
+    let controller = Controller::start(Script { plan: plan(true), ..Script::default() }).await;
+    let ran = controller.run(&["move", "shop", "--to", "transit1", "--yes"]).await;
     assert_eq!(ran.code, 3);
-    assert!(
-        ran.out
-            .contains("blocker  transit1  the user shop is taken"),
-        "{}",
-        ran.out
-    );
+    assert!(ran.out.contains("blocker  transit1  the user shop is taken"), "{}", ran.out);
     assert!(ran.out.contains("to do: rename it"), "{}", ran.out);
     assert!(ran.err.contains("1 blocker above"), "{}", ran.err);
-    let ran = controller
-        .run(&["move", "shop", "--to", "transit1", "--yes", "--json"])
-        .await;
+    let ran = controller.run(&["move", "shop", "--to", "transit1", "--yes", "--json"]).await;
     assert_eq!((ran.code, ran.json()), (3, plan(true)));
-    assert_eq!(
-        controller.calls().len(),
-        2,
-        "nothing but planning: {:?}",
-        controller.calls()
-    );
+    assert_eq!(controller.calls().len(), 2, "nothing but planning: {:?}", controller.calls());
 }
 
 #[tokio::test]
 async fn a_dry_run_shows_the_plan_and_starts_nothing() {
     let controller = Controller::start(moving("done", "done")).await;
-    let ran = controller
-        .run(&["move", "shop", "--to", "transit1", "--return", "--dry-run"])
-        .await;
+    let ran = controller.run(&["move", "shop", "--to", "transit1", "--return", "--dry-run"]).await;
     assert_eq!(ran.code, 0);
     assert!(ran.out.contains("Forecast"));
-    let ran = controller
-        .run(&["rollback", "shop", "--dry-run", "--json"])
-        .await;
+    let ran = controller.run(&["rollback", "shop", "--dry-run", "--json"]).await;
     assert_eq!((ran.code, ran.json()), (0, plan(false)));
-    assert_eq!(
-        controller.calls(),
-        ["plan shop transit1 return 0", "plan shop  rollback 0"]
-    );
+    assert_eq!(controller.calls(), ["plan shop transit1 return 0", "plan shop  rollback 0"]);
 }
 
 #[tokio::test]
 async fn with_json_a_move_is_lines_of_jobs() {
     let controller = Controller::start(moving("done", "done")).await;
-    let line = [
-        "move", "shop", "--to", "transit1", "--yes", "--json", "--detach",
-    ];
+    let line = ["move", "shop", "--to", "transit1", "--yes", "--json", "--detach"];
     let ran = controller.run(&line[..6]).await;
     assert_eq!(ran.code, 0, "{}", ran.err);
-    let phases: Vec<_> = ran
-        .json_lines()
-        .iter()
-        .map(|j| j["phase"].clone())
-        .collect();
+    let phases: Vec<_> = ran.json_lines().iter().map(|j| j["phase"].clone()).collect();
     assert_eq!(phases, ["running", "done"]);
     let ran = controller.run(&line).await;
     assert_eq!((ran.code, ran.json()), (0, json!({"job": JOB})));

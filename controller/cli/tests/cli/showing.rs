@@ -20,44 +20,21 @@ async fn servers_are_added_listed_and_revoked() {
         last_seen_unix: 1_795_398_180,
         system: "Debian GNU/Linux 12 (bookworm)".to_owned(),
     };
-    let controller = Controller::start(Script {
-        servers: vec![server],
-        ..Script::default()
-    })
-    .await;
+    let controller = Controller::start(Script { servers: vec![server], ..Script::default() }).await;
     let ran = controller
-        .run(&[
-            "server",
-            "add",
-            "web1",
-            "--role",
-            "shared-transit",
-            "--valid",
-            "2h",
-        ])
+        .run(&["server", "add", "web1", "--role", "shared-transit", "--valid", "2h"])
         .await;
     assert_eq!((ran.code, ran.out.as_str()), (0, "fry1-abc\n"));
     assert!(ran.err.contains("ferry-agent enroll"), "{}", ran.err);
-    let ran = controller
-        .run(&["server", "add", "web1", "--role", "client", "--json"])
-        .await;
+    let ran = controller.run(&["server", "add", "web1", "--role", "client", "--json"]).await;
     assert_eq!(ran.json()["token"], "fry1-abc");
-    assert_eq!(
-        controller.calls(),
-        ["add web1 shared-transit 7200", "add web1 client 0"]
-    );
+    assert_eq!(controller.calls(), ["add web1 shared-transit 7200", "add web1 client 0"]);
 
     let ran = controller.run(&["server", "list"]).await;
-    assert!(
-        ran.out.contains("bookworm") && !ran.out.contains('\u{1b}'),
-        "{}",
-        ran.out
-    );
+    assert!(ran.out.contains("bookworm") && !ran.out.contains('\u{1b}'), "{}", ran.out);
     let ran = controller.run(&["server", "list", "--json"]).await;
     assert_eq!(ran.json()[0]["connected"], true);
-    let ran = controller
-        .run(&["server", "revoke", "web1", "--json"])
-        .await;
+    let ran = controller.run(&["server", "revoke", "web1", "--json"]).await;
     assert_eq!(ran.json(), json!({"name": "web1", "was_connected": true}));
 }
 
@@ -69,19 +46,13 @@ async fn accounts_are_listed_with_what_is_wrong() {
             server: "web1".to_owned(),
             standing: "serving".to_owned(),
             epoch: 3,
-            domains: ["a", "b", "c", "d"]
-                .map(|d| format!("{d}.example.com"))
-                .to_vec(),
+            domains: ["a", "b", "c", "d"].map(|d| format!("{d}.example.com")).to_vec(),
             connected: true,
             ..Account::default()
         }],
         problems: vec!["web1: blog.toml line 3: no home".to_owned()],
     };
-    let controller = Controller::start(Script {
-        accounts,
-        ..Script::default()
-    })
-    .await;
+    let controller = Controller::start(Script { accounts, ..Script::default() }).await;
     let ran = controller.run(&["account", "list"]).await;
     assert!(ran.out.contains("c.example.com and 1 more"), "{}", ran.out);
     assert!(ran.err.contains("blog.toml line 3"), "{}", ran.err);
@@ -94,30 +65,16 @@ async fn accounts_are_listed_with_what_is_wrong() {
 async fn status_is_of_all_of_an_account_or_of_a_job() {
     let jobs = vec![job("running", "running"), job("done", "done")];
     let watch = vec![vec![job("undone", "undone")]];
-    let controller = Controller::start(Script {
-        jobs,
-        watch,
-        ..Script::default()
-    })
-    .await;
+    let controller = Controller::start(Script { jobs, watch, ..Script::default() }).await;
     let ran = controller.run(&["status"]).await;
     assert_eq!(ran.code, 0);
     assert_eq!(ran.out.lines().count(), 3, "{}", ran.out);
     let ran = controller.run(&["status", "--json"]).await;
     assert_eq!(ran.json().as_array().unwrap().len(), 2);
-    assert!(
-        controller
-            .run(&["status", "shop"])
-            .await
-            .out
-            .contains("transit1")
-    );
+    assert!(controller.run(&["status", "shop"]).await.out.contains("transit1"));
     let ran = controller.run(&["status", JOB, "--json"]).await;
     // Showing is not judging: the code is about the command.
-    assert_eq!(
-        (ran.code, ran.json()["phase"].as_str()),
-        (0, Some("undone"))
-    );
+    assert_eq!((ran.code, ran.json()["phase"].as_str()), (0, Some("undone")));
     assert_eq!(controller.run(&["status", JOB, "--watch"]).await.code, 5);
 
     let controller = Controller::start(Script::default()).await;
@@ -137,18 +94,9 @@ async fn events_are_lines() {
         text: "provision\u{1b}[31m done".to_owned(),
         event: br#"{"kind":"step"}"#.to_vec(),
     };
-    let controller = Controller::start(Script {
-        events: vec![event],
-        ..Script::default()
-    })
-    .await;
-    let ran = controller
-        .run(&["events", "--account", "shop", "--job", JOB, "--after", "6"])
-        .await;
-    assert_eq!(
-        ran.out,
-        "2026-11-23 01:43:00 UTC  shop  provision\\u{1b}[31m done\n"
-    );
+    let controller = Controller::start(Script { events: vec![event], ..Script::default() }).await;
+    let ran = controller.run(&["events", "--account", "shop", "--job", JOB, "--after", "6"]).await;
+    assert_eq!(ran.out, "2026-11-23 01:43:00 UTC  shop  provision\\u{1b}[31m done\n");
     assert_eq!(controller.calls(), [format!("events shop {JOB} false 6")]);
     let lines = controller.run(&["events", "--json"]).await.json_lines();
     assert_eq!(lines[0]["number"], 7);
@@ -168,10 +116,7 @@ async fn completions_and_the_manual_need_no_controller() {
 /// What the packages carry as an example must be what Ferry reads.
 #[test]
 fn the_packaged_example_account_is_right() {
-    let path = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../packaging/examples/account.toml"
-    );
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/examples/account.toml");
     let account: Definition = toml::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     account.check().unwrap();
     assert_eq!(account.sites.len(), 1);

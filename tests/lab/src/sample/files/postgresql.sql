@@ -1,0 +1,2 @@
+CREATE ROLE demo_app LOGIN PASSWORD 'sample-app-password';
+CREATE DATABASE demo_app OWNER demo_app ENCODING 'UTF8' TEMPLATE template0 LC_COLLATE 'C.UTF-8' LC_CTYPE 'C.UTF-8';
