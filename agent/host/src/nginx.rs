@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use ferry_proto::Fault;
 
+use crate::processes::{is_roots, parent, pids, title};
 use crate::run::Run;
 use crate::{Layout, http, systemd};
 
@@ -50,22 +51,12 @@ pub(crate) fn check(layout: &Layout) -> Result<(), Fault> {
 /// The id of the running master.
 fn master(layout: &Layout) -> Option<u32> {
     let pid = fs::read_to_string(layout.path("/run/nginx.pid")).ok()?.trim().parse().ok()?;
-    title(pid).is_some_and(|t| t.starts_with("nginx: master")).then_some(pid)
+    (is_roots(pid) && title(pid)?.starts_with("nginx: master")).then_some(pid)
 }
 
 /// Whether the web server runs.
 pub(crate) fn is_running(layout: &Layout) -> bool {
     master(layout).is_some()
-}
-
-fn title(pid: u32) -> Option<String> {
-    let bytes = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-fn parent(pid: u32) -> Option<u32> {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
 }
 
 /// Whether the process is a worker of `master`; then, whether it takes no more connections.
@@ -75,12 +66,8 @@ fn worker(pid: u32, master: u32) -> Option<bool> {
     is_worker.then(|| title.contains("shutting down"))
 }
 
-fn workers(master: u32) -> Vec<u32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter_map(|e| e.file_name().to_str()?.parse().ok())
-        .filter(|pid| worker(*pid, master).is_some())
-        .collect()
+fn workers(master: u32) -> Result<Vec<u32>, Fault> {
+    Ok(pids()?.into_iter().filter(|pid| worker(*pid, master).is_some()).collect())
 }
 
 /// Makes the web server take the configuration on disk, which has been checked, and waits until every
@@ -93,7 +80,7 @@ pub(crate) fn apply(layout: &Layout, if_down: IfDown) -> Result<(), Fault> {
         }
         return Ok(());
     };
-    let before = workers(master);
+    let before = workers(master)?;
     systemd::reload(layout, UNIT)?;
     let deadline = Instant::now() + TURNOVER;
     loop {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ferry_proto::Fault;
 use serde::{Deserialize, Serialize};
 
+use crate::processes::{is_roots, kill_one, parent, pids, title};
 use crate::run::Run;
 use crate::{Finding, Layout, durable, systemd};
 
@@ -164,9 +165,9 @@ pub(crate) fn wait_idle(address: &str, deadline: Instant) -> bool {
     }
 }
 
-fn wait(what: &str, mut done: impl FnMut() -> bool) -> Result<(), Fault> {
+fn wait(what: &str, mut done: impl FnMut() -> Result<bool, Fault>) -> Result<(), Fault> {
     let deadline = Instant::now() + TURNOVER;
-    while !done() {
+    while !done()? {
         if Instant::now() >= deadline {
             return Err(Fault::transient(format!("{what} within {} s", TURNOVER.as_secs()))
                 .remedy("look at the journal of PHP-FPM"));
@@ -179,33 +180,44 @@ fn wait(what: &str, mut done: impl FnMut() -> bool) -> Result<(), Fault> {
 /// Waits until a pool takes connections.
 pub(crate) fn wait_listening(address: &str) -> Result<(), Fault> {
     let what = format!("the PHP pool at {address} does not take connections");
-    wait(&what, || is_listening(address))
+    wait(&what, || Ok(is_listening(address)))
 }
 
-/// Waits until a pool that PHP-FPM has just been told to let go of is gone, or cannot work any more.
+/// Waits until a pool that PHP-FPM has just been told to let go of is gone, or cannot work any more;
+/// requests that still run are ended.
 ///
 /// While PHP-FPM waits for other pools' running requests (`process_control_timeout`) it still holds
 /// the socket, but starts no process for any pool; so others' requests do not hold this up.
 pub(crate) fn wait_gone(pool: &Pool) -> Result<(), Fault> {
     let told = Instant::now();
     wait(&format!("PHP-FPM has not let go of its pool {}", pool.name), || {
-        is_gone(pool) || (told.elapsed() >= HEARING && !is_working(pool))
+        if told.elapsed() < HEARING {
+            return is_gone(pool);
+        }
+        let working = workers(pool)?;
+        for pid in &working {
+            kill_one(*pid, |pid| is_worker(pid, pool));
+        }
+        Ok(working.is_empty())
     })
 }
 
 /// Whether nobody listens for a pool and nothing works for it.
-pub(crate) fn is_gone(pool: &Pool) -> bool {
-    !pool.listen.as_deref().is_some_and(is_listening) && !is_working(pool)
+pub(crate) fn is_gone(pool: &Pool) -> Result<bool, Fault> {
+    Ok(!pool.listen.as_deref().is_some_and(is_listening) && workers(pool)?.is_empty())
 }
 
-fn is_working(pool: &Pool) -> bool {
-    let title = format!("php-fpm: pool {}", pool.name);
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter(|e| e.file_name().to_str().is_some_and(|n| n.parse::<u32>().is_ok()))
-        .filter_map(|e| fs::read(e.path().join("cmdline")).ok())
-        // The title stands where the arguments were, padded.
-        .any(|line| String::from_utf8_lossy(&line).trim_end_matches(['\0', ' ']) == title)
+/// The processes that work for a pool.
+pub(crate) fn workers(pool: &Pool) -> Result<Vec<u32>, Fault> {
+    Ok(pids()?.into_iter().filter(|pid| is_worker(*pid, pool)).collect())
+}
+
+/// By its title and its parent: any process can call itself a worker, but not be root's child.
+fn is_worker(pid: u32, pool: &Pool) -> bool {
+    title(pid).is_some_and(|t| t == format!("php-fpm: pool {}", pool.name))
+        && parent(pid).is_some_and(|master| {
+            is_roots(master) && title(master).is_some_and(|t| t.starts_with("php-fpm: master"))
+        })
 }
 
 /// A pool, as its configuration file defines it.

@@ -9,8 +9,10 @@ mod table;
 mod writers;
 
 pub use keep::{KeptStopped, StoppedUnit, allow, keep_stopped, plan_keep_stopped};
+pub(crate) use stop::kill_one;
 pub use stop::{StopReport, stop_all};
 pub use table::{Process, of_users};
+pub(crate) use table::{is_roots, parent, pids, title};
 pub use writers::{How, Writer, wait_no_writers, writers_below};
 
 #[cfg(test)]

@@ -21,6 +21,12 @@ pub(crate) struct Web {
     pub(crate) php: String,
 }
 
+/// The account of this test's process: pools are known by their names in the process table, which all
+/// tests share.
+pub(crate) fn account() -> String {
+    format!("shop{}", std::process::id())
+}
+
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -173,7 +179,7 @@ impl Web {
     /// The definition with a PHP site and a static one.
     pub(crate) fn definition(&self, value: serde_json::Value) -> Definition {
         let mut all = serde_json::json!({
-            "name": "shop", "user": "nobody", "home": self.layout.path("/home/shop"),
+            "name": account(), "user": "nobody", "home": self.layout.path("/home/shop"),
         });
         all.as_object_mut().unwrap().extend(value.as_object().unwrap().clone());
         let definition: Definition = serde_json::from_value(all).unwrap();

@@ -37,9 +37,7 @@ impl Redirector {
     /// # Errors
     /// Nobody answers there.
     pub async fn connect(path: impl AsRef<Path>) -> Result<Self, Fault> {
-        let this = Self {
-            socket: path.as_ref().to_owned(),
-        };
+        let this = Self { socket: path.as_ref().to_owned() };
         this.overview().await?;
         Ok(this)
     }
@@ -64,15 +62,8 @@ impl Redirector {
         epoch: Epoch,
         limits: HoldLimits,
     ) -> Result<u64, Fault> {
-        self.running(
-            Request::Hold {
-                account: account.clone(),
-                epoch,
-                limits,
-            },
-            Duration::ZERO,
-        )
-        .await
+        self.running(Request::Hold { account: account.clone(), epoch, limits }, Duration::ZERO)
+            .await
     }
 
     /// Passes held and new requests of the account to `to`. A release to the own server succeeds
@@ -87,12 +78,7 @@ impl Redirector {
         epoch: Epoch,
         to: Target,
     ) -> Result<(), Fault> {
-        self.done(Request::Release {
-            account: account.clone(),
-            epoch,
-            to,
-        })
-        .await
+        self.done(Request::Release { account: account.clone(), epoch, to }).await
     }
 
     /// Forgets the account; held requests are refused. Forgetting an unknown one succeeds.
@@ -100,11 +86,7 @@ impl Redirector {
     /// # Errors
     /// An older epoch, or no room on the disk.
     pub async fn remove_route(&self, account: &AccountName, epoch: Epoch) -> Result<(), Fault> {
-        self.done(Request::RemoveRoute {
-            account: account.clone(),
-            epoch,
-        })
-        .await
+        self.done(Request::RemoveRoute { account: account.clone(), epoch }).await
     }
 
     /// Replaces the list of servers that may use the peer ingress.
@@ -122,14 +104,7 @@ impl Redirector {
     /// An unknown account.
     pub async fn drain(&self, account: &AccountName, timeout: Duration) -> Result<u64, Fault> {
         let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        self.running(
-            Request::Drain {
-                account: account.clone(),
-                timeout_ms,
-            },
-            timeout,
-        )
-        .await
+        self.running(Request::Drain { account: account.clone(), timeout_ms }, timeout).await
     }
 
     /// Every routed account with its counters and measurements.
@@ -167,9 +142,8 @@ impl Redirector {
 
     async fn ask(&self, request: Request, extra: Duration) -> Result<Reply, Fault> {
         let within = ANSWER_WITHIN.saturating_add(extra);
-        let reply = tokio::time::timeout(within, self.exchange(&request))
-            .await
-            .map_err(|_| {
+        let reply =
+            tokio::time::timeout(within, self.exchange(&request)).await.map_err(|_| {
                 Fault::transient(format!(
                     "the redirector did not answer within {} s",
                     within.as_secs()
@@ -201,7 +175,5 @@ impl Redirector {
 }
 
 fn unexpected(reply: &Reply) -> Fault {
-    Fault::bug(format!(
-        "the redirector gave an answer that does not fit the question: {reply:?}"
-    ))
+    Fault::bug(format!("the redirector gave an answer that does not fit the question: {reply:?}"))
 }

@@ -84,9 +84,7 @@ impl Config {
             fault.causes.push(e.to_string().trim_end().to_owned());
             fault
         })?;
-        config
-            .check()
-            .map_err(|fault| fault.context(format!("{named} is not valid")))?;
+        config.check().map_err(|fault| fault.context(format!("{named} is not valid")))?;
         Ok(config)
     }
 
@@ -147,9 +145,7 @@ mod tests {
 
     #[test]
     fn a_mistake_names_the_file_the_line_and_the_remedy() {
-        let fault = load("max_head = 4096\nmax_haed = 1\n")
-            .unwrap_err()
-            .to_string();
+        let fault = load("max_head = 4096\nmax_haed = 1\n").unwrap_err().to_string();
         assert!(fault.contains("redirector.toml"), "{fault}");
         assert!(fault.contains("line 2"), "{fault}");
         let fault = load("max_connections = 1\n").unwrap_err().to_string();

@@ -45,12 +45,7 @@ pub struct HoldLimits {
 
 impl Default for HoldLimits {
     fn default() -> Self {
-        Self {
-            wait_ms: 30_000,
-            requests: 1_000,
-            bytes: 64 * 1024 * 1024,
-            grace_ms: 2_000,
-        }
+        Self { wait_ms: 30_000, requests: 1_000, bytes: 64 * 1024 * 1024, grace_ms: 2_000 }
     }
 }
 
@@ -237,6 +232,9 @@ pub struct Overview {
     pub started: Stamp,
     /// Connections open now.
     pub connections: u64,
+    /// Those among them that did not come from other servers.
+    #[serde(default)]
+    pub visitors: u64,
     /// The servers that may use the peer ingress.
     pub peers: BTreeSet<IpAddr>,
     /// Every routed account.
@@ -287,9 +285,7 @@ impl Traffic {
     /// The outage of the last hold, once it is over.
     pub fn outage(&self) -> Option<Duration> {
         let (from, to) = (self.first_held_at?, self.first_answered_at?);
-        Some(Duration::from_nanos(
-            to.monotonic_ns.saturating_sub(from.monotonic_ns),
-        ))
+        Some(Duration::from_nanos(to.monotonic_ns.saturating_sub(from.monotonic_ns)))
     }
 }
 

@@ -17,21 +17,13 @@ async fn a_fence_defers_mail_and_an_unfence_delivers_it() {
 
     host.mail.fence(&spec).await.expect("fenced");
     let observed = host.mail.state(&spec).await.expect("observed");
-    assert_eq!(
-        (observed.state, observed.drift),
-        (MailState::Fenced, vec![])
-    );
+    assert_eq!((observed.state, observed.drift), (MailState::Fenced, vec![]));
     let answer = host.send(ALICE, "refused");
     assert!(answer.starts_with("450 4.2.1"), "{answer}");
-    assert!(
-        host.send("ALICE@Shop.Example", "refused")
-            .starts_with("450 4.2.1")
-    );
+    assert!(host.send("ALICE@Shop.Example", "refused").starts_with("450 4.2.1"));
     // Local programs cannot be told to come back: their mail is kept.
     host.submit(ALICE, "kept");
-    eventually("the message is deferred", || {
-        host.queue().contains("\"deferred\"")
-    });
+    eventually("the message is deferred", || host.queue().contains("\"deferred\""));
     assert_eq!(host.subjects("shop.example", "alice"), ["before"]);
     // Neighbours, and even a domain below the fenced one, do not notice.
     for (domain, name) in [("other.example", "carol"), ("sub.shop.example", "dave")] {
@@ -65,10 +57,7 @@ async fn a_fence_ends_sessions_and_refuses_logins_for_the_time_being() {
     // Not AUTHENTICATIONFAILED, which makes mail programs ask for a password.
     assert!(refused.contains("UNAVAILABLE"), "{refused}");
     assert!(Imap::login(&host, "Bob@SHOP.example", PASSWORD).is_err());
-    assert!(
-        neighbour.ask("NOOP").join("\n").contains("a OK"),
-        "a neighbour's session lives on"
-    );
+    assert!(neighbour.ask("NOOP").join("\n").contains("a OK"), "a neighbour's session lives on");
     Imap::login(&host, "carol@other.example", PASSWORD).expect("a neighbour logs in");
 
     host.mail.unfence(&spec).await.expect("unfenced");
@@ -87,13 +76,8 @@ async fn a_fence_waits_for_the_delivery_that_runs() {
     host.mail.fence(&spec).await.expect("fenced");
     let done = std::fs::read_to_string(host.path("slow.done")).expect("the delivery has ended");
     host.submit("slow@shop.example", "kept");
-    eventually("the message is deferred", || {
-        host.queue().contains("\"deferred\"")
-    });
-    assert_eq!(
-        std::fs::read_to_string(host.path("slow.done")).expect("there"),
-        done
-    );
+    eventually("the message is deferred", || host.queue().contains("\"deferred\""));
+    assert_eq!(std::fs::read_to_string(host.path("slow.done")).expect("there"), done);
 }
 
 #[tokio::test]
@@ -104,20 +88,11 @@ async fn a_fence_reports_the_delivery_that_does_not_end_and_stands() {
     let spec = host.spec();
     assert!(host.send("slow@shop.example", "running").starts_with("250"));
     eventually("the delivery runs", || host.path("slow.begun").exists());
-    let fault = mail
-        .fence(&spec)
-        .await
-        .expect_err("the delivery takes longer");
+    let fault = mail.fence(&spec).await.expect_err("the delivery takes longer");
     assert_eq!(fault.class, ferry_proto::FaultClass::Transient);
     assert!(fault.message.contains("pipe"), "{fault}");
-    assert_eq!(
-        mail.state(&spec).await.expect("observed").state,
-        MailState::Fenced
-    );
-    host.mail
-        .fence(&spec)
-        .await
-        .expect("repeated, it waits for the end");
+    assert_eq!(mail.state(&spec).await.expect("observed").state, MailState::Fenced);
+    host.mail.fence(&spec).await.expect("repeated, it waits for the end");
     assert!(host.path("slow.done").exists());
 }
 
@@ -131,14 +106,9 @@ async fn an_old_smtp_session_delivers_nothing() {
     host.await_subject("shop.example", "alice", "before");
     host.mail.fence(&spec).await.expect("fenced");
     let answer = session.send(ALICE, "late");
-    assert!(
-        answer.starts_with("250") || answer.starts_with('4'),
-        "{answer}"
-    );
+    assert!(answer.starts_with("250") || answer.starts_with('4'), "{answer}");
     if answer.starts_with("250") {
-        eventually("the message is deferred", || {
-            host.queue().contains("\"deferred\"")
-        });
+        eventually("the message is deferred", || host.queue().contains("\"deferred\""));
     }
     assert_eq!(host.subjects("shop.example", "alice"), ["before"]);
     host.mail.unfence(&spec).await.expect("unfenced");
@@ -156,17 +126,13 @@ async fn a_fence_outlives_the_services_and_covers_lmtp() {
     host.mail.fence(&spec).await.expect("fenced");
     host.stop_postfix();
     host.stop_dovecot();
-    eventually("Dovecot has ended", || {
-        !host.path("run/master.pid").exists()
-    });
+    eventually("Dovecot has ended", || !host.path("run/master.pid").exists());
     host.start_dovecot();
     host.start_postfix();
     assert!(host.send(ALICE, "refused").starts_with("450"));
     assert!(Imap::login(&host, ALICE, PASSWORD).is_err());
     host.submit(ALICE, "kept");
-    eventually("the message is deferred", || {
-        host.queue().contains("\"deferred\"")
-    });
+    eventually("the message is deferred", || host.queue().contains("\"deferred\""));
     assert_eq!(host.subjects("shop.example", "alice"), ["before"]);
     // With both services down it can be undone as well.
     host.stop_postfix();

@@ -40,20 +40,14 @@ fn run(program: &str, arguments: &[&str]) -> String {
         .args(arguments)
         .output()
         .unwrap_or_else(|e| panic!("{program} is needed (packages iproute2, nftables): {e}"));
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}: {output:?}"
-    );
+    assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
 impl Network {
     fn lay(tag: &str) -> Self {
         let id = format!("{tag}{}", std::process::id());
-        let this = Self {
-            server: format!("ferry-s-{id}"),
-            visitor: format!("ferry-v-{id}"),
-        };
+        let this = Self { server: format!("ferry-s-{id}"), visitor: format!("ferry-v-{id}") };
         let (server, visitor) = (this.server.as_str(), this.visitor.as_str());
         for name in [server, visitor] {
             run("ip", &["netns", "add", name]);
@@ -66,35 +60,9 @@ impl Network {
                 visitor,
             ],
         );
-        for (name, v4, v6) in [
-            (server, SERVER_V4, SERVER_V6),
-            (visitor, VISITOR_V4, VISITOR_V6),
-        ] {
-            run(
-                "ip",
-                &[
-                    "-n",
-                    name,
-                    "addr",
-                    "add",
-                    &format!("{v4}/24"),
-                    "dev",
-                    "eth0",
-                ],
-            );
-            run(
-                "ip",
-                &[
-                    "-n",
-                    name,
-                    "addr",
-                    "add",
-                    &format!("{v6}/64"),
-                    "dev",
-                    "eth0",
-                    "nodad",
-                ],
-            );
+        for (name, v4, v6) in [(server, SERVER_V4, SERVER_V6), (visitor, VISITOR_V4, VISITOR_V6)] {
+            run("ip", &["-n", name, "addr", "add", &format!("{v4}/24"), "dev", "eth0"]);
+            run("ip", &["-n", name, "addr", "add", &format!("{v6}/64"), "dev", "eth0", "nodad"]);
             run("ip", &["-n", name, "link", "set", "eth0", "up"]);
         }
         this
@@ -126,11 +94,7 @@ fn inside<T: Send + 'static>(
     std::thread::spawn(move || {
         nix::sched::setns(handle, nix::sched::CloneFlags::CLONE_NEWNET)
             .expect("these tests run as root");
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(work)
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
     })
 }
 
@@ -155,21 +119,11 @@ fn start_redirector(dir: &Path, capability: bool, rest: &str) -> Process {
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755)).unwrap();
     chown(dir, Some(UID), Some(UID)).unwrap();
     let mut command = Command::new("setpriv");
-    command.args([
-        &format!("--reuid={UID}"),
-        &format!("--regid={UID}"),
-        "--clear-groups",
-    ]);
+    command.args([&format!("--reuid={UID}"), &format!("--regid={UID}"), "--clear-groups"]);
     if capability {
         command.args(["--inh-caps=-all,+net_raw", "--ambient-caps=+net_raw"]);
     }
-    Process::spawn(
-        command
-            .arg("--no-new-privs")
-            .arg(program)
-            .arg("--config")
-            .arg(config),
-    )
+    Process::spawn(command.arg("--no-new-privs").arg(program).arg("--config").arg(config))
 }
 
 fn alice(epoch: u64, state: RouteState) -> AccountRoute {
@@ -187,11 +141,7 @@ async fn traffic(client: &Client) -> Traffic {
 }
 
 async fn web(port: u16, name: &'static str) -> Origin {
-    Origin::listen(
-        name,
-        TcpListener::bind(format!("[::]:{port}")).await.unwrap(),
-        false,
-    )
+    Origin::listen(name, TcpListener::bind(format!("[::]:{port}")).await.unwrap(), false)
 }
 
 fn at(host: &str, port: u16) -> SocketAddr {
@@ -210,6 +160,9 @@ fn connections_from_outside_and_from_the_server_itself_are_redirected() {
     let server = network.on_server(async move {
         let dir = tempfile::tempdir().unwrap();
         let (http, https) = (web(80, "http").await, web(443, "https").await);
+        for scope in ["all", "default", "lo", "eth0"] {
+            run("sysctl", &["-qw", &format!("net.ipv4.conf.{scope}.rp_filter=1")]);
+        }
         run("nft", &["add table inet other; add chain inet other c { type nat hook prerouting priority -100; }"]);
         let other = run("nft", &["list", "table", "inet", "other"]);
         let rules = Rules::usual(UID);
@@ -292,16 +245,9 @@ async fn a_connection_of_before_the_route_is_ended_too(visitor: &str, client: &C
     let socket = websocket(visitor).await;
     let bob: ferry_proto::ids::AccountName = "bob".parse().unwrap();
     let domains = ["b.example".parse().unwrap()].into();
-    let route = AccountRoute {
-        account: bob.clone(),
-        domains,
-        ..alice(1, RouteState::Local)
-    };
+    let route = AccountRoute { account: bob.clone(), domains, ..alice(1, RouteState::Local) };
     client.set_route(route).await.unwrap();
-    let limits = HoldLimits {
-        grace_ms: 100,
-        ..HoldLimits::default()
-    };
+    let limits = HoldLimits { grace_ms: 100, ..HoldLimits::default() };
     assert_eq!(client.hold(&bob, Epoch(1), limits).await.unwrap(), 1);
     assert_eq!(client.drain(&bob, support::LONG).await.unwrap(), 0);
     visit(visitor.to_owned(), async move {
@@ -327,14 +273,7 @@ async fn disarm_gently(visitor: &str, rules: &Rules, web: &Origin) {
     drop(socket);
     let answer = visit(visitor.to_owned(), get(at(SERVER_V4, 80), "a.example", "/")).await;
     assert_eq!(body(&answer), "http");
-    assert!(
-        !web.seen()
-            .last()
-            .unwrap()
-            .head
-            .contains("Connection: close"),
-        "it came straight"
-    );
+    assert!(!web.seen().last().unwrap().head.contains("Connection: close"), "it came straight");
 
     firewall::arm(rules).await.unwrap();
     firewall::disarm().await.unwrap();
@@ -354,12 +293,7 @@ fn sites_stay_up_without_the_capability_the_policy_route_or_the_table() {
     let server = network.on_server(async move {
         let http = web(80, "http").await;
         let rules = Rules::usual(UID);
-        let ask = || {
-            visit(
-                visitor.clone(),
-                get(at(SERVER_V4, 80), "other.example", "/"),
-            )
-        };
+        let ask = || visit(visitor.clone(), get(at(SERVER_V4, 80), "other.example", "/"));
         {
             let dir = tempfile::tempdir().unwrap();
             let _redirector = start_redirector(dir.path(), true, "");
@@ -383,13 +317,7 @@ fn sites_stay_up_without_the_capability_the_policy_route_or_the_table() {
             let _redirector = start_redirector(dir.path(), false, "");
             connect(dir.path()).await;
             assert_eq!(body(&ask().await), "http");
-            assert!(
-                http.seen()
-                    .last()
-                    .unwrap()
-                    .head
-                    .contains("Connection: close")
-            );
+            assert!(http.seen().last().unwrap().head.contains("Connection: close"));
             assert_eq!(last_from(&http), SERVER_V4.parse::<IpAddr>().unwrap());
             // IPv6 switched off is no hindrance.
             run("sysctl", &["-qw", "net.ipv6.conf.lo.disable_ipv6=1"]);
@@ -400,6 +328,44 @@ fn sites_stay_up_without_the_capability_the_policy_route_or_the_table() {
             assert!(!firewall::is_armed(&rules).await.unwrap());
             assert_eq!(body(&ask().await), "http");
         }
+    });
+    server.join().unwrap();
+}
+
+#[test]
+fn withdrawing_waits_for_those_on_their_way() {
+    let network = Network::lay("g");
+    let visitor = network.visitor.clone();
+    let server = network.on_server(async move {
+        let http = web(80, "http").await;
+        let rules = Rules::usual(UID);
+        let dir = tempfile::tempdir().unwrap();
+        let _redirector = start_redirector(dir.path(), true, "");
+        let client = connect(dir.path()).await;
+        firewall::withdraw(&rules, &client, support::LONG).await.unwrap();
+        firewall::arm(&rules).await.unwrap();
+        let slow =
+            tokio::spawn(visit(visitor.clone(), get(at(SERVER_V4, 80), "a.example", "/slow")));
+        let under_way = async {
+            while http.seen().is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(support::LONG, under_way).await.unwrap();
+        let withdrawing = {
+            let (rules, client) = (rules.clone(), client.clone());
+            tokio::spawn(async move { firewall::withdraw(&rules, &client, support::LONG).await })
+        };
+        let stood_down = async {
+            while firewall::is_armed(&rules).await.unwrap() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(support::LONG, stood_down).await.unwrap();
+        http.go_on(1);
+        assert_eq!(body(&slow.await.unwrap()), "http");
+        withdrawing.await.unwrap().unwrap();
+        assert!(firewall::list().await.unwrap().is_empty());
     });
     server.join().unwrap();
 }

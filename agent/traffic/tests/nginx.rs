@@ -25,10 +25,7 @@ struct Nginx {
 async fn nginx() -> Nginx {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().display();
-    let address = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let config = format!(
         "pid {root}/pid; error_log stderr; events {{}}
          http {{
@@ -47,14 +44,7 @@ async fn nginx() -> Nginx {
     chown(dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
     let mut command = Command::new("setpriv");
     command
-        .args([
-            "--reuid=65534",
-            "--regid=65534",
-            "--clear-groups",
-            "nginx",
-            "-e",
-            "stderr",
-        ])
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "nginx", "-e", "stderr"])
         .args(["-g", "daemon off; master_process off;", "-p"])
         .arg(dir.path())
         .arg("-c")
@@ -66,14 +56,8 @@ async fn nginx() -> Nginx {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(support::LONG, up)
-        .await
-        .expect("nginx starts (package nginx)");
-    Nginx {
-        address,
-        _process: process,
-        _dir: dir,
-    }
+    tokio::time::timeout(support::LONG, up).await.expect("nginx starts (package nginx)");
+    Nginx { address, _process: process, _dir: dir }
 }
 
 #[tokio::test]
@@ -88,9 +72,7 @@ async fn nginx_sees_the_visitor_and_closes_after_one_answer() {
         proxy_protocol: true,
     };
     target.client.set_route(local).await.unwrap();
-    let remote = RouteState::Remote {
-        peer: target.peer(),
-    };
+    let remote = RouteState::Remote { peer: target.peer() };
     source
         .client
         .set_route(route("alice", 2, &["a.example"], remote, nginx.address))
@@ -99,11 +81,7 @@ async fn nginx_sees_the_visitor_and_closes_after_one_answer() {
 
     let answer = get(source.http(), "a.example", "/").await;
     let words: Vec<_> = body(&answer).split(' ').collect();
-    assert_eq!(
-        (words[0], words[2], words[3]),
-        ("127.0.0.1", "a.example", "1"),
-        "{answer}"
-    );
+    assert_eq!((words[0], words[2], words[3]), ("127.0.0.1", "a.example", "1"), "{answer}");
     assert!(answer.contains("\r\nConnection: close\r\n"), "{answer}");
     let pipelined = "GET / HTTP/1.1\r\nHost: a.example\r\n\r\n".repeat(3);
     let answer = ask(source.http(), &pipelined).await;

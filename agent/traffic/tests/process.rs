@@ -17,9 +17,7 @@ use support::{body, get, limits, route, status};
 
 /// Addresses that are free now: a process that is started again needs the same ones.
 fn free_addresses<const N: usize>() -> [SocketAddr; N] {
-    let listeners: Vec<_> = (0..N)
-        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-        .collect();
+    let listeners: Vec<_> = (0..N).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     std::array::from_fn(|i| listeners[i].local_addr().unwrap())
 }
 
@@ -47,21 +45,13 @@ fn the_configuration_can_be_checked() {
     let dir = tempfile::tempdir().unwrap();
     let check = |text: &str| {
         let config = write_config(dir.path(), text);
-        Command::new(PROGRAM)
-            .arg("--check")
-            .arg("--config")
-            .arg(config)
-            .output()
-            .unwrap()
+        Command::new(PROGRAM).arg("--check").arg("--config").arg(config).output().unwrap()
     };
     assert!(check("max_connections = 100").status.success());
     let wrong = check("max_connectons = 100");
     assert!(!wrong.status.success());
     let said = String::from_utf8_lossy(&wrong.stderr);
-    assert!(
-        said.contains("redirector.toml") && said.contains("line 3"),
-        "{said}"
-    );
+    assert!(said.contains("redirector.toml") && said.contains("line 3"), "{said}");
 }
 
 #[tokio::test]
@@ -71,38 +61,19 @@ async fn routes_outlive_a_killed_process_and_need_no_agent() {
     let mut first = start(&place.config);
     let client = connect(place.dir.path()).await;
     let alice = "alice".parse().unwrap();
-    let local = route(
-        "alice",
-        5,
-        &["a.example"],
-        RouteState::Local,
-        origin.address,
-    );
+    let local = route("alice", 5, &["a.example"], RouteState::Local, origin.address);
     client.set_route(local).await.unwrap();
-    let quick = ferry_traffic::control::HoldLimits {
-        wait_ms: 200,
-        ..limits()
-    };
+    let quick = ferry_traffic::control::HoldLimits { wait_ms: 200, ..limits() };
     client.hold(&alice, Epoch(6), quick).await.unwrap();
     first.child.kill().unwrap();
     first.child.wait().unwrap();
 
     let _second = start(&place.config);
     let client = connect(place.dir.path()).await;
-    assert_eq!(
-        status(&get(place.http, "a.example", "/").await),
-        503,
-        "still held"
-    );
-    let older = client
-        .release(&alice, Epoch(5), Target::Local)
-        .await
-        .unwrap_err();
+    assert_eq!(status(&get(place.http, "a.example", "/").await), 503, "still held");
+    let older = client.release(&alice, Epoch(5), Target::Local).await.unwrap_err();
     assert_eq!(older.class, FaultClass::Fenced);
-    client
-        .release(&alice, Epoch(6), Target::Local)
-        .await
-        .unwrap();
+    client.release(&alice, Epoch(6), Target::Local).await.unwrap();
     assert_eq!(body(&get(place.http, "a.example", "/").await), "a");
 }
 
@@ -110,11 +81,7 @@ async fn routes_outlive_a_killed_process_and_need_no_agent() {
 fn damaged_routes_stop_the_start() {
     let place = place();
     std::fs::write(place.dir.path().join("routes.json"), "{").unwrap();
-    let output = Command::new(PROGRAM)
-        .arg("--config")
-        .arg(&place.config)
-        .output()
-        .unwrap();
+    let output = Command::new(PROGRAM).arg("--config").arg(&place.config).output().unwrap();
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("routes.json is damaged"), "{said}");
@@ -129,29 +96,18 @@ async fn a_route_that_cannot_be_saved_is_refused_but_a_release_to_the_own_server
     std::fs::create_dir(&full).unwrap();
     let mounted = Mounted::tmpfs(&full);
     let [http, https, peer] = free_addresses();
-    let config = write_config(
-        &full,
-        &format!("http = ['{http}']\nhttps = ['{https}']\npeer = ['{peer}']"),
-    );
+    let config =
+        write_config(&full, &format!("http = ['{http}']\nhttps = ['{https}']\npeer = ['{peer}']"));
     let _process = start(&config);
     let client = connect(&full).await;
     let alice = "alice".parse().unwrap();
-    let local = route(
-        "alice",
-        1,
-        &["a.example"],
-        RouteState::Local,
-        origin.address,
-    );
+    let local = route("alice", 1, &["a.example"], RouteState::Local, origin.address);
     client.set_route(local).await.unwrap();
     client.hold(&alice, Epoch(1), limits()).await.unwrap();
     mounted.fill();
     let fault = client.hold(&alice, Epoch(2), limits()).await.unwrap_err();
     assert_eq!(fault.class, FaultClass::Precondition, "{fault}");
-    client
-        .release(&alice, Epoch(1), Target::Local)
-        .await
-        .unwrap();
+    client.release(&alice, Epoch(1), Target::Local).await.unwrap();
     assert_eq!(body(&get(http, "a.example", "/").await), "a");
 }
 
@@ -184,19 +140,10 @@ async fn asked_to_end_it_lets_running_requests_finish_and_refuses_waiting_ones()
     let origin = Origin::start("a").await;
     let mut process = start(&place.config);
     let client = connect(place.dir.path()).await;
-    let local = route(
-        "alice",
-        1,
-        &["a.example"],
-        RouteState::Local,
-        origin.address,
-    );
+    let local = route("alice", 1, &["a.example"], RouteState::Local, origin.address);
     client.set_route(local).await.unwrap();
     let hold = RouteState::Hold { limits: limits() };
-    client
-        .set_route(route("bob", 1, &["b.example"], hold, origin.address))
-        .await
-        .unwrap();
+    client.set_route(route("bob", 1, &["b.example"], hold, origin.address)).await.unwrap();
     let http = place.http;
     let slow = tokio::spawn(async move { get(http, "a.example", "/slow").await });
     let held = tokio::spawn(async move { get(http, "b.example", "/").await });
@@ -215,9 +162,7 @@ async fn asked_to_end_it_lets_running_requests_finish_and_refuses_waiting_ones()
             }
         }
     };
-    tokio::time::timeout(support::LONG, both(1, 1))
-        .await
-        .unwrap();
+    tokio::time::timeout(support::LONG, both(1, 1)).await.unwrap();
     let ending = tokio::task::spawn_blocking(move || process.terminate());
     // It has taken the signal once it accepts no more control connections.
     let refused = async {
@@ -253,13 +198,7 @@ async fn sockets_from_systemd_are_used() {
     let _process = Process::spawn(&mut command);
     let client = connect(dir.path()).await;
     let origin = Origin::start("a").await;
-    let local = route(
-        "alice",
-        1,
-        &["a.example"],
-        RouteState::Local,
-        origin.address,
-    );
+    let local = route("alice", 1, &["a.example"], RouteState::Local, origin.address);
     client.set_route(local).await.unwrap();
     assert_eq!(body(&get(http, "a.example", "/").await), "a");
 }
@@ -280,22 +219,13 @@ async fn only_root_and_the_own_user_may_control_it() {
              my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die $!; print 'connected '; \
              print $s qq({\"ask\":\"status\"}\\n); $s->flush; print <$s> // 'nothing';";
         let output = Command::new("setpriv")
-            .args([
-                &format!("--reuid={user}"),
-                "--clear-groups",
-                "perl",
-                "-e",
-                program,
-            ])
+            .args([&format!("--reuid={user}"), "--clear-groups", "perl", "-e", program])
             .arg(&socket)
             .output()
             .unwrap();
         format!("{output:?}")
     };
     let (root, other) = (ask("0"), ask("65534"));
-    assert!(
-        root.contains("connected") && root.contains("accounts"),
-        "{root}"
-    );
+    assert!(root.contains("connected") && root.contains("accounts"), "{root}");
     assert!(other.contains("connected nothing"), "{other}");
 }

@@ -14,16 +14,11 @@ use tokio::net::{TcpListener, TcpStream};
 async fn requests_go_by_their_host() {
     let running = start().await;
     let (a, b) = (Origin::start("a").await, Origin::start("b").await);
-    running
-        .local("alice", 1, &["a.example", "*.a.example"], a.address)
-        .await;
+    running.local("alice", 1, &["a.example", "*.a.example"], a.address).await;
     running.local("bob", 1, &["b.example"], b.address).await;
-    for (host, name) in [
-        ("a.example", "a"),
-        ("A.Example.", "a"),
-        ("www.a.example:80", "a"),
-        ("b.example", "b"),
-    ] {
+    for (host, name) in
+        [("a.example", "a"), ("A.Example.", "a"), ("www.a.example:80", "a"), ("b.example", "b")]
+    {
         assert_eq!(body(&get(running.http(), host, "/").await), name, "{host}");
     }
     let absolute = "GET http://b.example/ HTTP/1.1\r\nHost: b.example\r\n\r\n";
@@ -36,14 +31,8 @@ async fn a_host_without_a_route_is_not_answered_when_nothing_was_redirected() {
     let running = start().await;
     let a = Origin::start("a").await;
     running.local("alice", 1, &["a.example"], a.address).await;
-    assert_eq!(
-        status(&get(running.http(), "other.example", "/").await),
-        421
-    );
-    assert_eq!(
-        status(&ask(running.http(), "GET / HTTP/1.0\r\n\r\n").await),
-        421
-    );
+    assert_eq!(status(&get(running.http(), "other.example", "/").await), 421);
+    assert_eq!(status(&ask(running.http(), "GET / HTTP/1.0\r\n\r\n").await), 421);
     assert!(a.seen().is_empty());
 }
 
@@ -59,10 +48,7 @@ async fn a_second_request_on_the_same_connection_is_not_passed() {
     assert_eq!(body(&answer), "a", "one answer, then the end: {answer:?}");
     let seen = &a.seen()[0];
     assert!(seen.head.contains("\r\nConnection: close\r\n"), "{seen:?}");
-    assert_eq!(
-        seen.after, "",
-        "nothing of the second request reached the server"
-    );
+    assert_eq!(seen.after, "", "nothing of the second request reached the server");
     assert!(b.seen().is_empty());
 }
 
@@ -79,15 +65,8 @@ async fn not_even_if_the_server_keeps_the_connection() {
         );
         stream.write_all(first.as_bytes()).await.unwrap();
         read_until(&mut stream, "\r\n\r\na").await;
-        stream
-            .write_all(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
-            .await
-            .unwrap();
-        assert_eq!(
-            read_all(&mut stream).await,
-            "",
-            "closed, so that the visitor asks again"
-        );
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await.unwrap();
+        assert_eq!(read_all(&mut stream).await, "", "closed, so that the visitor asks again");
         let seen = a.seen();
         assert_eq!(seen.last().unwrap().after, "", "{path}");
     }
@@ -106,11 +85,7 @@ async fn bodies_pass_whole() {
         ),
     )
     .await;
-    assert!(
-        answer.ends_with(&format!("\r\n\r\n{large}")),
-        "{} bytes",
-        answer.len()
-    );
+    assert!(answer.ends_with(&format!("\r\n\r\n{large}")), "{} bytes", answer.len());
     assert_eq!(a.seen()[0].after, "");
 
     let chunks = "5\r\nhello\r\n6;x=y\r\n world\r\n0\r\nT: t\r\n\r\n";
@@ -156,26 +131,16 @@ async fn what_is_ambiguous_never_reaches_a_server() {
     let a = Origin::start("a").await;
     running.local("alice", 1, &["a.example"], a.address).await;
     for (expected, rest) in [
-        (
-            400,
-            "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        ),
+        (400, "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
         (400, "Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello"),
         (400, "Host: b.example\r\n\r\n"),
         (400, "Transfer-Encoding: chunked\r\n\r\nzz\r\n"),
         (501, "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
     ] {
         let text = format!("POST / HTTP/1.1\r\nHost: a.example\r\n{rest}");
-        assert_eq!(
-            status(&ask(running.http(), &text).await),
-            expected,
-            "{rest:?}"
-        );
+        assert_eq!(status(&ask(running.http(), &text).await), expected, "{rest:?}");
     }
-    assert_eq!(
-        status(&ask(running.http(), "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await),
-        505
-    );
+    assert_eq!(status(&ask(running.http(), "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await), 505);
     assert!(a.seen().is_empty());
 }
 
@@ -186,22 +151,12 @@ async fn slow_and_large_heads_are_refused() {
         config.max_head = 4096;
     })
     .await;
-    let large = format!(
-        "GET / HTTP/1.1\r\nHost: a.example\r\nX: {}\r\n\r\n",
-        "x".repeat(5000)
-    );
+    let large = format!("GET / HTTP/1.1\r\nHost: a.example\r\nX: {}\r\n\r\n", "x".repeat(5000));
     assert_eq!(status(&ask(running.http(), &large).await), 431);
     let begun = std::time::Instant::now();
-    assert_eq!(
-        status(&ask(running.http(), "GET / HTTP/1.1\r\nHost:").await),
-        408
-    );
+    assert_eq!(status(&ask(running.http(), "GET / HTTP/1.1\r\nHost:").await), 408);
     let mut idle = TcpStream::connect(running.http()).await.unwrap();
-    assert_eq!(
-        read_all(&mut idle).await,
-        "",
-        "one opened in advance is just closed"
-    );
+    assert_eq!(read_all(&mut idle).await, "", "one opened in advance is just closed");
     assert!(begun.elapsed() < Duration::from_secs(5));
 }
 
@@ -217,11 +172,7 @@ async fn a_websocket_passes_both_ways() {
     read_until(&mut stream, "101 Switching Protocols\r\n\r\nearly").await;
     stream.write_all(b"later").await.unwrap();
     read_until(&mut stream, "later").await;
-    assert!(
-        a.seen()[0]
-            .head
-            .contains("Upgrade: websocket\r\nConnection: Upgrade\r\n")
-    );
+    assert!(a.seen()[0].head.contains("Upgrade: websocket\r\nConnection: Upgrade\r\n"));
     stream.shutdown().await.unwrap();
     assert_eq!(read_all(&mut stream).await, "");
 }
@@ -232,10 +183,7 @@ async fn a_visitor_that_stops_sending_still_gets_its_answer() {
     let a = Origin::start("a").await;
     running.local("alice", 1, &["a.example"], a.address).await;
     let mut stream = TcpStream::connect(running.http()).await.unwrap();
-    stream
-        .write_all(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
-        .await
-        .unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await.unwrap();
     stream.shutdown().await.unwrap();
     assert_eq!(body(&read_all(&mut stream).await), "a");
 }
@@ -255,13 +203,7 @@ async fn a_web_server_that_restarts_is_waited_for_and_one_that_is_gone_is_told()
     assert_eq!(status(&get(http, "a.example", "/silent").await), 502);
     assert_eq!(back.seen().len(), 2);
 
-    let gone = route(
-        "bob",
-        1,
-        &["b.example"],
-        RouteState::Local,
-        "127.0.0.1:1".parse().unwrap(),
-    );
+    let gone = route("bob", 1, &["b.example"], RouteState::Local, "127.0.0.1:1".parse().unwrap());
     running.client.set_route(gone).await.unwrap();
     assert_eq!(status(&get(http, "b.example", "/").await), 502);
     assert_eq!(running.status("bob").await.traffic.refused_total, 1);
@@ -273,9 +215,8 @@ async fn many_connections_beyond_the_limit_wait_their_turn() {
     let a = Origin::start("a").await;
     running.local("alice", 1, &["a.example"], a.address).await;
     let http = running.http();
-    let asking: Vec<_> = (0..100)
-        .map(|_| tokio::spawn(async move { get(http, "a.example", "/").await }))
-        .collect();
+    let asking: Vec<_> =
+        (0..100).map(|_| tokio::spawn(async move { get(http, "a.example", "/").await })).collect();
     for one in asking {
         assert_eq!(body(&one.await.unwrap()), "a");
     }

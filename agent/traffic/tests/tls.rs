@@ -52,10 +52,7 @@ async fn site(name: &'static str) -> Site {
             });
         }
     });
-    Site {
-        address,
-        connector: TlsConnector::from(Arc::new(client)),
-    }
+    Site { address, connector: TlsConnector::from(Arc::new(client)) }
 }
 
 /// Says something through TLS to `name` and returns the answer.
@@ -80,16 +77,10 @@ async fn tls_goes_by_its_server_name_and_stays_whole() {
     running.local("alice", 1, &["a.example"], a.address).await;
     running.local("bob", 1, &["b.example"], b.address).await;
     for (site, name) in [(&a, "a.example"), (&b, "b.example")] {
-        let answer = talk(running.https(), site.connector.clone(), name)
-            .await
-            .unwrap();
+        let answer = talk(running.https(), site.connector.clone(), name).await.unwrap();
         assert_eq!(answer, name);
     }
-    assert!(
-        talk(running.https(), a.connector.clone(), "other.example")
-            .await
-            .is_err()
-    );
+    assert!(talk(running.https(), a.connector.clone(), "other.example").await.is_err());
 }
 
 #[tokio::test]
@@ -99,27 +90,12 @@ async fn tls_is_held_and_released_and_closed_beyond_the_limit() {
     let (old, new) = (site("a.example").await, site("a.example").await);
     source.local("alice", 1, &["a.example"], old.address).await;
     target.local("alice", 2, &["a.example"], new.address).await;
-    let limits = ferry_traffic::control::HoldLimits {
-        requests: 1,
-        ..limits()
-    };
+    let limits = ferry_traffic::control::HoldLimits { requests: 1, ..limits() };
     source.hold("alice", 1, limits).await;
     let asking = tokio::spawn(talk(source.https(), new.connector.clone(), "a.example"));
     source.until("alice", |s| s.traffic.held_now == 1).await;
-    assert!(
-        talk(source.https(), new.connector.clone(), "a.example")
-            .await
-            .is_err()
-    );
-    source
-        .release(
-            "alice",
-            2,
-            Target::Remote {
-                peer: target.peer(),
-            },
-        )
-        .await;
+    assert!(talk(source.https(), new.connector.clone(), "a.example").await.is_err());
+    source.release("alice", 2, Target::Remote { peer: target.peer() }).await;
     // Only the new server's certificate is trusted, so only it can have answered.
     assert_eq!(asking.await.unwrap().unwrap(), "a.example");
     assert!(source.status("alice").await.traffic.outage().is_some());
@@ -134,14 +110,7 @@ async fn a_tunnel_is_ended_after_the_grace() {
     let name = ServerName::try_from("a.example").unwrap();
     let mut stream = a.connector.connect(name, stream).await.unwrap();
     assert_eq!(running.hold("alice", 1, limits()).await, 1);
-    assert_eq!(
-        running
-            .client
-            .drain(&"alice".parse().unwrap(), LONG)
-            .await
-            .unwrap(),
-        0
-    );
+    assert_eq!(running.client.drain(&"alice".parse().unwrap(), LONG).await.unwrap(), 0);
     let mut rest = Vec::new();
     let ended = tokio::time::timeout(LONG, stream.read_to_end(&mut rest)).await;
     assert!(ended.expect("ended").is_err(), "without a close_notify");

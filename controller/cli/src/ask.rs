@@ -7,6 +7,7 @@ use dialoguer::console::Term;
 use dialoguer::{Confirm, Input};
 use ferry_proto::Fault;
 use ferry_proto::ids::AccountName;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::exit::{Exit, Failure};
 use crate::screen::Screen;
@@ -54,10 +55,13 @@ fn refuse_unless_askable(screen: &Screen) -> Result<(), Failure> {
 async fn in_a_thread(
     question: impl FnOnce() -> dialoguer::Result<bool> + Send + 'static,
 ) -> Result<bool, Failure> {
+    // Before anything is asked: from here on an interruption is an answer.
+    let mut interrupted = signal(SignalKind::interrupt())
+        .map_err(|e| Failure::io("interruptions cannot be received", &e))?;
     let answer = tokio::task::spawn_blocking(question);
     let answer = tokio::select! {
         answer = answer => answer,
-        _ = tokio::signal::ctrl_c() => {
+        _ = interrupted.recv() => {
             // A cursor that cannot be shown was not hidden.
             let _ = Term::stderr().show_cursor();
             return Ok(false);

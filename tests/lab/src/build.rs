@@ -42,7 +42,7 @@ impl Build {
     /// Builds all programs and packages of this workspace. Cargo knows what is done already.
     pub fn run() -> Result<Build> {
         let target = target_dir()?;
-        let logs = target.join("lab");
+        let logs = target.join("lab-build");
         fs::create_dir_all(&logs).with_context(|| format!("making {}", logs.display()))?;
         let tools = Tools::ensure()?;
         let triple = format!("{}-unknown-linux-gnu", env::consts::ARCH);
@@ -109,7 +109,7 @@ fn package(tools: &Tools, name: &str, triple: &str, debs: &Path) -> Result<PathB
 }
 
 /// Where cargo puts what it builds for this workspace.
-fn target_dir() -> Result<PathBuf> {
+pub fn target_dir() -> Result<PathBuf> {
     let mut metadata = Command::new(cargo());
     metadata.args(["metadata", "--no-deps", "--format-version=1"]).current_dir(workspace());
     let metadata: serde_json::Value = serde_json::from_str(&run::check(&mut metadata)?)
@@ -119,12 +119,12 @@ fn target_dir() -> Result<PathBuf> {
 }
 
 /// The workspace that this program was built from.
-fn workspace() -> PathBuf {
+pub fn workspace() -> PathBuf {
     let lab = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
     lab.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR"))).join("../..")
 }
 
-fn cargo() -> PathBuf {
+pub fn cargo() -> PathBuf {
     env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
 }
 

@@ -1,8 +1,121 @@
-//! The demonstration. A placeholder: it is not written yet.
+//! The demonstration: an account moves and comes back while visitors write, and a summary says what
+//! that cost them.
 
-use anyhow::{Result, bail};
+use std::process::Stdio;
 
-/// Runs the demonstration.
-pub fn run() -> Result<()> {
-    bail!("the demonstration is not available yet")
+use anyhow::{Context, Result, ensure};
+use ferry_proto::command::Receipt;
+use ferry_proto::view::{JobView, StepView};
+
+use crate::fleet::Fleet;
+use crate::journey::{self, Journey, Leg};
+use crate::progress::say;
+
+/// Runs the demonstration. Fails if anything was lost, doubled or answered by the wrong server.
+pub fn run(keep: bool) -> Result<()> {
+    say("three Debian hosts, a real account, visitors; a move to the transit server and back");
+    let (mut lab, build) = journey::fresh()?;
+    let shown = show(&lab, &build);
+    if keep {
+        lab.keep();
+        say("the lab stays up: `cargo lab shell client` (or transit, controller) enters a host, \
+             `cargo lab down` takes it down");
+    }
+    shown
+}
+
+fn show(lab: &crate::lab::Lab, build: &crate::build::Build) -> Result<()> {
+    let fleet = Fleet::install(lab, build)?;
+    journey::prepare(&fleet)?;
+    let journey = journey::run(&fleet, "demo", |argv| watched(&fleet, argv))?;
+    summarise(&journey);
+    journey.legs.iter().try_for_each(|leg| leg.verdict.expect_clean())
+}
+
+/// Runs a command of the operator's with its output before our eyes.
+fn watched(fleet: &Fleet<'_>, argv: &[&str]) -> Result<()> {
+    let mut command = fleet.ferry_command(argv)?;
+    let status = command.stdin(Stdio::null()).status().context("running ferry")?;
+    ensure!(status.success(), "ferry {}: {status}", argv.join(" "));
+    Ok(())
+}
+
+fn summarise(journey: &Journey) {
+    println!();
+    for leg in &journey.legs {
+        println!(
+            "{} of {}, {} to {}",
+            leg.job.direction, leg.job.account, leg.job.source, leg.job.target
+        );
+        for step in &leg.job.steps {
+            println!("    {:15} {:>9}  {}", step.name, took(step), did(step));
+        }
+        println!(
+            "    {:15} {:>9}",
+            "in all",
+            seconds(leg.job.ended_unix_ms.map(|e| e - leg.job.started_unix_ms))
+        );
+        println!("    outage, agents:   {}", as_agents_saw(leg));
+        println!(
+            "    outage, visitors: {} ms ({} waited, {} failed; {} ms without any answer; slowest \
+             answer {} ms)",
+            leg.outage.outage_ms,
+            leg.outage.waited,
+            leg.outage.failed,
+            leg.outage.gap_ms,
+            leg.outage.slowest_ms
+        );
+        println!("    checked:          {}\n", leg.verdict);
+    }
+    let Some(last) = journey.legs.last() else { return };
+    for (why, n) in &last.verdict.failed {
+        println!("    not acknowledged: {n:4} {why}");
+    }
+    println!(
+        "{} facts about the home were the same at both ends; visitors' log: {}",
+        journey.facts,
+        journey.log.display()
+    );
+    println!(
+        "lost {}, doubled {}, answered by a server that did not own the account {}",
+        last.verdict.lost.len(),
+        last.verdict.doubled.len(),
+        last.verdict.misanswered.len()
+    );
+}
+
+fn took(step: &StepView) -> String {
+    seconds(step.started_unix_ms.zip(step.ended_unix_ms).map(|(from, to)| to - from))
+}
+
+fn seconds(ms: Option<i64>) -> String {
+    ms.map_or_else(|| "-".to_owned(), |ms| format!("{:.2} s", ms as f64 / 1000.0))
+}
+
+fn did(step: &StepView) -> String {
+    match &step.receipt {
+        Some(Receipt::Done { summary, .. }) => summary.clone(),
+        Some(Receipt::Committed(record)) => format!("epoch {}", record.epoch),
+        Some(Receipt::Released { held, .. }) => format!("{held} held connections passed on"),
+        _ => String::new(),
+    }
+}
+
+fn as_agents_saw(leg: &Leg) -> String {
+    match leg.released() {
+        Some(Receipt::Released { outage_ms, fenced_ms, held, refused }) => {
+            let outage =
+                outage_ms.map_or_else(|| "nobody came".to_owned(), |ms| format!("{ms:.0} ms"));
+            format!("{outage} ({held} held, {refused} refused; fenced for {fenced_ms:.0} ms)")
+        }
+        _ => "not measured".to_owned(),
+    }
+}
+
+/// The whole of a job, for people.
+pub fn of_job(job: &JobView) -> String {
+    format!(
+        "{} of {} from {} to {}: {}",
+        job.direction, job.account, job.source, job.target, job.phase
+    )
 }

@@ -114,7 +114,7 @@ impl Host {
     pub fn start(&self) -> Result<()> {
         if !self.cgroup.is_populated() {
             self.remove_nspawn_leftovers()?;
-            // Anew: the kernel (6.14 to at least 6.18) kills what is cloned into a group that
+            // Anew: the kernel (seen with 6.18) kills what is cloned into a group that
             // was once killed as one, and systemd 257 starts its services that way.
             self.cgroup.remove()?;
             self.cgroup.create()?;

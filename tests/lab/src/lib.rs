@@ -19,13 +19,17 @@ pub mod network;
 pub mod packages;
 pub mod progress;
 pub mod run;
-pub mod sample;
 pub mod selfcheck;
 pub mod spec;
 pub mod state;
 pub mod wait;
 
-// Placeholders, to be replaced by the demonstration, the tests and the measurements.
+// Ferry on the hosts, and what is done with it.
 pub mod bench;
+pub mod checker;
 pub mod demo;
+pub mod fleet;
+pub mod journey;
+pub mod sample;
 pub mod testrun;
+pub mod visitors;

@@ -10,7 +10,7 @@ use ferry_lab::interrupt::{self, Interrupted};
 use ferry_lab::lab::Lab;
 use ferry_lab::progress::say;
 use ferry_lab::spec::HostSpec;
-use ferry_lab::{bench, demo, testrun};
+use ferry_lab::{bench, demo, testrun, visitors};
 
 /// Real hosts on this machine, to show, test and measure Ferry on. Needs root on Debian 12 or 13.
 #[derive(Debug, Parser)]
@@ -51,7 +51,11 @@ enum Verb {
     /// Builds the programs and packages that run on the hosts
     Build,
     /// Moves an account and rolls it back, before your eyes
-    Demo,
+    Demo {
+        /// Leave the lab up afterwards
+        #[arg(long)]
+        keep: bool,
+    },
     /// Runs scenarios on the hosts
     Test {
         /// Their names; the ordinary ones without any
@@ -68,6 +72,9 @@ enum Verb {
         #[arg(long)]
         quick: bool,
     },
+    /// What the lab runs in its own network: nothing for people
+    #[command(hide = true)]
+    Visitors(visitors::Options),
 }
 
 fn main() -> ExitCode {
@@ -91,9 +98,10 @@ fn run(verb: Verb) -> Result<()> {
             enter(&host, &command.iter().map(String::as_str).collect::<Vec<_>>())
         }
         Verb::Build => build(),
-        Verb::Demo => demo::run(),
+        Verb::Demo { keep } => demo::run(keep),
         Verb::Test { scenarios, all } => testrun::run(&scenarios, all),
         Verb::Bench { name, quick } => bench::run(&name, quick),
+        Verb::Visitors(options) => visitors::run(&options),
     }
 }
 

@@ -109,6 +109,9 @@ async fn run_tool(
             "--skip-routines",
             "--skip-events",
             "--skip-dump-date",
+            // A table whose default is the next value of a sequence could not be filled while
+            // only the table is locked; and nobody else is there to be locked out.
+            "--skip-add-locks",
             "--no-tablespaces",
         ])
         .args(arguments)

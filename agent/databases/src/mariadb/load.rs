@@ -14,7 +14,7 @@ use super::objects::{Kind, StoredObject};
 use super::record::{DatabaseRecord, MariadbRecord};
 use super::session::{Session, ident, text};
 use super::single::{Refusal, Single};
-use super::temporary::{self, Purpose};
+use super::temporary::{self, Purpose, Temporary};
 use super::{MariadbConfig, provision, target};
 use crate::child::{Program, RunAs, Running, first_existing};
 use crate::engine::Progress;
@@ -69,7 +69,7 @@ impl Loading<'_> {
         let mut reader = FrameReader::start(input, progress).await?;
         let facts = self.facts(&mut reader).await?;
         self.empty_database().await?;
-        temporary::make(&mut self.session, self.spec, Purpose::Load).await?;
+        let loader = temporary::make(&mut self.session, self.spec, Purpose::Load).await?;
         let collations = match character_set_collations(&mut self.session).await? {
             Some(_) => format!(
                 "SET SESSION character_set_collations = {}",
@@ -85,7 +85,7 @@ impl Loading<'_> {
                 Section::Facts => {
                     return Err(Fault::permanent("a dump describes itself twice"));
                 }
-                Section::Sql => self.rows(&mut reader, &collations).await?,
+                Section::Sql => self.rows(&mut reader, &loader, &collations).await?,
                 Section::Object => {
                     let object: StoredObject = reader.json().await?;
                     object.check(self.spec, &self.described.name)?;
@@ -140,8 +140,13 @@ impl Loading<'_> {
         provision::create_database(&mut self.session, self.described, &comment).await
     }
 
-    async fn rows(&mut self, reader: &mut FrameReader<'_>, collations: &str) -> Result<(), Fault> {
-        let mut running = start_client(self.config, self.spec, &self.described.name).await?;
+    async fn rows(
+        &mut self,
+        reader: &mut FrameReader<'_>,
+        loader: &Temporary,
+        collations: &str,
+    ) -> Result<(), Fault> {
+        let mut running = start_client(self.config, self.spec, loader, &self.described.name).await?;
         let output = running.take_output();
         // What a client prints is of no interest, but it must not be kept from printing it.
         let drain = tokio::spawn(async move {
@@ -176,9 +181,9 @@ impl Loading<'_> {
         collations: &str,
     ) -> Result<&'s mut Single, Fault> {
         if definer.is_none() {
-            let name = temporary::make(&mut self.session, self.spec, Purpose::Define).await?;
+            let user = temporary::make(&mut self.session, self.spec, Purpose::Define).await?;
             let socket: &Path = &self.config.socket;
-            let mut single = Single::open(socket, &name, &self.described.name).await?;
+            let mut single = Single::open(socket, &user, &self.described.name).await?;
             run_setting(&mut single, collations).await?;
             *definer = Some(single);
         }
@@ -215,6 +220,7 @@ impl Loading<'_> {
 async fn start_client(
     config: &MariadbConfig,
     spec: &Spec,
+    loader: &Temporary,
     database: &str,
 ) -> Result<Running, Fault> {
     let candidates = ["mariadb", "mysql"].map(|name| config.bin_dir.join(name));
@@ -228,11 +234,13 @@ async fn start_client(
     let mut program = Program::new(&tool)
         .run_as(run_as)
         .confined()
+        // Only the account's user and root can read it there.
+        .env("MYSQL_PWD", loader.password.clone())
         // Keeps the client from looking for a terminal and a history of commands.
         .env("MYSQL_HISTFILE", "/dev/null")
         .args(["--no-defaults", "--protocol=socket", "--batch", "--silent"])
         .arg(format!("--socket={}", config.socket.display()))
-        .arg(format!("--user={}", Purpose::Load.user(spec)))
+        .arg(format!("--user={}", loader.name))
         .args([
             "--local-infile=0",
             "--binary-mode",

@@ -4,7 +4,7 @@ use ferry_proto::Fault;
 
 use super::record::MariadbRecord;
 use super::session::{Session, ident, text};
-use super::temporary::{self, Purpose};
+use super::temporary::{self, Purpose, Temporary};
 use super::{MariadbConfig, inspect, users};
 use crate::model::Spec;
 
@@ -18,8 +18,8 @@ pub(super) async fn rehearse(
     record.check(spec)?;
     let mut session = Session::open(config).await?;
     closed(&mut session, spec, record).await?;
-    let name = temporary::make(&mut session, spec, Purpose::Rehearse).await?;
-    let tried = try_all(config, &mut session, record, &name).await;
+    let user = temporary::make(&mut session, spec, Purpose::Rehearse).await?;
+    let tried = try_all(config, &mut session, record, &user).await;
     let dropped = temporary::drop_all(&mut session, spec).await;
     tried?;
     dropped
@@ -68,7 +68,7 @@ async fn try_all(
     config: &MariadbConfig,
     session: &mut Session,
     record: &MariadbRecord,
-    name: &str,
+    user: &Temporary,
 ) -> Result<(), Fault> {
     for described in &record.databases {
         let database = described.name.as_str();
@@ -77,7 +77,7 @@ async fn try_all(
             text(database)
         );
         let tables = session.rows(WHAT, &sql).await?;
-        let mut trial = Session::open_as(config, name, None, Some(database)).await?;
+        let mut trial = Session::open_as(config, &user.name, Some(&user.password), Some(database)).await?;
         trial.run(WHAT, "SET SESSION max_statement_time = 30").await?;
         for table in tables.iter().filter(|t| !described.unusable_views.contains(&t.text(0))) {
             // No row is wanted: rights and references are checked all the same.

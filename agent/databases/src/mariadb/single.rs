@@ -3,8 +3,7 @@
 //! Views, routines, triggers and events name the user whose rights they run with, and creating one
 //! for another user needs a right (`SET USER`) that must never meet hostile text that could smuggle
 //! in a second statement. The usual clients all ask the server to allow several statements in
-//! one; this one speaks just enough of the protocol not to ask. It logs in through the socket, as
-//! the Unix user that the agent runs as, so it needs no password.
+//! one; this one speaks just enough of the protocol not to ask.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,6 +11,8 @@ use std::time::Duration;
 use ferry_proto::Fault;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+
+use super::temporary::Temporary;
 
 // Capabilities: long password, long flag, connect with database, protocol 4.1, transactions,
 // secure connection, plugin authentication. Not among them: multi statements, multi results,
@@ -43,33 +44,40 @@ pub(super) struct Single {
 }
 
 impl Single {
-    pub(super) async fn open(socket: &Path, name: &str, database: &str) -> Result<Self, Fault> {
-        let opening = Self::handshake(socket, name, database);
+    pub(super) async fn open(socket: &Path, user: &Temporary, database: &str) -> Result<Self, Fault> {
+        let opening = Self::handshake(socket, user, database);
         match tokio::time::timeout(Duration::from_secs(20), opening).await {
             Ok(Ok(single)) => Ok(single),
             Ok(Err(Refusal::Lost(fault))) => Err(fault),
             Ok(Err(Refusal::Server(code, said))) => Err(Fault::permanent(format!(
-                "the MariaDB server does not let the temporary user {name} in: {code} {said}"
+                "the MariaDB server does not let the temporary user {} in: {code} {said}",
+                user.name
             ))),
             Err(_) => Err(Fault::transient("the MariaDB server does not answer within 20 s")),
         }
     }
 
-    async fn handshake(socket: &Path, name: &str, database: &str) -> Result<Self, Refusal> {
+    async fn handshake(
+        socket: &Path,
+        user: &Temporary,
+        database: &str,
+    ) -> Result<Self, Refusal> {
         let stream = UnixStream::connect(socket).await.map_err(|e| lost(&e))?;
         let mut single = Self { stream };
         let (_, greeting) = single.read_packet().await?;
         if greeting.first() == Some(&0xff) {
             return Err(server_error(&greeting));
         }
+        let challenge = challenge(&greeting)
+            .ok_or_else(|| Refusal::Lost(Fault::bug("MariaDB's greeting was not understood")))?;
         let mut answer = Vec::new();
         answer.extend_from_slice(&CAPABILITIES.to_le_bytes());
         answer.extend_from_slice(&(MAX_PACKET as u32).to_le_bytes());
         answer.push(CHARSET);
         answer.extend_from_slice(&[0; 23]);
-        answer.extend_from_slice(name.as_bytes());
-        // End of the name, and an empty proof: the socket tells the server who calls.
-        answer.extend_from_slice(&[0, 0]);
+        answer.extend_from_slice(user.name.as_bytes());
+        answer.extend_from_slice(&[0, 20]);
+        answer.extend_from_slice(&user.answer(&challenge));
         answer.extend_from_slice(database.as_bytes());
         answer.push(0);
         answer.extend_from_slice(b"mysql_native_password\0");
@@ -79,8 +87,14 @@ impl Single {
             match packet.first() {
                 Some(0) => return Ok(single),
                 Some(0xff) => return Err(server_error(&packet)),
-                // It asks for another way to log in: there is still nothing to prove.
-                Some(0xfe) if sequence < 8 => single.write_packet(sequence + 1, &[]).await?,
+                // It asks again, with another challenge.
+                Some(0xfe) if sequence < 8 => {
+                    let again = packet.strip_prefix(b"\xfemysql_native_password\0").unwrap_or(&[]);
+                    let again = again.get(..20).ok_or_else(|| {
+                        Refusal::Lost(Fault::bug("MariaDB wants another way to log in"))
+                    })?;
+                    single.write_packet(sequence + 1, &user.answer(again)).await?;
+                }
                 _ => return Err(Refusal::Lost(Fault::bug("MariaDB's login was not understood"))),
             }
         }
@@ -130,6 +144,17 @@ impl Single {
         self.stream.read_exact(&mut body).await.map_err(|e| lost(&e))?;
         Ok((header[3], body))
     }
+}
+
+/// The 20 bytes of the greeting that the password is to be proved on: after protocol, version and
+/// thread stand 8 of them, the rest follow 19 bytes of capabilities and filler.
+fn challenge(greeting: &[u8]) -> Option<Vec<u8>> {
+    let version = greeting.get(1..)?.iter().position(|b| *b == 0)?;
+    let first = version + 2 + 4;
+    let second = first + 8 + 1 + 18;
+    let mut challenge = greeting.get(first..first + 8)?.to_vec();
+    challenge.extend_from_slice(greeting.get(second..second + 12)?);
+    Some(challenge)
 }
 
 fn lost(error: &std::io::Error) -> Refusal {

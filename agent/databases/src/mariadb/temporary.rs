@@ -3,10 +3,13 @@
 
 use std::collections::BTreeSet;
 
+use aws_lc_rs::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY};
 use ferry_proto::Fault;
 
+use super::objects::hex;
 use super::session::{Session, grant_database, text, text_list, user};
 use crate::model::Spec;
+use crate::secret::random_password;
 
 const WHAT: &str = "a temporary database user cannot be made";
 
@@ -35,41 +38,54 @@ impl Purpose {
     }
 }
 
-/// The name of a Unix user.
-pub(super) async fn unix_name(uid: u32) -> Result<String, Fault> {
-    let looked_up = tokio::task::spawn_blocking(move || {
-        nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid))
-    });
-    match looked_up.await {
-        Ok(Ok(Some(user))) => Ok(user.name),
-        Ok(Ok(None)) => Err(Fault::precondition(format!("there is no Unix user with the id {uid}"))
-            .remedy("create the account's Unix user before its databases are loaded")),
-        Ok(Err(errno)) => Err(Fault::io("the Unix users cannot be read", &errno.into())),
-        Err(error) => Err(Fault::bug("a lookup was cut off").caused_by(&error)),
+/// A temporary user and its password, which lives as long as the work it is for.
+pub(super) struct Temporary {
+    pub(super) name: String,
+    pub(super) password: String,
+}
+
+fn sha1(parts: &[&[u8]]) -> [u8; 20] {
+    let mut context = Context::new(&SHA1_FOR_LEGACY_USE_ONLY);
+    parts.iter().for_each(|part| context.update(part));
+    let mut out = [0; 20];
+    // The digest of SHA-1 has exactly this length.
+    out.copy_from_slice(context.finish().as_ref());
+    out
+}
+
+impl Temporary {
+    /// What the server keeps of the password, by its `mysql_native_password`.
+    fn hash(&self) -> String {
+        format!("*{}", hex(&sha1(&[&sha1(&[self.password.as_bytes()])])))
+    }
+
+    /// The answer to the server's challenge.
+    pub(super) fn answer(&self, challenge: &[u8]) -> [u8; 20] {
+        let once = sha1(&[self.password.as_bytes()]);
+        let mut answer = sha1(&[challenge, &sha1(&[&once])]);
+        answer.iter_mut().zip(once).for_each(|(a, b)| *a ^= b);
+        answer
     }
 }
 
-/// Makes a temporary user; returns its name. It has no password: the server asks the socket which
-/// Unix user is calling.
+/// Makes a temporary user.
 pub(super) async fn make(
     session: &mut Session,
     spec: &Spec,
     purpose: Purpose,
-) -> Result<String, Fault> {
-    let name = purpose.user(spec);
-    let uid = match purpose {
-        Purpose::Load => spec.uid,
-        Purpose::Rehearse | Purpose::Define => nix::unistd::geteuid().as_raw(),
-    };
-    let quoted = user(&name, "localhost");
+) -> Result<Temporary, Fault> {
+    let made = Temporary { name: purpose.user(spec), password: random_password() };
+    let name = &made.name;
+    let quoted = user(name, "localhost");
+    // The hash, so that no log of statements holds the password.
     let sql = format!(
-        "CREATE OR REPLACE USER {quoted} IDENTIFIED VIA unix_socket USING {}",
-        text(&unix_name(uid).await?)
+        "CREATE OR REPLACE USER {quoted} IDENTIFIED VIA mysql_native_password USING {}",
+        text(&made.hash())
     );
     session.run(WHAT, &sql).await?;
-    grant_all(session, spec, &name).await?;
+    grant_all(session, spec, name).await?;
     if purpose != Purpose::Define {
-        return Ok(name);
+        return Ok(made);
     }
     session.run(WHAT, &format!("GRANT SET USER ON *.* TO {quoted}")).await?;
     let logging = "SELECT @@GLOBAL.log_bin AND NOT @@GLOBAL.log_bin_trust_function_creators";
@@ -77,7 +93,7 @@ pub(super) async fn make(
         // Else the server takes no routine from it while the binary log is on.
         session.run(WHAT, &format!("GRANT BINLOG ADMIN ON *.* TO {quoted}")).await?;
     }
-    Ok(name)
+    Ok(made)
 }
 
 async fn grant_all(session: &mut Session, spec: &Spec, name: &str) -> Result<(), Fault> {
@@ -103,4 +119,15 @@ pub(super) async fn drop_all(session: &mut Session, spec: &Spec) -> Result<(), F
     let sql = format!("SELECT ID FROM information_schema.PROCESSLIST WHERE USER IN {list}");
     let ids: BTreeSet<u64> = session.rows(what, &sql).await?.iter().map(|r| r.number(0)).collect();
     super::fence::end_connections(session, &ids).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_is_the_servers() {
+        let user = Temporary { name: String::new(), password: "password".to_owned() };
+        assert_eq!(user.hash(), "*2470C0C06DEE42FD1618BB99005ADCA2EC9D1E19");
+    }
 }

@@ -118,7 +118,11 @@ pub async fn transfer(
             drop(near);
             report
         };
-        let loading = target.load(spec, record, database, &mut far, &|_| ());
+        let loading = async {
+            let report = target.load(spec, record, database, &mut far, &|_| ()).await;
+            drop(far);
+            report
+        };
         let (dumped, loaded) = tokio::join!(dumping, loading);
         let (dumped, loaded) = match (dumped, loaded) {
             (Err(fault), Err(other)) => return Err(fault.context(format!("load: {other}"))),

@@ -95,6 +95,16 @@ fn hold(uids: &[u32], exclude: &[u32]) -> Result<Vec<Held>, Fault> {
     Ok(held)
 }
 
+/// Kills a process if it is still the one that `is_meant` finds it to be.
+pub(crate) fn kill_one(pid: u32, is_meant: impl Fn(u32) -> bool) {
+    let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let held = number.and_then(|number| pidfd_open(number, PidfdFlags::empty()).ok());
+    if let Some(pidfd) = held.filter(|_| is_meant(pid)) {
+        // Gone already is what is wanted.
+        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+    }
+}
+
 fn signal(held: &[Held], signal: Signal) {
     for one in held {
         match pidfd_send_signal(&one.pidfd, signal) {

@@ -68,7 +68,7 @@ impl Status {
 }
 
 /// The ids of all processes.
-pub(super) fn pids() -> Result<Vec<u32>, Fault> {
+pub(crate) fn pids() -> Result<Vec<u32>, Fault> {
     let failed = |e: std::io::Error| Fault::io("the process table could not be read", &e);
     let mut pids = Vec::new();
     for entry in fs::read_dir(PathBuf::from("/proc")).map_err(failed)? {
@@ -78,6 +78,24 @@ pub(super) fn pids() -> Result<Vec<u32>, Fault> {
         }
     }
     Ok(pids)
+}
+
+/// The title of a process: its command line, or what it has put in its place. A process may call
+/// itself as it likes, so look at its parent too.
+pub(crate) fn title(pid: u32) -> Option<String> {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    Some(String::from_utf8_lossy(&bytes).trim_end_matches(['\0', ' ']).to_owned())
+}
+
+/// The parent of a process.
+pub(crate) fn parent(pid: u32) -> Option<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+}
+
+/// Whether a process is root's.
+pub(crate) fn is_roots(pid: u32) -> bool {
+    Status::read(pid).is_some_and(|s| s.uids == [0; 3])
 }
 
 /// The processes whose real, effective or saved user is one of `uids`, `exclude` left out.

@@ -189,7 +189,11 @@ fn end_pools(layout: &Layout, pools: &VersionPools) -> Result<(), Fault> {
     if !php::is_active(layout, &pools.version)? {
         return Ok(());
     }
-    if pools.pools.iter().all(|pool| php::is_gone(&pool.known())) {
+    let mut gone = true;
+    for pool in &pools.pools {
+        gone &= php::is_gone(&pool.known())?;
+    }
+    if gone {
         return Ok(());
     }
     php::check(layout, &pools.version)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ferry_proto::account::Definition;
 
 use super::*;
-use crate::web_fixture::Web;
+use crate::web_fixture::{Web, account};
 
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -16,13 +16,13 @@ fn provider() -> (Web, Definition) {
     web.put_home("www/index.php", "<?php echo 'php says ', 6 * 7;");
     let root = web.layout.root().display().to_string();
     let port = web.layout.http_port;
-    let params = web.layout.path("/etc/nginx/fastcgi_params");
+    let (pool, params) = (account(), web.layout.path("/etc/nginx/fastcgi_params"));
     web.put(
         "/etc/nginx/sites-available/shop.conf",
         &format!(
             "server {{\n  listen {port};\n  server_name shop.example www.shop.example;\n  root {root}/home/shop/www;\n\
              location / {{ include {}; fastcgi_param SCRIPT_FILENAME {root}/home/shop/www/index.php;\n\
-             fastcgi_pass unix:{root}/run/php/shop.sock; }}\n}}\n",
+             fastcgi_pass unix:{root}/run/php/{pool}.sock; }}\n}}\n",
             params.display()
         ),
     );
@@ -31,7 +31,7 @@ fn provider() -> (Web, Definition) {
     web.put(
         &format!("/etc/php/{}/fpm/pool.d/shop.conf", web.php),
         &format!(
-            "[shop]\nuser = nobody\ngroup = nogroup\nlisten = {root}/run/php/$pool.sock\n\
+            "[{pool}]\nuser = nobody\ngroup = nogroup\nlisten = {root}/run/php/$pool.sock\n\
              listen.owner = www-data\nlisten.group = www-data\npm = static\npm.max_children = 2\n"
         ),
     );
@@ -42,7 +42,7 @@ fn provider() -> (Web, Definition) {
         ),
     );
     crate::php::apply(&web.layout, &web.php).unwrap();
-    crate::php::wait_listening(&format!("{root}/run/php/shop.sock")).unwrap();
+    crate::php::wait_listening(&format!("{root}/run/php/{pool}.sock")).unwrap();
     crate::nginx::apply(&web.layout, crate::nginx::IfDown::Leave).unwrap();
     let mut definition = web.definition(serde_json::json!({"sites": [
         {"name": "main", "domains": ["shop.example", "www.shop.example"], "root": "www", "php": {}},
@@ -61,11 +61,10 @@ fn assert_fenced(web: &Web) {
         assert!(answer.text.contains("Retry-After: 30"), "{}", answer.text);
     }
     assert!(web.get("neighbour.example", "/").text.ends_with("neighbour"));
-    let pool = crate::php::Pool {
-        name: "shop".to_owned(),
-        listen: Some(web.layout.path("/run/php/shop.sock").display().to_string()),
-    };
-    assert!(crate::php::is_gone(&pool));
+    for name in [account(), format!("ferry-{}.main", account())] {
+        let pool = crate::php::Pool { name, listen: None };
+        assert!(crate::php::workers(&pool).unwrap().is_empty());
+    }
 }
 
 #[test]
@@ -90,7 +89,7 @@ fn a_fenced_site_answers_503_and_comes_back_exactly() {
         assert_eq!(web.snapshot("/etc/nginx"), before);
         assert_eq!(web.snapshot("/etc/php"), pools);
     }
-    assert!(!web.layout.path("/etc/ferry/aside/shop").exists());
+    assert!(!web.layout.aside(&definition.name).exists());
 }
 
 #[test]
@@ -223,7 +222,7 @@ fn a_file_that_comes_back_stops_a_fence_but_not_its_undoing() {
     symlink("../sites-available/shop.conf", &link).unwrap();
     unfence(&web.layout, &plan, Services::Running).unwrap();
     assert!(web.get("shop.example", "/").text.ends_with("php says 42"));
-    assert!(web.layout.path("/etc/ferry/aside/shop/00-shop.found").is_symlink());
+    assert!(web.layout.aside(&definition.name).join("00-shop.found").is_symlink());
 }
 
 #[test]
@@ -283,7 +282,10 @@ fn a_request_that_runs_too_long_does_not_hold_the_fence() {
             std::thread::yield_now();
         }
         let grace = Duration::from_millis(100);
+        let begin = std::time::Instant::now();
         assert!(!fence(&web.layout, &plan, Services::Running, grace).unwrap());
+        // Not process_control_timeout, which is for others' requests.
+        assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
         assert_eq!(request.join().unwrap().status, 502);
     });
     assert_fenced(&web);

@@ -31,17 +31,7 @@ pub(super) struct Family {
 impl Family {
     /// The arguments that put the route to this server itself, or take it away.
     fn route<'a>(&self, act: &'a str) -> [&'a str; 9] {
-        [
-            self.option,
-            "route",
-            act,
-            "local",
-            self.all,
-            "dev",
-            "lo",
-            "table",
-            ROUTING_TABLE,
-        ]
+        [self.option, "route", act, "local", self.all, "dev", "lo", "table", ROUTING_TABLE]
     }
 }
 
@@ -49,14 +39,8 @@ impl Family {
 pub(super) fn families() -> impl Iterator<Item = Family> {
     let off = std::fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
         .map_or(true, |text| text.trim() != "0");
-    let v4 = Family {
-        option: "-4",
-        all: "0.0.0.0/0",
-    };
-    let v6 = Family {
-        option: "-6",
-        all: "::/0",
-    };
+    let v4 = Family { option: "-4", all: "0.0.0.0/0" };
+    let v6 = Family { option: "-6", all: "::/0" };
     std::iter::once(v4).chain((!off).then_some(v6))
 }
 
@@ -86,10 +70,7 @@ pub async fn list() -> Result<Vec<StandingRule>, Fault> {
     Ok(objects(&text)?
         .iter()
         .filter_map(|object| object.get("rule"))
-        .map(|rule| StandingRule {
-            chain: word(&rule["chain"]),
-            comment: word(&rule["comment"]),
-        })
+        .map(|rule| StandingRule { chain: word(&rule["chain"]), comment: word(&rule["comment"]) })
         .collect())
 }
 
@@ -98,15 +79,7 @@ pub(super) async fn add_routing(family: Family) -> Result<(), Fault> {
     run("ip", &family.route("replace"), "").await?;
     if !has_rule(family).await? {
         let mark = format!("{MARK:#x}");
-        let add = [
-            family.option,
-            "rule",
-            "add",
-            "fwmark",
-            &mark,
-            "lookup",
-            ROUTING_TABLE,
-        ];
+        let add = [family.option, "rule", "add", "fwmark", &mark, "lookup", ROUTING_TABLE];
         run("ip", &add, "").await?;
     }
     Ok(())
@@ -120,15 +93,7 @@ pub(super) async fn remove_routing(family: Family) -> Result<(), Fault> {
         if !has_rule(family).await? {
             break;
         }
-        let delete = [
-            family.option,
-            "rule",
-            "del",
-            "fwmark",
-            &mark,
-            "lookup",
-            ROUTING_TABLE,
-        ];
+        let delete = [family.option, "rule", "del", "fwmark", &mark, "lookup", ROUTING_TABLE];
         run("ip", &delete, "").await?;
     }
     // Put there first, it is there to be deleted.
@@ -143,9 +108,7 @@ pub(super) async fn has_rule(family: Family) -> Result<bool, Fault> {
     let rules = run("ip", &[family.option, "rule", "show"], "").await?;
     let mark = format!("fwmark {MARK:#x} ");
     let lookup = format!("lookup {ROUTING_TABLE}");
-    Ok(rules
-        .lines()
-        .any(|line| line.contains(&mark) && line.trim_end().ends_with(&lookup)))
+    Ok(rules.lines().any(|line| line.contains(&mark) && line.trim_end().ends_with(&lookup)))
 }
 
 /// Runs a script as one transaction.
@@ -158,9 +121,7 @@ fn objects(text: &str) -> Result<Vec<serde_json::Value>, Fault> {
         .map_err(|e| Fault::permanent("nft gave a listing that is not JSON").caused_by(&e))?;
     match value["nftables"].take() {
         serde_json::Value::Array(objects) => Ok(objects),
-        _ => Err(Fault::permanent(
-            "nft gave a listing without the list \"nftables\"",
-        )),
+        _ => Err(Fault::permanent("nft gave a listing without the list \"nftables\"")),
     }
 }
 
@@ -190,19 +151,13 @@ async fn run(program: &str, arguments: &[&str], input: &str) -> Result<String, F
     let output = tokio::time::timeout(PROGRAM_WITHIN, work)
         .await
         .map_err(|_| {
-            Fault::transient(format!(
-                "{what} did not end within {} s",
-                PROGRAM_WITHIN.as_secs()
-            ))
+            Fault::transient(format!("{what} did not end within {} s", PROGRAM_WITHIN.as_secs()))
         })?
         .map_err(|e| Fault::io(format!("{what} could not be run"), &e))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said: String = String::from_utf8_lossy(&output.stderr)
-        .chars()
-        .take(500)
-        .collect();
+    let said: String = String::from_utf8_lossy(&output.stderr).chars().take(500).collect();
     let mut fault = Fault::permanent(format!("{what} failed with {}", output.status))
         .remedy("look at the rules with `nft list ruleset`");
     fault.causes.push(said.trim().to_owned());

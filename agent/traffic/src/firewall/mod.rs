@@ -13,8 +13,11 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ferry_proto::Fault;
+
+use crate::client::Redirector;
 
 mod kernel;
 
@@ -26,6 +29,9 @@ pub const TABLE: &str = "ferry_redirect";
 
 /// The user that `ferry-redirector` runs as.
 pub const REDIRECTOR_USER: &str = "ferry-redirector";
+
+/// How often [`withdraw`] asks the redirector.
+const LOOK_AFTER: Duration = Duration::from_millis(100);
 
 /// Before other tables' destination NAT (-100), so that a container's port mapping does not win.
 const NAT_PRIORITY: i32 = -110;
@@ -66,15 +72,8 @@ impl Rules {
 
     /// The service ports, each with the port of the redirector that takes them.
     fn pairs(&self) -> impl Iterator<Item = (u16, u16)> + '_ {
-        let http = self
-            .http_ports
-            .iter()
-            .map(|port| (*port, self.redirect_http));
-        http.chain(
-            self.https_ports
-                .iter()
-                .map(|port| (*port, self.redirect_https)),
-        )
+        let http = self.http_ports.iter().map(|port| (*port, self.redirect_http));
+        http.chain(self.https_ports.iter().map(|port| (*port, self.redirect_https)))
     }
 
     /// What selects the destination, once per rule needed.
@@ -83,26 +82,15 @@ impl Rules {
             return vec!["fib daddr type local".to_owned()];
         }
         let family = |name: &str, wanted: fn(&IpAddr) -> bool| {
-            let list: Vec<_> = self
-                .addresses
-                .iter()
-                .filter(|a| wanted(a))
-                .map(ToString::to_string)
-                .collect();
-            (!list.is_empty()).then(|| {
-                format!(
-                    "{name} daddr {{ {} }} fib daddr type local",
-                    list.join(", ")
-                )
-            })
+            let list: Vec<_> =
+                self.addresses.iter().filter(|a| wanted(a)).map(ToString::to_string).collect();
+            (!list.is_empty())
+                .then(|| format!("{name} daddr {{ {} }} fib daddr type local", list.join(", ")))
         };
-        [
-            family("ip", IpAddr::is_ipv4),
-            family("ip6", IpAddr::is_ipv6),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
+        [family("ip", IpAddr::is_ipv4), family("ip6", IpAddr::is_ipv6)]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     /// The redirecting rules of one chain.
@@ -133,7 +121,7 @@ impl Rules {
         let _ = write!(
             text,
             "  }}\n  chain output {{\n    type nat hook output priority {NAT_PRIORITY}; policy accept;\n\
-             \x20   meta skuid {} return\n",
+             \x20   meta skuid {} return comment \"{comment}\"\n",
             self.redirector_uid
         );
         if redirecting {
@@ -147,9 +135,9 @@ impl Rules {
             let _ = write!(
                 text,
                 "  chain answers {{\n    type route hook output priority -150; policy accept;\n\
-                 \x20   meta skuid {} fib saddr type != local ct mark set {MARK:#x}\n\
-                 \x20   ct mark {MARK:#x} ct direction reply meta mark set {MARK:#x}\n  }}\n",
-                self.redirector_uid
+                 \x20   meta skuid {uid} fib saddr type != local ct mark set {MARK:#x} comment \"{comment}\"\n\
+                 \x20   ct mark {MARK:#x} ct direction reply meta mark set {MARK:#x} comment \"{comment}\"\n  }}\n",
+                uid = self.redirector_uid
             );
         }
         text.push_str("}\n");
@@ -159,26 +147,19 @@ impl Rules {
     /// Identifies these rules in a listing.
     fn comment(&self) -> String {
         // FNV-1a: it only has to tell different rules apart, and must not change with the compiler.
-        let hash = format!("{self:?}")
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-            });
+        let hash = format!("{self:?}").bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
         format!("ferry {hash:016x}")
     }
 
     fn check(&self) -> Result<(), Fault> {
         let listening = [self.redirect_http, self.redirect_https];
         if self.pairs().next().is_none() {
-            return Err(
-                Fault::precondition("no service port is named for the redirector")
-                    .remedy("name at least one HTTP or HTTPS port"),
-            );
+            return Err(Fault::precondition("no service port is named for the redirector")
+                .remedy("name at least one HTTP or HTTPS port"));
         }
-        if self
-            .pairs()
-            .any(|(port, _)| port == 0 || listening.contains(&port))
-        {
+        if self.pairs().any(|(port, _)| port == 0 || listening.contains(&port)) {
             return Err(Fault::precondition(
                 "a port of the redirector itself cannot be redirected to it",
             )
@@ -208,13 +189,16 @@ pub fn redirector_uid() -> Result<u32, Fault> {
     })
 }
 
-/// Puts the redirector in front of the web server. Repeating it replaces the rules in one
-/// transaction. Connections made before are not redirected.
+/// Puts the redirector in front of the web server, in one transaction that replaces what stood.
+/// Connections made before are not redirected. Repeating it changes nothing.
 ///
 /// # Errors
 /// Rules that make no sense, or `nft` or `ip` failed; then what was armed before is still armed.
 pub async fn arm(rules: &Rules) -> Result<(), Fault> {
     rules.check()?;
+    if is_armed(rules).await? {
+        return Ok(());
+    }
     if rules.keep_visitor_address {
         for family in families() {
             add_routing(family).await?;
@@ -234,15 +218,36 @@ pub async fn stand_down(rules: &Rules) -> Result<(), Fault> {
     nft(&rules.script(false)).await
 }
 
+/// The gentle end: [`stand_down`], a wait of at most `within` for the visitors that are still on
+/// their way through the redirector, then [`disarm`].
+///
+/// # Errors
+/// `nft` or `ip` failed.
+pub async fn withdraw(
+    rules: &Rules,
+    redirector: &Redirector,
+    within: Duration,
+) -> Result<(), Fault> {
+    if !list().await?.is_empty() {
+        stand_down(rules).await?;
+        let gone = async {
+            // One that cannot be asked passes nobody on.
+            while redirector.overview().await.is_ok_and(|overview| overview.visitors > 0) {
+                tokio::time::sleep(LOOK_AFTER).await;
+            }
+        };
+        // Those that take longer are broken off.
+        let _ = tokio::time::timeout(within, gone).await;
+    }
+    disarm().await
+}
+
 /// Takes the table and the policy route away. Disarming what is not armed succeeds.
 ///
 /// # Errors
 /// `nft` or `ip` failed.
 pub async fn disarm() -> Result<(), Fault> {
-    nft(&format!(
-        "add table inet {TABLE}\ndelete table inet {TABLE}\n"
-    ))
-    .await?;
+    nft(&format!("add table inet {TABLE}\ndelete table inet {TABLE}\n")).await?;
     for family in families() {
         remove_routing(family).await?;
     }
@@ -256,14 +261,13 @@ pub async fn disarm() -> Result<(), Fault> {
 pub async fn is_armed(rules: &Rules) -> Result<bool, Fault> {
     let comment = rules.comment();
     let each = rules.destinations().len() * rules.pairs().count();
+    let answers = if rules.keep_visitor_address { 2 } else { 0 };
     let standing = list().await?;
-    let count = |chain: &str| {
-        standing
-            .iter()
-            .filter(|r| r.chain == chain && r.comment == comment)
-            .count()
+    let stand = |chain: &str, wanted: usize| {
+        let ours = |r: &&StandingRule| r.chain == chain && r.comment == comment;
+        standing.iter().filter(ours).count() == wanted
     };
-    if count("prerouting") != each || count("output") != each {
+    if !stand("prerouting", each) || !stand("output", each + 1) || !stand("answers", answers) {
         return Ok(false);
     }
     if rules.keep_visitor_address {
@@ -284,37 +288,16 @@ mod tests {
     fn rules_that_cannot_work_are_refused() {
         let good = Rules::usual(990);
         assert!(good.check().is_ok());
-        assert!(
-            Rules {
-                redirector_uid: 0,
-                ..good.clone()
-            }
-            .check()
-            .is_err()
-        );
-        assert!(
-            Rules {
-                http_ports: BTreeSet::from([7480]),
-                ..good.clone()
-            }
-            .check()
-            .is_err()
-        );
-        let none = Rules {
-            http_ports: BTreeSet::new(),
-            https_ports: BTreeSet::new(),
-            ..good
-        };
+        assert!(Rules { redirector_uid: 0, ..good.clone() }.check().is_err());
+        assert!(Rules { http_ports: BTreeSet::from([7480]), ..good.clone() }.check().is_err());
+        let none = Rules { http_ports: BTreeSet::new(), https_ports: BTreeSet::new(), ..good };
         assert!(none.check().is_err());
     }
 
     #[test]
     fn different_rules_have_different_comments() {
         let one = Rules::usual(990);
-        let other = Rules {
-            redirector_uid: 991,
-            ..one.clone()
-        };
+        let other = Rules { redirector_uid: 991, ..one.clone() };
         assert_ne!(one.comment(), other.comment());
         assert!(one.script(true).contains(&one.comment()));
         assert!(!one.script(false).contains("redirect to"));
@@ -323,10 +306,7 @@ mod tests {
     #[test]
     fn addresses_restrict_each_family_by_itself() {
         let addresses = ["192.0.2.1", "2001:db8::1"].map(|a| a.parse().unwrap());
-        let rules = Rules {
-            addresses: BTreeSet::from(addresses),
-            ..Rules::usual(990)
-        };
+        let rules = Rules { addresses: BTreeSet::from(addresses), ..Rules::usual(990) };
         let script = rules.script(true);
         assert!(script.contains("ip daddr { 192.0.2.1 } fib daddr type local tcp dport 80 "));
         assert!(script.contains("ip6 daddr { 2001:db8::1 } fib daddr type local tcp dport 443 "));

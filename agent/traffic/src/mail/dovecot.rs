@@ -61,28 +61,14 @@ impl Dovecot<'_> {
 
     /// Its version; none if it is not installed.
     pub async fn version(&self) -> Result<Option<Version>, Fault> {
-        let program = Program {
-            config: None,
-            ..self.program(&self.config.programs.dovecot)
-        };
+        let program = Program { config: None, ..self.program(&self.config.programs.dovecot) };
         let Some(output) = program.try_run(&["--version"]).await? else {
             return Ok(None);
         };
-        let text = output
-            .stdout
-            .split_whitespace()
-            .next()
-            .unwrap_or_default()
-            .to_owned();
-        let mut numbers = text
-            .split(['.', '-'])
-            .map(|n| n.parse::<u32>().unwrap_or(0));
+        let text = output.stdout.split_whitespace().next().unwrap_or_default().to_owned();
+        let mut numbers = text.split(['.', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
         let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        let dialect = if version >= (2, 4) {
-            Dialect::V2_4
-        } else {
-            Dialect::V2_3
-        };
+        let dialect = if version >= (2, 4) { Dialect::V2_4 } else { Dialect::V2_3 };
         Ok(output.ok().then_some(Version { text, dialect }))
     }
 
@@ -121,17 +107,13 @@ impl Dovecot<'_> {
     /// The tables as files: readable by Dovecot's own user, and by nobody else. Who is held comes
     /// first.
     fn files(&self, tables: &Tables, gid: Option<u32>) -> [Wanted; 3] {
-        [
-            ("held", &tables.held_logins),
-            ("users", &tables.users),
-            ("passwords", &tables.passwords),
-        ]
-        .map(|(name, text)| Wanted {
-            path: self.table(name),
-            text: text.clone(),
-            mode: 0o640,
-            gid,
-        })
+        [("held", &tables.held_logins), ("users", &tables.users), ("passwords", &tables.passwords)]
+            .map(|(name, text)| Wanted {
+                path: self.table(name),
+                text: text.clone(),
+                mode: 0o640,
+                gid,
+            })
     }
 
     /// Writes the tables, such that no login slips in between: a hold is written before the mailbox
@@ -143,9 +125,7 @@ impl Dovecot<'_> {
         store::blocking(move || {
             store::make_directory_for(&dir, Some(gid))?;
             let before = store::read(&files[0].path)?.unwrap_or_default();
-            let lifted = before
-                .lines()
-                .any(|old| !files[0].text.lines().any(|new| new == old));
+            let lifted = before.lines().any(|old| !files[0].text.lines().any(|new| new == old));
             if lifted {
                 files.rotate_left(1);
             }
@@ -165,10 +145,8 @@ impl Dovecot<'_> {
         let name = name.unwrap_or_else(|| "dovecot".to_owned());
         match nix::unistd::Group::from_name(&name) {
             Ok(Some(group)) => Ok(group.gid.as_raw()),
-            Ok(None) => Err(
-                Fault::precondition(format!("Dovecot's group {name} does not exist"))
-                    .remedy("install Dovecot completely, or mend default_internal_group"),
-            ),
+            Ok(None) => Err(Fault::precondition(format!("Dovecot's group {name} does not exist"))
+                .remedy("install Dovecot completely, or mend default_internal_group")),
             Err(e) => {
                 Err(Fault::transient(format!("the group {name} cannot be looked up")).caused_by(&e))
             }
@@ -209,12 +187,7 @@ impl Dovecot<'_> {
         let text = self.snippet(version.dialect);
         let fresh = store::read(path)?.as_deref() != Some(&text);
         if fresh {
-            let snippet = Wanted {
-                path: path.clone(),
-                text,
-                mode: 0o644,
-                gid: None,
-            };
+            let snippet = Wanted { path: path.clone(), text, mode: 0o644, gid: None };
             store::blocking(move || snippet.write()).await?;
             if let Err(fault) = self.check_order().await {
                 // Dovecot as it was is better than a Dovecot that may not start.
@@ -232,15 +205,13 @@ impl Dovecot<'_> {
     /// Takes the snippet out again.
     pub async fn remove(&self) -> Result<(), Fault> {
         let there = self.is_hooked();
-        self.remove_files(vec![self.config.dovecot_snippet.clone()])
-            .await?;
+        self.remove_files(vec![self.config.dovecot_snippet.clone()]).await?;
         if there && self.master().await?.is_some() {
             self.doveadm().succeed(&["reload"]).await?;
             self.await_hold(PROBE_DOMAIN, false).await?;
         }
         let tables = self.files(&Tables::default(), None);
-        self.remove_files(tables.into_iter().map(|file| file.path).collect())
-            .await?;
+        self.remove_files(tables.into_iter().map(|file| file.path).collect()).await?;
         match std::fs::remove_dir(&self.config.dovecot_dir) {
             Ok(()) => Ok(()),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -258,10 +229,7 @@ impl Dovecot<'_> {
     /// The databases of passwords and users, in Dovecot's order.
     async fn databases(&self) -> Result<Vec<Block>, Fault> {
         let text = self.doveconf().succeed(&["-n"]).await?;
-        Ok(blocks(&text)
-            .into_iter()
-            .filter(|b| b.kind == "passdb" || b.kind == "userdb")
-            .collect())
+        Ok(blocks(&text).into_iter().filter(|b| b.kind == "passdb" || b.kind == "userdb").collect())
     }
 
     async fn check_order(&self) -> Result<(), Fault> {
@@ -307,10 +275,7 @@ impl Dovecot<'_> {
 
     /// Whether logins of `domain` are held, as Dovecot itself says. Any local part will do.
     pub async fn holds(&self, domain: &str) -> Result<bool, Fault> {
-        let output = self
-            .doveadm()
-            .run(&["user", &format!("postmaster@{domain}")])
-            .await?;
+        let output = self.doveadm().run(&["user", &format!("postmaster@{domain}")]).await?;
         Ok(output.code == Some(EX_TEMPFAIL))
     }
 
@@ -344,11 +309,7 @@ impl Dovecot<'_> {
     /// All that Dovecot knows of a user, as `doveadm` prints it; empty if it does not know it.
     pub async fn fields(&self, address: &str) -> Result<String, Fault> {
         let output = self.doveadm().run(&["user", address]).await?;
-        Ok(if output.ok() {
-            output.stdout
-        } else {
-            String::new()
-        })
+        Ok(if output.ok() { output.stdout } else { String::new() })
     }
 
     /// Ends the sessions of an account's domains, and waits until there are none.
@@ -364,9 +325,7 @@ impl Dovecot<'_> {
                     .remedy("look at what these processes wait for, then try again"));
                 }
                 // Its exit code only says whether there was any.
-                self.doveadm()
-                    .run(&["kick", &format!("*@{domain}")])
-                    .await?;
+                self.doveadm().run(&["kick", &format!("*@{domain}")]).await?;
                 tokio::time::sleep(POLL).await;
             }
         }
@@ -375,10 +334,8 @@ impl Dovecot<'_> {
 
     /// The sessions of a domain, as a word for a person; none if there are none.
     async fn sessions(&self, domain: &DomainName) -> Result<Option<String>, Fault> {
-        let text = self
-            .doveadm()
-            .succeed(&["-f", "tab", "who", "-1", &format!("*@{domain}")])
-            .await?;
+        let text =
+            self.doveadm().succeed(&["-f", "tab", "who", "-1", &format!("*@{domain}")]).await?;
         let sessions: Vec<String> = text
             .lines()
             .skip(1)
@@ -404,17 +361,12 @@ struct Block {
 
 impl Block {
     fn get(&self, key: &str) -> Option<&str> {
-        self.settings
-            .iter()
-            .find(|(k, _)| k == key)
-            .map(|(_, v)| v.as_str())
+        self.settings.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
     }
 
     /// Whether one of its settings names this file.
     fn names(&self, path: &str) -> bool {
-        self.settings
-            .iter()
-            .any(|(_, v)| v.split_whitespace().any(|word| word == path))
+        self.settings.iter().any(|(_, v)| v.split_whitespace().any(|word| word == path))
     }
 
     fn passwd_file(&self) -> Option<PasswdFile> {
@@ -467,9 +419,7 @@ fn blocks(text: &str) -> Vec<Block> {
         } else if depth == 1
             && let (Some(block), Some((key, value))) = (open.as_mut(), line.split_once('='))
         {
-            block
-                .settings
-                .push((key.trim().to_owned(), value.trim().to_owned()));
+            block.settings.push((key.trim().to_owned(), value.trim().to_owned()));
         }
     }
     found
@@ -496,15 +446,9 @@ mod tests {
         );
         assert_eq!(old[1].settings, []);
         let new = blocks(new);
-        assert_eq!(
-            (new[0].kind.as_str(), new[0].name.as_str()),
-            ("passdb", "passwd-file")
-        );
+        assert_eq!((new[0].kind.as_str(), new[0].name.as_str()), ("passdb", "passwd-file"));
         assert_eq!(new[0].get("a"), None, "it belongs to a block inside");
         let file = new[0].passwd_file().expect("a passwd-file");
-        assert_eq!(
-            (file.path.as_str(), file.default_scheme.as_str()),
-            ("/etc/users", "CRYPT")
-        );
+        assert_eq!((file.path.as_str(), file.default_scheme.as_str()), ("/etc/users", "CRYPT"));
     }
 }

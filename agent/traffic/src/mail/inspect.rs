@@ -38,11 +38,7 @@ pub struct Finding {
 
 impl Finding {
     fn new(severity: Severity, message: String, remedy: &str) -> Self {
-        Self {
-            severity,
-            message,
-            remedy: remedy.to_owned(),
-        }
+        Self { severity, message, remedy: remedy.to_owned() }
     }
 }
 
@@ -98,10 +94,7 @@ impl Mail {
         }
         if let Some(version) = self.dovecot().version().await? {
             let running = self.dovecot().master().await?.is_some();
-            seen.dovecot = Some(Service {
-                version: version.text,
-                running,
-            });
+            seen.dovecot = Some(Service { version: version.text, running });
             seen.findings.extend(self.dovecot_findings().await?);
             if running {
                 seen.findings.extend(self.place_findings(spec).await?);
@@ -109,15 +102,13 @@ impl Mail {
         }
         for (name, service) in [("Postfix", &seen.postfix), ("Dovecot", &seen.dovecot)] {
             let (message, remedy) = match service {
-                None => (
-                    format!("{name} is not installed, but the account has mail"),
-                    "install it",
-                ),
+                None => {
+                    (format!("{name} is not installed, but the account has mail"), "install it")
+                }
                 Some(s) if !s.running => (format!("{name} does not run"), "start it"),
                 Some(_) => continue,
             };
-            seen.findings
-                .push(Finding::new(Severity::Blocking, message, remedy));
+            seen.findings.push(Finding::new(Severity::Blocking, message, remedy));
         }
         Ok(seen)
     }
@@ -128,18 +119,12 @@ impl Mail {
     /// When it cannot be told.
     pub async fn state(&self, spec: &MailSpec) -> Result<Observed, Fault> {
         if !self.store().exists() {
-            return Ok(Observed {
-                state: MailState::Local,
-                drift: Vec::new(),
-            });
+            return Ok(Observed { state: MailState::Local, drift: Vec::new() });
         }
         let standings = self.load().await?;
         let state = MailState::of(standings.get(spec.account()));
         if standings.is_empty() {
-            return Ok(Observed {
-                state,
-                drift: Vec::new(),
-            });
+            return Ok(Observed { state, drift: Vec::new() });
         }
         let (postfix, dovecot) = (self.postfix(), self.dovecot());
         let mut drift = Vec::new();
@@ -152,10 +137,7 @@ impl Mail {
             let mut stale = Vec::new();
             for file in wanted {
                 if file.differs()? {
-                    stale.push(format!(
-                        "{} does not hold what it should",
-                        file.path.display()
-                    ));
+                    stale.push(format!("{} does not hold what it should", file.path.display()));
                 }
             }
             Ok(stale)
@@ -277,11 +259,7 @@ impl Mail {
                 || format.contains("username");
             if strips {
                 findings.push(Finding::new(
-                    if protocol == "imap" {
-                        Severity::Blocking
-                    } else {
-                        Severity::Warning
-                    },
+                    if protocol == "imap" { Severity::Blocking } else { Severity::Warning },
                     format!(
                         "Dovecot takes the domain off the user names of {protocol} ({format}), so \
                          it cannot tell this account's mailboxes from others"
@@ -291,10 +269,7 @@ impl Mail {
             }
         }
         let location = dovecot.setting("mail_location").await?.unwrap_or_default();
-        let control = dovecot
-            .setting("mail_control_path")
-            .await?
-            .unwrap_or_default();
+        let control = dovecot.setting("mail_control_path").await?.unwrap_or_default();
         if location.contains(":CONTROL=") || !control.is_empty() {
             findings.push(Finding::new(
                 Severity::Blocking,
@@ -303,10 +278,7 @@ impl Mail {
                 "keep dovecot-uidlist in the Maildirs (no CONTROL= or mail_control_path)",
             ));
         }
-        let layout = dovecot
-            .setting("mailbox_list_layout")
-            .await?
-            .unwrap_or_default();
+        let layout = dovecot.setting("mailbox_list_layout").await?.unwrap_or_default();
         if location.contains(":LAYOUT=fs") || layout == "fs" {
             findings.push(Finding::new(
                 Severity::Blocking,
@@ -341,10 +313,7 @@ fn missing(spec: &MailSpec, record: &MailRecord, others: &[String]) -> Vec<Findi
     let why = if others.is_empty() {
         "no passwd-file of Dovecot's holds it".to_owned()
     } else {
-        format!(
-            "no passwd-file of Dovecot's holds it, and {} cannot be read",
-            others.join(", ")
-        )
+        format!("no passwd-file of Dovecot's holds it, and {} cannot be read", others.join(", "))
     };
     let missing = record.missing(spec);
     missing

@@ -79,16 +79,10 @@ pub(super) fn render(
                     }
                 };
                 let (uid, gid) = (standing.spec.uid(), standing.spec.gid());
-                line(
-                    &mut tables.users,
-                    format_args!("{address}::{uid}:{gid}::{maildir}::{place}"),
-                );
+                line(&mut tables.users, format_args!("{address}::{uid}:{gid}::{maildir}::{place}"));
                 // Never an empty password: Dovecot 2.4 lets it in.
                 if let Some(hash) = record.password(&mailbox) {
-                    line(
-                        &mut tables.passwords,
-                        format_args!("{address}:{}", hash.reveal()),
-                    );
+                    line(&mut tables.passwords, format_args!("{address}:{}", hash.reveal()));
                 }
             }
         }
@@ -102,22 +96,13 @@ fn gate(tables: &mut Tables, standing: &Standing, pass_on_port: u16) {
         match standing.gate {
             Gate::Open => {
                 if matches!(standing.basis, Basis::Ferry(_)) {
-                    line(
-                        &mut tables.transport,
-                        format_args!("{domain} {MAIL_TRANSPORT}:"),
-                    );
+                    line(&mut tables.transport, format_args!("{domain} {MAIL_TRANSPORT}:"));
                 }
             }
             Gate::Closed => hold_login(tables, domain.as_str()),
             Gate::Fenced => {
-                line(
-                    &mut tables.held_recipients,
-                    format_args!("{pattern} 450 {DEFERRED}"),
-                );
-                line(
-                    &mut tables.held_transport,
-                    format_args!("{pattern} retry:{DEFERRED}"),
-                );
+                line(&mut tables.held_recipients, format_args!("{pattern} 450 {DEFERRED}"));
+                line(&mut tables.held_transport, format_args!("{pattern} retry:{DEFERRED}"));
                 hold_login(tables, domain.as_str());
             }
             Gate::PassedOn { next_hop } => {
@@ -138,26 +123,14 @@ fn gate(tables: &mut Tables, standing: &Standing, pass_on_port: u16) {
 fn postfix_mailboxes(tables: &mut Tables, standing: &Standing) {
     let spec = &standing.spec;
     for domain in spec.domains() {
-        line(
-            &mut tables.virtual_domains,
-            format_args!("{domain} {}", spec.account()),
-        );
-        line(
-            &mut tables.virtual_uids,
-            format_args!("@{domain} {}", spec.uid()),
-        );
-        line(
-            &mut tables.virtual_gids,
-            format_args!("@{domain} {}", spec.gid()),
-        );
+        line(&mut tables.virtual_domains, format_args!("{domain} {}", spec.account()));
+        line(&mut tables.virtual_uids, format_args!("@{domain} {}", spec.uid()));
+        line(&mut tables.virtual_gids, format_args!("@{domain} {}", spec.gid()));
     }
     for mailbox in spec.mailboxes() {
         // The slash at the end makes it a Maildir.
         let (address, maildir) = (mailbox.address(), mailbox.maildir());
-        line(
-            &mut tables.virtual_mailboxes,
-            format_args!("{address} {}/", maildir.display()),
-        );
+        line(&mut tables.virtual_mailboxes, format_args!("{address} {}/", maildir.display()));
     }
 }
 
@@ -168,10 +141,7 @@ fn pattern(domain: &DomainName) -> String {
 }
 
 fn hold_login(tables: &mut Tables, domain: &str) {
-    line(
-        &mut tables.held_logins,
-        format_args!("{domain}:::::::userdb_tempfail=yes"),
-    );
+    line(&mut tables.held_logins, format_args!("{domain}:::::::userdb_tempfail=yes"));
 }
 
 fn line(text: &mut String, entry: std::fmt::Arguments<'_>) {
@@ -190,14 +160,8 @@ mod tests {
         let name: AccountName = "shop".parse().expect("a literal");
         let domains = vec![MailDomain {
             domain: "shop.example".parse().expect("a literal"),
-            root: "mail/shop.example"
-                .to_owned()
-                .try_into()
-                .expect("a literal"),
-            mailboxes: vec![
-                "alice".parse().expect("a literal"),
-                "bob".parse().expect("a literal"),
-            ],
+            root: "mail/shop.example".to_owned().try_into().expect("a literal"),
+            mailboxes: vec!["alice".parse().expect("a literal"), "bob".parse().expect("a literal")],
         }];
         let spec =
             MailSpec::new(name.clone(), "/home/shop".into(), 3001, 3002, domains).expect("valid");
@@ -217,29 +181,16 @@ mod tests {
     #[test]
     fn a_fence_holds_every_address_of_the_domain_and_no_other() {
         let t = render(&standing(Basis::Provider, Gate::Fenced), Dialect::V2_3, 25);
-        assert_eq!(
-            t.held_recipients,
-            format!("/@shop\\.example$/ 450 {DEFERRED}\n")
-        );
-        assert_eq!(
-            t.held_transport,
-            format!("/@shop\\.example$/ retry:{DEFERRED}\n")
-        );
-        assert!(
-            t.held_logins
-                .contains("shop.example:::::::userdb_tempfail=yes\n")
-        );
+        assert_eq!(t.held_recipients, format!("/@shop\\.example$/ 450 {DEFERRED}\n"));
+        assert_eq!(t.held_transport, format!("/@shop\\.example$/ retry:{DEFERRED}\n"));
+        assert!(t.held_logins.contains("shop.example:::::::userdb_tempfail=yes\n"));
         assert_eq!(t.virtual_domains, "");
         assert_eq!(t.users, "");
     }
 
     #[test]
     fn an_open_account_is_received_delivered_and_let_in() {
-        let t = render(
-            &standing(Basis::Ferry(record()), Gate::Open),
-            Dialect::V2_4,
-            25,
-        );
+        let t = render(&standing(Basis::Ferry(record()), Gate::Open), Dialect::V2_4, 25);
         assert_eq!(t.transport, "shop.example ferry-mailbox:\n");
         assert_eq!(t.virtual_domains, "shop.example shop\n");
         assert_eq!(
@@ -255,43 +206,24 @@ mod tests {
              userdb_mail_driver=maildir userdb_mail_path=/home/shop/mail/shop.example/bob\n"
         ));
         assert!(!t.held_logins.contains("shop.example:"));
-        assert_eq!(
-            (t.held_recipients.as_str(), t.held_transport.as_str()),
-            ("", "")
-        );
+        assert_eq!((t.held_recipients.as_str(), t.held_transport.as_str()), ("", ""));
     }
 
     #[test]
     fn a_prepared_account_is_not_claimed_by_postfix() {
-        let t = render(
-            &standing(Basis::Ferry(record()), Gate::Closed),
-            Dialect::V2_3,
-            25,
-        );
+        let t = render(&standing(Basis::Ferry(record()), Gate::Closed), Dialect::V2_3, 25);
         assert_eq!((t.virtual_domains.as_str(), t.transport.as_str()), ("", ""));
-        assert!(
-            t.users
-                .contains("userdb_mail=maildir:/home/shop/mail/shop.example/alice\n")
-        );
+        assert!(t.users.contains("userdb_mail=maildir:/home/shop/mail/shop.example/alice\n"));
         assert!(t.held_logins.contains("shop.example:"));
     }
 
     #[test]
     fn mail_is_passed_on_to_either_kind_of_address() {
-        for (address, host) in [
-            ("192.0.2.7", "192.0.2.7"),
-            ("2001:db8::7", "ipv6:2001:db8::7"),
-        ] {
+        for (address, host) in [("192.0.2.7", "192.0.2.7"), ("2001:db8::7", "ipv6:2001:db8::7")] {
             let next_hop = address.parse().expect("a literal");
-            let t = render(
-                &standing(Basis::Provider, Gate::PassedOn { next_hop }),
-                Dialect::V2_3,
-                25,
-            );
-            assert_eq!(
-                t.held_transport,
-                format!("/@shop\\.example$/ smtp:[{host}]:25\n")
-            );
+            let t =
+                render(&standing(Basis::Provider, Gate::PassedOn { next_hop }), Dialect::V2_3, 25);
+            assert_eq!(t.held_transport, format!("/@shop\\.example$/ smtp:[{host}]:25\n"));
             assert_eq!(t.held_recipients, "", "it is still received");
         }
     }

@@ -136,21 +136,15 @@ impl Mail {
     }
 
     fn postfix(&self) -> Postfix<'_> {
-        Postfix {
-            config: &self.config,
-        }
+        Postfix { config: &self.config }
     }
 
     fn dovecot(&self) -> Dovecot<'_> {
-        Dovecot {
-            config: &self.config,
-        }
+        Dovecot { config: &self.config }
     }
 
     fn store(&self) -> Store {
-        Store {
-            dir: self.config.state_dir.clone(),
-        }
+        Store { dir: self.config.state_dir.clone() }
     }
 
     /// Defers the account's mail with 4xx, stops its delivery, ends its sessions and refuses logins
@@ -316,11 +310,8 @@ impl Mail {
         self.write(&standings).await?;
         let before = self.postfix_reload().await?;
         // Domains that the definition no longer names stood until this act.
-        let domains: BTreeSet<&DomainName> = now
-            .iter()
-            .flat_map(|s| s.spec.domains())
-            .chain(spec.domains())
-            .collect();
+        let domains: BTreeSet<&DomainName> =
+            now.iter().flat_map(|s| s.spec.domains()).chain(spec.domains()).collect();
         self.prove(spec, &domains, next.as_ref()).await?;
         let gate = next.map(|n| n.gate);
         if matches!(gate, Some(Gate::Fenced | Gate::PassedOn { .. })) {
@@ -349,12 +340,8 @@ impl Mail {
     async fn hook(&self, standings: &BTreeMap<AccountName, Standing>) -> Result<(), Fault> {
         let (postfix, dovecot) = (self.postfix(), self.dovecot());
         let absent = |what: &str| {
-            Fault::precondition(format!(
-                "{what} is not installed on this server, but mail is here"
-            ))
-            .remedy(format!(
-                "install {what}, or take the mail out of the account's definition"
-            ))
+            Fault::precondition(format!("{what} is not installed on this server, but mail is here"))
+                .remedy(format!("install {what}, or take the mail out of the account's definition"))
         };
         let version = dovecot.version().await?.ok_or_else(|| absent("Dovecot"))?;
         if postfix.version().await?.is_none() {
@@ -451,15 +438,8 @@ impl Mail {
 
 /// A domain belongs to one account.
 fn check_claims(standings: &BTreeMap<AccountName, Standing>, next: &Standing) -> Result<(), Fault> {
-    for other in standings
-        .values()
-        .filter(|s| s.spec.account() != next.spec.account())
-    {
-        if let Some(domain) = next
-            .spec
-            .domains()
-            .find(|d| other.spec.domains().any(|o| o == *d))
-        {
+    for other in standings.values().filter(|s| s.spec.account() != next.spec.account()) {
+        if let Some(domain) = next.spec.domains().find(|d| other.spec.domains().any(|o| o == *d)) {
             return Err(Fault::precondition(format!(
                 "the mail domain {domain} of account {} belongs to account {} on this server",
                 next.spec.account(),

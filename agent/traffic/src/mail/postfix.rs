@@ -83,12 +83,7 @@ impl Postfix<'_> {
 
     /// A parameter's value with all others put in.
     pub async fn value(&self, name: &str) -> Result<String, Fault> {
-        Ok(self
-            .postconf()
-            .succeed(&["-hx", name])
-            .await?
-            .trim()
-            .to_owned())
+        Ok(self.postconf().succeed(&["-hx", name]).await?.trim().to_owned())
     }
 
     /// The master process, if it runs.
@@ -153,21 +148,10 @@ impl Postfix<'_> {
             (
                 "smtpd_recipient_restrictions",
                 Place::Front,
-                format!(
-                    "check_recipient_access {}",
-                    table("regexp", "held_recipients")
-                ),
+                format!("check_recipient_access {}", table("regexp", "held_recipients")),
             ),
-            (
-                "virtual_mailbox_domains",
-                Place::Back,
-                table("texthash", "virtual_domains"),
-            ),
-            (
-                "virtual_mailbox_maps",
-                Place::Back,
-                table("texthash", "virtual_mailboxes"),
-            ),
+            ("virtual_mailbox_domains", Place::Back, table("texthash", "virtual_domains")),
+            ("virtual_mailbox_maps", Place::Back, table("texthash", "virtual_mailboxes")),
         ]
     }
 
@@ -227,16 +211,10 @@ impl Postfix<'_> {
                 Place::Back => format!("{now}, {addition}"),
             };
             edits.push(format!("{name}={written}"));
-            let entry = SavedParameter {
-                before: before.cloned(),
-                written,
-            };
+            let entry = SavedParameter { before: before.cloned(), written };
             saved.parameters.insert(name.to_owned(), entry);
         }
-        let served = self
-            .postconf()
-            .run(&["-M", &format!("{MAIL_TRANSPORT}/unix")])
-            .await?;
+        let served = self.postconf().run(&["-M", &format!("{MAIL_TRANSPORT}/unix")]).await?;
         let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
         let missing = words(&served.stdout) != words(&self.service());
         if edits.is_empty() && !missing {
@@ -244,12 +222,7 @@ impl Postfix<'_> {
         }
         let text = serde_json::to_string_pretty(&saved)
             .map_err(|e| Fault::bug("Postfix's saved settings cannot be written").caused_by(&e))?;
-        let saved = Wanted {
-            path: self.saved_path(),
-            text,
-            mode: 0o600,
-            gid: None,
-        };
+        let saved = Wanted { path: self.saved_path(), text, mode: 0o600, gid: None };
         store::blocking(move || saved.write()).await?;
         if missing {
             let entry = format!("{MAIL_TRANSPORT}/unix={}", self.service());
@@ -279,9 +252,7 @@ impl Postfix<'_> {
         let in_place = self.additions().iter().all(|(name, _, addition)| {
             // This one may have been left out on purpose.
             *name == "virtual_mailbox_maps"
-                || explicit
-                    .get(*name)
-                    .is_some_and(|now| now.contains(addition))
+                || explicit.get(*name).is_some_and(|now| now.contains(addition))
         });
         Ok(in_place && self.has_service(&format!("{MAIL_TRANSPORT}/unix")).await?)
     }
@@ -293,9 +264,7 @@ impl Postfix<'_> {
         let mut found = Vec::new();
         for map in maps.split([',', ' ']).filter(|m| m.contains(':')) {
             // Answers with a failure when it finds none of them, and when it cannot look.
-            let output = postmap
-                .feed(&["-q", "-", map], &addresses.join("\n"))
-                .await?;
+            let output = postmap.feed(&["-q", "-", map], &addresses.join("\n")).await?;
             for line in output.stdout.lines() {
                 if let Some((address, target)) = line.split_once('\t')
                     && address != target.trim()
@@ -322,9 +291,7 @@ impl Postfix<'_> {
             };
             match back {
                 Some(value) => {
-                    self.postconf()
-                        .succeed(&["-e", &format!("{name}={value}")])
-                        .await?;
+                    self.postconf().succeed(&["-e", &format!("{name}={value}")]).await?;
                 }
                 None => {
                     self.postconf().succeed(&["-X", name]).await?;
@@ -340,11 +307,8 @@ impl Postfix<'_> {
 
     /// Forgets the tables, once nothing reads them any more.
     pub async fn remove_tables(&self) -> Result<(), Fault> {
-        let mut paths: Vec<PathBuf> = self
-            .files(&Tables::default())
-            .into_iter()
-            .map(|file| file.path)
-            .collect();
+        let mut paths: Vec<PathBuf> =
+            self.files(&Tables::default()).into_iter().map(|file| file.path).collect();
         paths.push(self.saved_path());
         store::blocking(move || paths.iter().try_for_each(|path| store::remove(path))).await
     }
@@ -357,9 +321,7 @@ impl Postfix<'_> {
             return Ok(None);
         };
         let before = procs::children(master.pid);
-        self.program(&self.config.programs.postfix)
-            .succeed(&["reload"])
-            .await?;
+        self.program(&self.config.programs.postfix).succeed(&["reload"]).await?;
         let start = Instant::now();
         let mut ended = false;
         loop {
@@ -371,10 +333,7 @@ impl Postfix<'_> {
                 return Ok(Some(before));
             }
             if start.elapsed() > SETTLE {
-                let names: Vec<_> = left
-                    .iter()
-                    .map(|p| format!("{} {}", p.name, p.pid))
-                    .collect();
+                let names: Vec<_> = left.iter().map(|p| format!("{} {}", p.name, p.pid)).collect();
                 return Err(Fault::transient(format!(
                     "Postfix still decides by old tables {} s after its reload: {}",
                     SETTLE.as_secs(),
@@ -413,18 +372,11 @@ impl Postfix<'_> {
             if running.is_empty() {
                 return Ok(());
             }
-            let queued: BTreeSet<String> = self
-                .queued(domains)
-                .await?
-                .into_iter()
-                .map(|m| m.queue_id)
-                .collect();
+            let queued: BTreeSet<String> =
+                self.queued(domains).await?.into_iter().map(|m| m.queue_id).collect();
             let concerns = |file: &PathBuf| {
                 roots.iter().any(|root| file.starts_with(root))
-                    || file
-                        .file_name()
-                        .and_then(|n| n.to_str())
-                        .is_some_and(|n| queued.contains(n))
+                    || file.file_name().and_then(|n| n.to_str()).is_some_and(|n| queued.contains(n))
             };
             let busy: Vec<String> = running
                 .iter()
@@ -450,8 +402,7 @@ impl Postfix<'_> {
 /// A value of main.cf without one of its parts.
 fn without(value: &str, part: &str) -> String {
     let rest = value.replacen(part, "", 1);
-    rest.trim_matches(|c: char| c == ',' || c.is_whitespace())
-        .replace(", ,", ",")
+    rest.trim_matches(|c: char| c == ',' || c.is_whitespace()).replace(", ,", ",")
 }
 
 #[cfg(test)]

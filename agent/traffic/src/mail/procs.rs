@@ -54,10 +54,7 @@ pub(super) fn open_files(pid: i32) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
         return Vec::new();
     };
-    entries
-        .flatten()
-        .filter_map(|e| std::fs::read_link(e.path()).ok())
-        .collect()
+    entries.flatten().filter_map(|e| std::fs::read_link(e.path()).ok()).collect()
 }
 
 #[cfg(test)]
@@ -69,10 +66,7 @@ mod tests {
         let own = i32::try_from(std::process::id()).expect("a process id fits");
         let me = process(own).expect("this process runs");
         assert!(runs(&me));
-        assert!(!runs(&Process {
-            started: me.started + 1,
-            ..me.clone()
-        }));
+        assert!(!runs(&Process { started: me.started + 1, ..me.clone() }));
         assert!(process(me.parent).is_none_or(|p| p.pid == me.parent));
         assert!(!open_files(own).is_empty());
     }

@@ -47,15 +47,8 @@ impl Postfix<'_> {
     pub async fn queued(&self, domains: &BTreeSet<&DomainName>) -> Result<Vec<Queued>, Fault> {
         let path: &Path = &self.config.programs.postqueue;
         let failed = |e: &std::io::Error| Fault::io("Postfix's queue cannot be listed", e);
-        let mut child = self
-            .postqueue()
-            .command(&["-j"])
-            .spawn()
-            .map_err(|e| failed(&e))?;
-        let stdout = child
-            .stdout
-            .take()
-            .ok_or_else(|| Fault::bug("postqueue has no output"))?;
+        let mut child = self.postqueue().command(&["-j"]).spawn().map_err(|e| failed(&e))?;
+        let stdout = child.stdout.take().ok_or_else(|| Fault::bug("postqueue has no output"))?;
         let mut errors = child.stderr.take();
         let listing = async {
             let mut found = Vec::new();
@@ -64,20 +57,17 @@ impl Postfix<'_> {
                 let message: Queued = serde_json::from_str(&line).map_err(|e| {
                     Fault::permanent("Postfix's queue listing cannot be read").caused_by(&e)
                 })?;
-                if message
-                    .recipients
-                    .iter()
-                    .any(|r| is_in(&r.address, domains))
-                {
+                if message.recipients.iter().any(|r| is_in(&r.address, domains)) {
                     found.push(message);
                 }
             }
             let status = child.wait().await.map_err(|e| failed(&e))?;
             Ok((found, status))
         };
-        let (found, status) = tokio::time::timeout(self.config.command_timeout, listing)
-            .await
-            .map_err(|_| Fault::transient(format!("{} did not end in time", path.display())))??;
+        let (found, status) =
+            tokio::time::timeout(self.config.command_timeout, listing).await.map_err(|_| {
+                Fault::transient(format!("{} did not end in time", path.display()))
+            })??;
         if status.success() {
             return Ok(found);
         }
@@ -115,9 +105,7 @@ impl Postfix<'_> {
 }
 
 fn is_in(address: &str, domains: &BTreeSet<&DomainName>) -> bool {
-    address.rsplit_once('@').is_some_and(|(_, domain)| {
-        domains
-            .iter()
-            .any(|d| d.as_str().eq_ignore_ascii_case(domain))
-    })
+    address
+        .rsplit_once('@')
+        .is_some_and(|(_, domain)| domains.iter().any(|d| d.as_str().eq_ignore_ascii_case(domain)))
 }

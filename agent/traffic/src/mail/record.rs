@@ -20,16 +20,8 @@ const MAX_HASH: usize = 512;
 const MAX_PASSWD_FILE: u64 = 64 << 20;
 
 /// What Dovecot 2.4 refuses unless `auth_allow_weak_schemes` is set.
-const WEAK_SCHEMES: &[&str] = &[
-    "MD5",
-    "MD5-CRYPT",
-    "PLAIN-MD5",
-    "LDAP-MD5",
-    "SMD5",
-    "DES-CRYPT",
-    "LANMAN",
-    "NTLM",
-];
+const WEAK_SCHEMES: &[&str] =
+    &["MD5", "MD5-CRYPT", "PLAIN-MD5", "LDAP-MD5", "SMD5", "DES-CRYPT", "LANMAN", "NTLM"];
 
 /// A password hash with its scheme in front, `{SCHEME}…`. `Debug` does not show it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,9 +79,7 @@ impl TryFrom<String> for PasswordHash {
             return Err("it names no scheme");
         };
         let scheme_ok = (1..=32).contains(&scheme.len())
-            && scheme
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+            && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
         if !scheme_ok {
             return Err("its scheme is not a name");
         }
@@ -148,9 +138,7 @@ impl MailRecord {
 
     /// The mailboxes of `spec` whose password is not known.
     pub fn missing<'a>(&self, spec: &'a MailSpec) -> Vec<Mailbox<'a>> {
-        spec.mailboxes()
-            .filter(|m| self.password(m).is_none())
-            .collect()
+        spec.mailboxes().filter(|m| self.password(m).is_none()).collect()
     }
 }
 
@@ -194,13 +182,7 @@ fn lookup(mailbox: &Mailbox<'_>, file: &PasswdFile) -> Result<Option<PasswordHas
         return Ok(None);
     };
     let fault = |e: &std::io::Error| {
-        Fault::io(
-            format!(
-                "the passwords of {} cannot be read from {path}",
-                mailbox.domain
-            ),
-            e,
-        )
+        Fault::io(format!("the passwords of {} cannot be read from {path}", mailbox.domain), e)
     };
     let open = match std::fs::File::open(Path::new(&path)) {
         Ok(open) => open,
@@ -296,10 +278,7 @@ mod tests {
             ("/etc/%d/passwd-%Ln", Some("/etc/shop.example/passwd-alice")),
             ("%{user}", Some("alice@shop.example")),
             ("%{user | lower}", Some("alice@shop.example")),
-            (
-                "/m/%{user|domain}/%{user | username}",
-                Some("/m/shop.example/alice"),
-            ),
+            ("/m/%{user|domain}/%{user | username}", Some("/m/shop.example/alice")),
             ("/m/%{domain}/x", Some("/m/shop.example/x")),
             ("100%%", Some("100%")),
             ("%s", None),
@@ -314,39 +293,16 @@ mod tests {
 
     #[test]
     fn a_hash_is_checked_and_never_shown() {
-        for bad in [
-            "",
-            "{PLAIN}",
-            "{PLAIN}a:b",
-            "{PLAIN}a b",
-            "{PLAIN}a\nb",
-            "{}x",
-            "{A B}x",
-            "{x",
-        ] {
-            assert!(
-                PasswordHash::from_passwd_file(bad, "CRYPT").is_err(),
-                "{bad:?}"
-            );
+        for bad in ["", "{PLAIN}", "{PLAIN}a:b", "{PLAIN}a b", "{PLAIN}a\nb", "{}x", "{A B}x", "{x"]
+        {
+            assert!(PasswordHash::from_passwd_file(bad, "CRYPT").is_err(), "{bad:?}");
         }
         let hash = PasswordHash::from_passwd_file("$6$salt$secret", "CRYPT").expect("valid");
         assert_eq!(hash.reveal(), "{CRYPT}$6$salt$secret");
         assert_eq!(format!("{hash:?}"), "{CRYPT}…");
         assert!(!hash.is_weak());
-        assert!(
-            PasswordHash::from_passwd_file("0123456789abc[13]", "X")
-                .expect("valid")
-                .is_weak()
-        );
-        assert!(
-            PasswordHash::from_passwd_file("$1$a$b", "CRYPT")
-                .expect("valid")
-                .is_weak()
-        );
-        assert!(
-            PasswordHash::from_passwd_file("{plain-md5.hex}00", "X")
-                .expect("valid")
-                .is_weak()
-        );
+        assert!(PasswordHash::from_passwd_file("0123456789abc[13]", "X").expect("valid").is_weak());
+        assert!(PasswordHash::from_passwd_file("$1$a$b", "CRYPT").expect("valid").is_weak());
+        assert!(PasswordHash::from_passwd_file("{plain-md5.hex}00", "X").expect("valid").is_weak());
     }
 }

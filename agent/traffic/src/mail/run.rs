@@ -67,9 +67,7 @@ impl Program<'_> {
     pub async fn feed(&self, args: &[&str], input: &str) -> Result<Output, Fault> {
         let mut command = self.command(args);
         command.stdin(Stdio::piped());
-        self.start(command, args, input)
-            .await?
-            .ok_or_else(|| self.absent())
+        self.start(command, args, input).await?.ok_or_else(|| self.absent())
     }
 
     async fn start(
@@ -86,31 +84,19 @@ impl Program<'_> {
         };
         let (stdin, stdout, stderr) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let ends = async {
-            tokio::join!(
-                write(stdin, input),
-                read(stdout),
-                read(stderr),
-                child.wait()
-            )
-        };
+        let ends =
+            async { tokio::join!(write(stdin, input), read(stdout), read(stderr), child.wait()) };
         let ((), stdout, stderr, status) =
-            tokio::time::timeout(self.timeout, ends)
-                .await
-                .map_err(|_| {
-                    Fault::transient(format!(
-                        "{name} {} did not end within {} s",
-                        args.first().unwrap_or(&""),
-                        self.timeout.as_secs()
-                    ))
-                })?;
+            tokio::time::timeout(self.timeout, ends).await.map_err(|_| {
+                Fault::transient(format!(
+                    "{name} {} did not end within {} s",
+                    args.first().unwrap_or(&""),
+                    self.timeout.as_secs()
+                ))
+            })?;
         let status =
             status.map_err(|e| Fault::io(format!("the end of {name} was not seen"), &e))?;
-        Ok(Some(Output {
-            code: status.code(),
-            stdout,
-            stderr,
-        }))
+        Ok(Some(Output { code: status.code(), stdout, stderr }))
     }
 
     /// Runs it to its end, whatever its exit code.
@@ -139,13 +125,9 @@ impl Program<'_> {
             "{} {} failed with {}",
             self.path.display(),
             args.first().unwrap_or(&""),
-            output
-                .code
-                .map_or("a signal".to_owned(), |c| format!("exit code {c}"))
+            output.code.map_or("a signal".to_owned(), |c| format!("exit code {c}"))
         ));
-        fault
-            .causes
-            .extend(output.stderr.lines().take(5).map(str::to_owned));
+        fault.causes.extend(output.stderr.lines().take(5).map(str::to_owned));
         Err(fault)
     }
 }

@@ -80,10 +80,7 @@ impl MailSpec {
         };
         if !is_clean(&home) {
             return refuse(
-                format!(
-                    "the home {} cannot be written into mail configuration",
-                    home.display()
-                ),
+                format!("the home {} cannot be written into mail configuration", home.display()),
                 "name an absolute home of A-Z, a-z, 0-9 and '._+@-', without '.' and '..'",
             );
         }
@@ -107,13 +104,7 @@ impl MailSpec {
                 );
             }
         }
-        Ok(Self {
-            account,
-            home,
-            uid,
-            gid,
-            domains,
-        })
+        Ok(Self { account, home, uid, gid, domains })
     }
 
     /// The mail that an account's definition names.
@@ -157,10 +148,7 @@ impl MailSpec {
 
     /// The directories that hold the Maildirs.
     pub fn roots(&self) -> Vec<PathBuf> {
-        self.domains
-            .iter()
-            .map(|d| d.root.below(&self.home))
-            .collect()
+        self.domains.iter().map(|d| d.root.below(&self.home)).collect()
     }
 
     /// Every mailbox of every domain.
@@ -183,12 +171,9 @@ fn is_clean(path: &Path) -> bool {
         return false;
     };
     text.len() <= 255
-        && text
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || "._+@/-".contains(c))
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "._+@/-".contains(c))
         && text.strip_prefix('/').is_some_and(|rest| {
-            rest.split('/')
-                .all(|part| !part.is_empty() && part != "." && part != "..")
+            rest.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
         })
 }
 
@@ -205,26 +190,13 @@ mod tests {
                 mailboxes: vec!["alice".parse().expect("a literal")],
             })
             .collect();
-        MailSpec::new(
-            "shop".parse().expect("a literal"),
-            home.into(),
-            uid,
-            3001,
-            domains,
-        )
+        MailSpec::new("shop".parse().expect("a literal"), home.into(), uid, 3001, domains)
     }
 
     #[test]
     fn what_configuration_cannot_hold_is_refused() {
-        for home in [
-            "/home/a b",
-            "/home/a:b",
-            "/home/$x",
-            "/home/%u",
-            "/home/../etc",
-            "home",
-            "/",
-        ] {
+        for home in ["/home/a b", "/home/a:b", "/home/$x", "/home/%u", "/home/../etc", "home", "/"]
+        {
             assert!(spec(home, 3001, &[]).is_err(), "{home}");
         }
         assert!(spec("/home/shop", 0, &[]).is_err());
@@ -244,10 +216,7 @@ mod tests {
     fn a_stored_specification_is_checked_again() {
         let spec = spec("/home/shop", 3001, &["shop.example"]).expect("valid");
         let text = serde_json::to_string(&spec).expect("serialises");
-        assert_eq!(
-            serde_json::from_str::<MailSpec>(&text).expect("reads back"),
-            spec
-        );
+        assert_eq!(serde_json::from_str::<MailSpec>(&text).expect("reads back"), spec);
         let bad = text.replace("/home/shop", "/home/../etc");
         assert!(serde_json::from_str::<MailSpec>(&bad).is_err());
     }

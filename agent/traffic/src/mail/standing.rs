@@ -124,13 +124,7 @@ pub(super) fn next(
 ) -> Result<Option<Standing>, Fault> {
     let basis = now.map_or(Basis::Provider, |s| s.basis.clone());
     let gate = now.map(|s| s.gate);
-    let stand = |basis, gate| {
-        Ok(Some(Standing {
-            spec: spec.clone(),
-            basis,
-            gate,
-        }))
-    };
+    let stand = |basis, gate| Ok(Some(Standing { spec: spec.clone(), basis, gate }));
     let ferry = |record: &MailRecord| Basis::Ferry(record.clone());
     // An open gate in front of the provider's own configuration is no standing at all.
     let opened = |basis: Basis| match basis {
@@ -164,12 +158,7 @@ pub(super) fn next(
             Basis::Ferry(_) => Ok(None),
         },
         (Act::PassOn(next_hop), None | Some(Gate::Open | Gate::Fenced | Gate::PassedOn { .. })) => {
-            stand(
-                basis,
-                Gate::PassedOn {
-                    next_hop: *next_hop,
-                },
-            )
+            stand(basis, Gate::PassedOn { next_hop: *next_hop })
         }
         (Act::Fence, Some(Gate::Closed | Gate::PassedOn { .. }))
         | (Act::Provision(_), Some(Gate::Open | Gate::Fenced))
@@ -219,9 +208,7 @@ mod tests {
     }
 
     fn run(acts: &[Act]) -> Option<Standing> {
-        acts.iter().fold(None, |now, act| {
-            next(now.as_ref(), &spec(), act).expect("allowed")
-        })
+        acts.iter().fold(None, |now, act| next(now.as_ref(), &spec(), act).expect("allowed"))
     }
 
     /// Whatever led there, repeating the last act changes nothing.
@@ -252,20 +239,11 @@ mod tests {
     fn a_move_and_its_rollback_end_where_they_began() {
         let record = MailRecord::default();
         let source = run(&[Act::Fence, Act::PassOn(HOP)]);
-        assert_eq!(
-            MailState::of(source.as_ref()),
-            MailState::PassedOn { next_hop: HOP }
-        );
+        assert_eq!(MailState::of(source.as_ref()), MailState::PassedOn { next_hop: HOP });
         let prepared = next(source.as_ref(), &spec(), &Act::Provision(record.clone()));
         let prepared = prepared.expect("allowed");
-        assert_eq!(
-            prepared, source,
-            "mail is passed on until the way back is open"
-        );
-        assert_eq!(
-            next(prepared.as_ref(), &spec(), &Act::Open(record.clone())),
-            Ok(None)
-        );
+        assert_eq!(prepared, source, "mail is passed on until the way back is open");
+        assert_eq!(next(prepared.as_ref(), &spec(), &Act::Open(record.clone())), Ok(None));
         let target = [
             Act::Provision(record.clone()),
             Act::Open(record),
@@ -279,10 +257,7 @@ mod tests {
     #[test]
     fn an_undo_never_opens_what_was_passed_on() {
         let passed = run(&[Act::Fence, Act::PassOn(HOP)]);
-        assert_eq!(
-            next(passed.as_ref(), &spec(), &Act::Unfence),
-            Ok(passed.clone())
-        );
+        assert_eq!(next(passed.as_ref(), &spec(), &Act::Unfence), Ok(passed.clone()));
         assert_eq!(next(passed.as_ref(), &spec(), &Act::Close), Ok(passed));
     }
 

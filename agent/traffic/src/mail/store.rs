@@ -180,10 +180,7 @@ pub(super) fn remove(path: &Path) -> Result<(), Fault> {
     match std::fs::remove_file(path) {
         Ok(()) => sync_parent(path),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(Fault::io(
-            format!("{} cannot be removed", path.display()),
-            &e,
-        )),
+        Err(e) => Err(Fault::io(format!("{} cannot be removed", path.display()), &e)),
     }
 }
 
@@ -225,12 +222,8 @@ fn write_beside(
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("file");
     let beside = path.with_file_name(format!(".{name}.new"));
     let result = (|| {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&beside)?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
         file.set_permissions(std::fs::Permissions::from_mode(mode))?;
         std::os::unix::fs::fchown(&file, None, gid)?;
         file.write_all(text)?;
@@ -290,10 +283,7 @@ mod tests {
             assert!(meta.mtime() > last, "same size, so the time must tell");
             last = meta.mtime();
         }
-        assert_eq!(
-            std::fs::read_dir(dir.path()).expect("a directory").count(),
-            1
-        );
+        assert_eq!(std::fs::read_dir(dir.path()).expect("a directory").count(), 1);
     }
 
     #[test]

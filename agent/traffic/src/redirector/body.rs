@@ -79,20 +79,12 @@ impl BodyEnd {
             at += match self.state {
                 State::Plain(left) => {
                     let (took, left) = take(left, rest);
-                    self.state = if left == 0 {
-                        State::Done
-                    } else {
-                        State::Plain(left)
-                    };
+                    self.state = if left == 0 { State::Done } else { State::Plain(left) };
                     took
                 }
                 State::Data(left) => {
                     let (took, left) = take(left, rest);
-                    self.state = if left == 0 {
-                        State::DataReturn
-                    } else {
-                        State::Data(left)
-                    };
+                    self.state = if left == 0 { State::DataReturn } else { State::Data(left) };
                     self.lines = 0;
                     took
                 }
@@ -186,17 +178,10 @@ mod tests {
             b"1000000000000000\r\n",
         ];
         for bytes in broken {
-            assert_eq!(
-                BodyEnd::of(Body::Chunked).advance(bytes),
-                Err(BrokenBody),
-                "{bytes:?}"
-            );
+            assert_eq!(BodyEnd::of(Body::Chunked).advance(bytes), Err(BrokenBody), "{bytes:?}");
         }
         let endless = [b"1;".as_slice(), &[b'a'; MAX_LINES]].concat();
-        assert_eq!(
-            BodyEnd::of(Body::Chunked).advance(&endless),
-            Err(BrokenBody)
-        );
+        assert_eq!(BodyEnd::of(Body::Chunked).advance(&endless), Err(BrokenBody));
     }
 
     proptest! {

@@ -149,11 +149,7 @@ async fn read_request(
             return Err(status(431, "the request's head is too large"));
         }
         bytes.reserve(1024);
-        match (&mut *stream)
-            .take((max - scanned) as u64)
-            .read_buf(bytes)
-            .await
-        {
+        match (&mut *stream).take((max - scanned) as u64).read_buf(bytes).await {
             Ok(1..) => {}
             Ok(0) | Err(_) => return Err(Answer::Gone),
         }
@@ -168,18 +164,12 @@ async fn read_request(
         Shape::Upgrade(rest.to_vec())
     } else {
         let mut body = BodyEnd::of(head.body);
-        let belongs = body
-            .advance(rest)
-            .map_err(|_| status(400, "the body's chunks are malformed"))?;
+        let belongs =
+            body.advance(rest).map_err(|_| status(400, "the body's chunks are malformed"))?;
         first.extend_from_slice(&rest[..belongs]);
         Shape::Request(body)
     };
-    Ok(Opening {
-        host: head.host,
-        first,
-        shape,
-        is_head: head.is_head,
-    })
+    Ok(Opening { host: head.host, first, shape, is_head: head.is_head })
 }
 
 async fn read_hello(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Result<Opening, Answer> {
@@ -197,12 +187,7 @@ async fn read_hello(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Result<Openi
             Hello::NotTls => break None,
         }
     };
-    Ok(Opening {
-        host,
-        first: std::mem::take(bytes),
-        shape: Shape::Tunnel,
-        is_head: false,
-    })
+    Ok(Opening { host, first: std::mem::take(bytes), shape: Shape::Tunnel, is_head: false })
 }
 
 /// Asks the gate until the request has a server, or an answer.
@@ -213,13 +198,13 @@ async fn find_server(
     opening: &Opening,
 ) -> Result<(Pass, Dialed), Answer> {
     let arrived = Instant::now();
-    let mut again = false;
+    let mut waited_before = false;
     loop {
         let ask = Ask {
             host: opening.host.as_deref(),
             passage: arrival.passage.as_ref().map(|p| (&p.account, p.epoch)),
             bytes: opening.first.len() as u64,
-            again,
+            again: waited_before,
         };
         match context.gate.admit(ask) {
             Admission::Refused(Refusal::NotHere) => {
@@ -232,7 +217,7 @@ async fn find_server(
                 return Err(status(503, "this site is moving; too many wait for it"));
             }
             Admission::Wait(mut waiting) => {
-                again = true;
+                waited_before = true;
                 let deadline = arrived + waiting.wait;
                 let waited = tokio::select! {
                     waited = waiting.until(deadline) => waited,
@@ -252,7 +237,6 @@ async fn find_server(
                 if let Some(dialed) = look(context, arrival, &pass, arrived).await? {
                     return Ok((pass, dialed));
                 }
-                again = true;
             }
         }
     }
@@ -328,14 +312,7 @@ async fn pass_on(
     first.extend_from_slice(&opening.first);
     let idle = context.config.idle_timeout();
     let answered = || pass.answered();
-    let relaying = relay(
-        stream,
-        &mut dialed.stream,
-        &first,
-        opening.shape,
-        idle,
-        answered,
-    );
+    let relaying = relay(stream, &mut dialed.stream, &first, opening.shape, idle, answered);
     let finish = tokio::select! {
         finish = relaying => Some(finish),
         () = pass.cut().cancelled() => None,

@@ -28,6 +28,8 @@ pub struct Control {
     pub started: Stamp,
     /// Connections open now.
     pub connections: Arc<AtomicU64>,
+    /// Those that did not come from other servers.
+    pub visitors: Arc<AtomicU64>,
 }
 
 impl Control {
@@ -56,13 +58,7 @@ impl Control {
                 Ok(Ok(Some(request))) => request,
                 Ok(Ok(None)) | Err(_) => return Ok(()),
                 Ok(Err(fault)) => {
-                    write_message(
-                        &mut stream,
-                        &Reply::Fault {
-                            fault: fault.clone(),
-                        },
-                    )
-                    .await?;
+                    write_message(&mut stream, &Reply::Fault { fault: fault.clone() }).await?;
                     return Err(fault);
                 }
             };
@@ -81,22 +77,19 @@ impl Control {
         let gate = &self.gate;
         match request {
             Request::SetRoute { route } => {
+                if gate.has(&route) {
+                    // The agent sets every route again whenever it starts.
+                    return Ok(Reply::Done);
+                }
                 let account = route.account.clone();
                 let unfencing = route.state == RouteState::Local;
-                gate.change(Some(&account), unfencing, |routes| routes.set_route(route))
-                    .await?;
+                gate.change(Some(&account), unfencing, |routes| routes.set_route(route)).await?;
             }
-            Request::Hold {
-                account,
-                epoch,
-                limits,
-            } => {
+            Request::Hold { account, epoch, limits } => {
                 let hold =
                     |routes: &mut super::routes::Routes| routes.hold(&account, epoch, limits);
                 gate.change(Some(&account), false, hold).await?;
-                return Ok(Reply::Running {
-                    running: gate.leftover(&account)?,
-                });
+                return Ok(Reply::Running { running: gate.leftover(&account)? });
             }
             Request::Release { account, epoch, to } => {
                 let unfencing = to == Target::Local;
@@ -105,36 +98,22 @@ impl Control {
                 gate.change(Some(&account), unfencing, release).await?;
             }
             Request::RemoveRoute { account, epoch } => {
-                gate.change(Some(&account), false, |routes| {
-                    routes.remove(&account, epoch)
-                })
-                .await?;
+                gate.change(Some(&account), false, |routes| routes.remove(&account, epoch)).await?;
             }
             Request::SetPeers { peers } => {
-                gate.change(None, false, |routes| routes.set_peers(peers))
-                    .await?;
+                gate.change(None, false, |routes| routes.set_peers(peers)).await?;
             }
-            Request::Drain {
-                account,
-                timeout_ms,
-            } => {
+            Request::Drain { account, timeout_ms } => {
                 let limit = Duration::from_millis(timeout_ms).min(MAX_DRAIN);
-                return Ok(Reply::Running {
-                    running: gate.drain(&account, limit).await?,
-                });
+                return Ok(Reply::Running { running: gate.drain(&account, limit).await? });
             }
             Request::Status => {
                 let (peers, accounts) = gate.status();
                 let connections = self.connections.load(Ordering::Relaxed);
-                let overview = Overview {
-                    started: self.started,
-                    connections,
-                    peers,
-                    accounts,
-                };
-                return Ok(Reply::Status {
-                    overview: Box::new(overview),
-                });
+                let visitors = self.visitors.load(Ordering::Relaxed);
+                let overview =
+                    Overview { started: self.started, connections, visitors, peers, accounts };
+                return Ok(Reply::Status { overview: Box::new(overview) });
             }
         }
         Ok(Reply::Done)

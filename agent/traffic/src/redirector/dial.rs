@@ -78,11 +78,7 @@ impl Dialer {
                         their visitors': give the process CAP_NET_RAW");
                 })
                 .is_ok();
-        Self {
-            keep_visitor,
-            started: Instant::now(),
-            not_before: AtomicU64::new(0),
-        }
+        Self { keep_visitor, started: Instant::now(), not_before: AtomicU64::new(0) }
     }
 
     /// Opens the connection to `goal`.
@@ -91,11 +87,7 @@ impl Dialer {
     /// Why not.
     pub async fn dial(&self, goal: &Goal, arrival: &Arrival) -> Result<Dialed, Unreached> {
         let upstream = match goal {
-            Goal::Remote {
-                peer,
-                account,
-                epoch,
-            } => {
+            Goal::Remote { peer, account, epoch } => {
                 let hops = arrival.passage.as_ref().map_or(0, |passage| passage.hops);
                 if hops >= MAX_HOPS {
                     return Err(Unreached::Loop);
@@ -109,9 +101,7 @@ impl Dialer {
                     epoch: *epoch,
                 };
                 let preface = passage.encode().map_err(Unreached::Failed)?;
-                let stream = connect(*peer, CONNECT_WITHIN)
-                    .await
-                    .map_err(Unreached::Failed)?;
+                let stream = connect(*peer, CONNECT_WITHIN).await.map_err(Unreached::Failed)?;
                 return Ok(Dialed { stream, preface });
             }
             Goal::Unrouted => Upstream::Original,
@@ -126,10 +116,7 @@ impl Dialer {
                 const NONE: Unreached =
                     Unreached::Nowhere("the connection was not redirected from a service port");
                 // The address asked for at another server is not one of this server.
-                let asked = arrival
-                    .asked
-                    .filter(|_| arrival.passage.is_none())
-                    .ok_or(NONE)?;
+                let asked = arrival.asked.filter(|_| arrival.passage.is_none()).ok_or(NONE)?;
                 self.connect_original(asked, arrival.visitor).await
             }
         };
@@ -140,10 +127,7 @@ impl Dialer {
             }
             _ => Vec::new(),
         };
-        Ok(Dialed {
-            stream: stream.map_err(Unreached::Failed)?,
-            preface,
-        })
+        Ok(Dialed { stream: stream.map_err(Unreached::Failed)?, preface })
     }
 
     async fn connect_original(&self, to: SocketAddr, visitor: SocketAddr) -> io::Result<TcpStream> {
@@ -164,8 +148,7 @@ impl Dialer {
         }
         let stream = connect(to, CONNECT_WITHIN).await?;
         let pause = u64::try_from(TRANSPARENT_AGAIN.as_millis()).unwrap_or(u64::MAX);
-        self.not_before
-            .store(now.saturating_add(pause), Ordering::Relaxed);
+        self.not_before.store(now.saturating_add(pause), Ordering::Relaxed);
         tracing::warn!(
             "connections with visitors' addresses get no answer: is the policy route of \
             the firewall rules in place? Sites see this server's own address meanwhile"
@@ -182,9 +165,7 @@ async fn within(
     limit: Duration,
     attempt: impl Future<Output = io::Result<TcpStream>>,
 ) -> io::Result<TcpStream> {
-    let stream = timeout(limit, attempt)
-        .await
-        .map_err(|_| io::ErrorKind::TimedOut)??;
+    let stream = timeout(limit, attempt).await.map_err(|_| io::ErrorKind::TimedOut)??;
     prepare(&stream);
     Ok(stream)
 }
@@ -195,29 +176,17 @@ async fn connect(to: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
 
 /// Connects with the visitor's address and a port of our choice.
 async fn connect_as(visitor: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
-    let socket = if to.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
+    let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     make_transparent(&socket, to.is_ipv4())?;
     // The port is chosen when connecting, so that one port serves many destinations.
-    nix::sys::socket::setsockopt(
-        &socket,
-        nix::sys::socket::sockopt::IpBindAddressNoPort,
-        &true,
-    )?;
+    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
     socket.bind(SocketAddr::new(visitor, 0))?;
     socket.connect(to).await
 }
 
 fn make_transparent(socket: &TcpSocket, v4: bool) -> io::Result<()> {
     let socket = SockRef::from(socket);
-    if v4 {
-        socket.set_ip_transparent_v4(true)
-    } else {
-        socket.set_ip_transparent_v6(true)
-    }
+    if v4 { socket.set_ip_transparent_v4(true) } else { socket.set_ip_transparent_v6(true) }
 }
 
 fn transparent_allowed() -> io::Result<()> {
@@ -239,11 +208,7 @@ pub fn prepare(stream: &TcpStream) {
 pub fn asked_for(stream: &TcpStream, own_ports: &[u16]) -> Option<SocketAddr> {
     let local = canonical(stream.local_addr().ok()?);
     let socket = SockRef::from(stream);
-    let found = if local.is_ipv4() {
-        socket.original_dst_v4()
-    } else {
-        socket.original_dst_v6()
-    };
+    let found = if local.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
     let asked = canonical(found.ok()?.as_socket()?);
     (asked != local && !own_ports.contains(&asked.port())).then_some(asked)
 }
@@ -253,13 +218,7 @@ pub fn has_left(stream: &TcpStream) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let left = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
     let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
-    match poll(
-        &mut fds,
-        Some(&Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        }),
-    ) {
+    match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
         Ok(_) => fds[0].revents().intersects(left),
         // An interrupted call says nothing: it is asked again soon.
         Err(_) => false,

@@ -103,10 +103,7 @@ impl Gate {
     pub fn open(store: Store) -> Result<Arc<Self>, Fault> {
         store.sweep();
         let routes = store.load()?;
-        let mut inner = Inner {
-            index: Index::of(&routes),
-            ..Inner::default()
-        };
+        let mut inner = Inner { index: Index::of(&routes), ..Inner::default() };
         for (account, standing) in &routes.accounts {
             let mut live = Live::default();
             // Nothing runs yet, so nothing is to be cut.
@@ -169,11 +166,9 @@ impl Gate {
                 return self.wait(live, &account, ask);
             }
             RouteState::Local => Goal::Local(route.upstream.clone()),
-            RouteState::Remote { peer } => Goal::Remote {
-                peer: *peer,
-                account: (*account).clone(),
-                epoch: route.epoch,
-            },
+            RouteState::Remote { peer } => {
+                Goal::Remote { peer: *peer, account: (*account).clone(), epoch: route.epoch }
+            }
         };
         let generation = Arc::clone(live.current());
         generation.enter();
@@ -253,6 +248,13 @@ impl Gate {
         }
     }
 
+    /// Whether this very route stands, on disk too.
+    pub fn has(&self, route: &AccountRoute) -> bool {
+        let inner = self.lock();
+        let standing = inner.routes.accounts.get(&route.account);
+        standing.is_some_and(|s| s.route == *route) && !self.unsaved.load(Ordering::SeqCst)
+    }
+
     /// Changes the routes: durable first, then in effect.
     ///
     /// `unfencing` marks a change that must succeed without free disk. It is then in effect but not
@@ -270,6 +272,9 @@ impl Gate {
         let _one = self.changing.lock().await;
         let mut next = self.lock().routes.clone();
         edit(&mut next)?;
+        if next == self.lock().routes && !self.unsaved.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         if let Err(fault) = self.save(&next).await {
             if !unfencing {
                 return Err(fault);
@@ -309,12 +314,7 @@ impl Gate {
 
     fn take_effect(self: &Arc<Self>, inner: &mut Inner, account: &AccountName, before: &Routes) {
         let before = before.accounts.get(account).map(|standing| &standing.route);
-        let Inner {
-            routes,
-            index,
-            live,
-            strays,
-        } = inner;
+        let Inner { routes, index, live, strays } = inner;
         let Some(after) = routes.accounts.get(account).map(|standing| &standing.route) else {
             if let (Some(live), Some(route)) = (live.remove(account), before) {
                 live.forget(&route.state);
@@ -348,11 +348,7 @@ impl Gate {
     /// An unknown account.
     pub fn leftover(&self, account: &AccountName) -> Result<u64, Fault> {
         let mut inner = self.lock();
-        inner
-            .live
-            .get_mut(account)
-            .map(Live::leftover)
-            .ok_or_else(|| unknown(account))
+        inner.live.get_mut(account).map(Live::leftover).ok_or_else(|| unknown(account))
     }
 
     /// Waits until none of those runs, at most `timeout`; returns how many are left.
@@ -379,18 +375,9 @@ impl Gate {
             epoch: route.epoch,
             state: route.state.clone(),
             domains: u32::try_from(route.domains.len()).unwrap_or(u32::MAX),
-            traffic: inner
-                .live
-                .get(&route.account)
-                .map(Live::traffic)
-                .unwrap_or_default(),
+            traffic: inner.live.get(&route.account).map(Live::traffic).unwrap_or_default(),
         };
-        let accounts = inner
-            .routes
-            .accounts
-            .values()
-            .map(|s| status(&s.route))
-            .collect();
+        let accounts = inner.routes.accounts.values().map(|s| status(&s.route)).collect();
         (inner.routes.peers.clone(), accounts)
     }
 }

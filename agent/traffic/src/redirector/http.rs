@@ -55,10 +55,7 @@ pub fn head_end(bytes: &[u8], scanned: usize) -> Option<usize> {
 
 /// Empty lines before a request are allowed (RFC 9112, 2.2).
 fn leading_line_ends(bytes: &[u8]) -> usize {
-    bytes
-        .iter()
-        .take_while(|b| matches!(b, b'\r' | b'\n'))
-        .count()
+    bytes.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count()
 }
 
 /// Understands the head, which ends at `end` (from [`head_end`]).
@@ -67,9 +64,7 @@ fn leading_line_ends(bytes: &[u8]) -> usize {
 /// Why it is refused.
 pub fn parse(bytes: &[u8], end: usize) -> Result<Head, BadRequest> {
     let text = bytes.get(leading_line_ends(bytes)..end).unwrap_or_default();
-    let mut lines = text
-        .split(|b| *b == b'\n')
-        .map(|l| l.strip_suffix(b"\r").unwrap_or(l));
+    let mut lines = text.split(|b| *b == b'\n').map(|l| l.strip_suffix(b"\r").unwrap_or(l));
     let start = StartLine::parse(lines.next().unwrap_or_default())?;
     let mut fields = Fields::default();
     for line in lines.take_while(|line| !line.is_empty()) {
@@ -80,14 +75,7 @@ pub fn parse(bytes: &[u8], end: usize) -> Result<Head, BadRequest> {
     let upgrade = fields.wants_upgrade() && body == Body::Length(0) && start.minor == 1;
     let rendered = render(&start, &fields, upgrade);
     let is_head = start.method == b"HEAD";
-    Ok(Head {
-        host,
-        is_head,
-        body,
-        upgrade,
-        rendered,
-        length: end,
-    })
+    Ok(Head { host, is_head, body, upgrade, rendered, length: end })
 }
 
 struct StartLine<'a> {
@@ -109,10 +97,7 @@ impl<'a> StartLine<'a> {
             b"HTTP/1.1" => 1,
             b"HTTP/1.0" => 0,
             v if v.starts_with(b"HTTP/") => {
-                return Err(BadRequest::new(
-                    505,
-                    "this version of HTTP is not passed on here",
-                ));
+                return Err(BadRequest::new(505, "this version of HTTP is not passed on here"));
             }
             _ => return Err(BAD),
         };
@@ -125,27 +110,17 @@ impl<'a> StartLine<'a> {
         if target.is_empty() || !target.iter().all(|b| *b > 0x20 && *b != 0x7f) {
             return Err(BAD);
         }
-        Ok(Self {
-            method,
-            target,
-            minor,
-        })
+        Ok(Self { method, target, minor })
     }
 
     /// The authority of an absolute-form target.
     fn authority(&self) -> Option<&'a [u8]> {
         let scheme_ends = self.target.windows(3).position(|w| w == b"://")?;
-        if !self.target[..scheme_ends]
-            .iter()
-            .all(u8::is_ascii_alphabetic)
-        {
+        if !self.target[..scheme_ends].iter().all(u8::is_ascii_alphabetic) {
             return None;
         }
         let rest = &self.target[scheme_ends + 3..];
-        let ends = rest
-            .iter()
-            .position(|b| matches!(b, b'/' | b'?' | b'#'))
-            .unwrap_or(rest.len());
+        let ends = rest.iter().position(|b| matches!(b, b'/' | b'?' | b'#')).unwrap_or(rest.len());
         Some(&rest[..ends])
     }
 }
@@ -172,27 +147,16 @@ impl<'a> Fields<'a> {
         if name.is_empty() || !name.iter().all(|b| is_token(*b)) {
             return Err(BAD);
         }
-        if !value
-            .iter()
-            .all(|b| *b == b'\t' || (*b >= 0x20 && *b != 0x7f))
-        {
+        if !value.iter().all(|b| *b == b'\t' || (*b >= 0x20 && *b != 0x7f)) {
             return Err(BAD);
         }
         let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
         if is("host") {
             once(&mut self.host, value, "the head has two Host lines")?;
         } else if is("content-length") {
-            once(
-                &mut self.length,
-                value,
-                "the head has two Content-Length lines",
-            )?;
+            once(&mut self.length, value, "the head has two Content-Length lines")?;
         } else if is("transfer-encoding") {
-            once(
-                &mut self.coding,
-                value,
-                "the head has two Transfer-Encoding lines",
-            )?;
+            once(&mut self.coding, value, "the head has two Transfer-Encoding lines")?;
         } else if is("connection") {
             self.connection_upgrade |= tokens(value).any(|t| t.eq_ignore_ascii_case(b"upgrade"));
             return Ok(());
@@ -225,18 +189,14 @@ impl<'a> Fields<'a> {
                     && length.len() <= 18
                     && length.iter().all(u8::is_ascii_digit);
                 let number = std::str::from_utf8(length).ok().filter(|_| digits);
-                number
-                    .and_then(|n| n.parse().ok())
-                    .map(Body::Length)
-                    .ok_or(BAD)
+                number.and_then(|n| n.parse().ok()).map(Body::Length).ok_or(BAD)
             }
             (None, Some(coding)) if minor == 1 && coding.eq_ignore_ascii_case(b"chunked") => {
                 Ok(Body::Chunked)
             }
-            (None, Some(_)) if minor == 1 => Err(BadRequest::new(
-                501,
-                "this transfer coding is not passed on",
-            )),
+            (None, Some(_)) if minor == 1 => {
+                Err(BadRequest::new(501, "this transfer coding is not passed on"))
+            }
             (None, Some(_)) => Err(BAD),
         }
     }
@@ -305,14 +265,7 @@ fn host_name(value: &[u8]) -> Result<Option<String>, BadRequest> {
 
 fn render(start: &StartLine<'_>, fields: &Fields<'_>, upgrade: bool) -> Vec<u8> {
     let mut out = Vec::with_capacity(1024);
-    for part in [
-        start.method,
-        b" ",
-        start.target,
-        b" HTTP/1.",
-        &[b'0' + start.minor],
-        b"\r\n",
-    ] {
+    for part in [start.method, b" ", start.target, b" HTTP/1.", &[b'0' + start.minor], b"\r\n"] {
         out.extend_from_slice(part);
     }
     for (name, value) in &fields.kept {
@@ -351,10 +304,7 @@ mod tests {
     fn the_host_is_found_in_all_its_forms() {
         let shop = Some("shop.example".to_owned());
         assert_eq!(host("GET / HTTP/1.1\r\nHost: shop.example\r\n\r\n"), shop);
-        assert_eq!(
-            host("GET / HTTP/1.1\r\nhOST:SHOP.Example.:8080 \r\n\r\n"),
-            shop
-        );
+        assert_eq!(host("GET / HTTP/1.1\r\nhOST:SHOP.Example.:8080 \r\n\r\n"), shop);
         assert_eq!(host("\r\n\r\nGET / HTTP/1.1\nHost: shop.example\n\n"), shop);
         assert_eq!(
             host("GET http://Shop.example:80/x?y=http://z HTTP/1.1\r\nHost: shop.example\r\n\r\n"),
@@ -428,20 +378,14 @@ mod tests {
         )
         .unwrap();
         assert!(head.upgrade);
-        assert!(
-            head.rendered
-                .ends_with(b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
-        );
+        assert!(head.rendered.ends_with(b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n"));
         let head = read(
             "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\
              HTTP2-Settings: AAA\r\n\r\n",
         )
         .unwrap();
         assert!(!head.upgrade);
-        assert_eq!(
-            head.rendered,
-            b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
-        );
+        assert_eq!(head.rendered, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
     }
 
     proptest! {

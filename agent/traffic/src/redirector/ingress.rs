@@ -99,9 +99,7 @@ impl Passage {
                 }
                 TLV_HOPS => hops = <[u8; 1]>::try_from(tlv.value.as_ref()).ok(),
                 TLV_ACCOUNT => {
-                    account = std::str::from_utf8(&tlv.value)
-                        .ok()
-                        .and_then(|t| t.parse().ok());
+                    account = std::str::from_utf8(&tlv.value).ok().and_then(|t| t.parse().ok());
                 }
                 TLV_EPOCH => epoch = <[u8; 8]>::try_from(tlv.value.as_ref()).ok(),
                 _ => {}
@@ -127,11 +125,7 @@ pub fn header_length(fixed: &[u8; FIXED]) -> Result<usize, &'static str> {
         return Err("it is no PROXY protocol header");
     }
     let length = FIXED + usize::from(u16::from_be_bytes([fixed[14], fixed[15]]));
-    if length > MAX_HEADER {
-        Err("it is too long")
-    } else {
-        Ok(length)
-    }
+    if length > MAX_HEADER { Err("it is too long") } else { Ok(length) }
 }
 
 /// The header for a web server: the visitor, and the address that the visitor asked for.
@@ -149,11 +143,7 @@ fn start(visitor: SocketAddr, asked: SocketAddr) -> Builder {
         // A header has one family; the mapped form keeps both addresses.
         (visitor, asked) => (mapped(visitor), mapped(asked)),
     };
-    Builder::with_addresses(
-        Version::Two | Command::Proxy,
-        Protocol::Stream,
-        (visitor, asked),
-    )
+    Builder::with_addresses(Version::Two | Command::Proxy, Protocol::Stream, (visitor, asked))
 }
 
 /// IPv4 in its own form, also when it came through a socket of both families.
@@ -201,10 +191,7 @@ mod tests {
 
     #[test]
     fn a_header_without_our_fields_is_refused() {
-        let plain = plain_header(
-            "192.0.2.1:1".parse().unwrap(),
-            "192.0.2.2:2".parse().unwrap(),
-        );
+        let plain = plain_header("192.0.2.1:1".parse().unwrap(), "192.0.2.2:2".parse().unwrap());
         assert!(Passage::decode(&plain.unwrap()).is_err());
         assert!(header_length(b"GET / HTTP/1.1\r\n").is_err());
     }

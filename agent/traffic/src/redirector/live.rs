@@ -138,11 +138,7 @@ impl Live {
             return None;
         }
         let (released, waiting) = oneshot::channel();
-        self.waiters.push_back(Waiter {
-            id,
-            bytes,
-            released,
-        });
+        self.waiters.push_back(Waiter { id, bytes, released });
         self.traffic.held_bytes += bytes;
         self.traffic.held_total += u64::from(!again);
         self.note_outage();
@@ -243,15 +239,8 @@ impl Live {
 
     fn cut_leftover(&mut self, grace: Duration) -> Cut {
         let running = self.leftover() > 0;
-        let planned = self
-            .cutter
-            .as_ref()
-            .is_some_and(|cutter| !cutter.is_finished());
-        if running && !planned {
-            Cut::After(grace)
-        } else {
-            Cut::Leave
-        }
+        let planned = self.cutter.as_ref().is_some_and(|cutter| !cutter.is_finished());
+        if running && !planned { Cut::After(grace) } else { Cut::Leave }
     }
 
     /// The task that will end the old generations.
@@ -311,11 +300,7 @@ mod tests {
     }
 
     fn hold(requests: u32, bytes: u64) -> AccountRoute {
-        let limits = HoldLimits {
-            requests,
-            bytes,
-            ..HoldLimits::default()
-        };
+        let limits = HoldLimits { requests, bytes, ..HoldLimits::default() };
         route(RouteState::Hold { limits })
     }
 
@@ -345,11 +330,7 @@ mod tests {
         let first = live.traffic().first_held_at.unwrap();
         live.refused();
         live.answered(&before);
-        assert_eq!(
-            live.traffic().first_answered_at,
-            None,
-            "an answer of before the hold"
-        );
+        assert_eq!(live.traffic().first_answered_at, None, "an answer of before the hold");
         live.apply(Some(&hold(2, 100)), &route(RouteState::Local));
         let after = Arc::clone(live.current());
         live.answered(&after);

@@ -55,6 +55,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How many connections of the agent are served at once.
 const MAX_CONTROL: usize = 16;
 
+/// Strangers at the peer ingress are mentioned once in so many.
+const WARN_EVERY: u64 = 1_000;
+
 /// How often a change that could not be saved is saved again.
 const SAVE_AGAIN: Duration = Duration::from_secs(5);
 
@@ -77,6 +80,24 @@ struct Shared {
     /// No connections at all.
     ended: CancellationToken,
     connections: Arc<AtomicU64>,
+    /// Connections to the peer ingress from elsewhere.
+    refused_peers: AtomicU64,
+}
+
+/// A connection that is counted until this is dropped.
+struct Counted<'a>(&'a AtomicU64);
+
+impl<'a> Counted<'a> {
+    fn one_more(counter: &'a AtomicU64) -> Self {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Self(counter)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What a TCP listener is for.
@@ -101,6 +122,7 @@ impl Redirector {
             gate: Arc::clone(&gate),
             started: live::now(),
             connections: Arc::clone(&connections),
+            visitors: Arc::default(),
         };
         let shared = Arc::new(Shared {
             visitors: Visitors::new(config.max_per_visitor),
@@ -115,6 +137,7 @@ impl Redirector {
             closing: CancellationToken::new(),
             ended: CancellationToken::new(),
             connections,
+            refused_peers: AtomicU64::new(0),
         });
         let mut this = Self {
             shared,
@@ -124,11 +147,8 @@ impl Redirector {
             peer: Vec::new(),
         };
         // Peers have a limit of their own, so that visitors cannot keep them out.
-        let limit = || {
-            Arc::new(Semaphore::new(
-                this.shared.context.config.max_connections as usize,
-            ))
-        };
+        let limit =
+            || Arc::new(Semaphore::new(this.shared.context.config.max_connections as usize));
         let (visitors, peers) = (limit(), limit());
         let http = (sockets.http, Door::Visitors(Kind::Http), visitors.clone());
         let https = (sockets.https, Door::Visitors(Kind::Https), visitors);
@@ -138,8 +158,7 @@ impl Redirector {
         this.peer = this.listen_all(peer).map_err(unusable)?;
         for listener in sockets.control {
             let listener = UnixListener::from_std(listener).map_err(unusable)?;
-            this.tasks
-                .spawn(listen_control(Arc::clone(&this.shared), listener));
+            this.tasks.spawn(listen_control(Arc::clone(&this.shared), listener));
         }
         this.tasks.spawn(save_again(Arc::clone(&this.shared)));
         Ok(this)
@@ -154,8 +173,7 @@ impl Redirector {
             let listener = TcpListener::from_std(listener)?;
             addresses.push(listener.local_addr()?);
             let (shared, limit) = (Arc::clone(&self.shared), Arc::clone(&limit));
-            self.tasks
-                .spawn(listen(shared, self.tasks.clone(), listener, door, limit));
+            self.tasks.spawn(listen(shared, self.tasks.clone(), listener, door, limit));
         }
         Ok(addresses)
     }
@@ -185,10 +203,7 @@ impl Redirector {
     pub async fn stop(self, grace: Duration) {
         self.shared.closing.cancel();
         self.tasks.close();
-        let ending = [
-            (grace, &self.shared.context.ending),
-            (LAST_WORDS, &self.shared.ended),
-        ];
+        let ending = [(grace, &self.shared.context.ending), (LAST_WORDS, &self.shared.ended)];
         for (limit, then) in ending {
             if tokio::time::timeout(limit, self.tasks.wait()).await.is_ok() {
                 return;
@@ -222,12 +237,11 @@ async fn listen(
                 let shared = Arc::clone(&shared);
                 tasks.spawn(async move {
                     let _permit = permit;
-                    shared.connections.fetch_add(1, Ordering::Relaxed);
+                    let _counted = Counted::one_more(&shared.connections);
                     tokio::select! {
                         () = shared.serve(stream, ingress::canonical(from), door) => {}
                         () = shared.ended.cancelled() => {}
                     }
-                    shared.connections.fetch_sub(1, Ordering::Relaxed);
                 });
             }
             Err(error) => {
@@ -244,6 +258,7 @@ impl Shared {
         dial::prepare(&stream);
         match door {
             Door::Visitors(kind) => {
+                let _counted = Counted::one_more(&self.control.visitors);
                 let Some(_place) = self.visitors.enter(from.ip()) else {
                     tracing::debug!(visitor = %from, "too many connections of one visitor");
                     return;
@@ -265,7 +280,11 @@ impl Shared {
                     tracing::debug!(peer = %from, %error, "a peer's connection failed");
                 }
             }
-            Door::Peers => tracing::warn!(address = %from, "not a peer: connection refused"),
+            Door::Peers => {
+                if self.refused_peers.fetch_add(1, Ordering::Relaxed).is_multiple_of(WARN_EVERY) {
+                    tracing::warn!(address = %from, "not a peer: connections refused");
+                }
+            }
         }
     }
 }
@@ -328,10 +347,7 @@ struct Place<'a> {
 
 impl Visitors {
     fn new(limit: u32) -> Self {
-        Self {
-            limit,
-            counts: Mutex::default(),
-        }
+        Self { limit, counts: Mutex::default() }
     }
 
     fn counts(&self) -> std::sync::MutexGuard<'_, HashMap<IpAddr, u32>> {
@@ -341,10 +357,7 @@ impl Visitors {
     /// A place for one more connection, unless the visitor has all it may.
     fn enter(&self, visitor: IpAddr) -> Option<Place<'_>> {
         if self.limit == 0 {
-            return Some(Place {
-                visitors: self,
-                key: None,
-            });
+            return Some(Place { visitors: self, key: None });
         }
         // One visitor commands a whole /64.
         let key = match visitor {
@@ -357,10 +370,7 @@ impl Visitors {
             return None;
         }
         *count += 1;
-        Some(Place {
-            visitors: self,
-            key: Some(key),
-        })
+        Some(Place { visitors: self, key: Some(key) })
     }
 }
 

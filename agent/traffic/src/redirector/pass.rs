@@ -116,7 +116,6 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.gate
-            .with_live(&self.account, |live| live.unqueue(self.id));
+        self.gate.with_live(&self.account, |live| live.unqueue(self.id));
     }
 }

@@ -69,13 +69,11 @@ impl Pulse {
     }
 
     fn beat(&self) {
-        self.last_ms
-            .store(milliseconds(self.started.elapsed()), Ordering::Relaxed);
+        self.last_ms.store(milliseconds(self.started.elapsed()), Ordering::Relaxed);
     }
 
     fn shorten(&self) {
-        self.limit_ms
-            .fetch_min(milliseconds(AFTER_EXTRA), Ordering::Relaxed);
+        self.limit_ms.fetch_min(milliseconds(AFTER_EXTRA), Ordering::Relaxed);
     }
 
     /// Returns when nothing has moved for the limit.
@@ -164,9 +162,9 @@ async fn up(
         let bytes = &buffer[..read];
         let wanted = match &mut end {
             None => read,
-            Some(end) => end
-                .advance(bytes)
-                .map_err(|_| Side::Visitor(io::ErrorKind::InvalidData.into()))?,
+            Some(end) => {
+                end.advance(bytes).map_err(|_| Side::Visitor(io::ErrorKind::InvalidData.into()))?
+            }
         };
         send(&mut to, &bytes[..wanted], pulse).await?;
         if wanted < read {

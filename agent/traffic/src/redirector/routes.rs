@@ -67,20 +67,18 @@ impl Routes {
             ))
             .remedy("name addresses of its own for both HTTP and HTTPS"));
         }
-        self.check_domains(&route)?;
         let before = self.accounts.get(account);
+        if before.is_none_or(|standing| standing.route.domains != route.domains) {
+            self.check_domains(&route)?;
+        }
         let owner = next_owner(before, account, route.epoch, &route.state)?;
-        self.accounts
-            .insert(account.clone(), Standing { route, owner });
+        self.accounts.insert(account.clone(), Standing { route, owner });
         Ok(())
     }
 
     /// A domain leads to one account only.
     fn check_domains(&self, route: &AccountRoute) -> Result<(), Fault> {
-        let others = self
-            .accounts
-            .values()
-            .filter(|s| s.route.account != route.account);
+        let others = self.accounts.values().filter(|s| s.route.account != route.account);
         for other in others {
             if let Some(domain) = other.route.domains.intersection(&route.domains).next() {
                 return Err(Fault::precondition(format!(
@@ -105,13 +103,8 @@ impl Routes {
     ) -> Result<(), Fault> {
         let standing = self.accounts.get(account).ok_or_else(|| unknown(account))?;
         let owner = next_owner(Some(standing), account, epoch, &state)?;
-        let route = AccountRoute {
-            epoch,
-            state,
-            ..standing.route.clone()
-        };
-        self.accounts
-            .insert(account.clone(), Standing { route, owner });
+        let route = AccountRoute { epoch, state, ..standing.route.clone() };
+        self.accounts.insert(account.clone(), Standing { route, owner });
         Ok(())
     }
 
@@ -265,23 +258,17 @@ mod tests {
     }
 
     fn remote() -> RouteState {
-        RouteState::Remote {
-            peer: "192.0.2.9:7481".parse().unwrap(),
-        }
+        RouteState::Remote { peer: "192.0.2.9:7481".parse().unwrap() }
     }
 
     fn hold() -> RouteState {
-        RouteState::Hold {
-            limits: HoldLimits::default(),
-        }
+        RouteState::Hold { limits: HoldLimits::default() }
     }
 
     #[test]
     fn an_older_epoch_is_refused_and_changes_nothing() {
         let mut routes = Routes::default();
-        routes
-            .set_route(route("alice", 5, &["a.example"], RouteState::Local))
-            .unwrap();
+        routes.set_route(route("alice", 5, &["a.example"], RouteState::Local)).unwrap();
         let before = routes.clone();
         let alice = "alice".parse().unwrap();
         let refused = [
@@ -303,56 +290,34 @@ mod tests {
     fn one_epoch_has_one_owner() {
         let alice = "alice".parse().unwrap();
         let mut routes = Routes::default();
-        routes
-            .set_route(route("alice", 1, &["a.example"], RouteState::Local))
-            .unwrap();
+        routes.set_route(route("alice", 1, &["a.example"], RouteState::Local)).unwrap();
         routes.set_state(&alice, Epoch(1), hold()).unwrap();
         let fault = routes.set_state(&alice, Epoch(1), remote()).unwrap_err();
         assert_eq!(fault.class, FaultClass::Fenced);
         routes.set_state(&alice, Epoch(2), remote()).unwrap();
         routes.set_state(&alice, Epoch(2), remote()).unwrap();
-        assert!(
-            routes
-                .set_state(&alice, Epoch(2), RouteState::Local)
-                .is_err()
-        );
+        assert!(routes.set_state(&alice, Epoch(2), RouteState::Local).is_err());
         routes.set_state(&alice, Epoch(3), hold()).unwrap();
-        routes
-            .set_state(&alice, Epoch(3), RouteState::Local)
-            .unwrap();
+        routes.set_state(&alice, Epoch(3), RouteState::Local).unwrap();
     }
 
     #[test]
     fn a_domain_leads_to_one_account() {
         let mut routes = Routes::default();
-        routes
-            .set_route(route("alice", 1, &["a.example"], RouteState::Local))
-            .unwrap();
-        let fault = routes
-            .set_route(route("bob", 1, &["a.example"], hold()))
-            .unwrap_err();
+        routes.set_route(route("alice", 1, &["a.example"], RouteState::Local)).unwrap();
+        let fault = routes.set_route(route("bob", 1, &["a.example"], hold())).unwrap_err();
         assert!(fault.message.contains("alice"), "{fault}");
-        routes
-            .set_route(route("alice", 1, &["b.example"], RouteState::Local))
-            .unwrap();
-        routes
-            .set_route(route("bob", 1, &["a.example"], hold()))
-            .unwrap();
+        routes.set_route(route("alice", 1, &["b.example"], RouteState::Local)).unwrap();
+        routes.set_route(route("bob", 1, &["a.example"], hold())).unwrap();
     }
 
     #[test]
     fn the_closest_name_wins() {
         let mut routes = Routes::default();
         let domains = ["example.org", "*.example.org"];
-        routes
-            .set_route(route("alice", 1, &domains, RouteState::Local))
-            .unwrap();
-        routes
-            .set_route(route("bob", 1, &["*.b.example.org"], hold()))
-            .unwrap();
-        routes
-            .set_route(route("carol", 1, &["c.b.example.org"], hold()))
-            .unwrap();
+        routes.set_route(route("alice", 1, &domains, RouteState::Local)).unwrap();
+        routes.set_route(route("bob", 1, &["*.b.example.org"], hold())).unwrap();
+        routes.set_route(route("carol", 1, &["c.b.example.org"], hold())).unwrap();
         let index = Index::of(&routes);
         let of = |host: &str| index.account(host).map(|a| a.as_str().to_owned());
         assert_eq!(of("example.org").as_deref(), Some("alice"));

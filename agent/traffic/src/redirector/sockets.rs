@@ -112,27 +112,19 @@ impl Sockets {
         for listener in self.http.iter().chain(&self.https).chain(&self.peer) {
             listener.set_nonblocking(true)?;
         }
-        self.control
-            .iter()
-            .try_for_each(|listener| listener.set_nonblocking(true))
+        self.control.iter().try_for_each(|listener| listener.set_nonblocking(true))
     }
 
     /// The ports of the redirector itself.
     pub fn ports(&self) -> Vec<u16> {
         let listeners = self.http.iter().chain(&self.https).chain(&self.peer);
-        listeners
-            .filter_map(|listener| Some(listener.local_addr().ok()?.port()))
-            .collect()
+        listeners.filter_map(|listener| Some(listener.local_addr().ok()?.port())).collect()
     }
 }
 
 fn bind_tcp(address: SocketAddr) -> Result<TcpListener, Fault> {
     let bind = |address: SocketAddr| -> io::Result<TcpListener> {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::STREAM,
-            Some(Protocol::TCP),
-        )?;
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         if address.is_ipv6() {
             // `[::]` stands for both families, as it does with systemd.
@@ -169,10 +161,7 @@ fn bind_control(path: &Path) -> Result<UnixListener, Fault> {
         Ok(listener)
     };
     bind().map_err(|e| {
-        Fault::io(
-            format!("the control socket {} cannot be opened", path.display()),
-            &e,
-        )
-        .remedy("its directory must exist and belong to the redirector's user")
+        Fault::io(format!("the control socket {} cannot be opened", path.display()), &e)
+            .remedy("its directory must exist and belong to the redirector's user")
     })
 }

@@ -31,9 +31,7 @@ pub struct Store {
 impl Store {
     /// The store in a directory.
     pub fn in_directory(directory: &Path) -> Self {
-        Self {
-            directory: directory.to_owned(),
-        }
+        Self { directory: directory.to_owned() }
     }
 
     fn path(&self) -> PathBuf {
@@ -58,9 +56,7 @@ impl Store {
         io::Read::read_to_end(&mut io::Read::take(file, MAX_FILE), &mut text)
             .map_err(|e| Fault::io(format!("{named} cannot be read"), &e))?;
         let saved: Saved<Routes> = serde_json::from_slice(&text).map_err(|e| {
-            Fault::permanent(format!("{named} is damaged"))
-                .caused_by(&e)
-                .remedy(remedy)
+            Fault::permanent(format!("{named} is damaged")).caused_by(&e).remedy(remedy)
         })?;
         if saved.version != VERSION {
             return Err(Fault::permanent(format!(
@@ -79,10 +75,7 @@ impl Store {
     pub fn save(&self, routes: &Routes) -> Result<(), Fault> {
         self.replace(routes).map_err(|e| {
             Fault::io(
-                format!(
-                    "the redirector's routes cannot be saved in {}",
-                    self.directory.display()
-                ),
+                format!("the redirector's routes cannot be saved in {}", self.directory.display()),
                 &e,
             )
             .remedy("make room on that file system, then repeat")
@@ -93,13 +86,7 @@ impl Store {
         let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
         {
             let mut writer = io::BufWriter::new(&mut file);
-            serde_json::to_writer(
-                &mut writer,
-                &Saved {
-                    version: VERSION,
-                    routes,
-                },
-            )?;
+            serde_json::to_writer(&mut writer, &Saved { version: VERSION, routes })?;
             writer.flush()?;
         }
         file.as_file().sync_all()?;
@@ -131,9 +118,7 @@ mod tests {
         let store = Store::in_directory(dir.path());
         assert_eq!(store.load().unwrap(), Routes::default());
         let mut routes = Routes::default();
-        routes
-            .set_peers(["192.0.2.1".parse().unwrap()].into())
-            .unwrap();
+        routes.set_peers(["192.0.2.1".parse().unwrap()].into()).unwrap();
         store.save(&routes).unwrap();
         assert_eq!(store.load().unwrap(), routes);
         std::fs::write(dir.path().join(".tmpleft"), "half").unwrap();
@@ -141,11 +126,8 @@ mod tests {
         assert!(!dir.path().join(".tmpleft").exists());
         std::fs::write(store.path(), b"{\"version\":1,").unwrap();
         assert!(store.load().unwrap_err().message.contains("damaged"));
-        std::fs::write(
-            store.path(),
-            b"{\"version\":9,\"routes\":{\"peers\":[],\"accounts\":{}}}",
-        )
-        .unwrap();
+        std::fs::write(store.path(), b"{\"version\":9,\"routes\":{\"peers\":[],\"accounts\":{}}}")
+            .unwrap();
         assert!(store.load().unwrap_err().message.contains("version 9"));
     }
 }

@@ -27,11 +27,7 @@ pub fn read_hello(bytes: &[u8]) -> Hello {
         None => return Hello::NotTls,
     };
     let Some((header, rest)) = message.split_at_checked(4) else {
-        return if more {
-            Hello::Incomplete
-        } else {
-            Hello::NotTls
-        };
+        return if more { Hello::Incomplete } else { Hello::NotTls };
     };
     let length = number(&header[1..]);
     if header[0] != MESSAGE_CLIENT_HELLO || length > MAX_HELLO {
@@ -158,21 +154,15 @@ mod tests {
             cut.extend_from_slice(&[22, 3, 1, 0, u8::try_from(part.len()).unwrap()]);
             cut.extend_from_slice(part);
         }
-        assert_eq!(
-            read_hello(&cut),
-            Hello::Name(Some("shop.example".to_owned()))
-        );
+        assert_eq!(read_hello(&cut), Hello::Name(Some("shop.example".to_owned())));
     }
 
     #[test]
     fn a_hello_without_a_name_and_other_protocols_are_told_apart() {
         assert_eq!(read_hello(&hello("192.0.2.1")), Hello::Name(None));
-        for other in [
-            "GET / HTTP/1.1\r\n",
-            "\0\0\0\0\0\0",
-            "\x16\x02\x01",
-            "\x15\x03\x01\0\x02\x02\x28",
-        ] {
+        for other in
+            ["GET / HTTP/1.1\r\n", "\0\0\0\0\0\0", "\x16\x02\x01", "\x15\x03\x01\0\x02\x02\x28"]
+        {
             assert_eq!(read_hello(other.as_bytes()), Hello::NotTls, "{other:?}");
         }
         let mut bytes = hello("shop.example");

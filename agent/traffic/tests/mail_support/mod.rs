@@ -43,24 +43,14 @@ pub struct Host {
 
 impl Host {
     pub fn start(name: &str, provider: Provider) -> Self {
-        assert!(
-            nix::unistd::geteuid().is_root(),
-            "mail servers can only be tested as root"
-        );
-        for program in [
-            "/usr/sbin/postfix",
-            "/usr/sbin/dovecot",
-            "/usr/lib/dovecot/imap",
-        ] {
+        assert!(nix::unistd::geteuid().is_root(), "mail servers can only be tested as root");
+        for program in ["/usr/sbin/postfix", "/usr/sbin/dovecot", "/usr/lib/dovecot/imap"] {
             assert!(
                 Path::new(program).exists(),
                 "{program} is missing: install postfix, dovecot-imapd and dovecot-lmtpd"
             );
         }
-        let dir = tempfile::Builder::new()
-            .prefix("ferry-mail-")
-            .tempdir()
-            .expect("a directory");
+        let dir = tempfile::Builder::new().prefix("ferry-mail-").tempdir().expect("a directory");
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755))
             .expect("a mode");
         let number = HOSTS.fetch_add(1, Ordering::Relaxed);
@@ -78,12 +68,7 @@ impl Host {
             drain_timeout: Duration::from_secs(10),
             ..MailConfig::default()
         };
-        let host = Self {
-            dir,
-            address,
-            mail: Mail::new(config.clone()),
-            config,
-        };
+        let host = Self { dir, address, mail: Mail::new(config.clone()), config };
         host.make_account();
         host.configure_dovecot();
         host.configure_postfix(name, provider);
@@ -109,10 +94,7 @@ impl Host {
         let domain = MailDomain {
             domain: domain.parse().expect("a domain"),
             root: format!("mail/{domain}").try_into().expect("a path"),
-            mailboxes: mailboxes
-                .iter()
-                .map(|m| m.parse().expect("a mailbox"))
-                .collect(),
+            mailboxes: mailboxes.iter().map(|m| m.parse().expect("a mailbox")).collect(),
         };
         let account = account.parse().expect("an account");
         MailSpec::new(account, self.home(), OWNER, OWNER, vec![domain]).expect("valid")
@@ -122,10 +104,7 @@ impl Host {
         for domain in ["shop.example", "sub.shop.example", "other.example"] {
             std::fs::create_dir_all(self.home().join("mail").join(domain)).expect("a directory");
         }
-        run(Command::new("chown")
-            .arg("-R")
-            .arg(format!("{OWNER}:{OWNER}"))
-            .arg(self.home()));
+        run(Command::new("chown").arg("-R").arg(format!("{OWNER}:{OWNER}")).arg(self.home()));
     }
 
     fn write(&self, name: &str, text: &str) {
@@ -240,24 +219,16 @@ impl Host {
     }
 
     pub fn start_postfix(&self) {
-        run(Command::new("postfix")
-            .arg("-c")
-            .arg(self.postfix_config())
-            .arg("start"));
+        run(Command::new("postfix").arg("-c").arg(self.postfix_config()).arg("start"));
         self.await_port(SMTP);
     }
 
     pub fn stop_postfix(&self) {
-        run(Command::new("postfix")
-            .arg("-c")
-            .arg(self.postfix_config())
-            .arg("stop"));
+        run(Command::new("postfix").arg("-c").arg(self.postfix_config()).arg("stop"));
     }
 
     pub fn start_dovecot(&self) {
-        run(Command::new("dovecot")
-            .arg("-c")
-            .arg(self.path("dovecot/dovecot.conf")));
+        run(Command::new("dovecot").arg("-c").arg(self.path("dovecot/dovecot.conf")));
         self.await_port(IMAP);
     }
 
@@ -272,17 +243,12 @@ impl Host {
     }
 
     pub fn postconf(&self, args: &[&str]) -> String {
-        run(Command::new("postconf")
-            .arg("-c")
-            .arg(self.postfix_config())
-            .args(args))
+        run(Command::new("postconf").arg("-c").arg(self.postfix_config()).args(args))
     }
 
     fn await_port(&self, port: u16) {
         let address = SocketAddr::new(self.address, port);
-        eventually(&format!("{address} answers"), || {
-            TcpStream::connect(address).is_ok()
-        });
+        eventually(&format!("{address} answers"), || TcpStream::connect(address).is_ok());
     }
 
     /// Hands a message to a local `sendmail`.
@@ -333,10 +299,7 @@ impl Host {
 
     /// The queue: name, id and recipients of each message.
     pub fn queue(&self) -> String {
-        run(Command::new("postqueue")
-            .arg("-c")
-            .arg(self.postfix_config())
-            .arg("-j"))
+        run(Command::new("postqueue").arg("-c").arg(self.postfix_config()).arg("-j"))
     }
 
     pub fn log(&self) -> String {
@@ -390,17 +353,10 @@ fn master(address: IpAddr, slow: &Path) -> String {
         ("anvil", "unix", "-", "-", "1", "anvil"),
         ("postlog", "unix-dgram", "n", "-", "1", "postlogd"),
     ] {
-        let unprivileged = if matches!(program, "local" | "virtual") {
-            "n"
-        } else {
-            "-"
-        };
+        let unprivileged = if matches!(program, "local" | "virtual") { "n" } else { "-" };
         text += &format!("{name} {kind} {private} {unprivileged} n {wakeup} {limit} {program}\n");
     }
-    text + &format!(
-        "slow unix - n n - - pipe flags=R user=nobody argv={}\n",
-        slow.display()
-    )
+    text + &format!("slow unix - n n - - pipe flags=R user=nobody argv={}\n", slow.display())
 }
 
 fn dovecot_is_2_4() -> bool {
@@ -415,18 +371,9 @@ fn hash() -> String {
 
 /// Runs a command that must succeed, and returns what it said.
 pub fn run(command: &mut Command) -> String {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = command
-        .output()
-        .unwrap_or_else(|e| panic!("{command:?} cannot be started: {e}"));
-    assert!(
-        status.success(),
-        "{command:?}: {status}: {}",
-        String::from_utf8_lossy(&stderr)
-    );
+    let Output { status, stdout, stderr } =
+        command.output().unwrap_or_else(|e| panic!("{command:?} cannot be started: {e}"));
+    assert!(status.success(), "{command:?}: {status}: {}", String::from_utf8_lossy(&stderr));
     String::from_utf8_lossy(&stdout).into_owned()
 }
 
@@ -453,20 +400,13 @@ struct Lines {
 impl Lines {
     fn connect(host: &Host, port: u16) -> Self {
         let stream = TcpStream::connect(SocketAddr::new(host.address, port)).expect("connected");
-        stream
-            .set_read_timeout(Some(Duration::from_secs(15)))
-            .expect("a timeout");
-        Self {
-            reader: BufReader::new(stream),
-        }
+        stream.set_read_timeout(Some(Duration::from_secs(15))).expect("a timeout");
+        Self { reader: BufReader::new(stream) }
     }
 
     fn say(&mut self, line: &str) {
         // An end of the conversation is seen when the answer is read.
-        let _ = self
-            .reader
-            .get_mut()
-            .write_all(format!("{line}\r\n").as_bytes());
+        let _ = self.reader.get_mut().write_all(format!("{line}\r\n").as_bytes());
     }
 
     fn hear(&mut self) -> Option<String> {
@@ -540,20 +480,13 @@ impl Imap {
     pub fn login(host: &Host, user: &str, password: &str) -> Result<Self, String> {
         let mut imap = Self::connect(host);
         let answer = imap.ask(&format!("LOGIN {user} \"{password}\"")).join("\n");
-        if answer.contains("a OK") {
-            Ok(imap)
-        } else {
-            Err(answer)
-        }
+        if answer.contains("a OK") { Ok(imap) } else { Err(answer) }
     }
 
     /// UIDVALIDITY, and the UIDs.
     pub fn uids(&mut self) -> (String, String) {
         let select = self.ask("SELECT INBOX");
-        let validity = select
-            .iter()
-            .find(|l| l.contains("UIDVALIDITY"))
-            .expect("it has one");
+        let validity = select.iter().find(|l| l.contains("UIDVALIDITY")).expect("it has one");
         let search = self.ask("UID SEARCH ALL");
         (validity.clone(), search[0].clone())
     }

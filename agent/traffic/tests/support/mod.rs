@@ -56,11 +56,7 @@ pub async fn start_with(change: impl FnOnce(&mut Config)) -> Running {
     let control = config.control.clone();
     let redirector = Redirector::start(config, sockets).unwrap();
     let client = Client::connect(control).await.unwrap();
-    Running {
-        redirector,
-        client,
-        dir,
-    }
+    Running { redirector, client, dir }
 }
 
 impl Running {
@@ -78,38 +74,24 @@ impl Running {
 
     /// Routes an account to an address of this server.
     pub async fn local(&self, account: &str, epoch: u64, domains: &[&str], to: SocketAddr) {
-        self.client
-            .set_route(route(account, epoch, domains, RouteState::Local, to))
-            .await
-            .unwrap();
+        self.client.set_route(route(account, epoch, domains, RouteState::Local, to)).await.unwrap();
     }
 
     pub async fn hold(&self, account: &str, epoch: u64, limits: HoldLimits) -> u64 {
-        self.client
-            .hold(&account.parse().unwrap(), Epoch(epoch), limits)
-            .await
-            .unwrap()
+        self.client.hold(&account.parse().unwrap(), Epoch(epoch), limits).await.unwrap()
     }
 
     pub async fn release(&self, account: &str, epoch: u64, to: Target) {
-        self.client
-            .release(&account.parse().unwrap(), Epoch(epoch), to)
-            .await
-            .unwrap();
+        self.client.release(&account.parse().unwrap(), Epoch(epoch), to).await.unwrap();
     }
 
     pub async fn allow_loopback_peers(&self) {
-        self.client
-            .set_peers([Ipv4Addr::LOCALHOST.into()].into())
-            .await
-            .unwrap();
+        self.client.set_peers([Ipv4Addr::LOCALHOST.into()].into()).await.unwrap();
     }
 
     pub async fn status(&self, account: &str) -> AccountStatus {
         let all = self.client.status().await.unwrap();
-        all.into_iter()
-            .find(|s| s.account.as_str() == account)
-            .expect("the account is routed")
+        all.into_iter().find(|s| s.account.as_str() == account).expect("the account is routed")
     }
 
     /// Waits until the account's status is as wished.
@@ -148,10 +130,7 @@ pub fn route(
 
 /// Limits with a short grace.
 pub fn limits() -> HoldLimits {
-    HoldLimits {
-        grace_ms: 200,
-        ..HoldLimits::default()
-    }
+    HoldLimits { grace_ms: 200, ..HoldLimits::default() }
 }
 
 /// Sends `text` and returns all that comes back until the server closes.
@@ -170,11 +149,7 @@ pub async fn get(to: SocketAddr, host: &str, path: &str) -> String {
 pub async fn read_all(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     let read = tokio::time::timeout(LONG, stream.read_to_end(&mut bytes)).await;
-    assert!(
-        read.is_ok(),
-        "not closed after {:?}",
-        String::from_utf8_lossy(&bytes)
-    );
+    assert!(read.is_ok(), "not closed after {:?}", String::from_utf8_lossy(&bytes));
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -187,19 +162,13 @@ pub async fn read_until(stream: &mut TcpStream, text: &str) -> String {
             assert!(n > 0, "closed after {:?}", String::from_utf8_lossy(&bytes));
         }
     };
-    tokio::time::timeout(LONG, read)
-        .await
-        .expect("it comes in time");
+    tokio::time::timeout(LONG, read).await.expect("it comes in time");
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// The status of an answer.
 pub fn status(answer: &str) -> u16 {
-    answer
-        .split(' ')
-        .nth(1)
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(0)
+    answer.split(' ').nth(1).and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
 /// The body of an answer.

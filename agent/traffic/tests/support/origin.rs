@@ -33,20 +33,12 @@ pub struct Seen {
 
 impl Origin {
     pub async fn start(name: &'static str) -> Self {
-        Self::listen(
-            name,
-            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap(),
-            false,
-        )
+        Self::listen(name, TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap(), false)
     }
 
     /// One that expects the PROXY protocol.
     pub async fn start_proxied(name: &'static str) -> Self {
-        Self::listen(
-            name,
-            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap(),
-            true,
-        )
+        Self::listen(name, TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap(), true)
     }
 
     pub fn listen(name: &'static str, listener: TcpListener, proxied: bool) -> Self {
@@ -84,11 +76,7 @@ impl Origin {
         from: SocketAddr,
         proxied: bool,
     ) -> std::io::Result<()> {
-        let visitor = if proxied {
-            Some(read_proxy_header(&mut stream).await?)
-        } else {
-            None
-        };
+        let visitor = if proxied { Some(read_proxy_header(&mut stream).await?) } else { None };
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(stream.read_u8().await?);
@@ -97,12 +85,7 @@ impl Origin {
         let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
         let index = {
             let mut seen = self.seen.lock().unwrap();
-            seen.push(Seen {
-                head,
-                visitor,
-                from,
-                after: String::new(),
-            });
+            seen.push(Seen { head, visitor, from, after: String::new() });
             seen.len() - 1
         };
         let (path, query) = path.split_once('?').unwrap_or((&path, ""));
@@ -118,9 +101,7 @@ impl Origin {
                 answer(&mut stream, &body).await?;
             }
             "/ws" => {
-                stream
-                    .write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
-                    .await?;
+                stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").await?;
                 let (mut reader, mut writer) = stream.split();
                 tokio::io::copy(&mut reader, &mut writer).await?;
                 return Ok(());
@@ -161,16 +142,9 @@ async fn read_proxy_header(stream: &mut TcpStream) -> std::io::Result<SocketAddr
     let mut fixed = [0; 16];
     stream.read_exact(&mut fixed).await?;
     assert_eq!(&fixed[..12], b"\r\n\r\n\0\r\nQUIT\n");
-    assert_eq!(
-        &fixed[12..14],
-        &[0x21, 0x11],
-        "version 2, PROXY, TCP over IPv4"
-    );
+    assert_eq!(&fixed[12..14], &[0x21, 0x11], "version 2, PROXY, TCP over IPv4");
     let mut rest = vec![0; usize::from(u16::from_be_bytes([fixed[14], fixed[15]]))];
     stream.read_exact(&mut rest).await?;
     let ip = Ipv4Addr::new(rest[0], rest[1], rest[2], rest[3]);
-    Ok(SocketAddr::from((
-        ip,
-        u16::from_be_bytes([rest[8], rest[9]]),
-    )))
+    Ok(SocketAddr::from((ip, u16::from_be_bytes([rest[8], rest[9]]))))
 }

@@ -16,11 +16,7 @@ pub struct Process {
 
 impl Process {
     pub fn spawn(command: &mut Command) -> Self {
-        Self {
-            child: command
-                .spawn()
-                .unwrap_or_else(|e| panic!("{command:?}: {e}")),
-        }
+        Self { child: command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}")) }
     }
 
     /// Asks it to end, and returns how long that took.
@@ -44,10 +40,7 @@ impl Drop for Process {
 /// Writes a configuration below `dir`.
 pub fn write_config(dir: &Path, rest: &str) -> PathBuf {
     let path = dir.join("redirector.toml");
-    let text = format!(
-        "control = '{0}/control.sock'\nstate_dir = '{0}'\n{rest}\n",
-        dir.display()
-    );
+    let text = format!("control = '{0}/control.sock'\nstate_dir = '{0}'\n{rest}\n", dir.display());
     std::fs::write(&path, text).unwrap();
     path
 }

@@ -51,7 +51,9 @@ pub fn create(host: &Host) -> Result<()> {
     site(host)?;
     mail(host)?;
     let cron = ["crontab", "-u", ACCOUNT, "-"];
-    host.exec_with(&cron, CRONTAB.as_bytes(), EXEC_LIMIT)?.ok().context("installing the crontab")?;
+    host.exec_with(&cron, CRONTAB.as_bytes(), EXEC_LIMIT)?
+        .ok()
+        .context("installing the crontab")?;
     define(host)
 }
 
@@ -77,7 +79,8 @@ fn databases(host: &Host) -> Result<()> {
     feed(&[&["runuser", "-u", "postgres", "--"], &psql[..]].concat(), POSTGRESQL)
         .context("making the PostgreSQL database")?;
     let app = "postgresql://demo_app:sample-app-password@127.0.0.1/demo_app";
-    feed(&[&psql[..], &[app]].concat(), POSTGRESQL_OBJECTS).context("filling the PostgreSQL database")
+    feed(&[&psql[..], &[app]].concat(), POSTGRESQL_OBJECTS)
+        .context("filling the PostgreSQL database")
 }
 
 fn site(host: &Host) -> Result<()> {
@@ -89,9 +92,7 @@ fn site(host: &Host) -> Result<()> {
     host.write_file("/etc/php/8.2/fpm/pool.d/demo.conf", 0o644, POOL.as_bytes())?;
     host.sh("nginx -t -q; systemctl restart php8.2-fpm; systemctl reload nginx")
         .context("starting the site")?;
-    wait::until("the site to answer", DELIVERY_LIMIT, || {
-        Ok(visit(host).is_ok().then_some(()))
-    })
+    wait::until("the site to answer", DELIVERY_LIMIT, || Ok(visit(host).is_ok().then_some(())))
 }
 
 /// Visits the site on the host itself; tells what it said.
@@ -117,7 +118,8 @@ fn mail(host: &Host) -> Result<()> {
             Ok((mailbox_uids(host, mailbox)?.len() == MESSAGES).then_some(()))
         })?;
     }
-    as_user(host, "ls /home/demo/mail/info/dovecot-uidlist >/dev/null").context("no dovecot-uidlist")
+    as_user(host, "ls /home/demo/mail/info/dovecot-uidlist >/dev/null")
+        .context("no dovecot-uidlist")
 }
 
 /// What a mail program sees: the mailbox's validity and each message's UID, by IMAP over TLS with the

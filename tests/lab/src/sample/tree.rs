@@ -58,7 +58,8 @@ impl Tree {
 
     /// Fails with the first differences.
     pub fn expect_same(&self, other: &Tree, what: &str) -> Result<()> {
-        let missing: Vec<&String> = self.0.iter().filter(|l| !other.0.contains(l)).take(8).collect();
+        let missing: Vec<&String> =
+            self.0.iter().filter(|l| !other.0.contains(l)).take(8).collect();
         let new: Vec<&String> = other.0.iter().filter(|l| !self.0.contains(l)).take(8).collect();
         if missing.is_empty() && new.is_empty() && self.0.len() == other.0.len() {
             return Ok(());

@@ -31,7 +31,8 @@ impl Visitors {
         let address = host.spec().service_address.context("the host has no service address")?;
         let certificate = place.join(format!("{name}.pem"));
         let pem = host.read_file(&format!("{}/ssl/{}.pem", sample::HOME, sample::DOMAIN))?;
-        std::fs::write(&certificate, pem).with_context(|| format!("writing {}", certificate.display()))?;
+        std::fs::write(&certificate, pem)
+            .with_context(|| format!("writing {}", certificate.display()))?;
         let log = place.join(format!("{name}.jsonl"));
         if log.exists() {
             std::fs::remove_file(&log).with_context(|| format!("removing {}", log.display()))?;

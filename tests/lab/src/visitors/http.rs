@@ -10,9 +10,15 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
-use tokio_rustls::rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use tokio_rustls::rustls::client::danger::{
+    HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
+};
+use tokio_rustls::rustls::crypto::{
+    CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature,
+};
+use tokio_rustls::rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
+};
 
 use super::log::{Kind, Outcome};
 use crate::sample::DOMAIN;
@@ -63,7 +69,12 @@ impl ServerCertVerifier for OnlyThis {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -72,7 +83,12 @@ impl ServerCertVerifier for OnlyThis {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -117,7 +133,8 @@ impl Client {
         let kept = matches!(kind, Kind::HttpKept | Kind::HttpsKept);
         let secure = matches!(kind, Kind::Https | Kind::HttpsKept);
         let pool = if secure { &self.secure } else { &self.plain };
-        let pooled = kept.then(|| pool.lock().unwrap_or_else(PoisonError::into_inner).pop()).flatten();
+        let pooled =
+            kept.then(|| pool.lock().unwrap_or_else(PoisonError::into_inner).pop()).flatten();
         let reused = pooled.is_some();
         let mut connection = match pooled {
             Some(connection) => connection,
@@ -137,7 +154,9 @@ impl Client {
 
     async fn connect(&self, secure: bool) -> Result<Connection, String> {
         let port = if secure { 443 } else { 80 };
-        let tcp = TcpStream::connect((self.address, port)).await.map_err(|e| format!("connect: {}", e.kind()))?;
+        let tcp = TcpStream::connect((self.address, port))
+            .await
+            .map_err(|e| format!("connect: {}", e.kind()))?;
         tcp.set_nodelay(true).map_err(|e| e.to_string())?;
         if !secure {
             return Ok(BufReader::new(Box::new(tcp)));
@@ -164,7 +183,8 @@ fn acknowledged(response: &Response, id: &str) -> Result<Outcome, String> {
 
 async fn exchange(connection: &mut Connection, id: &str, keep: bool) -> Result<Response, String> {
     let wish = if keep { "keep-alive" } else { "close" };
-    let request = format!("GET /write?id={id} HTTP/1.1\r\nHost: {DOMAIN}\r\nConnection: {wish}\r\n\r\n");
+    let request =
+        format!("GET /write?id={id} HTTP/1.1\r\nHost: {DOMAIN}\r\nConnection: {wish}\r\n\r\n");
     let cut = |e: std::io::Error| format!("cut: {}", e.kind());
     connection.write_all(request.as_bytes()).await.map_err(cut)?;
     connection.flush().await.map_err(cut)?;
@@ -195,7 +215,11 @@ async fn head(connection: &mut Connection) -> Result<String, String> {
     while !head.ends_with(b"\r\n\r\n") {
         let byte = connection.read_u8().await;
         head.push(byte.map_err(|e| {
-            if head.is_empty() { "closed without an answer".to_owned() } else { format!("cut: {}", e.kind()) }
+            if head.is_empty() {
+                "closed without an answer".to_owned()
+            } else {
+                format!("cut: {}", e.kind())
+            }
         })?);
         if head.len() > LIMIT {
             return Err("a head without end".to_owned());

@@ -97,7 +97,8 @@ pub struct Writer(Mutex<File>);
 impl Writer {
     /// A new log.
     pub fn create(path: &Path) -> Result<Writer> {
-        let file = File::create_new(path).with_context(|| format!("creating {}", path.display()))?;
+        let file =
+            File::create_new(path).with_context(|| format!("creating {}", path.display()))?;
         Ok(Writer(Mutex::new(file)))
     }
 
@@ -123,7 +124,8 @@ pub struct Log {
 impl Log {
     /// Reads a log that may still be written.
     pub fn read(path: &Path) -> Result<Log> {
-        let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        let text =
+            fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         let visits = whole
             .lines()

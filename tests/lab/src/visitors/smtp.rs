@@ -11,7 +11,9 @@ use crate::sample::DOMAIN;
 /// Sends one message, with the id as its Message-ID's left part. A temporary refusal is a failure:
 /// a real server would come again, with the same right.
 pub async fn send(address: Ipv4Addr, id: String) -> Result<Outcome, String> {
-    let stream = TcpStream::connect((address, 25)).await.map_err(|e| format!("smtp connect: {}", e.kind()))?;
+    let stream = TcpStream::connect((address, 25))
+        .await
+        .map_err(|e| format!("smtp connect: {}", e.kind()))?;
     let mut stream = BufReader::new(stream);
     expect(&mut stream, "greeting", '2').await?;
     let recipient = if id.len() % 2 == 0 { "info" } else { "sales" };
@@ -38,7 +40,8 @@ pub async fn send(address: Ipv4Addr, id: String) -> Result<Outcome, String> {
 async fn expect(stream: &mut BufReader<TcpStream>, what: &str, good: char) -> Result<(), String> {
     loop {
         let mut line = String::new();
-        let read = stream.read_line(&mut line).await.map_err(|e| format!("smtp {what}: {}", e.kind()))?;
+        let read =
+            stream.read_line(&mut line).await.map_err(|e| format!("smtp {what}: {}", e.kind()))?;
         if read == 0 {
             return Err(format!("smtp {what}: closed"));
         }

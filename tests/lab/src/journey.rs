@@ -1,0 +1,201 @@
+//! The account's journey: moved to the transit server and rolled back while visitors come, checked
+//! after each. The demonstration shows it, a scenario asserts it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use ferry_proto::command::Receipt;
+use ferry_proto::view::{JobPhase, JobView};
+
+use crate::build;
+use crate::checker::{self, Outage, Verdict, World};
+use crate::fleet::Fleet;
+use crate::host::Host;
+use crate::lab::Lab;
+use crate::progress::{Task, say};
+use crate::sample::{self, Tree};
+use crate::visitors::Visitors;
+
+/// Visitors' requests a second.
+pub const RATE: u32 = 50;
+/// Answers before and after each move.
+const ANSWERS: usize = 400;
+
+/// One move that was made and checked.
+#[derive(Debug, Clone)]
+pub struct Leg {
+    /// The job, as the controller tells it.
+    pub job: JobView,
+    /// The outage as visitors saw it.
+    pub outage: Outage,
+    /// What the checker found after it.
+    pub verdict: Verdict,
+}
+
+impl Leg {
+    /// What the agents say that visitors felt.
+    pub fn released(&self) -> Option<&Receipt> {
+        let receipts = self.job.steps.iter().rev().filter_map(|step| step.receipt.as_ref());
+        receipts.into_iter().find(|receipt| matches!(receipt, Receipt::Released { .. }))
+    }
+}
+
+/// What was seen on the way.
+#[derive(Debug, Clone)]
+pub struct Journey {
+    /// There and back.
+    pub legs: Vec<Leg>,
+    /// How many facts about the home were compared at each end.
+    pub facts: usize,
+    /// Where the visitors' log is.
+    pub log: PathBuf,
+}
+
+/// Where logs are kept that outlive the lab.
+pub fn place() -> Result<PathBuf> {
+    Ok(build::target_dir()?.join("lab/visitors"))
+}
+
+/// Makes the sample account and waits until the controller knows it.
+pub fn prepare(fleet: &Fleet<'_>) -> Result<()> {
+    let task = Task::start("making the sample account on client");
+    sample::create(fleet.lab().host("client")?)?;
+    fleet.await_account(sample::ACCOUNT)?;
+    task.done();
+    Ok(())
+}
+
+/// Goes there and back. `ferry` runs a command of the operator's, and fails if that does.
+pub fn run(
+    fleet: &Fleet<'_>,
+    name: &str,
+    ferry: impl Fn(&[&str]) -> Result<()>,
+) -> Result<Journey> {
+    let lab = fleet.lab();
+    let [client, transit] = [lab.host("client")?, lab.host("transit")?];
+    let before = Snapshot::take(client)?;
+    say(format!("visitors come to {} at {RATE} requests a second", sample::DOMAIN));
+    let mut visitors = Visitors::start(lab, client, &place()?, name, RATE)?;
+    visitors.await_answers(ANSWERS)?;
+
+    let mut legs = Vec::new();
+    let plan: [(&[&str], &Host, &[&str]); 2] = [
+        (&["move", sample::ACCOUNT, "--to", "transit", "--yes"], transit, &["client", "transit"]),
+        (&["rollback", sample::ACCOUNT, "--yes"], client, &["client", "transit", "client"]),
+    ];
+    for (argv, there, owners) in plan {
+        say(format!("ferry {}", argv.join(" ")));
+        ferry(argv).with_context(|| fleet.journals())?;
+        visitors.await_server(there.name()).with_context(|| fleet.journals())?;
+        visitors.await_answers(ANSWERS)?;
+        legs.push(check_leg(fleet, &visitors, there, owners)?);
+        before.expect_same(there)?;
+    }
+    let log = visitors.stop()?;
+    let verdict = checker::check(&log, &settled(client, &log)?, &["client", "transit", "client"]);
+    say(format!("in the end: {verdict}"));
+    if let Some(last) = legs.last_mut() {
+        last.verdict = verdict;
+    }
+    Ok(Journey { legs, facts: before.tree.len(), log: place()?.join(format!("{name}.jsonl")) })
+}
+
+/// The world once all mail that was accepted has arrived, or could have.
+fn settled(host: &Host, log: &crate::visitors::Log) -> Result<World> {
+    const DELIVERY: Duration = Duration::from_secs(60);
+    for each in host_and_client(host) {
+        each.exec(&["postqueue", "-f"])?;
+    }
+    let mails = log.visits.iter().filter(|v| !v.is_web() && v.is_acknowledged()).count();
+    let deadline = std::time::Instant::now() + DELIVERY;
+    loop {
+        let world = World::read(host)?;
+        let ours = world.mail.iter().filter(|id| !id.starts_with("first-")).count();
+        if ours >= mails || std::time::Instant::now() > deadline {
+            return Ok(world);
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+fn host_and_client(host: &Host) -> [&Host; 1] {
+    [host]
+}
+
+fn check_leg(fleet: &Fleet<'_>, visitors: &Visitors, there: &Host, owners: &[&str]) -> Result<Leg> {
+    let job = fleet.last_job(sample::ACCOUNT)?;
+    ensure!(job.phase == JobPhase::Done, "the job is {}: {}", job.phase, job.advice);
+    // First what was told, then what is kept: not the other way round while visitors write.
+    let log = visitors.log()?;
+    let verdict = checker::check(&log, &settled(there, &log)?, owners);
+    let to = job.ended_unix_ms.unwrap_or(i64::MAX / 2000) * 1000;
+    let outage = checker::outage(&log, job.started_unix_ms * 1000, to + 1_000_000);
+    say(format!("checked on {}: {verdict}", there.name()));
+    Ok(Leg { job, outage, verdict })
+}
+
+/// What must be the same wherever the account is.
+#[derive(Debug)]
+struct Snapshot {
+    tree: Tree,
+    mailboxes: Vec<Mailbox>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Mailbox {
+    name: &'static str,
+    validity: String,
+    uids: Vec<String>,
+}
+
+impl Mailbox {
+    fn all(host: &Host) -> Result<Vec<Mailbox>> {
+        let look = |name| {
+            let validity = sample::uid_validity(host, name)?;
+            Ok(Mailbox { name, validity, uids: sample::mailbox_uids(host, name)? })
+        };
+        sample::MAILBOXES.into_iter().map(look).collect()
+    }
+}
+
+impl Snapshot {
+    fn take(host: &Host) -> Result<Snapshot> {
+        sample::check_kinds(host)?;
+        Ok(Snapshot { tree: Tree::of(host)?, mailboxes: Mailbox::all(host)? })
+    }
+
+    fn expect_same(&self, there: &Host) -> Result<()> {
+        let task = Task::start(format!("comparing files and mailboxes on {}", there.name()));
+        sample::check_kinds(there)?;
+        self.tree.expect_same(&Tree::of(there)?, &format!("on {}", there.name()))?;
+        for (before, now) in self.mailboxes.iter().zip(Mailbox::all(there)?) {
+            // Mail has come since: what was there must be there, under the same numbers.
+            ensure!(
+                before.validity == now.validity && now.uids.starts_with(&before.uids),
+                "mailbox {} on {} has other numbers: {before:?}, {now:?}",
+                before.name,
+                there.name()
+            );
+        }
+        task.done();
+        Ok(())
+    }
+}
+
+/// Removes logs of earlier runs.
+pub fn forget_logs() -> Result<()> {
+    let place = place()?;
+    if place.exists() {
+        fs::remove_dir_all(&place).with_context(|| format!("removing {}", place.display()))?;
+    }
+    Ok(())
+}
+
+/// Brings up the three hosts afresh with Ferry on them.
+pub fn fresh() -> Result<(Lab, build::Build)> {
+    use crate::spec::HostSpec;
+    let (build, lab) = build::Build::beside(|| Lab::fresh(&HostSpec::standard()))?;
+    Ok((lab, build))
+}
