@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ferry_host::accounts::Inventory;
 use ferry_proto::channel::{self, Party};
 use ferry_proto::command::{AccountState, Outcome, StandingKind};
 use ferry_proto::ids::{CommandId, Epoch};
@@ -117,8 +118,8 @@ impl Link {
         incoming: &mut tonic::Streaming<v1::SessionResponse>,
         outgoing: &mut Outgoing,
     ) -> Result<(), Fault> {
-        let mut changed = self.agent.changed.subscribe();
-        let mut inventory = tokio::time::interval(INVENTORY);
+        // A task of its own: an inventory program may take its time, and commands must not wait.
+        let _reporting = AbortOnDrop(tokio::spawn(report(self.agent.clone(), outgoing.out.clone())));
         loop {
             tokio::select! {
                 message = incoming.message() => match message.map_err(|s| lost(&s))? {
@@ -130,11 +131,6 @@ impl Link {
                     Some(Told::Progress(id, progress)) => outgoing.progress(id, &progress).await?,
                     None => return Ok(()),
                 },
-                Ok(()) = changed.changed() => {
-                    changed.mark_unchanged();
-                    outgoing.accounts(&self.agent).await?;
-                }
-                _ = inventory.tick() => outgoing.accounts(&self.agent).await?,
             }
         }
     }
@@ -222,12 +218,15 @@ impl Agent {
         Ok(())
     }
 
-    /// The inventory and the ledger's view of every account.
-    async fn account_states(&self) -> Result<(Vec<AccountState>, Vec<String>), Fault> {
+    /// What the definitions of this server say.
+    async fn inventory(&self) -> Result<Inventory, Fault> {
         let (accounts, programs) =
             (self.config.accounts_directory.clone(), self.config.inventory_directory.clone());
-        let inventory =
-            blocking(move || Ok(ferry_host::accounts::load(&accounts, &programs))).await?;
+        blocking(move || Ok(ferry_host::accounts::load(&accounts, &programs))).await
+    }
+
+    /// The inventory and the ledger's view of every account.
+    fn account_states(&self, inventory: &Inventory) -> Vec<AccountState> {
         let mut states: Vec<AccountState> = self.look(|ledger| {
             ledger
                 .accounts()
@@ -242,10 +241,10 @@ impl Agent {
                 })
                 .collect()
         });
-        for (name, definition) in inventory.accounts {
-            if states.iter().all(|s| s.name != name) {
+        for (name, definition) in &inventory.accounts {
+            if states.iter().all(|s| s.name != *name) {
                 states.push(AccountState {
-                    name,
+                    name: name.clone(),
                     standing: StandingKind::Serving,
                     epoch: Epoch::default(),
                     moved_to: None,
@@ -254,7 +253,40 @@ impl Agent {
                 });
             }
         }
-        Ok((states, inventory.problems.iter().map(ToString::to_string).collect()))
+        states
+    }
+}
+
+/// Reports the accounts whenever one changed, and the inventory anew from time to time, until the
+/// session ends.
+async fn report(agent: Arc<Agent>, out: mpsc::Sender<v1::SessionRequest>) -> Result<(), Fault> {
+    let mut changed = agent.changed.subscribe();
+    let mut tick = tokio::time::interval(INVENTORY);
+    let mut inventory = Inventory::default();
+    loop {
+        tokio::select! {
+            _ = tick.tick() => inventory = agent.inventory().await?,
+            changed = changed.changed() => if changed.is_err() { return Ok(()) },
+        }
+        changed.mark_unchanged();
+        let states = agent.account_states(&inventory);
+        let accounts = states.iter().map(json).collect::<Result<_, _>>()?;
+        let problems = inventory.problems.iter().map(ToString::to_string).collect();
+        let body = event::Body::AccountStates(v1::AccountStates { accounts, problems });
+        let message = v1::Event { number: 0, body: Some(body) };
+        let request = v1::SessionRequest { body: Some(session_request::Body::Event(message)) };
+        if out.send(request).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Ends a task with the scope that needs it.
+struct AbortOnDrop(tokio::task::JoinHandle<Result<(), Fault>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -303,12 +335,6 @@ impl Outgoing {
     async fn state(&self, id: CommandId, running: bool) -> Result<(), Fault> {
         let body = v1::CommandState { id: id.to_string(), running };
         self.event(0, event::Body::CommandState(body)).await
-    }
-
-    async fn accounts(&self, agent: &Agent) -> Result<(), Fault> {
-        let (states, problems) = agent.account_states().await?;
-        let accounts = states.iter().map(json).collect::<Result<_, _>>()?;
-        self.event(0, event::Body::AccountStates(v1::AccountStates { accounts, problems })).await
     }
 }
 

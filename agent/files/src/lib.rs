@@ -13,6 +13,8 @@ mod content;
 mod digest;
 mod guard;
 mod halt;
+#[cfg(test)]
+mod hostile;
 mod incoming;
 mod links;
 mod make;

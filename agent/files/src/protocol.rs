@@ -54,7 +54,7 @@ pub const MAX_BATCH: usize = 256;
 /// Most batches that may be under way.
 pub const MAX_BATCHES: usize = 256;
 /// Most entries that may be under way, unless one batch alone holds more.
-pub const MAX_ENTRIES: usize = 16 * 1024;
+pub const MAX_ENTRIES: usize = 8 * 1024;
 /// Longest target of a symlink.
 pub const MAX_SYMLINK: usize = 4095;
 /// Length of the header: length and kind.

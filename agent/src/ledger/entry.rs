@@ -100,6 +100,8 @@ pub enum Standing {
         of: Move,
         /// When it ends by itself.
         deadline: Deadline,
+        /// When it began, Unix milliseconds.
+        began_unix_ms: i64,
         /// When everything was closed, Unix seconds; none: not yet.
         complete_unix: Option<i64>,
         /// It is being taken back: it can no longer be committed.
@@ -111,8 +113,10 @@ pub enum Standing {
         of: Move,
         /// The record.
         record: CommitRecord,
-        /// Whether connections are passed on.
-        released: bool,
+        /// When the fence began, Unix milliseconds.
+        fenced_unix_ms: i64,
+        /// When connections were passed on, Unix milliseconds; none: not yet.
+        released_unix_ms: Option<i64>,
     },
     /// Committed to this server; being opened.
     Opening {
@@ -122,6 +126,8 @@ pub enum Standing {
         record: CommitRecord,
         /// What the source said of it last.
         source: Box<SourceRecord>,
+        /// How it stood before.
+        before: Option<Box<Standing>>,
     },
     /// A closed copy that nothing stands for any more.
     Finalized {

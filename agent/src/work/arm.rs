@@ -76,17 +76,19 @@ pub async fn reconcile(agent: &Arc<Agent>) -> Result<(), Fault> {
     let mut peers = BTreeSet::new();
     let mut in_front = false;
     for account in &accounts {
-        let Some(route) = route(account) else { continue };
-        peers.extend(peer(&account.standing));
-        in_front |= !matches!(account.standing, Standing::Serving);
-        agent.redirector.set_route(route).await?;
+        let standing = seen_by_visitors(&account.standing);
+        peers.extend(peer(standing));
+        in_front |= matches!(
+            standing,
+            Standing::Armed { .. } | Standing::Fenced { .. } | Standing::Moved { .. }
+        );
+        if let Some(route) = route(account) {
+            agent.redirector.set_route(route).await?;
+        }
     }
     for status in known {
-        let gone = accounts
-            .iter()
-            .find(|a| a.definition.name == status.account)
-            .is_none_or(|a| route(a).is_none());
-        if gone {
+        let account = accounts.iter().find(|a| a.definition.name == status.account);
+        if account.is_none_or(|a| route(a).is_none() && !is_opening(a)) {
             agent.redirector.remove_route(&status.account, status.epoch).await?;
         }
     }
@@ -101,18 +103,37 @@ pub async fn reconcile(agent: &Arc<Agent>) -> Result<(), Fault> {
     }
 }
 
+/// While an account comes back, visitors are passed on as before.
+fn seen_by_visitors(standing: &Standing) -> &Standing {
+    match standing {
+        Standing::Receiving { before: Some(before), .. }
+        | Standing::Opening { before: Some(before), .. } => before,
+        other => other,
+    }
+}
+
+/// Between the commit elsewhere and the open here the route stays as it is.
+fn is_opening(account: &Account) -> bool {
+    matches!(account.standing, Standing::Opening { .. })
+}
+
 fn socket_exists() -> bool {
     std::path::Path::new(ferry_traffic::control::CONTROL_SOCKET).exists()
 }
 
 /// Where an account's requests go, if the redirector must know it.
 fn route(account: &Account) -> Option<AccountRoute> {
-    let state = match &account.standing {
+    if is_opening(account) {
+        return None;
+    }
+    let state = match seen_by_visitors(&account.standing) {
         Standing::Armed { .. } => RouteState::Local,
         // Came here by a move: the old server passes visitors on to the ingress.
         Standing::Serving if account.epoch > Epoch::default() => RouteState::Local,
         Standing::Fenced { .. } => RouteState::Hold { limits: HoldLimits::default() },
-        Standing::Moved { released: false, .. } => RouteState::Hold { limits: HoldLimits::default() },
+        Standing::Moved { released_unix_ms: None, .. } => {
+            RouteState::Hold { limits: HoldLimits::default() }
+        }
         Standing::Moved { of, .. } => RouteState::Remote { peer: ingress(of.target_peer.ip()) },
         Standing::Serving
         | Standing::Receiving { .. }

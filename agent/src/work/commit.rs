@@ -26,7 +26,9 @@ pub async fn commit(job: &Job) -> Result<Receipt, Fault> {
         return Ok(Receipt::Committed(record));
     }
     let mut account = job.fenced()?;
-    let Standing::Fenced { complete_unix: Some(fenced_at_unix), .. } = account.standing else {
+    let Standing::Fenced { began_unix_ms, complete_unix: Some(fenced_at_unix), .. } =
+        account.standing
+    else {
         return Err(job.stands_otherwise(&account, "fenced by this move"));
     };
     let record = CommitRecord {
@@ -39,8 +41,12 @@ pub async fn commit(job: &Job) -> Result<Receipt, Fault> {
         committed_at_unix_ms: unix_ms(),
     };
     account.epoch = record.epoch;
-    account.standing =
-        Standing::Moved { of: job.of.clone(), record: record.clone(), released: false };
+    account.standing = Standing::Moved {
+        of: job.of.clone(),
+        record: record.clone(),
+        fenced_unix_ms: began_unix_ms,
+        released_unix_ms: None,
+    };
     account.came_from = None;
     if let Err(fault) = job.set(account).await {
         // Neither yes nor no until it has been reread; what the ledger holds now is what counts.
@@ -92,6 +98,6 @@ fn deliver(job: Job, record: CommitRecord) {
 
 fn standing_unreleased(agent: &Arc<Agent>, record: &CommitRecord) -> bool {
     agent.account(&record.account).is_some_and(|a| {
-        matches!(a.standing, Standing::Moved { released: false, record: r, .. } if r == *record)
+        matches!(a.standing, Standing::Moved { released_unix_ms: None, record: r, .. } if r == *record)
     })
 }

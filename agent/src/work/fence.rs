@@ -46,9 +46,19 @@ pub async fn fence(job: &Job, deadline_seconds: u32, grace_ms: u32) -> Result<Re
         .closed
         .clone()
         .ok_or_else(|| Fault::bug("a fence was recorded without what it changes"))?;
-    // The deadline's watcher needs the order to take the account back; but as long as closing goes
-    // on it must not, or both would act at once. Closing is bounded well below any deadline.
-    close(agent, &account, &closed, grace).await?;
+    // The deadline's watcher needs the order to take the account back; as long as closing goes on it
+    // must not, or both would act at once. So closing ends at the deadline too.
+    let left = match &account.standing {
+        Standing::Fenced { deadline, .. } => deadline.left(),
+        _ => Duration::ZERO,
+    };
+    tokio::time::timeout(left, close(agent, &account, &closed, grace)).await.map_err(|_| {
+        Fault::fenced(format!(
+            "account {} could not be closed before the fence's deadline",
+            job.of.account
+        ))
+        .remedy("see the agent's journal for what did not close; give a longer --deadline")
+    })??;
     let mut account = job.account()?;
     if let Standing::Fenced { complete_unix, .. } = &mut account.standing {
         *complete_unix = Some(unix_ms() / 1000);
@@ -77,6 +87,7 @@ async fn begin(job: &Job, mut account: Account, deadline_seconds: u32) -> Result
     account.standing = Standing::Fenced {
         of: job.of.clone(),
         deadline: Deadline::after(Duration::from_secs(u64::from(deadline_seconds)))?,
+        began_unix_ms: unix_ms(),
         complete_unix: None,
         ending: false,
     };

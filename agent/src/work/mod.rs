@@ -96,7 +96,7 @@ impl Job {
     pub fn fenced(&self) -> Result<Account, Fault> {
         let account = self.account()?;
         match &account.standing {
-            Standing::Fenced { of, deadline, complete_unix: Some(_), ending: false }
+            Standing::Fenced { of, deadline, complete_unix: Some(_), ending: false, .. }
                 if of.job == self.of.job =>
             {
                 if deadline.has_passed() {

@@ -48,9 +48,13 @@ pub async fn open(agent: &Arc<Agent>, job: JobId, commit: &CommitRecord) -> Resu
         Standing::Serving if account.epoch == commit.epoch => {
             return Ok(done("open already"));
         }
-        Standing::Receiving { of, source, .. } if matches(&of, job, commit) => {
-            let standing =
-                Standing::Opening { of: of.clone(), record: commit.clone(), source: source.clone() };
+        Standing::Receiving { of, source, before } if matches(&of, job, commit) => {
+            let standing = Standing::Opening {
+                of: of.clone(),
+                record: commit.clone(),
+                source: source.clone(),
+                before,
+            };
             let account = Account { standing, epoch: commit.epoch, ..account };
             agent.set_account(&commit.account, Some(account.clone())).await?;
             (account, of, source)

@@ -141,8 +141,9 @@ async fn make(agent: &Arc<Agent>, account: &Account, source: &SourceRecord) -> R
         if let Some(plan) = made.as_ref().and_then(|m| m.user.as_ref()) {
             users::provision(&layout, plan)?;
         }
-        if let Some(content) = crontab {
-            cron::install_disabled(&layout, &user, uid, &content)?;
+        match crontab {
+            Some(content) => cron::install_disabled(&layout, &user, uid, &content).map(|_| ())?,
+            None => cron::remove(&layout, &user)?,
         }
         if let Some(plan) = made.as_ref().and_then(|m| m.sites.as_ref()) {
             sites::install_closed(&layout, plan)?;
@@ -155,7 +156,7 @@ async fn make(agent: &Arc<Agent>, account: &Account, source: &SourceRecord) -> R
         engine(*kind).provision(&spec(account, *kind), record, existing).await?;
     }
     let mail = mail_spec(&account.definition, account.uid, account.gid)?;
-    if account.made.is_some() {
+    if !lived_here(account) {
         agent.mail.provision_closed(&mail, &source.mail).await?;
     }
     Ok(())
@@ -163,10 +164,12 @@ async fn make(agent: &Arc<Agent>, account: &Account, source: &SourceRecord) -> R
 
 /// Whether databases of these names may be here already: those of an account that lived here.
 fn existing(account: &Account) -> Existing {
-    match &account.standing {
-        Standing::Receiving { before: Some(_), .. } => Existing::Replace,
-        _ => Existing::Refuse,
-    }
+    if lived_here(account) { Existing::Replace } else { Existing::Refuse }
+}
+
+/// Whether the account was on this server before the move that brings it.
+fn lived_here(account: &Account) -> bool {
+    matches!(&account.standing, Standing::Receiving { before: Some(_), .. })
 }
 
 /// Takes the source's last word on the account: its crontab, passwords and grants at the fence.
@@ -272,6 +275,14 @@ pub async fn clear_closed(agent: &Arc<Agent>, closed: &crate::ledger::Closed) ->
     let (layout, closed) = (agent.layout.clone(), closed.clone());
     blocking(move || {
         use ferry_host::sites_fence::{Services, unfence};
+        // First what was moved aside: put back, it would be served for a moment.
+        let aside = layout.aside(&closed.sites.account);
+        match std::fs::remove_dir_all(&aside) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Fault::io(format!("cannot remove {}", aside.display()), &e));
+            }
+            _ => {}
+        }
         unfence(&layout, &closed.sites, Services::Running)?;
         processes::allow(&layout, &closed.units).map(|_| ())
     })

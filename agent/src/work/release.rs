@@ -23,19 +23,14 @@ pub async fn release(job: &Job) -> Result<Receipt, Fault> {
     let agent = &job.agent;
     let order = agent.order(&job.of.account).await;
     let mut account = job.account()?;
-    let Standing::Moved { of, record, released } = &mut account.standing else {
-        return Err(job.stands_otherwise(&account, "committed by this move"));
+    let (fenced, released) = match &mut account.standing {
+        Standing::Moved { of, fenced_unix_ms, released_unix_ms, .. } if of.job == job.of.job => {
+            (*fenced_unix_ms, *released_unix_ms.get_or_insert_with(unix_ms))
+        }
+        _ => return Err(job.stands_otherwise(&account, "committed by this move")),
     };
-    if of.job != job.of.job {
-        return Err(job.stands_otherwise(&account, "committed by this move"));
-    }
-    let record = record.clone();
-    if !*released {
-        *released = true;
-        job.set(account.clone()).await?;
-    }
+    job.set(account.clone()).await?;
     arm::reconcile(agent).await?;
-    let released_at = unix_ms();
     let mail = mail_spec(&account.definition, account.uid, account.gid)?;
     agent.mail.pass_on(&mail, job.of.target_peer.ip()).await?;
     drop(order);
@@ -44,7 +39,7 @@ pub async fn release(job: &Job) -> Result<Receipt, Fault> {
     #[allow(clippy::cast_precision_loss)]
     Ok(Receipt::Released {
         outage_ms: traffic.outage().map(|d| d.as_secs_f64() * 1000.0),
-        fenced_ms: (released_at - record.fenced_at_unix * 1000).max(0) as f64,
+        fenced_ms: (released - fenced).max(0) as f64,
         held: traffic.held_total,
         refused: traffic.refused_total,
     })

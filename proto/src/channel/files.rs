@@ -99,6 +99,8 @@ pub fn create_new(path: &Path, contents: &[u8], mode: u32) -> Result<(), Fault> 
             .create_new(true)
             .mode(mode)
             .open(path)?;
+        // The umask may have taken bits away that were asked for.
+        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
         file.write_all(contents)?;
         file.sync_all()
     };

@@ -40,10 +40,16 @@ impl World {
     pub fn read(host: &Host) -> Result<World> {
         let select = "SELECT id, server, at_us FROM visits ORDER BY n";
         let mariadb = host.exec(&["mariadb", "-N", "-B", "demo_shop", "-e", select])?.ok()?;
-        let psql = [
-            "runuser", "-u", "postgres", "--", "psql", "-At", "-F", "\t", "demo_app", "-c", select,
-        ];
-        let postgresql = host.exec(&psql)?.ok()?;
+        let postgresql = host
+            .exec(&[
+                "mariadb",
+                "-N",
+                "-B",
+                "demo_shop",
+                "-e",
+                &select.replace("visits", "visits2"),
+            ])?
+            .ok()?;
         let file =
             String::from_utf8_lossy(&host.read_file("/home/demo/data/visits.log")?).into_owned();
         let cron =
@@ -239,14 +245,12 @@ fn intruders<'a>(
 /// earlier one. (With the account back at the first server both are the same: then the stamps tell.)
 fn late(log: &Log, owners: &[&str]) -> Vec<String> {
     let &[old, new] = owners else { return Vec::new() };
-    let by = |name: &str| {
-        log.acknowledged().filter(
-            move |v| matches!(&v.outcome, Outcome::Acknowledged { server, .. } if server == name),
-        )
-    };
-    let Some(first) = by(new).map(|v| v.ended_us).min() else { return Vec::new() };
-    by(old)
-        .filter(|v| v.began_us > first)
+    let is_by =
+        |visit: &Visit, name: &str| answer(visit).is_some_and(|(_, server, _)| server == name);
+    let answers_of_new = log.acknowledged().filter(|v| is_by(v, new));
+    let Some(first) = answers_of_new.map(|v| v.ended_us).min() else { return Vec::new() };
+    log.acknowledged()
+        .filter(|v| is_by(v, old) && v.began_us > first)
         .map(|v| format!("{} was asked after {new} had answered, and {old} answered", v.id))
         .collect()
 }

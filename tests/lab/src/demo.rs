@@ -5,11 +5,14 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use ferry_proto::command::Receipt;
-use ferry_proto::view::{JobView, StepView};
+use ferry_proto::view::StepView;
 
+use crate::build::Build;
 use crate::fleet::Fleet;
 use crate::journey::{self, Journey, Leg};
+use crate::lab::Lab;
 use crate::progress::say;
+use crate::sample;
 
 /// Runs the demonstration. Fails if anything was lost, doubled or answered by the wrong server.
 pub fn run(keep: bool) -> Result<()> {
@@ -24,10 +27,30 @@ pub fn run(keep: bool) -> Result<()> {
     shown
 }
 
-fn show(lab: &crate::lab::Lab, build: &crate::build::Build) -> Result<()> {
+/// Runs the demonstration once more on the lab that is up, with what is installed and made there.
+pub fn again() -> Result<()> {
+    let lab = Lab::open()?;
+    let fleet = Fleet::of(&lab)?;
+    if !fleet.is_connected("client").unwrap_or(false) {
+        let build = Build::run()?;
+        Fleet::install(&lab, &build)?;
+    }
+    if lab.host("client")?.exec(&["id", sample::ACCOUNT])?.status.success() {
+        fleet.await_account(sample::ACCOUNT)?;
+    } else {
+        journey::prepare(&fleet)?;
+    }
+    go(&fleet)
+}
+
+fn show(lab: &Lab, build: &Build) -> Result<()> {
     let fleet = Fleet::install(lab, build)?;
     journey::prepare(&fleet)?;
-    let journey = journey::run(&fleet, "demo", |argv| watched(&fleet, argv))?;
+    go(&fleet)
+}
+
+fn go(fleet: &Fleet<'_>) -> Result<()> {
+    let journey = journey::run(fleet, "demo", |argv| watched(fleet, argv))?;
     summarise(&journey);
     journey.legs.iter().try_for_each(|leg| leg.verdict.expect_clean())
 }
@@ -110,12 +133,4 @@ fn as_agents_saw(leg: &Leg) -> String {
         }
         _ => "not measured".to_owned(),
     }
-}
-
-/// The whole of a job, for people.
-pub fn of_job(job: &JobView) -> String {
-    format!(
-        "{} of {} from {} to {}: {}",
-        job.direction, job.account, job.source, job.target, job.phase
-    )
 }

@@ -33,12 +33,12 @@ impl Host {
         let (leader, group) = self.init()?;
         let mut command = Command::new("sh");
         command.args(["-c", ENTER, "enter"]).arg(group.door());
-        command.args(["nsenter", "--all", &format!("--target={leader}"), "--"]);
+        // Also its root and working directory: a namespace's first root need not be its own.
+        command.args(["nsenter", "--all", "--root", "--wd", &format!("--target={leader}"), "--"]);
         command.args(["env", "-i"]).args(ENVIRONMENT);
         if let Ok(term) = std::env::var("TERM") {
             command.arg(format!("TERM={term}"));
         }
-        // The working directory is this machine's until the command changes it.
         command.args(["sh", "-c", r#"cd /root && exec "$@""#, "sh"]).args(argv);
         Ok(command)
     }

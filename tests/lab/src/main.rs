@@ -55,6 +55,9 @@ enum Verb {
         /// Leave the lab up afterwards
         #[arg(long)]
         keep: bool,
+        /// Once more on the lab that is up: nothing is built, and only what is missing is installed
+        #[arg(long)]
+        again: bool,
     },
     /// Runs scenarios on the hosts
     Test {
@@ -98,7 +101,8 @@ fn run(verb: Verb) -> Result<()> {
             enter(&host, &command.iter().map(String::as_str).collect::<Vec<_>>())
         }
         Verb::Build => build(),
-        Verb::Demo { keep } => demo::run(keep),
+        Verb::Demo { again: true, .. } => demo::again(),
+        Verb::Demo { keep, .. } => demo::run(keep),
         Verb::Test { scenarios, all } => testrun::run(&scenarios, all),
         Verb::Bench { name, quick } => bench::run(&name, quick),
         Verb::Visitors(options) => visitors::run(&options),

@@ -94,6 +94,12 @@ impl Reading<'_> {
         );
         let names = ["engine", "collation", "comment", "next auto_increment", "~options"];
         self.facts("table", &names, &sql).await?;
+        for facts in self.manifest.objects.values_mut() {
+            if let Some(options) = facts.get_mut("~options") {
+                // Aria shows it only where it was written, though it is always so.
+                *options = options.replace("page_checksum=1", "").trim().to_owned();
+            }
+        }
         let sql = format!(
             "SELECT c.TABLE_NAME, c.COLUMN_NAME, LOWER(c.DATA_TYPE), c.CHARACTER_SET_NAME \
              FROM information_schema.COLUMNS c JOIN information_schema.TABLES t \

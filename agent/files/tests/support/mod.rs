@@ -178,8 +178,14 @@ pub fn rsync_differences(source: &Path, target: &Path) -> String {
         path
     };
     run(Command::new("rsync")
-        .args(["-aHAXSn", "--numeric-ids", "--delete", "--itemize-changes",
-            "--modify-window=-1", "--checksum"])
+        .args([
+            "-aHAXSn",
+            "--numeric-ids",
+            "--delete",
+            "--itemize-changes",
+            "--modify-window=-1",
+            "--checksum",
+        ])
         .arg("--no-specials")
         .arg(slash(source))
         .arg(slash(target)))

@@ -78,6 +78,14 @@ impl Dovecot<'_> {
         Ok(output.ok().then(|| output.stdout.trim().to_owned()))
     }
 
+    /// One setting if the configuration says it; none if it is the default, which is another one for
+    /// each kind of mailbox.
+    pub async fn explicit(&self, name: &str) -> Result<Option<String>, Fault> {
+        let output = self.doveconf().run(&["-n", "-h", name]).await?;
+        let value = output.stdout.trim();
+        Ok((output.ok() && !value.is_empty()).then(|| value.to_owned()))
+    }
+
     /// One setting as it is for one protocol.
     pub async fn setting_of(&self, protocol: &str, name: &str) -> Result<Option<String>, Fault> {
         let filter = format!("protocol={protocol}");

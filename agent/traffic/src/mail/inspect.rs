@@ -278,7 +278,7 @@ impl Mail {
                 "keep dovecot-uidlist in the Maildirs (no CONTROL= or mail_control_path)",
             ));
         }
-        let layout = dovecot.setting("mailbox_list_layout").await?.unwrap_or_default();
+        let layout = dovecot.explicit("mailbox_list_layout").await?.unwrap_or_default();
         if location.contains(":LAYOUT=fs") || layout == "fs" {
             findings.push(Finding::new(
                 Severity::Blocking,

@@ -74,9 +74,11 @@ pub(super) fn render(
                 let maildir = maildir.display();
                 let place = match dialect {
                     Dialect::V2_3 => format!("userdb_mail=maildir:{maildir}"),
-                    Dialect::V2_4 => {
-                        format!("userdb_mail_driver=maildir userdb_mail_path={maildir}")
-                    }
+                    // Debian's own configuration has another place for the inbox.
+                    Dialect::V2_4 => format!(
+                        "userdb_mail_driver=maildir userdb_mail_path={maildir} \
+                         userdb_mail_inbox_path={maildir}"
+                    ),
                 };
                 let (uid, gid) = (standing.spec.uid(), standing.spec.gid());
                 line(&mut tables.users, format_args!("{address}::{uid}:{gid}::{maildir}::{place}"));
@@ -203,7 +205,8 @@ mod tests {
         assert_eq!(t.passwords, "alice@shop.example:{CRYPT}$6$x\n");
         assert!(t.users.contains(
             "bob@shop.example::3001:3002::/home/shop/mail/shop.example/bob::\
-             userdb_mail_driver=maildir userdb_mail_path=/home/shop/mail/shop.example/bob\n"
+             userdb_mail_driver=maildir userdb_mail_path=/home/shop/mail/shop.example/bob \
+             userdb_mail_inbox_path=/home/shop/mail/shop.example/bob\n"
         ));
         assert!(!t.held_logins.contains("shop.example:"));
         assert_eq!((t.held_recipients.as_str(), t.held_transport.as_str()), ("", ""));

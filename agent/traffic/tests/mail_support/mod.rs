@@ -72,8 +72,10 @@ impl Host {
         host.make_account();
         host.configure_dovecot();
         host.configure_postfix(name, provider);
-        host.start_dovecot();
-        host.start_postfix();
+        std::thread::scope(|scope| {
+            scope.spawn(|| host.start_dovecot());
+            scope.spawn(|| host.start_postfix());
+        });
         host
     }
 
@@ -201,8 +203,10 @@ impl Host {
         self.write("postfix/transport", "slow@shop.example slow:\n");
         self.write("postfix/main.cf", &(main + &provided));
         self.write("postfix/master.cf", &master(address, &self.path("slow.sh")));
+        // A delivery that lasts until the test lets it end.
         let slow = format!(
-            "#!/bin/sh\ncat >/dev/null\ntouch {dir}/slow.begun\nsleep 2\ndate >>{dir}/slow.done\n"
+            "#!/bin/sh\ncat >/dev/null\ntouch {dir}/slow.begun\n\
+             until [ -e {dir}/slow.go ]; do sleep 0.05; done\ndate >>{dir}/slow.done\n"
         );
         self.write("slow.sh", &slow);
         std::fs::set_permissions(self.path("slow.sh"), std::fs::Permissions::from_mode(0o755))
@@ -219,21 +223,21 @@ impl Host {
     }
 
     pub fn start_postfix(&self) {
-        run(Command::new("postfix").arg("-c").arg(self.postfix_config()).arg("start"));
+        start(Command::new("postfix").arg("-c").arg(self.postfix_config()).arg("start"));
         self.await_port(SMTP);
     }
 
     pub fn stop_postfix(&self) {
-        run(Command::new("postfix").arg("-c").arg(self.postfix_config()).arg("stop"));
+        start(Command::new("postfix").arg("-c").arg(self.postfix_config()).arg("stop"));
     }
 
     pub fn start_dovecot(&self) {
-        run(Command::new("dovecot").arg("-c").arg(self.path("dovecot/dovecot.conf")));
+        start(Command::new("dovecot").arg("-c").arg(self.path("dovecot/dovecot.conf")));
         self.await_port(IMAP);
     }
 
     pub fn stop_dovecot(&self) {
-        run(self.doveadm().arg("stop"));
+        start(self.doveadm().arg("stop"));
     }
 
     pub fn doveadm(&self) -> Command {
@@ -313,21 +317,26 @@ impl Drop for Host {
         if std::thread::panicking() {
             eprintln!("{}", self.log());
         }
-        for mut stop in [
-            {
-                let mut postfix = Command::new("postfix");
-                postfix.arg("-c").arg(self.postfix_config()).arg("stop");
-                postfix
-            },
-            {
-                let mut dovecot = self.doveadm();
-                dovecot.arg("stop");
-                dovecot
-            },
-        ] {
-            // It may have been stopped by the test.
-            let _ = stop.output();
+        // Each may have been stopped by the test.
+        let mut abort = Command::new("postfix");
+        abort.arg("-c").arg(self.postfix_config()).arg("abort");
+        let _ = abort.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        if let Ok(pid) = std::fs::read_to_string(self.path("run/master.pid")) {
+            kill_tree(pid.trim());
         }
+    }
+}
+
+/// Ends a private Dovecot at once: asked politely it takes seconds.
+fn kill_tree(pid: &str) {
+    let pids = Command::new("pgrep").args(["-P", pid]).output().map(|o| o.stdout);
+    let pids = String::from_utf8(pids.unwrap_or_default()).unwrap_or_default();
+    for pid in std::iter::once(pid).chain(pids.lines()) {
+        let Ok(pid) = pid.parse() else { continue };
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid),
+            nix::sys::signal::Signal::SIGKILL,
+        );
     }
 }
 

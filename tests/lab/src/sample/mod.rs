@@ -73,7 +73,13 @@ fn databases(host: &Host) -> Result<()> {
         Ok(())
     };
     feed(&["mariadb"], MARIADB).context("making the MariaDB database")?;
-    let shop = ["mariadb", "-udemo_shop", "-psample-shop-password", "demo_shop"];
+    let shop = [
+        "mariadb",
+        "--default-character-set=utf8mb4",
+        "-udemo_shop",
+        "-psample-shop-password",
+        "demo_shop",
+    ];
     feed(&shop, MARIADB_OBJECTS).context("filling the MariaDB database")?;
     let psql = ["psql", "-q", "-v", "ON_ERROR_STOP=1"];
     feed(&[&["runuser", "-u", "postgres", "--"], &psql[..]].concat(), POSTGRESQL)
