@@ -14,17 +14,17 @@ use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
 use crate::confine::{Node, Tree};
+use crate::entries::{Entry, What, Withheld};
 use crate::guard::{self, Wanted};
 use crate::halt::Halt;
 use crate::incoming::{Awaited, Incoming};
-use crate::links::{Links, Master, Meeting};
+use crate::links::{Links, Meeting};
 use crate::make;
 use crate::metadata::{Handle, Identity, Kind, Stat};
 use crate::mirror::{Here, Verdict, Visitor};
 use crate::options::TargetOptions;
 use crate::progress::Counters;
-use crate::protocol::{DirStatus, Entry, Frame, Place, What, Withheld};
-use crate::remove;
+use crate::protocol::{DirStatus, Frame, Place};
 use crate::report::{Note, NoteKind, PassReport, Refusal, show};
 use crate::send::Summary;
 use crate::trouble::judge;
@@ -48,8 +48,10 @@ pub struct DirState {
 /// A name that waits until the inode's first name stands.
 #[derive(Debug)]
 pub struct Waiting {
-    dir: Rc<DirState>,
-    name: Vec<u8>,
+    /// Its directory.
+    pub dir: Rc<DirState>,
+    /// Its name there.
+    pub name: Vec<u8>,
 }
 
 /// See the module.
@@ -218,114 +220,6 @@ impl Applier {
                 Ok(Done::Refused)
             }
         }
-    }
-
-    /// Renames `temporary` to `name`, over whatever stands there. Answers whether it worked; if
-    /// not, the temporary name is gone and the refusal is written down.
-    pub(crate) fn put(
-        &mut self,
-        here: Here<'_>,
-        temporary: &[u8],
-        name: &[u8],
-    ) -> Result<bool, Fault> {
-        let fd = here.fd.as_fd();
-        let mut outcome = rustix::fs::renameat(fd, temporary, fd, name);
-        let in_the_way = matches!(outcome, Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST));
-        if in_the_way && self.clear(here, name)? {
-            outcome = rustix::fs::renameat(fd, temporary, fd, name);
-        }
-        match outcome {
-            Ok(()) => Ok(true),
-            Err(errno) => {
-                make::discard(fd, temporary);
-                if !(in_the_way && errno == Errno::ISDIR) {
-                    self.trouble(&here.node.path_of(name), "put in its place", errno)?;
-                }
-                Ok(false)
-            }
-        }
-    }
-
-    /// Removes what stands in the way of another kind of inode. Answers whether it is gone.
-    fn clear(&mut self, here: Here<'_>, name: &[u8]) -> Result<bool, Fault> {
-        if !self.options.delete {
-            let reason = "something of another kind has its name, and nothing is to be deleted";
-            self.refuse(&here.node.path_of(name), reason);
-            return Ok(false);
-        }
-        self.remove(here.node, name)
-    }
-
-    /// Answers whether all of it is gone.
-    fn remove(&mut self, node: &Arc<Node>, name: &[u8]) -> Result<bool, Fault> {
-        let removal = remove::remove(&self.tree, node, name, &self.halt)?;
-        self.report.deleted += removal.removed;
-        let all = removal.prevented.is_empty();
-        for (path, errno) in removal.prevented {
-            self.trouble(&path, "removed", errno)?;
-        }
-        Ok(all)
-    }
-
-    /// The first name of an inode stands, or failed; those that waited for it follow.
-    pub(crate) fn first_done(
-        &mut self,
-        group: Option<u64>,
-        node: &Arc<Node>,
-        name: &[u8],
-        identity: Option<Identity>,
-    ) -> Result<(), Fault> {
-        let Some(group) = group else { return Ok(()) };
-        let Some(identity) = identity else {
-            for Waiting { dir, name } in self.links.failed(group) {
-                let path = dir.node.path_of(&name);
-                self.note(NoteKind::Changed, &path, "its other name could not be copied");
-                self.report.changed_while_read += 1;
-                self.one_done(&dir)?;
-            }
-            return Ok(());
-        };
-        let master = Master { node: Arc::clone(node), name: name.into(), identity };
-        for Waiting { dir, name } in self.links.stands(group, master.clone()) {
-            self.another_name(&dir.node, &name, &master)?;
-            self.one_done(&dir)?;
-        }
-        Ok(())
-    }
-
-    /// Makes `name` in `node` another name of `master`.
-    fn another_name(
-        &mut self,
-        node: &Arc<Node>,
-        name: &[u8],
-        master: &Master,
-    ) -> Result<(), Fault> {
-        let linked = self.tree.open(node).and_then(|fd| {
-            match Stat::of(&fd, name) {
-                Ok(found) if found.identity() == master.identity => return Ok((fd, None)),
-                Ok(_) | Err(Errno::NOENT) => {}
-                Err(errno) => return Err(errno),
-            }
-            let from = self.tree.open(&master.node)?;
-            let temporary = make::link(from.as_fd(), &master.name, fd.as_fd())?;
-            if Stat::of(&fd, &temporary)?.identity() != master.identity {
-                make::discard(fd.as_fd(), &temporary);
-                return Err(Errno::STALE);
-            }
-            Ok((fd, Some(temporary)))
-        });
-        match linked {
-            Ok((_, None)) => self.count(&Done::Kept),
-            Ok((fd, Some(temporary))) => {
-                if self.put(Here { node, fd: &fd }, &temporary, name)? {
-                    // Renaming one name of an inode over another leaves both.
-                    make::discard(fd.as_fd(), &temporary);
-                    self.count(&Done::Created);
-                }
-            }
-            Err(errno) => self.trouble(&node.path_of(name), "linked", errno)?,
-        }
-        Ok(())
     }
 
     fn directory(

@@ -183,19 +183,30 @@ pub fn replace(inode: Handle<'_>, have: &[Attribute], wanted: &[Attribute]) -> R
     }
     for new in wanted {
         if !have.contains(new) {
-            let name = new.name.as_slice();
-            match inode {
-                Handle::Open(fd) => {
-                    rustix::fs::fsetxattr(fd.as_fd(), name, &new.value, XattrFlags::empty())?;
-                }
-                Handle::Named(_) => {
-                    rustix::fs::setxattr(&path, name, &new.value, XattrFlags::empty())?;
-                }
-            }
+            set(inode, new).map_err(|errno| too_big(inode, errno))?;
             changed = true;
         }
     }
     Ok(changed)
+}
+
+fn set(inode: Handle<'_>, new: &Attribute) -> Result<()> {
+    let (name, flags) = (new.name.as_slice(), XattrFlags::empty());
+    match inode {
+        Handle::Open(fd) => rustix::fs::fsetxattr(fd, name, &new.value, flags),
+        Handle::Named(fd) => rustix::fs::setxattr(proc_path(fd), name, &new.value, flags),
+    }
+}
+
+/// A file system without room in the inode for an attribute says that there is no space; only a full
+/// one means it for all files.
+fn too_big(inode: Handle<'_>, errno: Errno) -> Errno {
+    let has_room = |fs: rustix::fs::StatVfs| fs.f_bavail > 0 && fs.f_favail > 0;
+    let root = proc_path(inode.fd());
+    match errno {
+        Errno::NOSPC if rustix::fs::statvfs(root).is_ok_and(has_room) => Errno::TOOBIG,
+        other => other,
+    }
 }
 
 #[cfg(test)]

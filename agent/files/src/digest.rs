@@ -7,9 +7,9 @@ use rustix::io::Errno;
 
 use crate::codec::Writer;
 use crate::content::{self, Part};
+use crate::entries::{Entry, encode_entry};
 use crate::halt::Halt;
 use crate::metadata::Stat;
-use crate::protocol::{Entry, encode_entry};
 
 /// Contents are digested in blocks of this length.
 const BLOCK: usize = 64 * 1024;

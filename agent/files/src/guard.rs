@@ -5,9 +5,10 @@ use std::io;
 
 use crate::acl;
 use crate::attributes::{Attribute, Class, class};
+use crate::entries::{Entry, What, Withheld};
 use crate::metadata::Time;
 use crate::options::IdMap;
-use crate::protocol::{Entry, What, Withheld};
+use crate::report::show;
 
 /// Metadata as it is to be at the target: in the target's numbers, and allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +61,7 @@ fn attribute(attribute: &Attribute, ids: &IdMap) -> Result<Attribute, String> {
         Class::Acl => acl::translated(&attribute.value, ids)?,
         Class::Capability => return Err("it has file capabilities".to_owned()),
         Class::Trusted | Class::Security | Class::System => {
-            let name = String::from_utf8_lossy(&attribute.name);
+            let name = show(&attribute.name);
             return Err(format!("it has the privileged attribute {name}"));
         }
     };

@@ -11,6 +11,8 @@ mod codec;
 mod confine;
 mod content;
 mod digest;
+mod entries;
+mod exclusive;
 mod guard;
 mod halt;
 #[cfg(test)]
@@ -22,6 +24,7 @@ mod metadata;
 mod mirror;
 mod names;
 mod options;
+mod placing;
 mod progress;
 mod protocol;
 mod receive;

@@ -8,9 +8,9 @@ use ferry_proto::Fault;
 
 use crate::codec::Malformed;
 use crate::confine::Node;
+use crate::entries::Link;
 use crate::halt::protocol_fault;
 use crate::metadata::Identity;
-use crate::protocol::Link;
 use crate::walk::MAX_LINKS;
 
 /// The name that stands for an inode in this pass.

@@ -11,11 +11,12 @@ use tokio::sync::mpsc;
 
 use crate::codec::Malformed;
 use crate::confine::{MAX_DEPTH, Node, Tree};
+use crate::entries::{Entry, What};
 use crate::halt::{Halt, protocol_fault};
 use crate::metadata::Stat;
 use crate::names::{self, Names};
 use crate::progress::Counters;
-use crate::protocol::{DirStatus, Entry, Frame, MAX_BATCH, MAX_ENTRIES, Place, Purpose, What};
+use crate::protocol::{DirStatus, Frame, MAX_BATCH, MAX_ENTRIES, Place, Purpose};
 use crate::send::Summary;
 use crate::wire::{self, Outbox};
 
@@ -369,9 +370,11 @@ fn leave<V: Visitor>(
     let Some(Ours { node, fd, state, names, next }) = done.ours else {
         return Ok(());
     };
-    let own = names.iter().filter(|name| !names::is_reserved(name)).count();
-    if depth == 0 && done.last_name.is_empty() && own > 0 {
-        visitor.emptied(own)?;
+    if depth == 0 && done.last_name.is_empty() {
+        let own = names.iter().filter(|name| !names::is_reserved(name)).count();
+        if own > 0 {
+            visitor.emptied(own)?;
+        }
     }
     let here = Here { node: &node, fd: &fd };
     for name in names.iter().skip(next) {

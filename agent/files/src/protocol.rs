@@ -35,10 +35,8 @@
 //! LEB128 ("varint"); signed ones are zigzag first. `Fault` and `KeepAlive` may come at any time from
 //! either end. A frame is at most [`MAX_FRAME`] bytes.
 
-use crate::attributes::{self, Attribute};
 use crate::codec::{Malformed, Reader, Writer};
-use crate::metadata::{MODE_BITS, Time};
-use crate::names;
+use crate::entries::{Entry, decode_entry, encode_entry};
 
 /// What `Hello` begins with.
 pub const MAGIC: &[u8; 8] = b"FERRYFIL";
@@ -46,7 +44,7 @@ pub const MAGIC: &[u8; 8] = b"FERRYFIL";
 pub const VERSION: u8 = 1;
 
 /// Longest frame, kind included.
-pub const MAX_FRAME: usize = 1024 * 1024;
+pub const MAX_FRAME: usize = 2 * 1024 * 1024;
 /// Longest content in one `Data` frame.
 pub const MAX_DATA: usize = 128 * 1024;
 /// Most entries in one batch.
@@ -55,8 +53,6 @@ pub const MAX_BATCH: usize = 256;
 pub const MAX_BATCHES: usize = 256;
 /// Most entries that may be under way, unless one batch alone holds more.
 pub const MAX_ENTRIES: usize = 8 * 1024;
-/// Longest target of a symlink.
-pub const MAX_SYMLINK: usize = 4095;
 /// Length of the header: length and kind.
 pub const HEADER: usize = 5;
 
@@ -67,74 +63,6 @@ pub enum Purpose {
     Pass,
     /// Compare both.
     Verify,
-}
-
-/// Why the source does not offer an entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Withheld {
-    /// The caller excluded it.
-    Excluded,
-    /// Something is mounted there.
-    Mount,
-    /// Deeper than [`crate::confine::MAX_DEPTH`].
-    TooDeep,
-    /// It could not be read: errno.
-    Unreadable(u32),
-    /// Its owner is not the account's: user id.
-    Foreign(u32),
-    /// It has other names and its owner is shared with other accounts: user id.
-    SharedLink(u32),
-    /// Its extended attributes are more than what is carried.
-    Attributes,
-}
-
-/// What an entry is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum What {
-    /// Regular file of so many bytes.
-    File(u64),
-    /// Directory.
-    Directory,
-    /// Symlink with its target.
-    Symlink(Vec<u8>),
-    /// Named pipe.
-    Fifo,
-    /// Device node.
-    Device,
-    /// Not offered. The other fields of the entry, but for the name, mean nothing.
-    Withheld(Withheld),
-}
-
-/// That an entry is one of several names of an inode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Link {
-    /// Which inode: a number for this pass.
-    pub group: u64,
-    /// How many names it has.
-    pub names: u32,
-}
-
-/// One entry of a listing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// Name in its directory; empty for the root.
-    pub name: Vec<u8>,
-    /// What it is.
-    pub what: What,
-    /// Mode bits.
-    pub mode: u16,
-    /// Owner, in the source's numbers.
-    pub uid: u32,
-    /// Group, in the source's numbers.
-    pub gid: u32,
-    /// Modification time.
-    pub mtime: Time,
-    /// Other names of the same inode.
-    pub link: Option<Link>,
-    /// Extended attributes, sorted by name.
-    pub attributes: Vec<Attribute>,
-    /// Equal size and time prove nothing about this one's content.
-    pub doubtful: bool,
 }
 
 /// How opening a directory went at the source.
@@ -387,160 +315,5 @@ fn decode_ending(r: &mut Reader<'_>) -> Result<Ending, Malformed> {
         (2, _) => Ok(Ending::Vanished),
         (3, errno) => Ok(Ending::Unreadable(errno)),
         _ => Err(Malformed("an unknown ending of a content")),
-    }
-}
-
-const HAS_LINK: u8 = 1;
-const HAS_ATTRIBUTES: u8 = 2;
-const DOUBTFUL: u8 = 4;
-
-/// Appends an entry.
-pub fn encode_entry(w: &mut Writer<'_>, entry: &Entry) {
-    let kind = match &entry.what {
-        What::File(_) => 1,
-        What::Directory => 2,
-        What::Symlink(_) => 3,
-        What::Fifo => 4,
-        What::Device => 5,
-        What::Withheld(_) => 6,
-    };
-    w.u8(kind);
-    w.short_bytes(&entry.name);
-    if let What::Withheld(why) = entry.what {
-        let (code, detail) = match why {
-            Withheld::Excluded => (0, 0),
-            Withheld::Mount => (1, 0),
-            Withheld::TooDeep => (2, 0),
-            Withheld::Unreadable(errno) => (3, errno),
-            Withheld::Foreign(uid) => (4, uid),
-            Withheld::SharedLink(uid) => (5, uid),
-            Withheld::Attributes => (6, 0),
-        };
-        w.u8(code);
-        w.varint(u64::from(detail));
-        return;
-    }
-    let flag = |on: bool, bit: u8| if on { bit } else { 0 };
-    w.u8(flag(entry.link.is_some(), HAS_LINK)
-        | flag(!entry.attributes.is_empty(), HAS_ATTRIBUTES)
-        | flag(entry.doubtful, DOUBTFUL));
-    w.u16(entry.mode);
-    w.varint(u64::from(entry.uid));
-    w.varint(u64::from(entry.gid));
-    w.signed(entry.mtime.sec);
-    w.varint(u64::from(entry.mtime.nsec));
-    match &entry.what {
-        What::File(size) => w.varint(*size),
-        What::Symlink(target) => w.bytes(target),
-        _ => {}
-    }
-    if let Some(link) = entry.link {
-        w.varint(link.group);
-        w.varint(u64::from(link.names));
-    }
-    if !entry.attributes.is_empty() {
-        w.varint(entry.attributes.len() as u64);
-        for attribute in &entry.attributes {
-            w.short_bytes(&attribute.name);
-            w.bytes(&attribute.value);
-        }
-    }
-}
-
-fn decode_entry(r: &mut Reader<'_>, is_root: bool) -> Result<Entry, Malformed> {
-    let kind = r.u8()?;
-    let name = r.short_bytes()?.to_vec();
-    if is_root != name.is_empty() || !(is_root || names::is_valid(&name)) {
-        return Err(Malformed("a name that is not one component"));
-    }
-    if names::is_reserved(&name) {
-        return Err(Malformed("a name of Ferry's own temporary files"));
-    }
-    if kind == 6 {
-        let what = What::Withheld(decode_withheld(r)?);
-        return Ok(Entry { name, ..Entry::of(what) });
-    }
-    let flags = r.u8()?;
-    let mode = r.u16()?;
-    let (uid, gid) = (r.varint32()?, r.varint32()?);
-    let mtime = Time { sec: r.signed()?, nsec: r.varint32()? };
-    if mode & !MODE_BITS != 0 || mtime.nsec >= 1_000_000_000 || flags > 7 {
-        return Err(Malformed("metadata out of range"));
-    }
-    let what = match kind {
-        1 => What::File(r.varint()?),
-        2 => What::Directory,
-        3 => What::Symlink(decode_symlink(r)?),
-        4 => What::Fifo,
-        5 => What::Device,
-        _ => return Err(Malformed("an entry of an unknown kind")),
-    };
-    let link = match flags & HAS_LINK {
-        0 => None,
-        _ => Some(Link { group: r.varint()?, names: r.varint32()? }),
-    };
-    let attributes = match flags & HAS_ATTRIBUTES {
-        0 => Vec::new(),
-        _ => decode_attributes(r)?,
-    };
-    if (is_root && what != What::Directory) || (what == What::Directory && link.is_some()) {
-        return Err(Malformed("a directory that is none, or has other names"));
-    }
-    let doubtful = flags & DOUBTFUL != 0;
-    Ok(Entry { name, what, mode, uid, gid, mtime, link, attributes, doubtful })
-}
-
-fn decode_withheld(r: &mut Reader<'_>) -> Result<Withheld, Malformed> {
-    match (r.u8()?, r.varint32()?) {
-        (0, _) => Ok(Withheld::Excluded),
-        (1, _) => Ok(Withheld::Mount),
-        (2, _) => Ok(Withheld::TooDeep),
-        (3, errno) => Ok(Withheld::Unreadable(errno)),
-        (4, uid) => Ok(Withheld::Foreign(uid)),
-        (5, uid) => Ok(Withheld::SharedLink(uid)),
-        (6, _) => Ok(Withheld::Attributes),
-        _ => Err(Malformed("an unknown reason to withhold")),
-    }
-}
-
-fn decode_symlink(r: &mut Reader<'_>) -> Result<Vec<u8>, Malformed> {
-    let target = r.bytes(MAX_SYMLINK)?;
-    if target.is_empty() || target.contains(&0) {
-        return Err(Malformed("a symlink to an impossible path"));
-    }
-    Ok(target.to_vec())
-}
-
-fn decode_attributes(r: &mut Reader<'_>) -> Result<Vec<Attribute>, Malformed> {
-    let count = r.count(attributes::MAX_COUNT)?;
-    let mut all: Vec<Attribute> = Vec::with_capacity(count);
-    let mut total = 0;
-    for _ in 0..count {
-        let name = r.short_bytes()?;
-        let value = r.bytes(attributes::MAX_VALUE)?;
-        total += name.len() + value.len();
-        let rises = all.last().is_none_or(|last| last.name.as_slice() < name);
-        if name.is_empty() || name.contains(&0) || !rises || total > attributes::MAX_TOTAL {
-            return Err(Malformed("impossible extended attributes"));
-        }
-        all.push(Attribute { name: name.to_vec(), value: value.to_vec() });
-    }
-    Ok(all)
-}
-
-impl Entry {
-    /// An entry of nothing but what it is.
-    pub fn of(what: What) -> Self {
-        Self {
-            name: Vec::new(),
-            what,
-            mode: 0,
-            uid: 0,
-            gid: 0,
-            mtime: Time::default(),
-            link: None,
-            attributes: Vec::new(),
-            doubtful: false,
-        }
     }
 }

@@ -11,10 +11,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::apply::Applier;
 use crate::confine::Tree;
+use crate::exclusive::Claim;
+use crate::metadata::Stat;
 use crate::mirror::{Mirror, Visitor};
 use crate::options::TargetOptions;
 use crate::protocol::Purpose;
-use crate::report::{Comparison, PassReport, Progress};
+use crate::report::{Comparison, FromPeer, PassReport, Progress};
 use crate::session::{self, Work};
 use crate::verify::Verifier;
 use crate::wire::{self, Channels, Outbox};
@@ -36,6 +38,9 @@ where
     let root = root.to_owned();
     let start = move |work: Work| {
         let tree = Arc::new(Tree::open_root(&root)?);
+        let identity = Stat::of_fd(tree.root_fd())
+            .map_err(|errno| Fault::io("the root of the tree cannot be examined", &errno.into()))?;
+        let _claim = Claim::wait(identity.identity(), &work.halt)?;
         let (halt, counters) = (work.halt.clone(), work.counters.clone());
         let applier = Applier::new(Arc::clone(&tree), options, halt, counters);
         target(tree, applier, Purpose::Pass, work)
@@ -67,7 +72,7 @@ where
     session::run(stream, None, progress, cancel, start).await
 }
 
-fn target<V: Visitor, R: serde::de::DeserializeOwned>(
+fn target<V: Visitor, R: FromPeer>(
     tree: Arc<Tree>,
     visitor: V,
     purpose: Purpose,

@@ -3,13 +3,17 @@
 
 use std::time::Duration;
 
+use ferry_proto::{Fault, FaultClass};
 use serde::{Deserialize, Serialize};
 
 /// How many items each list of a report holds at most.
-pub const LIST_LIMIT: usize = 500;
+pub const LIST_LIMIT: usize = 200;
 
 /// Longest text of a path in a report, in characters; the middle is left out of longer ones.
-const PATH_LIMIT: usize = 400;
+const PATH_LIMIT: usize = 300;
+
+/// Longest text that a peer may put into a report, in characters.
+const TEXT_LIMIT: usize = 1000;
 
 /// How far a pass has come.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -191,4 +195,133 @@ pub(crate) fn show(path: &[u8]) -> String {
     let head: String = text.chars().take(PATH_LIMIT / 2).collect();
     let tail: String = text.chars().skip(count - PATH_LIMIT / 2).collect();
     format!("{head}…{tail}")
+}
+
+/// What a peer says and people are shown.
+pub(crate) trait FromPeer: serde::de::DeserializeOwned {
+    /// Bounds its lists and texts, and takes out what a terminal would obey.
+    fn clean(&mut self);
+}
+
+fn clean_text(text: &mut String) {
+    if text.chars().count() > TEXT_LIMIT || text.chars().any(char::is_control) {
+        *text = text
+            .chars()
+            .take(TEXT_LIMIT)
+            .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })
+            .collect();
+    }
+}
+
+impl<T> Bounded<T> {
+    fn clean(&mut self, mut each: impl FnMut(&mut T)) {
+        self.items.truncate(LIST_LIMIT);
+        self.items.iter_mut().for_each(&mut each);
+    }
+}
+
+impl Bounded<Note> {
+    /// As [`FromPeer::clean`].
+    pub(crate) fn clean_notes(&mut self) {
+        self.clean(|note| {
+            clean_text(&mut note.path);
+            clean_text(&mut note.text);
+        });
+    }
+}
+
+impl Bounded<Refusal> {
+    fn clean_refusals(&mut self) {
+        self.clean(|refusal| {
+            clean_text(&mut refusal.path);
+            clean_text(&mut refusal.reason);
+        });
+    }
+}
+
+impl FromPeer for PassReport {
+    fn clean(&mut self) {
+        self.refused.clean_refusals();
+        self.notes.clean_notes();
+    }
+}
+
+impl FromPeer for Comparison {
+    fn clean(&mut self) {
+        clean_text(&mut self.manifest);
+        self.refused.clean_refusals();
+        self.notes.clean_notes();
+        self.differences.clean(|difference| {
+            clean_text(&mut difference.path);
+            clean_text(&mut difference.what);
+            clean_text(&mut difference.source);
+            clean_text(&mut difference.target);
+        });
+    }
+}
+
+impl FromPeer for Fault {
+    fn clean(&mut self) {
+        clean_text(&mut self.message);
+        self.causes.truncate(20);
+        self.causes.iter_mut().for_each(clean_text);
+        clean_text(&mut self.remedy);
+        // Our own programming error is not proved by what a peer says.
+        if self.class == FaultClass::Bug {
+            self.class = FaultClass::Permanent;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As long in JSON as `show` can make it.
+    fn longest() -> String {
+        let text = show("\u{fffd}".repeat(5000).as_bytes());
+        assert!(text.chars().count() <= PATH_LIMIT + 1);
+        text
+    }
+
+    fn full<T: Clone>(item: &T) -> Bounded<T> {
+        let mut list = Bounded::default();
+        (0..LIST_LIMIT + 5).for_each(|_| list.push(item.clone()));
+        list
+    }
+
+    #[test]
+    fn the_longest_report_fits_a_frame() {
+        let (path, text) = (longest(), longest());
+        let comparison = Comparison {
+            differences: full(&Difference {
+                path: path.clone(),
+                what: "hard link".to_owned(),
+                source: text.clone(),
+                target: text.clone(),
+            }),
+            refused: full(&Refusal { path: path.clone(), reason: text.clone() }),
+            notes: full(&Note { kind: NoteKind::NotCopied, path, text }),
+            ..Comparison::default()
+        };
+        let json = crate::wire::to_json(&comparison);
+        assert!(json.len() < crate::protocol::MAX_FRAME, "{}", json.len());
+        let mut back: Comparison = serde_json::from_slice(&json).expect("JSON");
+        back.clean();
+        assert_eq!(back, comparison);
+        assert_eq!(back.notes.total, LIST_LIMIT as u64 + 5);
+    }
+
+    #[test]
+    fn a_peer_cannot_speak_to_the_terminal() {
+        let mut fault = Fault::bug("\x1b[2Jgone").caused_by(&std::io::Error::other("a\nb"));
+        fault.remedy = "x".repeat(1_000_000);
+        fault.clean();
+        assert_eq!(fault.message, "\u{fffd}[2Jgone");
+        assert_eq!(fault.causes, ["a\u{fffd}b"]);
+        assert_eq!(fault.remedy.len(), TEXT_LIMIT);
+        assert_eq!(fault.class, FaultClass::Permanent);
+        assert_eq!(show(b"a\x1bb\xffc"), "a\u{fffd}b\u{fffd}c");
+        assert_eq!(show(b""), ".");
+    }
 }

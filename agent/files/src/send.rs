@@ -23,7 +23,7 @@ use crate::metadata::{Kind, Stat, Time};
 use crate::options::SourceOptions;
 use crate::progress::Counters;
 use crate::protocol::{Ending, Frame, Place, Purpose};
-use crate::report::{Bounded, Comparison, Note, PassReport, Progress};
+use crate::report::{Bounded, Comparison, FromPeer, Note, PassReport, Progress};
 use crate::session::{self, Work};
 use crate::walk::{Findings, Owners, Walker};
 use crate::window::{Answered, Listed, Window};
@@ -38,6 +38,17 @@ pub struct Summary {
     pub started: Option<SystemTime>,
     /// The digest of its manifest, when comparing.
     pub manifest: Option<String>,
+}
+
+impl FromPeer for Summary {
+    fn clean(&mut self) {
+        self.notes.clean_notes();
+        // 64 digits; whatever else it is, it is not a digest.
+        self.manifest = self
+            .manifest
+            .take()
+            .filter(|digest| digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_hexdigit()));
+    }
 }
 
 /// Sends one pass: the source's side. Answers the same report as the target's side.
@@ -84,7 +95,7 @@ async fn run<S, R>(
 ) -> Result<R, Fault>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    R: serde::de::DeserializeOwned + Send + 'static,
+    R: FromPeer + Send + 'static,
 {
     let root = root.to_owned();
     let bandwidth = options.bandwidth;
@@ -93,7 +104,7 @@ where
 }
 
 /// The source's work, on a thread of its own.
-fn source<R: serde::de::DeserializeOwned>(
+fn source<R: FromPeer>(
     root: &Path,
     options: &SourceOptions,
     purpose: Purpose,
@@ -164,7 +175,7 @@ fn flush(tree: &Tree, options: &SourceOptions) -> Result<Option<Time>, Fault> {
 }
 
 /// Hands answers to the window until the report comes.
-fn await_report<R: serde::de::DeserializeOwned>(
+fn await_report<R: FromPeer>(
     incoming: &mut tokio::sync::mpsc::Receiver<bytes::Bytes>,
     purpose: Purpose,
     window: &Window,
@@ -385,7 +396,10 @@ fn held_still(file: &Listed, before: &Stat, fd: &OwnedFd, length: u64) -> Ending
 fn ending_of(errno: Errno) -> Ending {
     match errno {
         Errno::NOENT => Ending::Vanished,
-        Errno::STALE | Errno::LOOP | Errno::NOTDIR | Errno::XDEV | Errno::NXIO => Ending::Changed,
+        // EAGAIN: somebody holds a lease on it, which our opening breaks.
+        Errno::STALE | Errno::LOOP | Errno::NOTDIR | Errno::XDEV | Errno::NXIO | Errno::AGAIN => {
+            Ending::Changed
+        }
         other => Ending::Unreadable(other.raw_os_error().unsigned_abs()),
     }
 }

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use ferry_proto::{Fault, FaultClass};
+use ferry_proto::Fault;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -14,6 +14,7 @@ use crate::codec::Malformed;
 use crate::halt::{Halt, Why, protocol_fault};
 use crate::progress::Counters;
 use crate::protocol::{FAULT, Frame, HEADER, KEEP_ALIVE, MAX_FRAME};
+use crate::report::FromPeer;
 
 /// A chunk is handed over when it is at least so long.
 const CHUNK: usize = 128 * 1024;
@@ -349,21 +350,17 @@ pub fn to_json(value: &impl serde::Serialize) -> Vec<u8> {
 }
 
 /// A value from a frame's JSON.
-pub fn from_json<T: serde::de::DeserializeOwned>(json: &[u8]) -> Result<T, Fault> {
-    serde_json::from_slice(json).map_err(|error| {
+pub fn from_json<T: FromPeer>(json: &[u8]) -> Result<T, Fault> {
+    let mut value: T = serde_json::from_slice(json).map_err(|error| {
         protocol_fault(&Malformed("a report that cannot be read")).caused_by(&error)
-    })
+    })?;
+    value.clean();
+    Ok(value)
 }
 
 fn from_peer(json: &[u8]) -> Fault {
     match from_json::<Fault>(json) {
-        // Our own programming error is not proved by what a peer says.
-        Ok(mut fault) => {
-            if fault.class == FaultClass::Bug {
-                fault.class = FaultClass::Permanent;
-            }
-            fault.context("the other end stopped the copying of files")
-        }
+        Ok(fault) => fault.context("the other end stopped the copying of files"),
         Err(fault) => fault,
     }
 }

@@ -88,11 +88,9 @@ fn apply(root: &Path, change: &Change) {
         Change::Remove(path) => {
             let _ = std::fs::remove_file(at(path)).or_else(|_| std::fs::remove_dir_all(at(path)));
         }
-        Change::Mode(path, mode) => {
-            if at(path).symlink_metadata().is_ok_and(|m| !m.is_symlink()) {
-                let permissions = std::fs::Permissions::from_mode(*mode);
-                let _ = std::fs::set_permissions(at(path), permissions);
-            }
+        Change::Mode(path, mode) if at(path).symlink_metadata().is_ok_and(|m| !m.is_symlink()) => {
+            let permissions = std::fs::Permissions::from_mode(*mode);
+            let _ = std::fs::set_permissions(at(path), permissions);
         }
         Change::Group(path, other) => {
             let group = if *other { GID } else { UID };

@@ -1,32 +1,52 @@
 //! Temporary trial on a booted host.
-use ferry_host::*;
 use ferry_host::processes::*;
 use ferry_host::users::*;
+use ferry_host::*;
 use ferry_proto::account::Definition;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 fn sh(script: &str) -> String {
     let o = Command::new("/bin/sh").args(["-c", script]).output().unwrap();
-    format!("{}{}", String::from_utf8_lossy(&o.stdout), String::from_utf8_lossy(&o.stderr)).trim().to_owned()
+    format!("{}{}", String::from_utf8_lossy(&o.stdout), String::from_utf8_lossy(&o.stderr))
+        .trim()
+        .to_owned()
 }
 fn timed<T>(what: &str, f: impl FnOnce() -> Result<T, ferry_proto::Fault>) -> T {
     let t = Instant::now();
     match f() {
-        Ok(v) => { println!("  {what}: {:?}", t.elapsed()); v }
-        Err(e) => { println!("  {what}: FAILED after {:?}: {e}", t.elapsed()); std::process::exit(1) }
+        Ok(v) => {
+            println!("  {what}: {:?}", t.elapsed());
+            v
+        }
+        Err(e) => {
+            println!("  {what}: FAILED after {:?}: {e}", t.elapsed());
+            std::process::exit(1)
+        }
     }
 }
 fn expect(what: &str, got: &str, want: &str) {
-    if got.contains(want) { println!("  ok {what}: {want}"); } else { println!("  BAD {what}: got {got:?}, want {want:?}"); }
+    if got.contains(want) {
+        println!("  ok {what}: {want}");
+    } else {
+        println!("  BAD {what}: got {got:?}, want {want:?}");
+    }
 }
-fn definition(text: &str) -> Definition { let d: Definition = serde_json::from_str(text).unwrap(); d.check().unwrap(); d }
+fn definition(text: &str) -> Definition {
+    let d: Definition = serde_json::from_str(text).unwrap();
+    d.check().unwrap();
+    d
+}
 
+#[allow(clippy::too_many_lines)]
 fn main() {
     let layout = Layout::system();
     let php = sh("ls /etc/php | tail -1");
     println!("setup {} php {php}", sh("cat /etc/debian_version"));
-    println!("{}", sh(&format!(r#"
+    println!(
+        "{}",
+        sh(&format!(
+            r#"
 id shop 2>/dev/null || useradd -m -s /bin/bash shop
 chmod 711 /home/shop; mkdir -p /home/shop/www; echo '<?php echo "php says ", 6*7;' > /home/shop/www/index.php
 mkdir -p /home/shop/.config/systemd/user/default.target.wants
@@ -46,28 +66,46 @@ ln -sf ../sites-available/shop.conf /etc/nginx/sites-enabled/shop.conf
 printf '[shop]\nuser=shop\ngroup=shop\nlisten=/run/php/shop.sock\nlisten.owner=www-data\npm=dynamic\npm.max_children=4\npm.start_servers=2\npm.min_spare_servers=1\npm.max_spare_servers=2\n' > /etc/php/{php}/fpm/pool.d/shop.conf
 systemctl restart php{php}-fpm nginx cron 2>&1
 sleep 1; curl -s -H 'Host: shop.example' http://127.0.0.1/
-"#)));
-    let d = definition(&format!(r#"{{"name":"shop","user":"shop","home":"/home/shop","sites":[{{"name":"main","domains":["shop.example"],"root":"www","php":{{}},"config":["/etc/nginx/sites-available/shop.conf","/etc/php/{php}/fpm/pool.d/shop.conf"]}}]}}"#));
+"#
+        ))
+    );
+    let d = definition(&format!(
+        r#"{{"name":"shop","user":"shop","home":"/home/shop","sites":[{{"name":"main","domains":["shop.example"],"root":"www","php":{{}},"config":["/etc/nginx/sites-available/shop.conf","/etc/php/{php}/fpm/pool.d/shop.conf"]}}]}}"#
+    ));
     println!("facts: {:?}", timed("facts", || facts::server(&layout, &["/home".into()])));
     let record = timed("describe", || describe(&layout, &d));
     println!("{record:?}");
-    println!("{}", sh("systemctl --user -M shop@ list-units 2>&1 | head -3; ps -u shop -o pid,args"));
+    println!(
+        "{}",
+        sh("systemctl --user -M shop@ list-units 2>&1 | head -3; ps -u shop -o pid,args")
+    );
     let fence = timed("plan_fence", || sites_fence::plan_fence(&layout, &d));
     println!("findings {:?}", fence.findings);
     let units = timed("plan_keep_stopped", || plan_keep_stopped(&layout, &d.user, record.uid));
     println!("{units:?}");
+    timed("prepare", || prepare_keep_stopped(&layout, &units));
     let logins = timed("plan_close_logins", || plan_close_logins(&layout, &d.user));
     println!("writers {:?}", timed("writers", || writers_below(&["/home/shop".into()], &[])));
     for round in 1..=2 {
         println!("fence {round}");
         let t = Instant::now();
-        println!("idle {}", timed("sites_fence", || sites_fence::fence(&layout, &fence, sites_fence::Services::Running, Duration::from_secs(3))));
+        println!(
+            "idle {}",
+            timed("sites_fence", || sites_fence::fence(
+                &layout,
+                &fence,
+                sites_fence::Services::Running,
+                Duration::from_secs(3)
+            ))
+        );
         timed("close_logins", || close_logins(&layout, &logins));
         timed("cron", || cron::disable(&layout, &d.user));
         timed("keep_stopped", || keep_stopped(&layout, &units));
         let r = timed("stop_all", || stop_all(&layout, &[record.uid], &[], Duration::from_secs(3)));
         println!("  {} ended, {} killed: {:?}", r.ended.len(), r.killed.len(), r.killed);
-        timed("wait_no_writers", || wait_no_writers(&["/home/shop".into()], &[], Duration::from_secs(5)));
+        timed("wait_no_writers", || {
+            wait_no_writers(&["/home/shop".into()], &[], Duration::from_secs(5))
+        });
         println!("  total {:?}", t.elapsed());
     }
     expect("site", &sh("curl -si -H 'Host: shop.example' http://127.0.0.1/"), "503");
@@ -78,11 +116,17 @@ sleep 1; curl -s -H 'Host: shop.example' http://127.0.0.1/
     expect("manager", &sh(&format!("systemctl is-active user@{}.service", record.uid)), "inactive");
     let ticks = sh("wc -l < /home/shop/ticks");
     let crons = sh("cat /home/shop/cronlog | wc -l");
-    println!("  waiting over a minute boundary"); sh("sleep 65");
+    println!("  waiting over a minute boundary");
+    sh("sleep 65");
     expect("ticks", &sh("wc -l < /home/shop/ticks"), &ticks);
     expect("crons", &sh("cat /home/shop/cronlog | wc -l"), &crons);
     println!("processes left: {:?}", of_users(&[record.uid], &[]).unwrap());
-    println!("restart daemons fenced: {}", sh(&format!("systemctl restart php{php}-fpm nginx; curl -si -H 'Host: shop.example' http://127.0.0.1/ | head -1")));
+    println!(
+        "restart daemons fenced: {}",
+        sh(&format!(
+            "systemctl restart php{php}-fpm nginx; curl -si -H 'Host: shop.example' http://127.0.0.1/ | head -1"
+        ))
+    );
     for round in 1..=2 {
         println!("unfence {round}");
         let t = Instant::now();
@@ -102,34 +146,82 @@ sleep 1; curl -s -H 'Host: shop.example' http://127.0.0.1/
     expect("drop-ins", &sh("ls -d /etc/systemd/system/*.d 2>&1"), "No such");
     expect("crontab", &sh("crontab -u shop -l"), "cronlog");
     sh("sleep 62");
-    println!("ticks {ticks} -> {}; crons {crons} -> {}", sh("wc -l < /home/shop/ticks"), sh("wc -l < /home/shop/cronlog"));
+    println!(
+        "ticks {ticks} -> {}; crons {crons} -> {}",
+        sh("wc -l < /home/shop/ticks"),
+        sh("wc -l < /home/shop/cronlog")
+    );
 
     println!("target");
-    let d2 = definition(r#"{"name":"blog","user":"blog","home":"/srv/clients/blog","groups":["crew"],"sites":[{"name":"main","domains":["blog.example"],"root":"www","php":{},"tls":{"certificate":"cert.pem","key":"key.pem"}}]}"#);
+    let d2 = definition(
+        r#"{"name":"blog","user":"blog","home":"/srv/clients/blog","groups":["crew"],"sites":[{"name":"main","domains":["blog.example"],"root":"www","php":{},"tls":{"certificate":"cert.pem","key":"key.pem"}}]}"#,
+    );
     let mut r2 = record.clone();
-    r2.name = "blog".parse().unwrap(); r2.group.name = "blog".parse().unwrap(); r2.home = d2.home.clone();
+    r2.name = "blog".parse().unwrap();
+    r2.group.name = "blog".parse().unwrap();
+    r2.home = d2.home.clone();
     r2.groups = vec![Group { name: "crew".parse().unwrap(), gid: 4242 }];
     r2.web_group_member = true;
-    let before = sh("cat /etc/passwd /etc/group /etc/shadow /etc/gshadow | sort | md5sum; find /etc/nginx /etc/php /srv | sort");
-    let p = timed("plan_provision", || plan_provision(&layout, &d2, &r2, Existing::Refuse, &Policy::default()));
+    let before = sh(
+        "cat /etc/passwd /etc/group /etc/shadow /etc/gshadow | sort | md5sum; find /etc/nginx /etc/php /srv | sort",
+    );
+    let p = timed("plan_provision", || {
+        plan_provision(&layout, &d2, &r2, Existing::Refuse, &Policy::default())
+    });
     println!("{:?} {:?}", p.ids, p.findings);
-    for _ in 0..2 { timed("provision", || provision(&layout, &p)); }
+    for _ in 0..2 {
+        timed("provision", || provision(&layout, &p));
+    }
     println!("{}", sh("id blog; getent shadow blog; getent group blog; ls -ld /srv/clients/blog"));
-    sh("mkdir /srv/clients/blog/www; echo '<?php echo \"blog \", posix_geteuid();' > /srv/clients/blog/www/index.php; cd /srv/clients/blog; openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=blog.example -keyout key.pem -out cert.pem; chown -R blog:blog .; chmod 750 .");
+    sh(
+        "mkdir /srv/clients/blog/www; echo '<?php echo \"blog \", posix_geteuid();' > /srv/clients/blog/www/index.php; cd /srv/clients/blog; openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=blog.example -keyout key.pem -out cert.pem; chown -R blog:blog .; chmod 750 .",
+    );
     let s = timed("sites::plan", || sites::plan(&layout, &d2));
     timed("install_closed", || sites::install_closed(&layout, &s));
-    for _ in 0..2 { println!("  {:?}", timed("rehearse", || sites::rehearse(&layout, &s, sites::Smoke::Ping))); }
-    expect("closed", &sh("curl -si -H 'Host: blog.example' http://127.0.0.1/ | head -1"), "HTTP/1.1");
-    for _ in 0..2 { timed("open", || sites::open(&layout, &s)); }
+    for _ in 0..2 {
+        println!("  {:?}", timed("rehearse", || sites::rehearse(&layout, &s, sites::Smoke::Ping)));
+    }
+    expect(
+        "closed",
+        &sh("curl -si -H 'Host: blog.example' http://127.0.0.1/ | head -1"),
+        "HTTP/1.1",
+    );
+    for _ in 0..2 {
+        timed("open", || sites::open(&layout, &s));
+    }
     expect("open", &sh("curl -s -H 'Host: blog.example' http://127.0.0.1/"), "blog");
-    expect("tls", &sh("curl -sk --resolve blog.example:443:127.0.0.1 https://blog.example/"), "blog");
+    expect(
+        "tls",
+        &sh("curl -sk --resolve blog.example:443:127.0.0.1 https://blog.example/"),
+        "blog",
+    );
     expect("v6", &sh("curl -s -H 'Host: blog.example' 'http://[::1]/'"), "blog");
-    println!("cron {:?}", timed("cron", || cron::install_disabled(&layout, &d2.user, p.ids.uid, b"* * * * * echo y >> /srv/clients/blog/c\n")));
+    println!(
+        "cron {:?}",
+        timed("cron", || cron::install_disabled(
+            &layout,
+            &d2.user,
+            p.ids.uid,
+            b"* * * * * echo y >> /srv/clients/blog/c\n"
+        ))
+    );
     timed("enable", || cron::enable(&layout, &d2.user));
-    timed("open_logins", || open_logins(&layout, &LoginRecord { user: d2.user.clone(), expire: None }));
+    timed("open_logins", || {
+        open_logins(&layout, &LoginRecord { user: d2.user.clone(), expire: None })
+    });
     sh("sleep 65");
     println!("cron ran: {}", sh("cat /srv/clients/blog/c"));
-    timed("fence at target", || sites_fence::plan_fence(&layout, &d2).and_then(|f| { sites_fence::fence(&layout, &f, sites_fence::Services::Running, Duration::from_secs(1))?; sites_fence::unfence(&layout, &f, sites_fence::Services::Running) }));
+    timed("fence at target", || {
+        sites_fence::plan_fence(&layout, &d2).and_then(|f| {
+            sites_fence::fence(
+                &layout,
+                &f,
+                sites_fence::Services::Running,
+                Duration::from_secs(1),
+            )?;
+            sites_fence::unfence(&layout, &f, sites_fence::Services::Running)
+        })
+    });
     expect("open", &sh("curl -s -H 'Host: blog.example' http://127.0.0.1/"), "blog");
     for _ in 0..2 {
         timed("remove", || sites::remove(&layout, &s));
@@ -137,7 +229,11 @@ sleep 1; curl -s -H 'Host: shop.example' http://127.0.0.1/
         timed("stop_all", || stop_all(&layout, &[p.ids.uid], &[], Duration::from_secs(1)));
         timed("deprovision", || deprovision(&layout, &p));
     }
-    let after = sh("cat /etc/passwd /etc/group /etc/shadow /etc/gshadow | sort | md5sum; find /etc/nginx /etc/php /srv | sort");
+    let after = sh(
+        "cat /etc/passwd /etc/group /etc/shadow /etc/gshadow | sort | md5sum; find /etc/nginx /etc/php /srv | sort",
+    );
     println!("no trace: {}", before == after);
-    if before != after { println!("{before}\n---\n{after}"); }
+    if before != after {
+        println!("{before}\n---\n{after}");
+    }
 }

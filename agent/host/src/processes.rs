@@ -8,7 +8,9 @@ mod stop;
 mod table;
 mod writers;
 
-pub use keep::{KeptStopped, StoppedUnit, allow, keep_stopped, plan_keep_stopped};
+pub use keep::{
+    KeptStopped, StoppedUnit, allow, keep_stopped, plan_keep_stopped, prepare_keep_stopped,
+};
 pub(crate) use stop::kill_one;
 pub use stop::{StopReport, stop_all};
 pub use table::{Process, of_users};

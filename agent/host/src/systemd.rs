@@ -78,26 +78,7 @@ pub(crate) fn is_active(layout: &Layout, unit: &str) -> Result<bool, Fault> {
     }))
 }
 
-/// The names of all units of `kind` that are loaded or installed, templates left out.
-pub(crate) fn names(layout: &Layout, kind: &str) -> Result<Vec<String>, Fault> {
-    let what = "the units of this host could not be listed";
-    let mut names = Vec::new();
-    for list in ["list-units", "list-unit-files"] {
-        let output = systemctl(layout)
-            .arguments([list, "--all", "--plain", "--no-legend", "--full"])
-            .argument(format!("--type={kind}"))
-            .succeed(what)?;
-        let text = output.text();
-        // Before the name of a unit in trouble may stand a dot or a star.
-        let first = text.lines().filter_map(|l| l.split_whitespace().find(|w| w.contains('.')));
-        names.extend(first.filter(|n| !n.contains("@.") && !n.starts_with('-')).map(str::to_owned));
-    }
-    names.sort();
-    names.dedup();
-    Ok(names)
-}
-
-/// Properties of units, one map per unit.
+/// Properties of units, one map per unit. A pattern stands for the loaded units that fit it.
 pub(crate) fn properties(
     layout: &Layout,
     units: &[String],

@@ -67,7 +67,7 @@ async fn answer(agent: &Arc<Agent>, connection: PeerConnection) -> Result<(), Fa
         }
     };
     tracing::debug!(peer = %server, operation = name, account = %grant.account, "peer operation");
-    carry_out(agent, &grant, request.operation, stream).await
+    Box::pin(carry_out(agent, &grant, request.operation, stream)).await
 }
 
 /// The grant, if it lets this peer do this here.

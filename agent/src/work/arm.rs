@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ferry_proto::Fault;
 use ferry_proto::command::Receipt;
@@ -15,6 +16,9 @@ use crate::agent::Agent;
 use crate::ledger::{Account, Standing};
 use crate::work::record::here;
 use crate::work::{Job, done};
+
+/// How long connections may take to end when the redirector steps aside for the last account.
+const WITHDRAW: Duration = Duration::from_secs(5);
 
 /// Puts the redirector in front of the account; traffic still goes to the local services.
 ///
@@ -96,10 +100,15 @@ pub async fn reconcile(agent: &Arc<Agent>) -> Result<(), Fault> {
         peers.extend(serving_peers(&accounts));
         agent.redirector.set_peers(peers).await?;
     }
+    if !in_front && !socket_exists() {
+        return firewall::disarm().await;
+    }
+    let rules = firewall::Rules::usual(firewall::redirector_uid()?);
     if in_front {
-        firewall::arm(&firewall::Rules::usual(firewall::redirector_uid()?)).await
+        firewall::arm(&rules).await
     } else {
-        firewall::disarm().await
+        // Running connections keep their translation until they end, or the wait is over.
+        firewall::withdraw(&rules, &agent.redirector, WITHDRAW).await
     }
 }
 

@@ -215,7 +215,8 @@ impl Lab {
     fn restart(&self, spec: &HostSpec) -> Result<()> {
         let host = self.place.host(spec);
         if host.is_on() {
-            return Ok(());
+            // It is left as its user has it, failed units included.
+            return host.wait_booted().map(drop);
         }
         say(format!("{} was off", spec.name));
         if let Some(record) = self.state.host(&spec.name) {

@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 
-use crate::wait;
+use crate::progress::say;
+use crate::{interrupt, wait};
 
 const LOOP_LIMIT: Duration = Duration::from_secs(15);
 
@@ -52,38 +53,62 @@ pub fn share(dir: &Path) -> Result<()> {
 }
 
 /// Unmounts everything below a directory, the innermost first, and waits for its loop devices.
+///
+/// Somebody's shell may stand there. It is not ours to end: the mount is taken out of the tree all
+/// the same, who holds it is named, and the kernel frees the rest when they let go.
 pub fn unmount_below(dir: &Path) -> Result<()> {
     let points: Vec<PathBuf> =
         all()?.into_iter().map(|mount| mount.point).filter(|p| p.starts_with(dir)).collect();
+    let mut holders = Vec::new();
     for point in points.iter().rev() {
-        let result = unmount(point, UnmountFlags::NOFOLLOW).or_else(|error| match error {
-            // Somebody's shell stands in it: take it out of the tree all the same.
-            Errno::BUSY => unmount(point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW),
-            other => Err(other),
-        });
+        let mut result = unmount(point, UnmountFlags::NOFOLLOW);
+        if result == Err(Errno::BUSY) {
+            holders.extend(processes_in(point));
+            result = unmount(point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        }
         result.with_context(|| format!("unmounting {}", point.display()))?;
     }
-    // A mount namespace that is just dying may hold the file system for a moment.
-    wait::until("the loop devices to be released", LOOP_LIMIT, || {
-        Ok(loops_below(dir)?.is_empty().then_some(()))
-    })
-    .with_context(|| format!("{} is in use by {}", dir.display(), holders(dir)))
+    // A mount namespace that is just dying may hold a file system for a moment.
+    let limit = if holders.is_empty() { LOOP_LIMIT } else { Duration::ZERO };
+    let released = || Ok(loops_below(dir)?.is_empty().then_some(()));
+    if wait::until("the loop devices to be released", limit, released).is_err() {
+        interrupt::check()?;
+        holders.extend(processes_seeing(dir));
+        let holders = holders.join(", ");
+        say(format!("a file system of {} stays until it is let go by {holders}", dir.display()));
+    }
+    Ok(())
 }
 
-/// The processes that see a mount below a directory in a mount namespace of their own.
-fn holders(dir: &Path) -> String {
-    let needle = format!(" {}", dir.display());
-    let mut holders = Vec::new();
-    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let path = process.path();
-        let mounts = fs::read_to_string(path.join("mountinfo")).unwrap_or_default();
-        if mounts.contains(&needle) {
+/// The processes that stand below a directory, or have a file open there.
+fn processes_in(dir: &Path) -> Vec<String> {
+    let inside = |link: &Path| fs::read_link(link).is_ok_and(|target| target.starts_with(dir));
+    processes(|process| {
+        let mut files = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+        ["cwd", "root", "exe"].iter().any(|link| inside(&process.join(link)))
+            || files.any(|file| inside(&file.path()))
+    })
+}
+
+/// The processes in whose mount namespace something is still mounted below a directory.
+fn processes_seeing(dir: &Path) -> Vec<String> {
+    let below = format!(" {}", dir.display());
+    processes(|process| {
+        fs::read_to_string(process.join("mountinfo")).is_ok_and(|mounts| mounts.contains(&below))
+    })
+}
+
+fn processes(chosen: impl Fn(&Path) -> bool) -> Vec<String> {
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let is_process = |path: &Path| path.join("comm").is_file();
+    all.map(|entry| entry.path())
+        .filter(|path| is_process(path) && chosen(path))
+        .map(|path| {
             let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
-            holders.push(format!("{} ({})", process.file_name().display(), name.trim()));
-        }
-    }
-    holders.truncate(10);
-    holders.join(", ")
+            format!("{} ({})", path.file_name().unwrap_or_default().display(), name.trim())
+        })
+        .take(10)
+        .collect()
 }
 
 /// Loop devices whose backing file is below a directory.

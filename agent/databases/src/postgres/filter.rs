@@ -60,6 +60,9 @@ pub(super) struct Filter {
     /// psql's own account of SQL-standard function bodies, in which `;` ends no statement.
     words: Vec<String>,
     depth: u32,
+    parentheses: u32,
+    /// A string with escapes has just ended; one that follows would go on with escapes.
+    after_escapes: bool,
     notes: Vec<String>,
 }
 
@@ -74,6 +77,8 @@ impl Filter {
             at: 0,
             words: Vec::new(),
             depth: 0,
+            parentheses: 0,
+            after_escapes: false,
             notes: Vec::new(),
         }
     }
@@ -181,7 +186,10 @@ impl Filter {
             State::Quote(escapes) => match two.as_slice() {
                 b"''" => (None, 2),
                 [b'\\', _] if *escapes => (None, 2),
-                [b'\'', ..] => (Some(State::Plain), 1),
+                [b'\'', ..] => {
+                    self.after_escapes = *escapes;
+                    (Some(State::Plain), 1)
+                }
                 _ => (None, 1),
             },
             State::Name => match two.as_slice() {
@@ -208,20 +216,34 @@ impl Filter {
     /// Outside quotes: one step. `false`: more must be read first.
     fn plain(&mut self, out: &mut Vec<u8>, last: bool) -> Result<bool, Fault> {
         let byte = self.buffer[self.at];
-        let before = self.at.checked_sub(1).map(|at| self.buffer[at]);
-        let in_word = before.is_some_and(is_word_byte);
-        match self.two() {
+        let two = self.two().to_vec();
+        let comment = two == b"--" || two == b"/*";
+        let goes_on = std::mem::take(&mut self.after_escapes);
+        self.after_escapes = goes_on && (comment || byte.is_ascii_whitespace());
+        match two.as_slice() {
             b"--" => self.enter(State::LineComment, 2),
             b"/*" => self.enter(State::BlockComment(1), 2),
-            [b'e' | b'E', b'\''] if !in_word => self.enter(State::Quote(true), 2),
+            [b'e' | b'E', b'\''] => self.enter(State::Quote(true), 2),
+            [b'\'', ..] if goes_on => return Err(unclear("a string that goes on")),
             [b'\'', ..] => self.enter(State::Quote(false), 1),
             [b'"', ..] => self.enter(State::Name, 1),
             [b'\\', ..] => return self.order(last),
-            [b';', ..] if self.depth == 0 => {
+            [b';', ..] if self.depth == 0 && self.parentheses == 0 => {
                 self.at += 1;
                 self.end_statement(out)?;
             }
-            [b'$', ..] if !in_word => match self.dollar() {
+            [b'(', ..] => {
+                self.parentheses += 1;
+                self.at += 1;
+            }
+            [b')', ..] => {
+                self.parentheses = self.parentheses.saturating_sub(1);
+                self.at += 1;
+            }
+            b"::" => self.at += 2,
+            [b':', b'A'..=b'Z' | b'\'' | b'"' | b'{'] => return Err(unclear("a client's variable")),
+            [b'$', b'0'..=b'9'] => return self.number(1, last),
+            [b'$', ..] => match self.dollar() {
                 Some(delimiter) => {
                     let length = delimiter.len();
                     self.enter(State::Dollar(delimiter), length);
@@ -229,9 +251,31 @@ impl Filter {
                 None if !last && !self.buffer[self.at..].contains(&b'\n') => return Ok(false),
                 None => self.at += 1,
             },
+            _ if byte.is_ascii_digit() => return self.number(0, last),
             _ if is_word_start(byte) => return Ok(self.word(last)),
             _ => self.at += 1,
         }
+        Ok(true)
+    }
+
+    /// A number, or a parameter. What follows it without a blank is read differently by different
+    /// releases, so only an exponent may.
+    fn number(&mut self, skip: usize, last: bool) -> Result<bool, Fault> {
+        let rest = &self.buffer[self.at + skip..];
+        let Some(length) = rest.iter().position(|b| !is_word_byte(*b)) else {
+            if !last && rest.len() < 1024 {
+                return Ok(false);
+            }
+            return Err(unclear("a number without an end"));
+        };
+        let token = &rest[..length];
+        let digits = token.iter().position(|b| !b.is_ascii_digit()).unwrap_or(length);
+        let exponent = matches!(&token[digits..], [] | [b'e' | b'E', ..])
+            && token.iter().skip(digits + 1).all(u8::is_ascii_digit);
+        if !exponent {
+            return Err(unclear("a number that runs into a word"));
+        }
+        self.at += skip + length;
         Ok(true)
     }
 
@@ -271,7 +315,8 @@ impl Filter {
             ["create", "function" | "procedure", ..]
                 | ["create", "or", "replace", "function" | "procedure"]
         );
-        if defines {
+        // Since release 14; inside parentheses psql does not look.
+        if defines && self.major >= 14 && self.parentheses == 0 {
             match word.as_str() {
                 "begin" => self.depth += 1,
                 "case" if self.depth > 0 => self.depth += 1,
@@ -308,10 +353,16 @@ impl Filter {
     fn end_statement(&mut self, out: &mut Vec<u8>) -> Result<(), Fault> {
         let statement: Vec<u8> = self.buffer.drain(..self.at).collect();
         self.at = 0;
-        self.words.clear();
+        let words = std::mem::take(&mut self.words);
         self.depth = 0;
+        if significant(&statement).starts_with(b"/*") {
+            return Err(unclear("a comment before a statement"));
+        }
+        let copies = words.first().is_some_and(|word| word == "copy");
+        if copies && !begins_rows(&statement) {
+            return Err(unclear("COPY in a form that dumps do not use"));
+        }
         let passed = self.rewrite(&statement)?;
-        let copies = passed.is_some() && begins_rows(&statement);
         out.extend(passed.unwrap_or_default());
         if copies {
             // The rest of COPY's line belongs to it; its rows begin on the next.
@@ -411,6 +462,12 @@ impl Filter {
     }
 }
 
+/// Something that no dump contains and that releases of psql could read differently.
+fn unclear(what: &str) -> Fault {
+    Fault::permanent(format!("a dump contains {what}"))
+        .remedy("no dump contains it: distrust the server that it came from")
+}
+
 fn refused_order(line: &[u8]) -> Fault {
     let shown: String = String::from_utf8_lossy(line).chars().take(40).collect();
     Fault::permanent(format!("a dump contains an order to the client: {shown:?}"))
@@ -475,7 +532,8 @@ mod tests {
             SELECT pg_catalog.set_config('search_path', '', false);\n\
             CREATE FUNCTION f() RETURNS text LANGUAGE sql AS $_$SELECT '\\! x'; $1 \\ $_$;\n\
             COMMENT ON TABLE \"a;\\b\" IS E'it\\'s \\\\ ;';\n\
-            /* a /* nested \\! */ comment ; \\! */ SELECT 'a\\';\n\
+            SELECT /* a /* nested \\! */ comment ; \\! */ 'a\\', 1.5e3, (a)[1:2]::text;\n\
+            CREATE RULE r AS ON INSERT TO t DO ALSO (SELECT 1; SELECT 2);\n\
             COPY public.t (a, b) FROM stdin;\n1\t\\N\n\\\\.\n\\.x\n\\! no order\n\\.\n\n\
             CREATE FUNCTION g() RETURNS int BEGIN ATOMIC SELECT CASE WHEN true THEN 1 END; SELECT 2; END;\n\
             SELECT 1;\n";
@@ -503,6 +561,13 @@ mod tests {
             "COPY t FROM stdin;\n1\n\\.\n\\! touch x\n",
             "COPY t FROM stdin; \\! touch x\n1\n\\.\n",
             "COPY t FROM stdin WITH (FORMAT csv);\n1\n\\.\n",
+            "/* */ COPY t FROM stdin;\n'\n\\.\n\\! touch x\n",
+            "SELECT E'a'\n'\\' ' \\! touch x\n';",
+            "SELECT E'a' -- comment\n'\\' ' \\! touch x\n';",
+            "SELECT $1$a$ \\! touch x\n$a$;",
+            "SELECT 1begin;",
+            "SELECT :VERSION;",
+            "SELECT (; COPY t FROM stdin;\n\\! touch x\n\\.\n",
             // psql is still within the function when a filter that split at ; would see rows.
             "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; COPY t FROM stdin;\n\\! touch x\n\\.\nEND;\n",
             "SET standard_conforming_strings = off;\n",

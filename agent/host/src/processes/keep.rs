@@ -1,9 +1,13 @@
 //! Keeps systemd from starting an account's processes again: its user manager, lingering, and the
-//! system's units that run as the account. Each such unit gets a drop-in with a condition that is
-//! never met, which holds for every way of starting it, across reboots, wherever its file lies and
-//! without touching it.
+//! system's units that run as the account. Each such unit gets a drop-in with a condition, which holds
+//! for every way of starting it, across reboots, wherever its file lies and without touching it.
+//!
+//! The condition is that a flag file does not exist. So the drop-ins, which systemd takes a tenth of a
+//! second or more to read, can be there before the fence, and closing and opening is one file.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use ferry_proto::Fault;
 use ferry_proto::ids::UnixName;
@@ -13,13 +17,14 @@ use crate::durable::{self, Ownership};
 use crate::{Finding, Layout, systemd};
 
 const UNITS: &str = "/etc/systemd/system";
+const UNIT_DIRECTORIES: &[&str] = &[UNITS, "/run/systemd/system", "/usr/lib/systemd/system"];
+/// The most entries of a directory of units, and the largest unit, that are looked at.
+const ENTRIES_CAP: usize = 10_000;
+const FILE_CAP: u64 = 1 << 20;
 const LINGER: &str = "/var/lib/systemd/linger";
+const FLAGS: &str = "/etc/ferry/fenced";
 /// Sorted after every other drop-in, which could take the condition back.
 const DROP_IN: &str = "zzz-ferry-fence.conf";
-const TEXT: &[u8] =
-    b"# Ferry keeps this unit stopped: its account is fenced, or served by another server.\n\
-# Ferry removes this file when it opens the account.\n\
-[Unit]\nConditionPathExists=!/\n";
 
 /// A unit that is kept stopped, and what it was before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,13 +73,15 @@ pub fn plan_keep_stopped(layout: &Layout, user: &UnixName, uid: u32) -> Result<K
         return Ok(plan);
     }
     plan.manager_active = systemd::is_active(layout, &plan.manager())?;
-    let names = systemd::names(layout, "service")?;
-    for unit in systemd::properties(layout, &names, &["Id", "User", "ActiveState"])? {
+    let wanted = ["Id", "User", "ActiveState"];
+    let loaded = systemd::properties(layout, &["*.service".to_owned()], &wanted)?;
+    let mut installed = installed(layout, user, uid);
+    installed.retain(|name| !loaded.iter().any(|unit| unit.get("Id") == Some(name)));
+    let others = systemd::properties(layout, &installed, &wanted)?;
+    for unit in loaded.iter().chain(&others) {
         let get = |key: &str| unit.get(key).map_or("", String::as_str);
-        let runs_as = get("User");
         let name = get("Id");
-        let own = name == plan.manager();
-        if !own && !runs_as.is_empty() && (runs_as == user.as_str() || runs_as == uid.to_string()) {
+        if name != plan.manager() && is_user(get("User"), user, uid) {
             let active = ["active", "activating", "reloading"].contains(&get("ActiveState"));
             plan.units.push(StoppedUnit { name: name.to_owned(), active });
         }
@@ -82,6 +89,48 @@ pub fn plan_keep_stopped(layout: &Layout, user: &UnixName, uid: u32) -> Result<K
     plan.units.sort_by(|a, b| a.name.cmp(&b.name));
     plan.units.dedup_by(|a, b| a.name == b.name);
     Ok(plan)
+}
+
+fn is_user(value: &str, user: &UnixName, uid: u32) -> bool {
+    value == user.as_str() || value == uid.to_string()
+}
+
+/// Services that are installed and name the user, whether systemd has loaded them or not. It would
+/// take half a second to ask systemd for all.
+fn installed(layout: &Layout, user: &UnixName, uid: u32) -> Vec<String> {
+    let mut names = Vec::new();
+    for directory in UNIT_DIRECTORIES {
+        let entries = fs::read_dir(layout.path(directory)).into_iter().flatten().flatten();
+        for entry in entries.take(ENTRIES_CAP) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let unit = name.strip_suffix(".d").unwrap_or(&name);
+            if !unit.ends_with(".service") || unit.contains("@.") || unit.starts_with('-') {
+                continue;
+            }
+            let files = if unit == name {
+                vec![entry.path()]
+            } else {
+                let files = fs::read_dir(entry.path()).into_iter().flatten().flatten();
+                files.take(ENTRIES_CAP).map(|e| e.path()).collect()
+            };
+            if files.iter().any(|file| names_user(file, user, uid)) {
+                names.push(unit.to_owned());
+            }
+        }
+    }
+    names.sort();
+    names.dedup();
+    names
+}
+
+fn names_user(file: &Path, user: &UnixName, uid: u32) -> bool {
+    // Units are often symlinks, aliases of others.
+    let bytes =
+        fs::canonicalize(file).ok().and_then(|f| durable::read(&f, FILE_CAP).ok().flatten());
+    String::from_utf8_lossy(&bytes.unwrap_or_default())
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("User")?.trim_start().strip_prefix('='))
+        .any(|value| is_user(value.trim(), user, uid))
 }
 
 fn drop_in(layout: &Layout, unit: &str) -> Result<PathBuf, Fault> {
@@ -92,25 +141,58 @@ fn drop_in(layout: &Layout, unit: &str) -> Result<PathBuf, Fault> {
     Ok(layout.path(UNITS).join(format!("{unit}.d")))
 }
 
+fn flag(layout: &Layout, plan: &KeptStopped) -> PathBuf {
+    layout.path(FLAGS).join(plan.user.as_str())
+}
+
+fn linger_aside(layout: &Layout, user: &UnixName) -> PathBuf {
+    // systemd passes over hidden files.
+    layout.path(LINGER).join(format!(".ferry-aside-{user}"))
+}
+
+/// Prepares `keep_stopped`, so that it is quick: changes nothing yet for the account. Undone by `allow`.
+///
+/// # Errors
+/// What writing or systemd failed of.
+pub fn prepare_keep_stopped(layout: &Layout, plan: &KeptStopped) -> Result<(), Fault> {
+    let text = format!(
+        "# Made by Ferry, which removes it: while the file named here exists, the unit's account is\n\
+         # fenced, or served by another server.\n[Unit]\nConditionPathExists=!{}\n",
+        flag(layout, plan).display()
+    );
+    for name in plan.names() {
+        let directory = drop_in(layout, &name)?;
+        durable::make_directory(&directory, 0o755)?;
+        let file = directory.join(DROP_IN);
+        durable::write_if_changed(&file, text.as_bytes(), Ownership::root(0o644))?;
+    }
+    if !systemd::is_booted(layout) {
+        return Ok(());
+    }
+    // Not only if something was written now: a crash may have come before the reload.
+    let names: Vec<String> = plan.names().collect();
+    let units = systemd::properties(layout, &names, &["Id", "NeedDaemonReload"])?;
+    let stale =
+        |unit: &BTreeMap<String, String>| unit.get("NeedDaemonReload").is_some_and(|v| v == "yes");
+    if units.iter().any(stale) { systemd::reload_units(layout) } else { Ok(()) }
+}
+
 /// Keeps the plan's units stopped and asks systemd to stop them; `stop_all` ends their processes, and
 /// those of the user manager.
 ///
 /// # Errors
 /// What writing or systemd failed of.
 pub fn keep_stopped(layout: &Layout, plan: &KeptStopped) -> Result<(), Fault> {
-    let mut changed = false;
-    for name in plan.names() {
-        let directory = drop_in(layout, &name)?;
-        durable::make_directory(&directory, 0o755)?;
-        changed |=
-            durable::write_if_changed(&directory.join(DROP_IN), TEXT, Ownership::root(0o644))?;
+    prepare_keep_stopped(layout, plan)?;
+    let flag = flag(layout, plan);
+    durable::make_directory(durable::parent(&flag), 0o755)?;
+    durable::write_if_changed(&flag, b"", Ownership::root(0o644))?;
+    let linger = layout.path(LINGER).join(plan.user.as_str());
+    if durable::exists(&linger)? {
+        durable::rename(&linger, &linger_aside(layout, &plan.user))?;
     }
-    durable::remove(&layout.path(LINGER).join(plan.user.as_str()))?;
     if !systemd::is_booted(layout) {
         return Ok(());
-    }
-    if changed {
-        systemd::reload_units(layout)?;
     }
     for unit in &plan.units {
         // Not waited for: a worker may take its time, and its processes are ended as the user's.
@@ -123,33 +205,36 @@ pub fn keep_stopped(layout: &Layout, plan: &KeptStopped) -> Result<(), Fault> {
 /// restores lingering. Units that would not start are findings.
 ///
 /// # Errors
-/// What writing or systemd failed of.
+/// What removing or systemd failed of.
 pub fn allow(layout: &Layout, plan: &KeptStopped) -> Result<Vec<Finding>, Fault> {
+    durable::remove(&flag(layout, plan))?;
+    let linger = layout.path(LINGER).join(plan.user.as_str());
+    let aside = linger_aside(layout, &plan.user);
+    if durable::exists(&aside)? {
+        durable::rename(&aside, &linger)?;
+    } else if plan.linger && !durable::exists(&linger)? {
+        durable::make_directory(durable::parent(&linger), 0o755)?;
+        durable::write(&linger, b"", Ownership::root(0o644))?;
+    }
+    let mut findings = Vec::new();
+    if systemd::is_booted(layout) {
+        let active = plan.units.iter().filter(|u| u.active).map(|u| u.name.clone());
+        for name in plan.linger.then(|| plan.manager()).into_iter().chain(active) {
+            // A worker that cannot start must not keep the account from being served.
+            if let Err(fault) = systemd::start_soon(layout, &name) {
+                let remedy = format!("look at: systemctl status {name}");
+                findings.push(Finding::new(fault.to_string(), remedy));
+            }
+        }
+    }
     let mut changed = false;
     for name in plan.names() {
         let directory = drop_in(layout, &name)?;
         changed |= durable::remove(&directory.join(DROP_IN))?;
         durable::remove_empty_directory(&directory)?;
     }
-    let linger = layout.path(LINGER).join(plan.user.as_str());
-    if plan.linger && !durable::exists(&linger)? {
-        durable::make_directory(durable::parent(&linger), 0o755)?;
-        durable::write(&linger, b"", Ownership::root(0o644))?;
-    }
-    if !systemd::is_booted(layout) {
-        return Ok(Vec::new());
-    }
     if changed {
         systemd::reload_units(layout)?;
-    }
-    let mut findings = Vec::new();
-    let active = plan.units.iter().filter(|u| u.active).map(|u| u.name.clone());
-    for name in plan.linger.then(|| plan.manager()).into_iter().chain(active) {
-        // A worker that cannot start must not keep the account from being served.
-        if let Err(fault) = systemd::start_soon(layout, &name) {
-            findings
-                .push(Finding::new(fault.to_string(), format!("look at: systemctl status {name}")));
-        }
     }
     Ok(findings)
 }

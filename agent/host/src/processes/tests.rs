@@ -206,34 +206,42 @@ fn a_shared_mapping_counts_when_its_descriptor_is_closed() {
     }
 }
 
-/// A tree that says that systemd has booted, with a `systemctl` that writes down what it is asked.
-fn with_systemctl(show: &str) -> (tempfile::TempDir, Layout) {
+/// A tree that says that systemd has booted, with a `systemctl` that writes down what it is asked. It knows the
+/// unit worker.service; tick.service is installed, but not loaded.
+fn with_systemctl() -> (tempfile::TempDir, Layout) {
     use std::os::unix::fs::PermissionsExt;
     let (directory, mut layout) = no_systemd();
-    std::fs::create_dir_all(layout.path("/run/systemd/system")).unwrap();
-    let program = layout.path("/systemctl");
-    let log = layout.path("/log");
-    std::fs::write(layout.path("/show"), show).unwrap();
+    let units = layout.path("/usr/lib/systemd/system");
+    for directory in [units.clone(), layout.path("/run/systemd/system")] {
+        std::fs::create_dir_all(directory).unwrap();
+    }
+    std::fs::write(units.join("tick.service"), "[Service]\nUser = 1501\n").unwrap();
+    std::fs::write(units.join("none.service"), "[Service]\nUser=other\n#User=shop\n").unwrap();
     let script = format!(
-        "#!/bin/sh\nshift 2\necho \"$@\" >> {}\ncase $1 in\nlist-units) echo 'worker.service loaded' ;;\n\
-         list-unit-files) echo 'tick.service static'; echo 'tpl@.service static' ;;\n\
-         show) cat {} ;;\nesac\n",
-        log.display(),
-        layout.path("/show").display()
+        "#!/bin/sh\nshift 2\ncd {}\necho \"$@\" >> log\ncase $* in\n\
+         *NeedDaemonReload*) echo Id=worker.service; echo NeedDaemonReload=$(cat need);;\n\
+         *'*.service') printf 'Id=worker.service\\nUser=shop\\nActiveState=active\\n\\n\
+         Id=other.service\\nUser=other\\nActiveState=active\\n\\nId=root.service\\nUser=\\n';;\n\
+         *tick.service) printf 'Id=tick.service\\nUser=1501\\nActiveState=inactive\\n';;\nesac\n",
+        layout.root().display()
     );
+    let program = layout.path("/systemctl");
     std::fs::write(&program, script).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     layout.programs.systemctl = program;
     (directory, layout)
 }
 
+/// What systemctl has been asked since the last time, questions left out.
+fn asked(layout: &Layout) -> String {
+    let log = std::fs::read_to_string(layout.path("/log")).unwrap_or_default();
+    let _ = std::fs::remove_file(layout.path("/log"));
+    log.lines().filter(|l| !l.starts_with("show")).collect::<Vec<_>>().join("; ")
+}
+
 #[test]
 fn units_are_kept_stopped_and_restored() {
-    let show = "Id=worker.service\nUser=shop\nActiveState=active\n\n\
-                Id=tick.service\nUser=1501\nActiveState=inactive\n\n\
-                Id=other.service\nUser=other\nActiveState=active\n\n\
-                Id=root.service\nUser=\nActiveState=active\n";
-    let (_keep, layout) = with_systemctl(show);
+    let (_keep, layout) = with_systemctl();
     let linger = layout.path("/var/lib/systemd/linger/shop");
     std::fs::create_dir_all(linger.parent().unwrap()).unwrap();
     std::fs::write(&linger, "").unwrap();
@@ -241,32 +249,32 @@ fn units_are_kept_stopped_and_restored() {
     let units: Vec<(&str, bool)> = plan.units.iter().map(|u| (u.name.as_str(), u.active)).collect();
     assert_eq!(units, [("tick.service", false), ("worker.service", true)]);
     assert!(plan.linger);
-    let drop_in =
-        |unit: &str| layout.path(format!("/etc/systemd/system/{unit}.d/zzz-ferry-fence.conf"));
-    let names = ["tick.service", "worker.service", "user@1501.service"];
+    assert_eq!(asked(&layout), "");
+    let need = |text: &str| std::fs::write(layout.path("/need"), text).unwrap();
+    let flag = layout.path("/etc/ferry/fenced/shop");
+
+    need("yes");
+    prepare_keep_stopped(&layout, &plan).unwrap();
+    assert_eq!(asked(&layout), "daemon-reload");
+    assert!(!flag.exists() && linger.exists());
+    for unit in ["tick.service", "worker.service", "user@1501.service"] {
+        let file = format!("/etc/systemd/system/{unit}.d/zzz-ferry-fence.conf");
+        let text = std::fs::read_to_string(layout.path(file)).unwrap();
+        assert!(text.contains(&format!("ConditionPathExists=!{}\n", flag.display())));
+    }
+    need("no");
     for _ in 0..2 {
         keep_stopped(&layout, &plan).unwrap();
-        for name in names {
-            let text = std::fs::read_to_string(drop_in(name)).unwrap();
-            assert!(text.contains("ConditionPathExists=!/\n"));
-        }
-        assert!(!linger.exists());
+        let stops = "stop --no-block -- tick.service; stop --no-block -- worker.service";
+        assert_eq!(asked(&layout), stops);
+        assert!(flag.exists() && !linger.exists());
     }
-    let log = std::fs::read_to_string(layout.path("/log")).unwrap();
-    assert!(
-        log.contains(
-            "daemon-reload\nstop --no-block -- tick.service\nstop --no-block -- worker.service\n"
-        ),
-        "{log}"
-    );
-    std::fs::remove_file(layout.path("/log")).unwrap();
-    for _ in 0..2 {
+    let starts = "start --no-block -- user@1501.service; start --no-block -- worker.service";
+    for reload in ["; daemon-reload", ""] {
         assert_eq!(allow(&layout, &plan).unwrap(), []);
-        assert!(linger.exists());
+        assert_eq!(asked(&layout), format!("{starts}{reload}"));
+        assert!(linger.exists() && !flag.exists());
         assert_eq!(std::fs::read_dir(layout.path("/etc/systemd/system")).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(linger.parent().unwrap()).unwrap().count(), 1);
     }
-    let log = std::fs::read_to_string(layout.path("/log")).unwrap();
-    assert!(log.contains("start --no-block -- user@1501.service"), "{log}");
-    assert!(log.contains("start --no-block -- worker.service"), "{log}");
-    assert!(!log.contains("tick.service"), "{log}");
 }

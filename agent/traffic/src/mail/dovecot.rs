@@ -22,6 +22,8 @@ use super::store::Wanted;
 use super::{MailConfig, store};
 
 /// How long Dovecot may take to see a changed table: it looks at most once a second.
+const SYNC: Duration = Duration::from_secs(3);
+/// How long Dovecot may take to read its configuration again.
 const SETTLE: Duration = Duration::from_secs(10);
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(100);
@@ -203,11 +205,16 @@ impl Dovecot<'_> {
                 return Err(fault);
             }
         }
-        if self.master().await?.is_none() || (!fresh && self.holds(PROBE_DOMAIN).await?) {
-            return Ok(());
+        if fresh && self.master().await?.is_some() {
+            self.reload().await?;
         }
+        Ok(())
+    }
+
+    /// Makes Dovecot read its configuration again, and proves that it then reads the tables.
+    async fn reload(&self) -> Result<(), Fault> {
         self.doveadm().succeed(&["reload"]).await?;
-        self.await_hold(PROBE_DOMAIN, true).await
+        self.await_hold(PROBE_DOMAIN, true, SETTLE).await
     }
 
     /// Takes the snippet out again.
@@ -216,7 +223,7 @@ impl Dovecot<'_> {
         self.remove_files(vec![self.config.dovecot_snippet.clone()]).await?;
         if there && self.master().await?.is_some() {
             self.doveadm().succeed(&["reload"]).await?;
-            self.await_hold(PROBE_DOMAIN, false).await?;
+            self.await_hold(PROBE_DOMAIN, false, SETTLE).await?;
         }
         let tables = self.files(&Tables::default(), None);
         self.remove_files(tables.into_iter().map(|file| file.path).collect()).await?;
@@ -287,9 +294,20 @@ impl Dovecot<'_> {
         Ok(output.code == Some(EX_TEMPFAIL))
     }
 
-    /// Waits until Dovecot holds, or does not hold, the logins of `domain`.
-    pub async fn await_hold(&self, domain: &str, held: bool) -> Result<(), Fault> {
-        let deadline = Instant::now() + SETTLE;
+    /// Makes sure that Dovecot holds, or does not hold, the logins of `domain`. `persist`: one that
+    /// has not read its configuration since the hook was put in, because a crash came between, is
+    /// made to.
+    pub async fn prove_hold(&self, domain: &str, held: bool, persist: bool) -> Result<(), Fault> {
+        match self.await_hold(domain, held, SYNC).await {
+            Err(_) if persist => {}
+            seen => return seen,
+        }
+        self.reload().await?;
+        self.await_hold(domain, held, SETTLE).await
+    }
+
+    async fn await_hold(&self, domain: &str, held: bool, bound: Duration) -> Result<(), Fault> {
+        let deadline = Instant::now() + bound;
         // What it remembers of earlier lookups. Not every Dovecot remembers.
         self.doveadm().run(&["auth", "cache", "flush"]).await?;
         loop {
@@ -300,7 +318,7 @@ impl Dovecot<'_> {
                 let state = if held { "does not hold" } else { "still holds" };
                 return Err(Fault::transient(format!(
                     "Dovecot {state} the logins of {domain} {} s after it was told to",
-                    SETTLE.as_secs()
+                    bound.as_secs()
                 ))
                 .remedy("look at Dovecot's log on this server"));
             }

@@ -308,11 +308,13 @@ impl Mail {
             return Ok(());
         }
         self.write(&standings).await?;
-        let before = self.postfix_reload().await?;
         // Domains that the definition no longer names stood until this act.
         let domains: BTreeSet<&DomainName> =
             now.iter().flat_map(|s| s.spec.domains()).chain(spec.domains()).collect();
-        self.prove(spec, &domains, next.as_ref()).await?;
+        let proof = self.prove(spec, &domains, next.as_ref());
+        // Both to their end: the one must not be cut short because the other failed.
+        let (before, proven) = tokio::join!(self.postfix_reload(), proof);
+        let (before, ()) = (before?, proven?);
         let gate = next.map(|n| n.gate);
         if matches!(gate, Some(Gate::Fenced | Gate::PassedOn { .. })) {
             self.drain(spec, &domains, before.as_deref()).await?;
@@ -388,12 +390,13 @@ impl Mail {
         for domain in domains {
             let named = spec.domains().any(|d| d == *domain);
             let held = named && standing.is_some_and(|s| s.gate != Gate::Open);
-            let proof = dovecot.await_hold(domain.as_str(), held).await;
-            match (proof, standing) {
-                (Ok(()), _) => {}
+            match dovecot.prove_hold(domain.as_str(), held, standing.is_some()).await {
+                Ok(()) => {}
                 // The provider's own user database may be out of order: that is not Ferry's hold.
-                (Err(fault), None) => tracing::warn!(%domain, %fault, "logins stay refused"),
-                (Err(fault), Some(_)) => return Err(fault),
+                Err(fault) if standing.is_none() => {
+                    tracing::warn!(%domain, %fault, "logins stay refused");
+                }
+                Err(fault) => return Err(fault),
             }
         }
         if !standing.is_some_and(|s| s.gate == Gate::Open && matches!(s.basis, Basis::Ferry(_))) {

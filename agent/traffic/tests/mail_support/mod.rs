@@ -174,7 +174,7 @@ impl Host {
              maillog_file = {dir}/mail.log\nmaillog_file_prefixes = {dir}\n\
              # a comment that stays\n\
              myhostname = {name}-{high}-{low}.test\nmydestination = localhost.localdomain\n\
-             inet_interfaces = 127.0.0.1\ninet_protocols = ipv4\nmynetworks = 127.0.0.0/8\n\
+             inet_interfaces = 127.0.0.1\ninet_protocols = ipv4\nmynetworks = 192.0.2.0/24\n\
              smtp_host_lookup = native\nalias_maps =\nalias_database =\n\
              smtpd_relay_restrictions = permit_mynetworks, reject_unauth_destination\n\
              transport_maps = texthash:{dir}/postfix/transport\n"

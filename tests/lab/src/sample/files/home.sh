@@ -40,9 +40,9 @@ mkdir -p kinds/deep/a/b/c/d/e/f/g/h/i/j/k/l/m/n/o/p && echo deep > kinds/deep/a/
 
 # Access lists and attributes.
 echo shared > kinds/acl-file
-setfacl -m u:www-data:r--,g:demo-team:rw-,m::rw- kinds/acl-file
+setfacl -m u:demo:rw-,g:demo-team:rw-,m::rw- kinds/acl-file
 mkdir kinds/acl-directory
-setfacl -m u:www-data:r-x -d -m u:www-data:r-x,g:demo-team:rwx kinds/acl-directory
+setfacl -m g:demo-team:r-x -d -m u:demo:rwx,g:demo-team:rwx kinds/acl-directory
 echo inherited > kinds/acl-directory/inherits
 echo tagged > kinds/attributes
 setfattr -n user.origin -v 'the sample account' kinds/attributes

@@ -1,0 +1,88 @@
+//! The temporary role of an account, which loads its dumps and tries them: a member of the
+//! account's roles, with a password of its own, and nothing more.
+
+use ferry_proto::Fault;
+
+use super::PostgresqlConfig;
+use super::session::{Session, ident, text, text_list};
+use crate::model::Spec;
+use crate::secret::random_password;
+
+const WHAT: &str = "the temporary role cannot be made";
+
+pub(super) fn name(spec: &Spec) -> String {
+    spec.temporary_user("load")
+}
+
+/// Makes the role and lets it into the account's databases; returns its password.
+pub(super) async fn make(session: &Session, spec: &Spec) -> Result<String, Fault> {
+    let role = ident(&name(spec));
+    let password = random_password();
+    // The verifier, so that no log of statements holds the password.
+    let verifier = postgres_protocol::password::scram_sha_256(password.as_bytes());
+    let mut sql = format!(
+        "BEGIN; CREATE ROLE {role} LOGIN INHERIT NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION \
+         CONNECTION LIMIT 4 PASSWORD {};",
+        text(&verifier)
+    );
+    for user in &spec.users {
+        sql.push_str(&format!("GRANT {} TO {role};", ident(user.name.as_str())));
+    }
+    sql.push_str("COMMIT");
+    session.run(WHAT, &sql).await?;
+    Ok(password)
+}
+
+/// Lets the role into a database that nobody else may enter, or out of it again.
+pub(super) async fn admit(
+    session: &Session,
+    spec: &Spec,
+    database: &str,
+    admitted: bool,
+) -> Result<(), Fault> {
+    let (database, role) = (ident(database), ident(&name(spec)));
+    let sql = if admitted {
+        format!(
+            "BEGIN; REVOKE CONNECT, TEMPORARY ON DATABASE {database} FROM PUBLIC; \
+             GRANT CONNECT, TEMPORARY, CREATE ON DATABASE {database} TO {role}; \
+             ALTER DATABASE {database} CONNECTION LIMIT 4; COMMIT"
+        )
+    } else {
+        format!(
+            "BEGIN; ALTER DATABASE {database} CONNECTION LIMIT 0; \
+             REVOKE ALL ON DATABASE {database} FROM {role}; COMMIT"
+        )
+    };
+    session.run("the temporary role cannot be let in or out", &sql).await
+}
+
+/// Drops the role, ends its connections, and gives what it still owns or may do away.
+pub(super) async fn drop_role(
+    config: &PostgresqlConfig,
+    session: &Session,
+    spec: &Spec,
+) -> Result<(), Fault> {
+    let what = "the temporary role cannot be dropped";
+    let name = name(spec);
+    let sql = format!("SELECT 1 FROM pg_roles WHERE rolname = {}", text(&name));
+    if session.rows(what, &sql).await?.is_empty() {
+        return Ok(());
+    }
+    session.run(what, &format!("ALTER ROLE {} NOLOGIN", ident(&name))).await?;
+    let sql = format!("SELECT pid FROM pg_stat_activity WHERE usename = {}", text(&name));
+    super::fence::end_connections(session, &sql).await?;
+    let list = text_list(spec.databases.iter().map(|d| d.as_str()));
+    let sql = format!("SELECT datname FROM pg_database WHERE datname IN {list} AND datallowconn");
+    for row in session.rows(what, &sql).await? {
+        let inside = Session::open(config, &row.text(0)).await?;
+        let owner = "SELECT r.rolname FROM pg_database d JOIN pg_roles r ON r.oid = d.datdba WHERE d.datname = current_database()";
+        let owner = inside.value(what, owner).await?.unwrap_or_else(|| config.admin.clone());
+        let sql = format!(
+            "REASSIGN OWNED BY {role} TO {}; DROP OWNED BY {role}",
+            ident(&owner),
+            role = ident(&name)
+        );
+        inside.run(what, &sql).await?;
+    }
+    session.run(what, &format!("DROP ROLE {}", ident(&name))).await
+}
