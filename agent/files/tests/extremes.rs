@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 #[tokio::test]
 async fn a_wide_directory_goes_through_the_window() {
-    let trees = Trees::new();
+    let trees = Trees::quick();
     mkdir(&trees.source.join("wide"));
     for number in 0..9_000 {
         let path = trees.source.join(format!("wide/{number:05}-with-a-name-of-some-length"));
@@ -28,7 +28,7 @@ async fn a_wide_directory_goes_through_the_window() {
 
 #[tokio::test]
 async fn many_small_directories_go_through_the_window() {
-    let trees = Trees::new();
+    let trees = Trees::quick();
     for number in 0..400 {
         let path = trees.source.join(format!("{}/{number}", number % 40));
         std::fs::create_dir_all(&path).expect("mkdir");
@@ -69,7 +69,7 @@ fn deep(root: &std::path::Path, depth: usize) {
 
 #[tokio::test]
 async fn a_tree_deeper_than_any_path_is_walked_and_removed() {
-    let trees = Trees::new();
+    let trees = Trees::quick();
     write(&trees.source.join("kept"), "x");
     deep(&trees.source, 1500);
     let report = trees.pass().await;
@@ -85,7 +85,7 @@ async fn a_tree_deeper_than_any_path_is_walked_and_removed() {
 
 #[tokio::test]
 async fn what_is_too_deep_is_refused_and_said() {
-    let trees = Trees::new();
+    let trees = Trees::quick();
     deep(&trees.source, 4200);
     let report = trees.pass().await;
     assert_eq!(report.refused.total, 1);
@@ -99,7 +99,7 @@ async fn what_is_too_deep_is_refused_and_said() {
 
 #[tokio::test]
 async fn the_rate_limit_holds_and_progress_adds_up() {
-    let trees = Trees::new();
+    let trees = Trees::quick();
     write(&trees.source.join("file"), vec![3; 1_000_000]);
     let mut options = source_options();
     options.bandwidth = Some(1_000_000);
@@ -136,7 +136,7 @@ async fn flushing_both_ends_works() {
 
 #[test]
 fn statistics_count_what_is_there() {
-    let trees = Trees::new();
+    let trees = Trees::quick();
     write(&trees.source.join("big"), vec![1; 100_000]);
     write(&trees.source.join("small"), "12345");
     std::fs::hard_link(trees.source.join("big"), trees.source.join("big-too")).expect("link");

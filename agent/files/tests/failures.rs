@@ -92,7 +92,7 @@ fn numbers(mut seed: u64) -> impl Iterator<Item = u64> {
 #[tokio::test]
 async fn after_a_cut_anywhere_the_next_pass_ends_equal() {
     for (round, number) in numbers(0x0fe4_41e5).take(20).enumerate() {
-        let trees = Trees::new();
+        let trees = Trees::quick();
         some_tree(&trees.source);
         for limit in [number % 500_000, number % 7_001] {
             let (near, far) = tokio::io::duplex(8 * 1024);
@@ -120,7 +120,7 @@ async fn after_a_cut_anywhere_the_next_pass_ends_equal() {
 #[tokio::test]
 async fn a_pass_dropped_midway_stops_working_and_the_next_ends_equal() {
     for number in numbers(77).take(10) {
-        let trees = Trees::new();
+        let trees = Trees::quick();
         some_tree(&trees.source);
         let pause = Duration::from_micros(number % 20_000);
         let _ =
@@ -132,7 +132,7 @@ async fn a_pass_dropped_midway_stops_working_and_the_next_ends_equal() {
 
 #[tokio::test]
 async fn cancelling_ends_both_ends_soon() {
-    let trees = Trees::new();
+    let trees = Trees::quick();
     some_tree(&trees.source);
     let mut options = source_options();
     options.bandwidth = Some(10_000);
@@ -158,7 +158,7 @@ async fn cancelling_ends_both_ends_soon() {
 
 #[tokio::test]
 async fn a_stopped_target_tells_the_source_why() {
-    let trees = Trees::new();
+    let trees = Trees::quick();
     some_tree(&trees.source);
     std::fs::remove_dir(&trees.target).expect("rmdir");
     let (sent, received) = trees.pass_with(source_options(), target_options()).await;
@@ -197,7 +197,7 @@ fn writer(root: &Path, stop: &Arc<AtomicBool>) -> std::thread::JoinHandle<()> {
 
 #[tokio::test]
 async fn what_changes_meanwhile_is_caught_by_the_pass_after() {
-    let trees = Trees::new();
+    let trees = Trees::quick();
     some_tree(&trees.source);
     let stop = Arc::new(AtomicBool::new(false));
     let writer = writer(&trees.source, &stop);
@@ -218,7 +218,7 @@ async fn what_changes_meanwhile_is_caught_by_the_pass_after() {
 
 #[tokio::test]
 async fn a_file_that_grows_while_read_is_noted_and_comes_again() {
-    let trees = Trees::new();
+    let trees = Trees::quick();
     let log = trees.source.join("log");
     write(&log, vec![b'x'; 30_000_000]);
     let stop = Arc::new(AtomicBool::new(false));
@@ -245,7 +245,7 @@ async fn a_file_that_grows_while_read_is_noted_and_comes_again() {
 
 #[tokio::test]
 async fn symlinks_swapped_in_during_the_walk_lead_nowhere() {
-    let trees = Trees::new();
+    let trees = Trees::quick();
     let outside = trees.dir.path().join("outside");
     mkdir(&outside);
     write(&outside.join("f"), "SECRET");

@@ -18,7 +18,9 @@ use crate::work::record::here;
 use crate::work::{Job, done};
 
 /// How long connections may take to end when the redirector steps aside for the last account.
-const WITHDRAW: Duration = Duration::from_secs(5);
+const STEP_ASIDE: Duration = Duration::from_secs(60);
+/// How often it is looked whether they have.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Puts the redirector in front of the account; traffic still goes to the local services.
 ///
@@ -82,10 +84,7 @@ pub async fn reconcile(agent: &Arc<Agent>) -> Result<(), Fault> {
     for account in &accounts {
         let standing = seen_by_visitors(&account.standing);
         peers.extend(peer(standing));
-        in_front |= matches!(
-            standing,
-            Standing::Armed { .. } | Standing::Fenced { .. } | Standing::Moved { .. }
-        );
+        in_front |= is_in_front(account);
         if let Some(route) = route(account) {
             agent.redirector.set_route(route).await?;
         }
@@ -100,16 +99,43 @@ pub async fn reconcile(agent: &Arc<Agent>) -> Result<(), Fault> {
         peers.extend(serving_peers(&accounts));
         agent.redirector.set_peers(peers).await?;
     }
-    if !in_front && !socket_exists() {
+    if in_front {
+        return firewall::arm(&firewall::Rules::usual(firewall::redirector_uid()?)).await;
+    }
+    if !socket_exists() {
         return firewall::disarm().await;
     }
-    let rules = firewall::Rules::usual(firewall::redirector_uid()?);
-    if in_front {
-        firewall::arm(&rules).await
-    } else {
-        // Running connections keep their translation until they end, or the wait is over.
-        firewall::withdraw(&rules, &agent.redirector, WITHDRAW).await
+    // New connections no longer come; nobody waits for those that do.
+    firewall::stand_down(&firewall::Rules::usual(firewall::redirector_uid()?)).await?;
+    tokio::spawn(step_aside(agent.clone()));
+    Ok(())
+}
+
+/// Takes the firewall's rules away once the visitors on their way through the redirector are gone:
+/// the kernel stops translating running connections with the last rule.
+async fn step_aside(agent: Arc<Agent>) {
+    let patience = tokio::time::Instant::now() + STEP_ASIDE;
+    while tokio::time::Instant::now() < patience
+        && agent.redirector.overview().await.is_ok_and(|o| o.visitors > 0)
+    {
+        tokio::time::sleep(LOOK).await;
     }
+    let _routing = agent.routing.lock().await;
+    let in_front = agent.look(|l| l.accounts().values().any(is_in_front));
+    if in_front {
+        return; // Another account was armed meanwhile.
+    }
+    if let Err(fault) = firewall::disarm().await {
+        tracing::warn!("the firewall's rules were not taken away: {fault}");
+    }
+}
+
+/// Whether visitors of the account must come through the redirector.
+fn is_in_front(account: &Account) -> bool {
+    matches!(
+        seen_by_visitors(&account.standing),
+        Standing::Armed { .. } | Standing::Fenced { .. } | Standing::Moved { .. }
+    )
 }
 
 /// While an account comes back, visitors are passed on as before.
