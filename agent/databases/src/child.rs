@@ -41,13 +41,7 @@ pub(crate) struct Program {
 
 impl Program {
     pub(crate) fn new(path: impl Into<PathBuf>) -> Self {
-        Self {
-            path: path.into(),
-            args: Vec::new(),
-            env: Vec::new(),
-            run_as: None,
-            confined: false,
-        }
+        Self { path: path.into(), args: Vec::new(), env: Vec::new(), run_as: None, confined: false }
     }
 
     pub(crate) fn arg(mut self, arg: impl Into<OsString>) -> Self {
@@ -113,13 +107,7 @@ impl Program {
             .spawn()
             .map_err(|e| Fault::io(format!("{name} cannot be started"), &e))?;
         let stderr = tokio::spawn(first_errors(child.stderr.take()));
-        Ok(Running {
-            stdin: child.stdin.take(),
-            stdout: child.stdout.take(),
-            name,
-            child,
-            stderr,
-        })
+        Ok(Running { stdin: child.stdin.take(), stdout: child.stdout.take(), name, child, stderr })
     }
 
     /// Runs it without input and returns its output, at most `limit` bytes of it.
@@ -225,7 +213,11 @@ impl Running {
         let said = self.stderr.await.unwrap_or_default();
         if status.success() {
             if !said.is_empty() {
-                tracing::debug!(program = self.name, said, "a database client had something to say");
+                tracing::debug!(
+                    program = self.name,
+                    said,
+                    "a database client had something to say"
+                );
             }
             return Ok(());
         }

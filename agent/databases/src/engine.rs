@@ -76,12 +76,7 @@ pub trait Engine: Send + Sync {
     /// Refuses logins by persistent state of the database server itself, stops events, lets open
     /// transactions finish for `grace`, ends the account's connections, and returns only when the
     /// last of its transactions is gone.
-    async fn fence(
-        &self,
-        spec: &Spec,
-        record: &FenceRecord,
-        grace: Duration,
-    ) -> Result<(), Fault>;
+    async fn fence(&self, spec: &Spec, record: &FenceRecord, grace: Duration) -> Result<(), Fault>;
 
     /// Restores exactly the state in `record`.
     async fn unfence(&self, spec: &Spec, record: &FenceRecord) -> Result<(), Fault>;

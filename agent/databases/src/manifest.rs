@@ -23,7 +23,11 @@ pub(crate) fn digest(text: &str) -> String {
     if text.len() <= MAX_TEXT {
         return text.to_owned();
     }
-    format!("{} characters, digest {}", text.chars().count(), blake3::hash(text.as_bytes()).to_hex())
+    format!(
+        "{} characters, digest {}",
+        text.chars().count(),
+        blake3::hash(text.as_bytes()).to_hex()
+    )
 }
 
 /// The facts of one object: `rows`, `checksum`, `column 1`, ...

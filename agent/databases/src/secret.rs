@@ -30,7 +30,10 @@ mod tests {
     fn a_secret_is_never_printed() {
         let secret = Secret("*94BDCEBE19083CE2A1F959FD02F964C7AF4CFC29".to_owned());
         assert_eq!(format!("{secret:?}"), "(hidden)");
-        assert_eq!(serde_json::to_string(&secret).expect("serialises"), format!("\"{}\"", secret.0));
+        assert_eq!(
+            serde_json::to_string(&secret).expect("serialises"),
+            format!("\"{}\"", secret.0)
+        );
     }
 
     #[test]

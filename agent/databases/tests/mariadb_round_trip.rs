@@ -20,7 +20,9 @@ async fn everything_arrives_and_works() {
     let facts = source.inspect(&spec).await.expect("inspected");
     let blockers: Vec<_> = facts.blockers().collect();
     assert!(blockers.is_empty(), "{blockers:?}");
-    assert!(facts.findings.iter().any(|f| f.level == Level::Warning && f.subject.contains("broken")));
+    assert!(
+        facts.findings.iter().any(|f| f.level == Level::Warning && f.subject.contains("broken"))
+    );
 
     let before = source.record(&spec, None).await.expect("recorded");
     let plan = source.plan_fence(&spec).await.expect("planned");
@@ -51,7 +53,13 @@ async fn everything_arrives_and_works() {
         assert_eq!(a.text(&sql).await, b.text(&sql).await);
     }
     assert_eq!(b.text("SELECT User FROM mysql.global_priv WHERE User LIKE 'ferry%'").await, "");
-    assert_eq!(b.text("SELECT SCHEMA_COMMENT FROM information_schema.SCHEMATA WHERE SCHEMA_NAME = 'shop_main'").await, "the shop's");
+    assert_eq!(
+        b.text(
+            "SELECT SCHEMA_COMMENT FROM information_schema.SCHEMATA WHERE SCHEMA_NAME = 'shop_main'"
+        )
+        .await,
+        "the shop's"
+    );
 }
 
 /// The account's own passwords, rights and stored objects.

@@ -61,7 +61,7 @@ pub struct SourceOptions {
     /// When verifying, contents of older files are not read; none: every content is read.
     pub changed_since: Option<SystemTime>,
     /// Flush the source's file system first, so that later writes through a shared mapping show
-    /// in the file's time. Only a test on a tree without writers has reason to switch it off.
+    /// in the file's time. A pass while there are writers needs it; one behind a fence does not.
     pub settle: bool,
 }
 

@@ -198,7 +198,7 @@ fn await_report<R: FromPeer>(
                 window.answer(batch, bits)?.into_iter().for_each(|size| counters.wanted(size));
                 Ok(())
             }
-            (true, Frame::Report(json)) => {
+            (true, Frame::Report(json)) if window.is_all_sent() && report.is_none() => {
                 report = Some(wire::from_json(json)?);
                 Ok(())
             }
@@ -261,6 +261,7 @@ impl Contents {
         let Findings { notes, entries } = std::mem::take(&mut *findings);
         let manifest = entries.map(|entries| digest::manifest(&entries, &self.digests));
         let summary = wire::to_json(&Summary { notes, started: Some(started), manifest });
+        self.window.all_sent();
         self.out.put(&Frame::Summary(&summary))?;
         self.out.flush()
     }

@@ -59,6 +59,7 @@ struct State {
     batches: usize,
     entries: usize,
     all_listed: bool,
+    all_sent: bool,
 }
 
 /// See the module.
@@ -112,6 +113,16 @@ impl Window {
     pub fn all_listed(&self) {
         self.state().all_listed = true;
         self.changed.notify_all();
+    }
+
+    /// All contents and the summary are about to be sent.
+    pub fn all_sent(&self) {
+        self.state().all_sent = true;
+    }
+
+    /// Whether a report may come.
+    pub fn is_all_sent(&self) -> bool {
+        self.state().all_sent
     }
 
     /// The target answered the oldest batch. Gives the sizes of the files wanted.

@@ -237,7 +237,34 @@ async fn a_file_that_grows_while_read_is_noted_and_comes_again() {
     appender.join().expect("the appender");
     assert_eq!(report.changed_while_read, 1, "{report:?}");
     assert_eq!(report.notes.items[0].kind, NoteKind::Changed);
-    // Even if the file's time and size are put back, what was read is not trusted.
+    let report = trees.pass().await;
+    assert_eq!((report.changed_while_read, report.files_sent), (0, 1));
+    trees.assert_equal();
+}
+
+#[tokio::test]
+async fn a_torn_read_is_not_trusted_even_if_time_and_size_are_put_back() {
+    let trees = Trees::quick();
+    let file = trees.source.join("file");
+    write(&file, vec![b'x'; 2_000_000]);
+    let before = file.metadata().expect("metadata").modified().expect("a time");
+    let mut options = source_options();
+    options.bandwidth = Some(2_000_000);
+    let (near, far) = tokio::io::duplex(4096);
+    let (sender, mut receiver) = tokio::sync::watch::channel(ferry_files::Progress::default());
+    let cancel = CancellationToken::new();
+    let (sent, received, ()) = tokio::join!(
+        ferry_files::send_pass(&trees.source, near, options, sender, cancel.clone()),
+        ferry_files::receive_pass(&trees.target, far, target_options(), progress(), cancel),
+        async {
+            receiver.wait_for(|p| p.bytes_done > 0).await.expect("it begins to be read");
+            let writing = std::fs::OpenOptions::new().write(true).open(&file).expect("open");
+            writing.write_all_at(b"y", 0).expect("write");
+            writing.set_modified(before).expect("the time put back");
+        }
+    );
+    assert_eq!(sent.expect("source"), received.clone().expect("target"));
+    assert_eq!(received.expect("target").changed_while_read, 1);
     let report = trees.pass().await;
     assert_eq!((report.changed_while_read, report.files_sent), (0, 1));
     trees.assert_equal();

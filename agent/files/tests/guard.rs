@@ -307,6 +307,22 @@ fn mounts_are_not_crossed_on_either_side() {
     });
 }
 
+#[test]
+fn a_root_that_is_a_mount_is_walked() {
+    in_own_mounts(async || {
+        let trees = Trees::new();
+        for root in [&trees.source, &trees.target] {
+            let outside = root.with_extension("mounted");
+            mkdir(&outside);
+            bind(&outside, root);
+        }
+        write(&trees.source.join("file"), "x");
+        let report = trees.pass().await;
+        assert!(report.refused.is_empty() && report.files_sent == 1, "{report:?}");
+        trees.assert_equal();
+    });
+}
+
 #[tokio::test]
 async fn a_foreign_root_keeps_its_metadata_and_its_content_is_copied() {
     let trees = Trees::new();

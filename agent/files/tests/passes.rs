@@ -250,3 +250,45 @@ async fn excluded_paths_are_left_alone_on_both_sides() {
     assert!(trees.target.join("cache/old").exists() && trees.target.join("kept").exists());
     assert!(!trees.target.join("cache/deep").exists());
 }
+
+/// A page of `path` mapped for writing, as databases do.
+struct Mapped(std::ptr::NonNull<u8>);
+
+impl Mapped {
+    #[allow(unsafe_code, reason = "there is no safe way to map a file")]
+    fn new(path: &Path) -> Self {
+        use rustix::mm::{MapFlags, ProtFlags, mmap};
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(path).expect("open");
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping of a whole page of a file that is longer; nothing else uses it.
+        let page =
+            unsafe { mmap(std::ptr::null_mut(), 4096, protection, MapFlags::SHARED, &file, 0) };
+        let page = page.expect("mmap").cast();
+        Self(std::ptr::NonNull::new(page).expect("an address"))
+    }
+
+    #[allow(unsafe_code, reason = "see `new`")]
+    fn write(&self, byte: u8) {
+        // SAFETY: the first byte of the mapping, which lives until the test's process ends.
+        unsafe { self.0.as_ptr().write_volatile(byte) };
+    }
+}
+
+#[tokio::test]
+async fn a_write_through_a_mapping_is_seen_by_the_next_pass() {
+    let trees = Trees::new();
+    let path = trees.source.join("mapped");
+    write(&path, vec![b'a'; 8192]);
+    let mapped = Mapped::new(&path);
+    let mut settling = support::source_options();
+    settling.settle = true;
+    for byte in *b"bcd" {
+        // The page stays mapped and dirty; only a flush makes the next write show in the time.
+        mapped.write(byte);
+        let (sent, _) = trees.pass_with(settling.clone(), support::target_options()).await;
+        assert_eq!(sent.expect("source").files_sent, 1, "{}", char::from(byte));
+        let copy = std::fs::read(trees.target.join("mapped")).expect("read");
+        assert_eq!(copy[0], byte);
+    }
+    trees.assert_equal();
+}

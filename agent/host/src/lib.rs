@@ -28,6 +28,7 @@ pub mod sites_fence;
 mod systemd;
 pub mod users;
 
+pub use http::PROBE_MARK;
 pub use layout::{Layout, Programs};
 
 use serde::{Deserialize, Serialize};

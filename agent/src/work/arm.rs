@@ -100,13 +100,13 @@ pub async fn reconcile(agent: &Arc<Agent>) -> Result<(), Fault> {
         agent.redirector.set_peers(peers).await?;
     }
     if in_front {
-        return firewall::arm(&firewall::Rules::usual(firewall::redirector_uid()?)).await;
+        return firewall::arm(&rules()?).await;
     }
     if !socket_exists() {
         return firewall::disarm().await;
     }
     // New connections no longer come; nobody waits for those that do.
-    firewall::stand_down(&firewall::Rules::usual(firewall::redirector_uid()?)).await?;
+    firewall::stand_down(&rules()?).await?;
     tokio::spawn(step_aside(agent.clone()));
     Ok(())
 }
@@ -150,6 +150,13 @@ fn seen_by_visitors(standing: &Standing) -> &Standing {
 /// Between the commit elsewhere and the open here the route stays as it is.
 fn is_opening(account: &Account) -> bool {
     matches!(account.standing, Standing::Opening { .. })
+}
+
+/// What the firewall redirects: everything but the redirector itself, and our own looks at the web
+/// server, which must not be held by the fence that they prove.
+fn rules() -> Result<firewall::Rules, Fault> {
+    let usual = firewall::Rules::usual(firewall::redirector_uid()?);
+    Ok(firewall::Rules { passing_mark: Some(ferry_host::PROBE_MARK), ..usual })
 }
 
 fn socket_exists() -> bool {

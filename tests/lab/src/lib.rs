@@ -27,9 +27,12 @@ pub mod wait;
 // Ferry on the hosts, and what is done with it.
 pub mod bench;
 pub mod checker;
+pub mod checks;
 pub mod demo;
+pub mod edges;
 pub mod fleet;
 pub mod journey;
 pub mod sample;
+pub mod scenarios;
 pub mod testrun;
 pub mod visitors;

@@ -28,7 +28,9 @@ pub(super) struct DumpFacts {
 
 /// The collation that a character set means, as this server has it; empty in older releases,
 /// where it cannot be set.
-pub(super) async fn character_set_collations(session: &mut Session) -> Result<Option<String>, Fault> {
+pub(super) async fn character_set_collations(
+    session: &mut Session,
+) -> Result<Option<String>, Fault> {
     let sql = "SHOW GLOBAL VARIABLES LIKE 'character\\_set\\_collations'";
     Ok(session.rows(WHAT, sql).await?.first().map(|r| r.text(1)))
 }
@@ -88,7 +90,9 @@ async fn run_tool(
         views.iter().map(|v| format!("--ignore-table={database}.{}", v.text(0))).collect();
     arguments.extend(apart.iter().map(|t| format!("--ignore-table-data={database}.{t}")));
     if arguments.iter().map(String::len).sum::<usize>() > MAX_ARGUMENTS {
-        return Err(Fault::permanent(format!("database {database} has too many views to be dumped")));
+        return Err(Fault::permanent(format!(
+            "database {database} has too many views to be dumped"
+        )));
     }
     let candidates = ["mariadb-dump", "mysqldump"].map(|name| config.bin_dir.join(name));
     let Some(tool) = first_existing(&candidates).await else {

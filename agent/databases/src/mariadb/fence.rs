@@ -64,7 +64,9 @@ pub(super) async fn fence(
     if !logins.is_empty() {
         let all: Vec<String> = logins.iter().map(|l| user(&l.name, &l.host)).collect();
         let sql = format!("ALTER USER {} ACCOUNT LOCK", all.join(", "));
-        session.run(&format!("the MariaDB users of {} cannot be locked", spec.account), &sql).await?;
+        session
+            .run(&format!("the MariaDB users of {} cannot be locked", spec.account), &sql)
+            .await?;
     }
     for event in running_events(session, spec).await? {
         events::switch(session, &event, false).await?;
@@ -80,7 +82,8 @@ pub(super) async fn unfence(
     let mut first_fault = None;
     for before in fence.users.iter().filter(|u| !u.locked) {
         let label = format!("{}@{}", before.name, before.host);
-        let sql = format!("ALTER USER IF EXISTS {} ACCOUNT UNLOCK", user(&before.name, &before.host));
+        let sql =
+            format!("ALTER USER IF EXISTS {} ACCOUNT UNLOCK", user(&before.name, &before.host));
         let what = format!("MariaDB user {label} of {} cannot be let in again", spec.account);
         if let Err(fault) = session.run(&what, &sql).await {
             // The others are let in all the same.
@@ -135,12 +138,8 @@ async fn drain(session: &mut Session, spec: &Spec, grace: Duration) -> Result<()
     let start = Instant::now();
     // Someone in the middle of logging in may have passed the check of the lock already. Whoever
     // comes later has not.
-    let pending: BTreeSet<u64> = connections(session, spec)
-        .await?
-        .iter()
-        .filter(|c| c.nameless)
-        .map(|c| c.id)
-        .collect();
+    let pending: BTreeSet<u64> =
+        connections(session, spec).await?.iter().filter(|c| c.nameless).map(|c| c.id).collect();
     loop {
         let mut left = connections(session, spec).await?;
         left.retain(|c| !c.nameless || pending.contains(&c.id));
@@ -181,15 +180,15 @@ pub(super) async fn end_connections(
         }
     }
     let list: Vec<String> = ids.iter().map(ToString::to_string).collect();
-    let sql = format!(
-        "SELECT ID FROM information_schema.PROCESSLIST WHERE ID IN ({})",
-        list.join(",")
-    );
+    let sql =
+        format!("SELECT ID FROM information_schema.PROCESSLIST WHERE ID IN ({})", list.join(","));
     let start = Instant::now();
     while !session.rows(WHAT, &sql).await?.is_empty() {
         if start.elapsed() > ROLLBACK_LIMIT {
-            return Err(Fault::transient("a connection to MariaDB that was ended does not go away")
-                .remedy("look at SHOW FULL PROCESSLIST: a large transaction may be rolling back"));
+            return Err(Fault::transient(
+                "a connection to MariaDB that was ended does not go away",
+            )
+            .remedy("look at SHOW FULL PROCESSLIST: a large transaction may be rolling back"));
         }
         tokio::time::sleep(POLL).await;
     }

@@ -14,8 +14,13 @@ use crate::model::{DatabaseFacts, Facts, Finding, Level, ServerFacts, Spec, host
 const WHAT: &str = "the account's databases cannot be inspected";
 
 /// Column types that came with a release, as `mysql`'s number has it.
-pub(super) const NEW_TYPES: &[(&str, u32)] =
-    &[("inet6", 100_500), ("uuid", 100_700), ("inet4", 101_000), ("vector", 110_700), ("xmltype", 120_300)];
+pub(super) const NEW_TYPES: &[(&str, u32)] = &[
+    ("inet6", 100_500),
+    ("uuid", 100_700),
+    ("inet4", 101_000),
+    ("vector", 110_700),
+    ("xmltype", 120_300),
+];
 
 /// Databases of the account as an SQL list.
 pub(super) fn database_list(spec: &Spec) -> String {
@@ -51,7 +56,8 @@ async fn check_present(session: &mut Session, spec: &Spec) -> Result<(), Fault> 
         "SELECT SCHEMA_NAME FROM information_schema.SCHEMATA WHERE SCHEMA_NAME IN {}",
         database_list(spec)
     );
-    let there: BTreeSet<String> = session.rows(WHAT, &sql).await?.iter().map(|r| r.text(0)).collect();
+    let there: BTreeSet<String> =
+        session.rows(WHAT, &sql).await?.iter().map(|r| r.text(0)).collect();
     let mut missing: Vec<String> = spec
         .databases
         .iter()
@@ -225,7 +231,10 @@ async fn oddities(session: &mut Session, spec: &Spec) -> Result<Vec<Finding>, Fa
     for row in session.rows(WHAT, &sql).await? {
         let subject = format!("table {}.{}", row.text(0), row.text(1));
         let (message, remedy) = if row.text(2) == "SYSTEM VERSIONED" {
-            ("keeps the history of its rows, which a dump does not carry", "drop the table's system versioning, or move the history apart")
+            (
+                "keeps the history of its rows, which a dump does not carry",
+                "drop the table's system versioning, or move the history apart",
+            )
         } else {
             ("cannot be opened by the server", "repair or drop the table")
         };
@@ -266,10 +275,7 @@ pub(super) async fn broken_views(
 }
 
 /// Views that do not work here, the broken ones included: their definer may lack a right.
-async fn unusable_views(
-    session: &mut Session,
-    database: &str,
-) -> Result<BTreeSet<String>, Fault> {
+async fn unusable_views(session: &mut Session, database: &str) -> Result<BTreeSet<String>, Fault> {
     let mut unusable = BTreeSet::new();
     for view in views(session, database).await? {
         let sql = format!("CHECK TABLE {}.{}", ident(database), ident(&view));
@@ -312,9 +318,8 @@ pub(super) async fn record(
         Some(fence) => fence.running_events(),
         None => running_events(session, spec).await?,
     };
-    let settings = session
-        .rows(WHAT, "SELECT @@GLOBAL.max_allowed_packet, @@GLOBAL.event_scheduler")
-        .await?;
+    let settings =
+        session.rows(WHAT, "SELECT @@GLOBAL.max_allowed_packet, @@GLOBAL.event_scheduler").await?;
     Ok(MariadbRecord {
         version: session.version().to_owned(),
         max_allowed_packet: settings.first().map_or(0, |r| r.number(0)),

@@ -124,7 +124,9 @@ impl Loading<'_> {
             )));
         }
         let words = facts.character_set_collations.bytes();
-        if words.len() > 4096 || !words.into_iter().all(|b| b.is_ascii_alphanumeric() || b"_=, ".contains(&b)) {
+        if words.len() > 4096
+            || !words.into_iter().all(|b| b.is_ascii_alphanumeric() || b"_=, ".contains(&b))
+        {
             return Err(Fault::permanent("a dump's character sets are not words"));
         }
         Ok(facts)
@@ -146,7 +148,8 @@ impl Loading<'_> {
         loader: &Temporary,
         collations: &str,
     ) -> Result<(), Fault> {
-        let mut running = start_client(self.config, self.spec, loader, &self.described.name).await?;
+        let mut running =
+            start_client(self.config, self.spec, loader, &self.described.name).await?;
         let output = running.take_output();
         // What a client prints is of no interest, but it must not be kept from printing it.
         let drain = tokio::spawn(async move {
@@ -266,7 +269,8 @@ async fn run_setting(single: &mut Single, setting: &str) -> Result<(), Fault> {
     single.run(setting.as_bytes()).await.map_err(|refusal| match refusal {
         Refusal::Lost(fault) => fault,
         Refusal::Server(code, said) => {
-            let mut fault = Fault::permanent("the target's MariaDB does not know a setting of the source");
+            let mut fault =
+                Fault::permanent("the target's MariaDB does not know a setting of the source");
             fault.causes.push(format!("{code} {said}"));
             fault
         }
@@ -274,7 +278,10 @@ async fn run_setting(single: &mut Single, setting: &str) -> Result<(), Fault> {
 }
 
 /// Defines an object; an event that goes away once it has run is told so at last.
-async fn try_define(single: &mut Single, object: &StoredObject) -> Result<Option<(u16, String)>, Fault> {
+async fn try_define(
+    single: &mut Single,
+    object: &StoredObject,
+) -> Result<Option<(u16, String)>, Fault> {
     run_setting(single, &object.setting()).await?;
     match single.run(&object.statement()?).await {
         Ok(()) => {}
@@ -289,7 +296,11 @@ async fn try_define(single: &mut Single, object: &StoredObject) -> Result<Option
     }
 }
 
-async fn define_one(single: &mut Single, object: &StoredObject, database: &str) -> Result<(), Fault> {
+async fn define_one(
+    single: &mut Single,
+    object: &StoredObject,
+    database: &str,
+) -> Result<(), Fault> {
     match try_define(single, object).await? {
         None => Ok(()),
         Some((code, said)) => Err(not_defined(object, database, code, &said)),
@@ -302,7 +313,9 @@ fn not_defined(object: &StoredObject, database: &str, code: u16, said: &str) -> 
         object.kind.sql().to_ascii_lowercase(),
         object.name
     ))
-    .remedy("does it use something outside the account, or newer than the target? change or drop it");
+    .remedy(
+        "does it use something outside the account, or newer than the target? change or drop it",
+    );
     fault.causes.push(format!("{code} {said}"));
     fault
 }

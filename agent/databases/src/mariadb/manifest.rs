@@ -241,9 +241,8 @@ impl Reading<'_> {
         );
         for row in self.rows(&sql).await? {
             let name = row.text(0);
-            let names = [
-                "next value", "minimum", "maximum", "start", "increment", "cache", "cycles",
-            ];
+            let names =
+                ["next value", "minimum", "maximum", "start", "increment", "cache", "cycles"];
             let sql = format!(
                 "SELECT {}, next_not_cached_value, minimum_value, maximum_value, start_value, increment, \
                  cache_size, cycle_option FROM {}.{}",
@@ -264,7 +263,13 @@ impl Reading<'_> {
             self.db
         );
         let names = [
-            "definer", "security", "check option", "algorithm", "charset", "collation", "~definition",
+            "definer",
+            "security",
+            "check option",
+            "algorithm",
+            "charset",
+            "collation",
+            "~definition",
         ];
         self.facts("view", &names, &sql).await?;
         for view in broken {
@@ -282,8 +287,17 @@ impl Reading<'_> {
             self.db
         );
         let names = [
-            "definer", "security", "data access", "deterministic", "SQL mode", "charset", "collation",
-            "database collation", "returns", "comment", "body",
+            "definer",
+            "security",
+            "data access",
+            "deterministic",
+            "SQL mode",
+            "charset",
+            "collation",
+            "database collation",
+            "returns",
+            "comment",
+            "body",
         ];
         self.facts("routine", &names, &sql).await?;
         let sql = format!(
@@ -308,8 +322,16 @@ impl Reading<'_> {
             self.db
         );
         let names = [
-            "table", "event", "timing", "order", "definer", "SQL mode", "charset", "collation",
-            "database collation", "body",
+            "table",
+            "event",
+            "timing",
+            "order",
+            "definer",
+            "SQL mode",
+            "charset",
+            "collation",
+            "database collation",
+            "body",
         ];
         self.facts("trigger", &names, &sql).await
     }
@@ -324,8 +346,21 @@ impl Reading<'_> {
             self.db
         );
         let names = [
-            "definer", "time zone", "type", "at", "every", "unit", "starts", "ends", "on completion",
-            "comment", "SQL mode", "charset", "collation", "database collation", "body",
+            "definer",
+            "time zone",
+            "type",
+            "at",
+            "every",
+            "unit",
+            "starts",
+            "ends",
+            "on completion",
+            "comment",
+            "SQL mode",
+            "charset",
+            "collation",
+            "database collation",
+            "body",
         ];
         self.facts("event", &names, &sql).await
     }

@@ -135,12 +135,7 @@ impl Engine for Mariadb {
         Ok(FenceRecord::Mariadb(fence::plan(&mut self.session().await?, spec).await?))
     }
 
-    async fn fence(
-        &self,
-        spec: &Spec,
-        record: &FenceRecord,
-        grace: Duration,
-    ) -> Result<(), Fault> {
+    async fn fence(&self, spec: &Spec, record: &FenceRecord, grace: Duration) -> Result<(), Fault> {
         // What is to be undone must have been written down by the same engine.
         record.mariadb()?;
         fence::fence(&mut self.session().await?, spec, grace).await

@@ -116,7 +116,11 @@ pub(super) async fn read(
             "PROCEDURE" => Kind::Procedure,
             "PACKAGE" => Kind::Package,
             "PACKAGE BODY" => Kind::PackageBody,
-            other => return Err(Fault::permanent(format!("{database} has a routine of the kind {other}"))),
+            other => {
+                return Err(Fault::permanent(format!(
+                    "{database} has a routine of the kind {other}"
+                )));
+            }
         };
         names.push((kind, row.text(1)));
     }
@@ -124,7 +128,8 @@ pub(super) async fn read(
         "SELECT TABLE_NAME FROM information_schema.VIEWS WHERE TABLE_SCHEMA = {db} ORDER BY TABLE_NAME"
     );
     let views = session.rows(WHAT, &sql).await?;
-    names.extend(views.iter().map(|r| (Kind::View, r.text(0))).filter(|(_, v)| !broken.contains(v)));
+    names
+        .extend(views.iter().map(|r| (Kind::View, r.text(0))).filter(|(_, v)| !broken.contains(v)));
     let sql = format!(
         "SELECT TRIGGER_NAME FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = {db} \
          ORDER BY EVENT_OBJECT_TABLE, EVENT_MANIPULATION, ACTION_TIMING, ACTION_ORDER"
@@ -310,8 +315,21 @@ fn quoted(text: &[u8]) -> Option<(String, &[u8])> {
 }
 
 const UNITS: &[&str] = &[
-    "YEAR", "QUARTER", "MONTH", "DAY", "HOUR", "MINUTE", "WEEK", "SECOND", "YEAR_MONTH", "DAY_HOUR",
-    "DAY_MINUTE", "DAY_SECOND", "HOUR_MINUTE", "HOUR_SECOND", "MINUTE_SECOND",
+    "YEAR",
+    "QUARTER",
+    "MONTH",
+    "DAY",
+    "HOUR",
+    "MINUTE",
+    "WEEK",
+    "SECOND",
+    "YEAR_MONTH",
+    "DAY_HOUR",
+    "DAY_MINUTE",
+    "DAY_SECOND",
+    "HOUR_MINUTE",
+    "HOUR_SECOND",
+    "MINUTE_SECOND",
 ];
 
 impl StoredObject {
@@ -321,7 +339,10 @@ impl StoredObject {
             return Err(foreign_definer(database, self));
         }
         let modes = self.sql_mode.len() <= 1024
-            && self.sql_mode.bytes().all(|b| b.is_ascii_uppercase() || b"_,0123456789".contains(&b));
+            && self
+                .sql_mode
+                .bytes()
+                .all(|b| b.is_ascii_uppercase() || b"_,0123456789".contains(&b));
         let algorithm = ["", "UNDEFINED", "MERGE", "TEMPTABLE"].contains(&self.algorithm.as_str());
         let security = ["", "DEFINER", "INVOKER"].contains(&self.security.as_str());
         let charsets = is_word(&self.charset)
@@ -390,7 +411,9 @@ impl StoredObject {
 
 impl Schedule {
     fn is_sound(&self, charset: &str) -> bool {
-        let time = |t: &str| t.len() <= 32 && t.bytes().all(|b| b.is_ascii_digit() || b"-: .".contains(&b));
+        let time = |t: &str| {
+            t.len() <= 32 && t.bytes().all(|b| b.is_ascii_digit() || b"-: .".contains(&b))
+        };
         let every = self.every.trim_matches('\'');
         time(&self.at)
             && time(&self.starts)
@@ -407,8 +430,7 @@ impl Schedule {
         let mut sql = b" ".to_vec();
         sql.extend(quote(&unhex(&self.name)?, b'`'));
         let when = if self.at.is_empty() {
-            let mut when =
-                format!("EVERY '{}' {}", self.every.trim_matches('\''), self.unit);
+            let mut when = format!("EVERY '{}' {}", self.every.trim_matches('\''), self.unit);
             if !self.starts.is_empty() {
                 when.push_str(&format!(" STARTS '{}'", self.starts));
             }
@@ -440,7 +462,8 @@ mod tests {
 
     #[test]
     fn what_the_server_writes_is_taken_apart() {
-        let view = b"CREATE ALGORITHM=MERGE DEFINER=`a``b`@`%` SQL SECURITY INVOKER VIEW `v` AS select 1";
+        let view =
+            b"CREATE ALGORITHM=MERGE DEFINER=`a``b`@`%` SQL SECURITY INVOKER VIEW `v` AS select 1";
         let parsed = parse(view, Kind::View).expect("a view");
         assert_eq!(parsed.definer, ("a`b".to_owned(), "%".to_owned()));
         assert_eq!((parsed.algorithm.as_str(), parsed.security.as_str()), ("MERGE", "INVOKER"));

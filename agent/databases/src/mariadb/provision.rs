@@ -121,11 +121,8 @@ pub(super) async fn open(
     record.check(spec)?;
     temporary::drop_all(session, spec).await?;
     for database in &record.databases {
-        let sql = format!(
-            "ALTER DATABASE {} COMMENT {}",
-            ident(&database.name),
-            text(&database.comment)
-        );
+        let sql =
+            format!("ALTER DATABASE {} COMMENT {}", ident(&database.name), text(&database.comment));
         session.run(&format!("database {} cannot be opened", database.name), &sql).await?;
     }
     for event in &record.running_events {

@@ -103,8 +103,7 @@ pub(crate) const LIMITS: &[(&str, &str)] = &[
 
 /// A character set, collation or SQL mode: words that need no quotes.
 pub(crate) fn is_word(text: &str) -> bool {
-    (1..=64).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+    (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
 impl MariadbRecord {
@@ -134,8 +133,7 @@ impl MariadbRecord {
             check_user(spec, user)?;
         }
         for user in &spec.users {
-            let there =
-                |u: &UserRecord| u.name == user.name.as_str() && u.host == host_of(user);
+            let there = |u: &UserRecord| u.name == user.name.as_str() && u.host == host_of(user);
             if !self.users.iter().any(there) {
                 return Err(Fault::precondition(format!(
                     "the source's record does not describe database user {}@{}",
@@ -160,7 +158,8 @@ fn check_user(spec: &Spec, user: &UserRecord) -> Result<(), Fault> {
         return Err(foreign(spec, &format!("database user {:?}@{:?}", user.name, user.host)));
     }
     let safe = |text: &str| {
-        text.len() <= 512 && text.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b'\'' && b != b'\\')
+        text.len() <= 512
+            && text.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b'\'' && b != b'\\')
     };
     if user.auth.is_empty() || user.auth.len() > 8 {
         return Err(foreign(spec, &format!("user {} without a way to log in", user.name)));

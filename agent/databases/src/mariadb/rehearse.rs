@@ -32,11 +32,15 @@ async fn closed(session: &mut Session, spec: &Spec, record: &MariadbRecord) -> R
         match users::find(session, &user.name, &user.host).await? {
             Some(login) if login.locked() => {}
             Some(_) => {
-                return Err(Fault::permanent(format!("MariaDB user {label} can log in before the open")));
+                return Err(Fault::permanent(format!(
+                    "MariaDB user {label} can log in before the open"
+                )));
             }
             None => {
-                return Err(Fault::precondition(format!("MariaDB user {label} is not at the target"))
-                    .remedy("provision the account again"));
+                return Err(Fault::precondition(format!(
+                    "MariaDB user {label} is not at the target"
+                ))
+                .remedy("provision the account again"));
             }
         }
     }
@@ -77,7 +81,8 @@ async fn try_all(
             text(database)
         );
         let tables = session.rows(WHAT, &sql).await?;
-        let mut trial = Session::open_as(config, &user.name, Some(&user.password), Some(database)).await?;
+        let mut trial =
+            Session::open_as(config, &user.name, Some(&user.password), Some(database)).await?;
         trial.run(WHAT, "SET SESSION max_statement_time = 30").await?;
         for table in tables.iter().filter(|t| !described.unusable_views.contains(&t.text(0))) {
             // No row is wanted: rights and references are checked all the same.

@@ -88,12 +88,8 @@ pub(super) async fn write(
     writer: &mut FrameWriter<'_>,
 ) -> Result<(), Fault> {
     let columns = columns(session, database, table).await?;
-    let select = format!(
-        "SELECT {} FROM {}.{}",
-        columns.reads.join(", "),
-        ident(database),
-        ident(table)
-    );
+    let select =
+        format!("SELECT {} FROM {}.{}", columns.reads.join(", "), ident(database), ident(table));
     let insert = format!("INSERT INTO {} ({}) VALUES\n", ident(table), columns.names.join(", "));
     session.run(WHAT, "SET character_set_results = NULL").await?;
     let mut statement = String::new();

@@ -66,9 +66,7 @@ impl Row {
 /// What the server answered to a statement that it refused.
 pub(super) fn refused(what: &str, error: &mysql_async::Error) -> Fault {
     let class = match error {
-        mysql_async::Error::Server(e) if TRANSIENT_CODES.contains(&e.code) => {
-            FaultClass::Transient
-        }
+        mysql_async::Error::Server(e) if TRANSIENT_CODES.contains(&e.code) => FaultClass::Transient,
         mysql_async::Error::Server(_) => FaultClass::Permanent,
         mysql_async::Error::Io(_) => FaultClass::Transient,
         // The driver reports a connection closed by the server as its own.
@@ -114,7 +112,8 @@ impl Session {
             .pass(password)
             .db_name(database)
             .setup(setup.map(str::to_owned).to_vec());
-        let connecting = tokio::time::timeout(std::time::Duration::from_secs(20), Conn::new(options));
+        let connecting =
+            tokio::time::timeout(std::time::Duration::from_secs(20), Conn::new(options));
         let mut conn = match connecting.await {
             Ok(Ok(conn)) => conn,
             Ok(Err(error)) => return Err(no_connection(&socket, name, &error)),
@@ -169,11 +168,7 @@ impl Session {
     }
 
     /// The rows of a query as they arrive.
-    pub(super) async fn stream(
-        &mut self,
-        what: &str,
-        sql: String,
-    ) -> Result<RowStream<'_>, Fault> {
+    pub(super) async fn stream(&mut self, what: &str, sql: String) -> Result<RowStream<'_>, Fault> {
         let result = self.conn.query_iter(sql).await.map_err(|e| refused(what, &e))?;
         Ok(RowStream(result))
     }
@@ -185,9 +180,7 @@ impl Session {
 }
 
 /// Rows as they arrive.
-pub(super) struct RowStream<'a>(
-    mysql_async::QueryResult<'a, 'static, mysql_async::TextProtocol>,
-);
+pub(super) struct RowStream<'a>(mysql_async::QueryResult<'a, 'static, mysql_async::TextProtocol>);
 
 impl RowStream<'_> {
     pub(super) async fn next(&mut self, what: &str) -> Result<Option<Row>, Fault> {

@@ -17,8 +17,7 @@ use super::temporary::Temporary;
 // Capabilities: long password, long flag, connect with database, protocol 4.1, transactions,
 // secure connection, plugin authentication. Not among them: multi statements, multi results,
 // local files.
-const CAPABILITIES: u32 =
-    0x1 | 0x4 | 0x8 | 0x200 | 0x2000 | 0x8000 | 0x8_0000;
+const CAPABILITIES: u32 = 0x1 | 0x4 | 0x8 | 0x200 | 0x2000 | 0x8000 | 0x8_0000;
 /// utf8mb4_general_ci.
 const CHARSET: u8 = 45;
 /// One packet: longer statements are refused.
@@ -44,7 +43,11 @@ pub(super) struct Single {
 }
 
 impl Single {
-    pub(super) async fn open(socket: &Path, user: &Temporary, database: &str) -> Result<Self, Fault> {
+    pub(super) async fn open(
+        socket: &Path,
+        user: &Temporary,
+        database: &str,
+    ) -> Result<Self, Fault> {
         let opening = Self::handshake(socket, user, database);
         match tokio::time::timeout(Duration::from_secs(20), opening).await {
             Ok(Ok(single)) => Ok(single),
@@ -57,11 +60,7 @@ impl Single {
         }
     }
 
-    async fn handshake(
-        socket: &Path,
-        user: &Temporary,
-        database: &str,
-    ) -> Result<Self, Refusal> {
+    async fn handshake(socket: &Path, user: &Temporary, database: &str) -> Result<Self, Refusal> {
         let stream = UnixStream::connect(socket).await.map_err(|e| lost(&e))?;
         let mut single = Self { stream };
         let (_, greeting) = single.read_packet().await?;

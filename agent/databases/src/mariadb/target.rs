@@ -62,7 +62,10 @@ pub(super) async fn present(session: &mut Session, spec: &Spec) -> Result<Presen
 }
 
 /// The comment of a database; none: there is no such database.
-pub(super) async fn comment(session: &mut Session, database: &str) -> Result<Option<String>, Fault> {
+pub(super) async fn comment(
+    session: &mut Session,
+    database: &str,
+) -> Result<Option<String>, Fault> {
     let sql = format!(
         "SELECT SCHEMA_COMMENT FROM information_schema.SCHEMATA WHERE SCHEMA_NAME = {}",
         text(database)
@@ -116,7 +119,8 @@ pub(super) async fn check(
 async fn plugins(session: &mut Session, record: &MariadbRecord) -> Result<Vec<Finding>, Fault> {
     let sql = "SELECT LOWER(PLUGIN_NAME) FROM information_schema.PLUGINS \
                WHERE PLUGIN_TYPE = 'AUTHENTICATION' AND PLUGIN_STATUS = 'ACTIVE'";
-    let known: BTreeSet<String> = session.rows(WHAT, sql).await?.iter().map(|r| r.text(0)).collect();
+    let known: BTreeSet<String> =
+        session.rows(WHAT, sql).await?.iter().map(|r| r.text(0)).collect();
     let mut findings = Vec::new();
     for user in &record.users {
         for auth in &user.auth {
@@ -125,7 +129,10 @@ async fn plugins(session: &mut Session, record: &MariadbRecord) -> Result<Vec<Fi
                 findings.push(Finding::new(
                     Level::Blocker,
                     &subject,
-                    format!("{subject} logs in by {}, which the target's server does not have loaded", auth.plugin),
+                    format!(
+                        "{subject} logs in by {}, which the target's server does not have loaded",
+                        auth.plugin
+                    ),
                     format!("load it at the target: INSTALL SONAME 'auth_{}'", auth.plugin),
                 ));
             }
@@ -136,8 +143,10 @@ async fn plugins(session: &mut Session, record: &MariadbRecord) -> Result<Vec<Fi
 
 async fn features(session: &mut Session, record: &MariadbRecord) -> Result<Vec<Finding>, Fault> {
     let known = collations(session).await?;
-    let sql = "SELECT UPPER(ENGINE) FROM information_schema.ENGINES WHERE SUPPORT IN ('YES', 'DEFAULT')";
-    let engines: BTreeSet<String> = session.rows(WHAT, sql).await?.iter().map(|r| r.text(0)).collect();
+    let sql =
+        "SELECT UPPER(ENGINE) FROM information_schema.ENGINES WHERE SUPPORT IN ('YES', 'DEFAULT')";
+    let engines: BTreeSet<String> =
+        session.rows(WHAT, sql).await?.iter().map(|r| r.text(0)).collect();
     let number = session.number();
     let mut findings = Vec::new();
     for database in &record.databases {
@@ -145,18 +154,28 @@ async fn features(session: &mut Session, record: &MariadbRecord) -> Result<Vec<F
             findings.push(Finding::new(
                 Level::Blocker,
                 format!("database {}", database.name),
-                format!("database {} uses {what}, which the target's MariaDB {} does not know", database.name, session.version()),
+                format!(
+                    "database {} uses {what}, which the target's MariaDB {} does not know",
+                    database.name,
+                    session.version()
+                ),
                 remedy,
             ));
         };
         for name in &database.collations {
             if !known.contains(&name.to_ascii_lowercase()) {
-                lacks(format!("the collation {name}"), "convert to a collation that both servers know, or choose a newer target");
+                lacks(
+                    format!("the collation {name}"),
+                    "convert to a collation that both servers know, or choose a newer target",
+                );
             }
         }
         for engine in &database.storage_engines {
             if !engines.contains(&engine.to_ascii_uppercase()) {
-                lacks(format!("the storage engine {engine}"), "install the engine at the target, or convert the tables");
+                lacks(
+                    format!("the storage engine {engine}"),
+                    "install the engine at the target, or convert the tables",
+                );
             }
         }
         for name in &database.types {
@@ -171,7 +190,8 @@ async fn features(session: &mut Session, record: &MariadbRecord) -> Result<Vec<F
 /// The collations that the server knows, the names of other releases for the same ones included.
 async fn collations(session: &mut Session) -> Result<BTreeSet<String>, Fault> {
     let mut known = BTreeSet::new();
-    let rows = session.rows(WHAT, "SELECT COLLATION_NAME FROM information_schema.COLLATIONS").await?;
+    let rows =
+        session.rows(WHAT, "SELECT COLLATION_NAME FROM information_schema.COLLATIONS").await?;
     known.extend(rows.iter().map(|r| r.text(0).to_ascii_lowercase()));
     if session.number() >= 101_001 {
         let sql = "SELECT FULL_COLLATION_NAME FROM information_schema.COLLATION_CHARACTER_SET_APPLICABILITY";
@@ -216,7 +236,9 @@ async fn settings(session: &mut Session, record: &MariadbRecord) -> Result<Vec<F
             "SET GLOBAL event_scheduler = ON at the target, and in its configuration",
         ));
     }
-    if row.number(2) != 0 && record.databases.iter().any(|d| d.name.bytes().any(|b| b.is_ascii_uppercase())) {
+    if row.number(2) != 0
+        && record.databases.iter().any(|d| d.name.bytes().any(|b| b.is_ascii_uppercase()))
+    {
         findings.push(Finding::new(
             Level::Blocker,
             "lower_case_table_names",

@@ -66,7 +66,8 @@ impl Login {
             Value::Number(n) if n.as_f64() != Some(0.0) => Some(n.to_string()),
             _ => None,
         };
-        let limits = LIMITS.iter().filter_map(|(name, key)| Some(((*name).to_owned(), limit(key)?)));
+        let limits =
+            LIMITS.iter().filter_map(|(name, key)| Some(((*name).to_owned(), limit(key)?)));
         UserRecord {
             name: self.name.clone(),
             host: self.host.clone(),
@@ -84,10 +85,7 @@ impl Login {
 }
 
 /// The users of this name and host, roles left out.
-pub(super) async fn read(
-    session: &mut Session,
-    condition: &str,
-) -> Result<Vec<Login>, Fault> {
+pub(super) async fn read(session: &mut Session, condition: &str) -> Result<Vec<Login>, Fault> {
     let sql = format!(
         "SELECT User, Host, Priv FROM mysql.global_priv \
          WHERE JSON_VALUE(Priv, '$.is_role') IS NULL AND ({condition}) ORDER BY User, Host"
@@ -96,8 +94,11 @@ pub(super) async fn read(
     rows.into_iter()
         .map(|row| {
             let json = serde_json::from_slice(row.bytes(2).unwrap_or_default()).map_err(|e| {
-                Fault::permanent(format!("the login of MariaDB user {} cannot be read", row.text(0)))
-                    .caused_by(&e)
+                Fault::permanent(format!(
+                    "the login of MariaDB user {} cannot be read",
+                    row.text(0)
+                ))
+                .caused_by(&e)
             })?;
             Ok(Login { name: row.text(0), host: row.text(1), json })
         })
@@ -154,9 +155,7 @@ pub(super) fn restore(record: &UserRecord) -> String {
     };
     let limits: Vec<String> = LIMITS
         .iter()
-        .map(|(name, _)| {
-            format!("{name} {}", record.limits.get(*name).map_or("0", String::as_str))
-        })
+        .map(|(name, _)| format!("{name} {}", record.limits.get(*name).map_or("0", String::as_str)))
         .collect();
     let lock = if record.locked { "LOCK" } else { "UNLOCK" };
     let expiry = match (record.password_expired, record.password_lifetime) {

@@ -48,7 +48,8 @@ impl PostgresqlFence {
 
 pub(super) async fn plan(session: &Session, spec: &Spec) -> Result<PostgresqlFence, Fault> {
     let what = "the state before the fence cannot be read";
-    let sql = format!("SELECT rolname, rolcanlogin FROM pg_roles WHERE rolname IN {}", role_list(spec));
+    let sql =
+        format!("SELECT rolname, rolcanlogin FROM pg_roles WHERE rolname IN {}", role_list(spec));
     let roles = session.rows(what, &sql).await?;
     let sql = format!(
         "SELECT datname, datconnlimit FROM pg_database WHERE datname IN {}",
@@ -75,7 +76,9 @@ pub(super) async fn fence(session: &Session, spec: &Spec, grace: Duration) -> Re
         sql.push_str(&format!("ALTER DATABASE {} CONNECTION LIMIT 0;", ident(&database.name)));
     }
     sql.push_str("COMMIT");
-    session.run(&format!("the PostgreSQL roles of {} cannot be locked", spec.account), &sql).await?;
+    session
+        .run(&format!("the PostgreSQL roles of {} cannot be locked", spec.account), &sql)
+        .await?;
     drain(session, spec, grace).await
 }
 
@@ -98,13 +101,15 @@ pub(super) async fn unfence(
         ));
     }
     sql.push_str("COMMIT");
-    session.run(&format!("the PostgreSQL roles of {} cannot be let in again", spec.account), &sql).await
+    session
+        .run(&format!("the PostgreSQL roles of {} cannot be let in again", spec.account), &sql)
+        .await
 }
 
 pub(super) async fn is_fenced(session: &Session, spec: &Spec) -> Result<bool, Fault> {
     let now = plan(session, spec).await?;
-    let closed = now.roles.iter().all(|r| !r.login)
-        && now.databases.iter().all(|d| d.connection_limit == 0);
+    let closed =
+        now.roles.iter().all(|r| !r.login) && now.databases.iter().all(|d| d.connection_limit == 0);
     Ok(closed && session.rows(WHAT, &connections(spec)).await?.is_empty())
 }
 
@@ -171,7 +176,9 @@ pub(super) async fn end_connections(session: &Session, pids: &str) -> Result<(),
             session.rows("a connection to PostgreSQL cannot be ended", &sql).await?;
         }
         if start.elapsed() > END_LIMIT {
-            return Err(Fault::transient("a connection to PostgreSQL that was ended does not go away"));
+            return Err(Fault::transient(
+                "a connection to PostgreSQL that was ended does not go away",
+            ));
         }
         tokio::time::sleep(POLL).await;
     }

@@ -105,14 +105,17 @@ impl Filter {
                 rest = &rest[end..];
                 continue;
             }
-            // Looked at in parts, since a statement that begins the rows of COPY ends the text.
-            let end = rest.iter().position(|b| *b == b'\n').map_or(rest.len(), |at| at + 1);
+            // Looked at line by line: no word ends between lines, and rows begin on a new one.
+            let newline = rest.iter().position(|b| *b == b'\n');
+            let end = newline.map_or(rest.len(), |at| at + 1);
             self.buffer.extend_from_slice(&rest[..end]);
             rest = &rest[end..];
             if self.buffer.len() > MAX_STATEMENT {
                 return Err(Fault::permanent("a dump has a statement longer than Ferry takes"));
             }
-            self.scan(&mut out, false)?;
+            if newline.is_some() {
+                self.scan(&mut out)?;
+            }
         }
         Ok(out)
     }
@@ -123,7 +126,7 @@ impl Filter {
         if self.state == State::Rows {
             return Err(Fault::permanent("a dump ended within the rows of a table"));
         }
-        self.scan(&mut out, true)?;
+        self.scan(&mut out)?;
         match self.state {
             State::Plain | State::LineComment if significant(&self.buffer).is_empty() => Ok(out),
             _ => Err(Fault::permanent("a dump ended within a statement")),
@@ -148,18 +151,10 @@ impl Filter {
     }
 
     /// Looks at what was added, as psql's lexer does.
-    fn scan(&mut self, out: &mut Vec<u8>, last: bool) -> Result<(), Fault> {
+    fn scan(&mut self, out: &mut Vec<u8>) -> Result<(), Fault> {
         while self.at < self.buffer.len() {
-            // Two bytes decide the most; the end of a piece may lie between them.
-            if !last && self.buffer.len() - self.at < 2 && self.buffer[self.at] != b'\n' && self.buffer[self.at] != b';' {
-                return Ok(());
-            }
             match &self.state {
-                State::Plain => {
-                    if !self.plain(out, last)? {
-                        return Ok(());
-                    }
-                }
+                State::Plain => self.plain(out)?,
                 State::Rows => return Ok(()),
                 _ => self.quoted(),
             }
@@ -213,8 +208,8 @@ impl Filter {
         }
     }
 
-    /// Outside quotes: one step. `false`: more must be read first.
-    fn plain(&mut self, out: &mut Vec<u8>, last: bool) -> Result<bool, Fault> {
+    /// Outside quotes: one step.
+    fn plain(&mut self, out: &mut Vec<u8>) -> Result<(), Fault> {
         let byte = self.buffer[self.at];
         let two = self.two().to_vec();
         let comment = two == b"--" || two == b"/*";
@@ -227,7 +222,7 @@ impl Filter {
             [b'\'', ..] if goes_on => return Err(unclear("a string that goes on")),
             [b'\'', ..] => self.enter(State::Quote(false), 1),
             [b'"', ..] => self.enter(State::Name, 1),
-            [b'\\', ..] => return self.order(last),
+            [b'\\', ..] => return self.order(),
             [b';', ..] if self.depth == 0 && self.parentheses == 0 => {
                 self.at += 1;
                 self.end_statement(out)?;
@@ -241,33 +236,29 @@ impl Filter {
                 self.at += 1;
             }
             b"::" => self.at += 2,
-            [b':', b'A'..=b'Z' | b'\'' | b'"' | b'{'] => return Err(unclear("a client's variable")),
-            [b'$', b'0'..=b'9'] => return self.number(1, last),
+            [b':', b'A'..=b'Z' | b'\'' | b'"' | b'{'] => {
+                return Err(unclear("a client's variable"));
+            }
+            [b'$', b'0'..=b'9'] => return self.number(1),
             [b'$', ..] => match self.dollar() {
                 Some(delimiter) => {
                     let length = delimiter.len();
                     self.enter(State::Dollar(delimiter), length);
                 }
-                None if !last && !self.buffer[self.at..].contains(&b'\n') => return Ok(false),
                 None => self.at += 1,
             },
-            _ if byte.is_ascii_digit() => return self.number(0, last),
-            _ if is_word_start(byte) => return Ok(self.word(last)),
+            _ if byte.is_ascii_digit() => return self.number(0),
+            _ if is_word_start(byte) => self.word(),
             _ => self.at += 1,
         }
-        Ok(true)
+        Ok(())
     }
 
     /// A number, or a parameter. What follows it without a blank is read differently by different
     /// releases, so only an exponent may.
-    fn number(&mut self, skip: usize, last: bool) -> Result<bool, Fault> {
+    fn number(&mut self, skip: usize) -> Result<(), Fault> {
         let rest = &self.buffer[self.at + skip..];
-        let Some(length) = rest.iter().position(|b| !is_word_byte(*b)) else {
-            if !last && rest.len() < 1024 {
-                return Ok(false);
-            }
-            return Err(unclear("a number without an end"));
-        };
+        let length = rest.iter().position(|b| !is_word_byte(*b)).unwrap_or(rest.len());
         let token = &rest[..length];
         let digits = token.iter().position(|b| !b.is_ascii_digit()).unwrap_or(length);
         let exponent = matches!(&token[digits..], [] | [b'e' | b'E', ..])
@@ -276,7 +267,7 @@ impl Filter {
             return Err(unclear("a number that runs into a word"));
         }
         self.at += skip + length;
-        Ok(true)
+        Ok(())
     }
 
     fn enter(&mut self, state: State, step: usize) {
@@ -295,15 +286,9 @@ impl Filter {
     }
 
     /// A word: psql counts them to know a function body of SQL's own from other statements.
-    fn word(&mut self, last: bool) -> bool {
+    fn word(&mut self) {
         let rest = &self.buffer[self.at..];
-        let Some(length) = rest.iter().position(|b| !is_word_byte(*b)) else {
-            if !last {
-                return false;
-            }
-            self.at = self.buffer.len();
-            return true;
-        };
+        let length = rest.iter().position(|b| !is_word_byte(*b)).unwrap_or(rest.len());
         let word = String::from_utf8_lossy(&rest[..length]).to_ascii_lowercase();
         self.at += length;
         if self.words.len() < 4 {
@@ -324,19 +309,13 @@ impl Filter {
                 _ => {}
             }
         }
-        true
     }
 
     /// A backslash outside quotes. Newer dumps begin and end with a pair of orders that guard the
     /// rest; they are left out, since Ferry puts its own guard. All others are refused.
-    fn order(&mut self, last: bool) -> Result<bool, Fault> {
+    fn order(&mut self) -> Result<(), Fault> {
         let rest = &self.buffer[self.at..];
-        let Some(end) = rest.iter().position(|b| *b == b'\n') else {
-            if !last && rest.len() < 256 {
-                return Ok(false);
-            }
-            return Err(refused_order(rest));
-        };
+        let end = rest.iter().position(|b| *b == b'\n').unwrap_or(rest.len());
         let line = &rest[..end];
         let mut words = line.split(u8::is_ascii_whitespace).filter(|w| !w.is_empty());
         let known = matches!(words.next(), Some(b"\\restrict" | b"\\unrestrict"));
@@ -345,9 +324,9 @@ impl Filter {
         if !(known && key && alone) {
             return Err(refused_order(line));
         }
-        self.buffer.drain(..self.at + end + 1);
+        self.buffer.drain(..self.at + end);
         self.at = 0;
-        Ok(true)
+        Ok(())
     }
 
     fn end_statement(&mut self, out: &mut Vec<u8>) -> Result<(), Fault> {
@@ -385,22 +364,19 @@ impl Filter {
         let words: Vec<String> = body
             .split(|c: char| c.is_whitespace() || c == '=' || c == ';')
             .filter(|w| !w.is_empty())
-            .take(8)
+            .take(16)
             .map(str::to_ascii_lowercase)
             .collect();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let passed = match words.as_slice() {
-            ["set", "session", "authorization", "default"] | ["reset", "session", "authorization"] => {
-                Some(b"\nRESET ROLE;".to_vec())
-            }
+            ["set", "session", "authorization", "default"]
+            | ["reset", "session", "authorization"] => Some(b"\nRESET ROLE;".to_vec()),
             ["set", "session", "authorization", _] => {
                 // As it is written there, quotes included.
                 let role = body.split_whitespace().nth(3).unwrap_or_default();
                 Some(format!("\nSET ROLE {role}").into_bytes())
             }
-            ["set", name, ..] => {
-                self.may_set(name, &words)?.then(|| statement.to_vec())
-            }
+            ["set", name, ..] => self.may_set(name, &words)?.then(|| statement.to_vec()),
             ["create", "extension", ..] | ["comment", "on", "extension", ..] => None,
             ["create", "schema", first, ..] if *first != "if" && *first != "authorization" => {
                 let rest = &statement[start + "CREATE SCHEMA".len()..];
@@ -430,7 +406,9 @@ impl Filter {
             _ => true,
         };
         if !sound {
-            return Err(Fault::permanent(format!("a dump sets {name} to something else than its database has")));
+            return Err(Fault::permanent(format!(
+                "a dump sets {name} to something else than its database has"
+            )));
         }
         Ok(self.major >= *since)
     }

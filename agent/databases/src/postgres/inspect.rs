@@ -43,7 +43,8 @@ pub(super) async fn check_present(session: &Session, spec: &Spec) -> Result<(), 
         database_list(spec),
         role_list(spec)
     );
-    let there: BTreeSet<String> = session.rows(WHAT, &sql).await?.iter().map(|r| r.text(0)).collect();
+    let there: BTreeSet<String> =
+        session.rows(WHAT, &sql).await?.iter().map(|r| r.text(0)).collect();
     let wanted = spec.databases.iter().map(|d| format!("database {d}"));
     let wanted = wanted.chain(spec.users.iter().map(|u| format!("role {}", u.name)));
     let missing: Vec<String> = wanted.filter(|w| !there.contains(w)).collect();
@@ -92,10 +93,21 @@ async fn roles(session: &Session, spec: &Spec) -> Result<Vec<Finding>, Fault> {
     for row in session.rows(WHAT, &sql).await? {
         let subject = format!("PostgreSQL role {}", row.text(0));
         if row.is(1) {
-            findings.push(blocker(&subject, "is a superuser; an account cannot be one".to_owned(), "ALTER ROLE ... NOSUPERUSER"));
+            findings.push(blocker(
+                &subject,
+                "is a superuser; an account cannot be one".to_owned(),
+                "ALTER ROLE ... NOSUPERUSER",
+            ));
         }
         if !row.text(2).is_empty() {
-            findings.push(warning(&subject, format!("has attributes that reach beyond the account ({}); they are not carried", row.text(2)), ""));
+            findings.push(warning(
+                &subject,
+                format!(
+                    "has attributes that reach beyond the account ({}); they are not carried",
+                    row.text(2)
+                ),
+                "",
+            ));
         }
     }
     let sql = format!(
@@ -104,7 +116,14 @@ async fn roles(session: &Session, spec: &Spec) -> Result<Vec<Finding>, Fault> {
     );
     for row in session.rows(WHAT, &sql).await? {
         let subject = format!("PostgreSQL role {}", row.text(0));
-        findings.push(warning(&subject, format!("is a member of {}, which is not of the account; that is not carried", row.text(1)), "add that role to the account's definition, if it is the account's"));
+        findings.push(warning(
+            &subject,
+            format!(
+                "is a member of {}, which is not of the account; that is not carried",
+                row.text(1)
+            ),
+            "add that role to the account's definition, if it is the account's",
+        ));
     }
     let sql = format!(
         "SELECT coalesce(r.rolname, ''), coalesce(d.datname, ''), split_part(c, '=', 1), s.context \
@@ -118,7 +137,15 @@ async fn roles(session: &Session, spec: &Spec) -> Result<Vec<Finding>, Fault> {
         let free = row.opt(3).is_none_or(|context| context == "user");
         if !free || !may_carry(&row.text(2)) {
             let subject = format!("the setting {}", row.text(2));
-            findings.push(warning(&subject, format!("of {} {} is for administrators; it is not carried", row.text(0), row.text(1)), ""));
+            findings.push(warning(
+                &subject,
+                format!(
+                    "of {} {} is for administrators; it is not carried",
+                    row.text(0),
+                    row.text(1)
+                ),
+                "",
+            ));
         }
     }
     Ok(findings)
@@ -134,7 +161,11 @@ async fn cluster(session: &Session, spec: &Spec) -> Result<Vec<Finding>, Fault> 
     );
     for row in session.rows(WHAT, &sql).await? {
         let subject = format!("database {}", row.text(0));
-        findings.push(blocker(&subject, format!("belongs to {}, who is not of the account", row.text(1)), "ALTER DATABASE ... OWNER TO one of the account's roles"));
+        findings.push(blocker(
+            &subject,
+            format!("belongs to {}, who is not of the account", row.text(1)),
+            "ALTER DATABASE ... OWNER TO one of the account's roles",
+        ));
     }
     let sql = format!(
         "SELECT DISTINCT d.datname, r.rolname FROM pg_database d CROSS JOIN aclexplode(d.datacl) a \
@@ -143,21 +174,36 @@ async fn cluster(session: &Session, spec: &Spec) -> Result<Vec<Finding>, Fault> 
     );
     for row in session.rows(WHAT, &sql).await? {
         let subject = format!("database {}", row.text(0));
-        findings.push(warning(&subject, format!("gives rights to {}, who is not of the account; they are not carried", row.text(1)), "add that role to the account's definition, if it is the account's"));
+        findings.push(warning(
+            &subject,
+            format!(
+                "gives rights to {}, who is not of the account; they are not carried",
+                row.text(1)
+            ),
+            "add that role to the account's definition, if it is the account's",
+        ));
     }
     let sql = format!(
         "SELECT database, gid FROM pg_prepared_xacts WHERE database IN {databases} OR owner IN {roles}"
     );
     for row in session.rows(WHAT, &sql).await? {
         let subject = format!("database {}", row.text(0));
-        findings.push(blocker(&subject, format!("has the prepared transaction {:?}, whose outcome is open", row.text(1)), "COMMIT PREPARED or ROLLBACK PREPARED it"));
+        findings.push(blocker(
+            &subject,
+            format!("has the prepared transaction {:?}, whose outcome is open", row.text(1)),
+            "COMMIT PREPARED or ROLLBACK PREPARED it",
+        ));
     }
     let sql = format!(
         "SELECT s.slot_name, s.database FROM pg_replication_slots s WHERE s.database IN {databases}"
     );
     for row in session.rows(WHAT, &sql).await? {
         let subject = format!("replication slot {}", row.text(0));
-        findings.push(warning(&subject, format!("reads database {}; it is not carried", row.text(1)), "end the subscription before the move, or set it up again after it"));
+        findings.push(warning(
+            &subject,
+            format!("reads database {}; it is not carried", row.text(1)),
+            "end the subscription before the move, or set it up again after it",
+        ));
     }
     Ok(findings)
 }
@@ -183,7 +229,9 @@ async fn contents(session: &Session, spec: &Spec, database: &str) -> Result<Vec<
     let roles = role_list(spec);
     let mut findings = Vec::new();
     let from_extension = |class: &str| {
-        format!("EXISTS (SELECT 1 FROM pg_depend e WHERE e.classid = '{class}'::regclass AND e.objid = o.oid AND e.deptype IN ('e', 'i'))")
+        format!(
+            "EXISTS (SELECT 1 FROM pg_depend e WHERE e.classid = '{class}'::regclass AND e.objid = o.oid AND e.deptype IN ('e', 'i'))"
+        )
     };
     for (class, name, owner, kind) in OWNED {
         // Objects of the server's own have object ids below 16384; public is treated apart.
@@ -199,25 +247,41 @@ async fn contents(session: &Session, spec: &Spec, database: &str) -> Result<Vec<
                 continue;
             }
             let subject = format!("{kind} {database}.{}", row.text(0));
-            findings.push(blocker(&subject, format!("belongs to {}, who is not of the account", row.text(1)), "ALTER ... OWNER TO one of the account's roles (REASSIGN OWNED)"));
+            findings.push(blocker(
+                &subject,
+                format!("belongs to {}, who is not of the account", row.text(1)),
+                "ALTER ... OWNER TO one of the account's roles (REASSIGN OWNED)",
+            ));
         }
     }
     let sql = "SELECT 'large object ' || m.oid, r.rolname FROM pg_largeobject_metadata m \
                JOIN pg_roles r ON r.oid = m.lomowner";
     let sql = format!("{sql} WHERE r.rolname NOT IN {roles} LIMIT 20");
     for row in session.rows(WHAT, &sql).await? {
-        findings.push(blocker(&row.text(0), format!("of database {database} belongs to {}, who is not of the account", row.text(1)), "ALTER LARGE OBJECT ... OWNER TO one of the account's roles"));
+        findings.push(blocker(
+            &row.text(0),
+            format!("of database {database} belongs to {}, who is not of the account", row.text(1)),
+            "ALTER LARGE OBJECT ... OWNER TO one of the account's roles",
+        ));
     }
     for (what, sql) in SUPERUSER_ONLY {
         for row in session.rows(WHAT, &format!("{sql} LIMIT 20")).await? {
             let subject = format!("{what} {database}.{}", row.text(0));
-            findings.push(blocker(&subject, "can be created by a superuser only, so it cannot be carried".to_owned(), "drop it, or move this database by hand"));
+            findings.push(blocker(
+                &subject,
+                "can be created by a superuser only, so it cannot be carried".to_owned(),
+                "drop it, or move this database by hand",
+            ));
         }
     }
     for row in session.rows(WHAT, "SELECT extname FROM pg_extension").await? {
         if !EXTENSIONS.contains(&row.text(0).as_str()) {
             let subject = format!("extension {database}.{}", row.text(0));
-            findings.push(blocker(&subject, "is not one that Ferry creates".to_owned(), "drop the extension, or move this database by hand"));
+            findings.push(blocker(
+                &subject,
+                "is not one that Ferry creates".to_owned(),
+                "drop the extension, or move this database by hand",
+            ));
         }
     }
     Ok(findings)
@@ -226,14 +290,23 @@ async fn contents(session: &Session, spec: &Spec, database: &str) -> Result<Vec<
 /// Objects that only a superuser can create, and how to find them.
 const SUPERUSER_ONLY: &[(&str, &str)] = &[
     ("event trigger", "SELECT evtname FROM pg_event_trigger"),
-    ("subscription", "SELECT subname FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid WHERE d.datname = current_database()"),
+    (
+        "subscription",
+        "SELECT subname FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid WHERE d.datname = current_database()",
+    ),
     ("foreign server", "SELECT srvname FROM pg_foreign_server"),
-    ("function in an untrusted language", "SELECT p.proname FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang \
-      WHERE p.oid >= 16384 AND NOT l.lanpltrusted AND NOT EXISTS (SELECT 1 FROM pg_depend e \
-      WHERE e.classid = 'pg_proc'::regclass AND e.objid = p.oid AND e.deptype = 'e')"),
+    (
+        "function in an untrusted language",
+        "SELECT p.proname FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang \
+      WHERE p.oid >= 16384 AND p.prokind <> 'a' AND NOT l.lanpltrusted AND NOT EXISTS (SELECT 1 FROM pg_depend e \
+      WHERE e.classid = 'pg_proc'::regclass AND e.objid = p.oid AND e.deptype IN ('e', 'i'))",
+    ),
     ("publication for all tables", "SELECT pubname FROM pg_publication WHERE puballtables"),
-    ("base type", "SELECT t.typname FROM pg_type t WHERE t.oid >= 16384 AND t.typtype = 'b' AND t.typelem = 0 \
-      AND NOT EXISTS (SELECT 1 FROM pg_depend e WHERE e.classid = 'pg_type'::regclass AND e.objid = t.oid AND e.deptype = 'e')"),
+    (
+        "base type",
+        "SELECT t.typname FROM pg_type t WHERE t.oid >= 16384 AND t.typtype = 'b' AND t.typelem = 0 \
+      AND NOT EXISTS (SELECT 1 FROM pg_depend e WHERE e.classid = 'pg_type'::regclass AND e.objid = t.oid AND e.deptype = 'e')",
+    ),
 ];
 
 async fn database_facts(session: &Session, name: &str) -> Result<DatabaseFacts, Fault> {

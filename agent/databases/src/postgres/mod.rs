@@ -1,4 +1,24 @@
-//! PostgreSQL.
+//! PostgreSQL: the databases and roles of one account on the server of this machine.
+//!
+//! Control goes over the socket as the server's superuser ([`session`]); text of a dump never
+//! does. It must not know what a move is.
+
+mod catalogue;
+mod dump;
+mod fence;
+mod filter;
+mod inspect;
+mod load;
+mod manifest;
+mod provision;
+mod record;
+mod recording;
+mod rehearse;
+mod session;
+mod target;
+mod temporary;
+mod tools;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,10 +29,16 @@ use ferry_proto::ids::DatabaseName;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use fence::PostgresqlFence;
+pub use record::PostgresqlRecord;
+
 use crate::engine::{Engine, Progress};
 use crate::manifest::DatabaseManifest;
-use crate::model::*;
+use crate::model::{
+    Availability, DumpReport, Existing, Facts, Finding, LoadReport, Provisioned, Spec,
+};
 use crate::record::{FenceRecord, Record};
+use session::Session;
 
 /// How to reach the PostgreSQL server of this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,9 +51,9 @@ pub struct PostgresqlConfig {
     /// The address on which the server takes connections with a password: dumps are loaded by
     /// a temporary role that has one.
     pub host: String,
-    /// The superuser, and the Unix user who is let in as that one.
+    /// The superuser.
     pub admin: String,
-    /// The Unix user.
+    /// The Unix user who is let in as the superuser.
     pub admin_user: String,
     /// The database to connect to for work on others.
     pub maintenance_database: String,
@@ -49,38 +75,125 @@ impl Default for PostgresqlConfig {
     }
 }
 
-/// r
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PostgresqlRecord {}
-/// f
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PostgresqlFence {}
-
+/// The PostgreSQL server of this machine.
 pub(crate) struct Postgresql {
     config: PostgresqlConfig,
 }
+
 impl Postgresql {
     pub(crate) fn new(config: PostgresqlConfig) -> Self {
         Self { config }
     }
+
+    async fn session(&self) -> Result<Session, Fault> {
+        Session::open(&self.config, &self.config.maintenance_database).await
+    }
+
+    fn installed(&self) -> bool {
+        let socket = self.config.socket_dir.join(format!(".s.PGSQL.{}", self.config.port));
+        let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+        socket.exists() || versions.into_iter().any(|v| v.path().join("bin/postgres").exists())
+    }
 }
-fn later<T>() -> Result<T, Fault> { Err(Fault::bug("not built yet")) }
+
 #[async_trait]
 impl Engine for Postgresql {
-    fn kind(&self) -> EngineKind { EngineKind::Postgresql }
-    async fn available(&self) -> Availability { let _ = &self.config; Availability::Absent }
-    async fn inspect(&self, _: &Spec) -> Result<Facts, Fault> { later() }
-    async fn record(&self, _: &Spec, _: Option<&FenceRecord>) -> Result<Record, Fault> { later() }
-    async fn check_target(&self, _: &Spec, _: &Record, _: Existing) -> Result<Vec<Finding>, Fault> { later() }
-    async fn provision(&self, _: &Spec, _: &Record, _: Existing) -> Result<Provisioned, Fault> { later() }
-    async fn deprovision(&self, _: &Spec, _: &Provisioned) -> Result<(), Fault> { later() }
-    async fn plan_fence(&self, _: &Spec) -> Result<FenceRecord, Fault> { later() }
-    async fn fence(&self, _: &Spec, _: &FenceRecord, _: Duration) -> Result<(), Fault> { later() }
-    async fn unfence(&self, _: &Spec, _: &FenceRecord) -> Result<(), Fault> { later() }
-    async fn is_fenced(&self, _: &Spec) -> Result<bool, Fault> { later() }
-    async fn dump(&self, _: &Spec, _: &DatabaseName, _: &mut (dyn AsyncWrite + Send + Unpin), _: Progress<'_>) -> Result<DumpReport, Fault> { later() }
-    async fn load(&self, _: &Spec, _: &Record, _: &DatabaseName, _: &mut (dyn AsyncRead + Send + Unpin), _: Progress<'_>) -> Result<LoadReport, Fault> { later() }
-    async fn manifest(&self, _: &Spec, _: &DatabaseName) -> Result<DatabaseManifest, Fault> { later() }
-    async fn rehearse(&self, _: &Spec, _: &Record) -> Result<(), Fault> { later() }
-    async fn open(&self, _: &Spec, _: &Record) -> Result<(), Fault> { later() }
+    fn kind(&self) -> EngineKind {
+        EngineKind::Postgresql
+    }
+
+    async fn available(&self) -> Availability {
+        if !self.installed() {
+            return Availability::Absent;
+        }
+        let asked = async { inspect::server(&self.session().await?).await };
+        asked.await.map_or_else(Availability::Down, Availability::Running)
+    }
+
+    async fn inspect(&self, spec: &Spec) -> Result<Facts, Fault> {
+        inspect::inspect(&self.config, spec).await
+    }
+
+    async fn record(&self, spec: &Spec, fence: Option<&FenceRecord>) -> Result<Record, Fault> {
+        let fence = fence.map(FenceRecord::postgresql).transpose()?;
+        Ok(Record::Postgresql(recording::record(&self.config, spec, fence).await?))
+    }
+
+    async fn check_target(
+        &self,
+        spec: &Spec,
+        record: &Record,
+        existing: Existing,
+    ) -> Result<Vec<Finding>, Fault> {
+        target::check(&self.config, spec, record.postgresql()?, existing).await
+    }
+
+    async fn provision(
+        &self,
+        spec: &Spec,
+        record: &Record,
+        existing: Existing,
+    ) -> Result<Provisioned, Fault> {
+        provision::provision(&self.config, spec, record.postgresql()?, existing).await
+    }
+
+    async fn deprovision(&self, spec: &Spec, created: &Provisioned) -> Result<(), Fault> {
+        provision::deprovision(&self.config, spec, created).await
+    }
+
+    async fn plan_fence(&self, spec: &Spec) -> Result<FenceRecord, Fault> {
+        Ok(FenceRecord::Postgresql(fence::plan(&self.session().await?, spec).await?))
+    }
+
+    async fn fence(&self, spec: &Spec, record: &FenceRecord, grace: Duration) -> Result<(), Fault> {
+        // What is to be undone must have been written down by the same engine.
+        record.postgresql()?;
+        fence::fence(&self.session().await?, spec, grace).await
+    }
+
+    async fn unfence(&self, spec: &Spec, record: &FenceRecord) -> Result<(), Fault> {
+        fence::unfence(&self.session().await?, spec, record.postgresql()?).await
+    }
+
+    async fn is_fenced(&self, spec: &Spec) -> Result<bool, Fault> {
+        fence::is_fenced(&self.session().await?, spec).await
+    }
+
+    async fn dump(
+        &self,
+        spec: &Spec,
+        database: &DatabaseName,
+        out: &mut (dyn AsyncWrite + Send + Unpin),
+        progress: Progress<'_>,
+    ) -> Result<DumpReport, Fault> {
+        dump::dump(&self.config, spec, database.as_str(), out, progress).await
+    }
+
+    async fn load(
+        &self,
+        spec: &Spec,
+        record: &Record,
+        database: &DatabaseName,
+        input: &mut (dyn AsyncRead + Send + Unpin),
+        progress: Progress<'_>,
+    ) -> Result<LoadReport, Fault> {
+        let record = record.postgresql()?;
+        load::load(&self.config, spec, record, database.as_str(), input, progress).await
+    }
+
+    async fn manifest(
+        &self,
+        spec: &Spec,
+        database: &DatabaseName,
+    ) -> Result<DatabaseManifest, Fault> {
+        manifest::manifest(&self.config, spec, database.as_str()).await
+    }
+
+    async fn rehearse(&self, spec: &Spec, record: &Record) -> Result<(), Fault> {
+        rehearse::rehearse(&self.config, spec, record.postgresql()?).await
+    }
+
+    async fn open(&self, spec: &Spec, record: &Record) -> Result<(), Fault> {
+        provision::open(&self.config, spec, record.postgresql()?).await
+    }
 }

@@ -119,9 +119,29 @@ pub(crate) struct Membership {
 /// Extensions that are created at a target because a database needs them: none of them gives an
 /// account anything outside its database.
 pub(crate) const EXTENSIONS: &[&str] = &[
-    "btree_gin", "btree_gist", "citext", "cube", "dict_int", "dict_xsyn", "earthdistance",
-    "fuzzystrmatch", "hstore", "intarray", "isn", "lo", "ltree", "pg_trgm", "pgcrypto", "plpgsql",
-    "seg", "tablefunc", "tcn", "tsm_system_rows", "tsm_system_time", "unaccent", "uuid-ossp",
+    "btree_gin",
+    "btree_gist",
+    "citext",
+    "cube",
+    "dict_int",
+    "dict_xsyn",
+    "earthdistance",
+    "fuzzystrmatch",
+    "hstore",
+    "intarray",
+    "isn",
+    "lo",
+    "ltree",
+    "pg_trgm",
+    "pgcrypto",
+    "plpgsql",
+    "seg",
+    "tablefunc",
+    "tcn",
+    "tsm_system_rows",
+    "tsm_system_time",
+    "unaccent",
+    "uuid-ossp",
 ];
 
 /// Settings that would be more than a default.
@@ -224,9 +244,9 @@ fn check_database(
 
 /// Whether this is a password's verifier, not a password: the server would take the latter too.
 fn is_verifier(text: &str) -> bool {
-    let md5 = text.strip_prefix("md5").is_some_and(|hex| {
-        hex.len() == 32 && hex.bytes().all(|b| b.is_ascii_hexdigit())
-    });
+    let md5 = text
+        .strip_prefix("md5")
+        .is_some_and(|hex| hex.len() == 32 && hex.bytes().all(|b| b.is_ascii_hexdigit()));
     let scram = text.strip_prefix("SCRAM-SHA-256$").is_some_and(|rest| {
         (40..200).contains(&rest.len())
             && rest.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=:$".contains(&b))
@@ -262,8 +282,7 @@ mod tests {
         }
     }
 
-    const VERIFIER: &str =
-        "SCRAM-SHA-256$4096:q83vEjRWeJA=$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    const VERIFIER: &str = "SCRAM-SHA-256$4096:q83vEjRWeJA=$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
     fn record() -> PostgresqlRecord {
         PostgresqlRecord {
@@ -323,7 +342,12 @@ mod tests {
             Box::new(|r| r.roles[0].verifier = Some(Secret("clear".to_owned()))),
             Box::new(|r| {
                 let role = "pg_execute_server_program".to_owned();
-                r.roles[0].member_of.push(Membership { role, admin: false, inherit: None, set: None });
+                r.roles[0].member_of.push(Membership {
+                    role,
+                    admin: false,
+                    inherit: None,
+                    set: None,
+                });
             }),
             Box::new(move |r| r.roles[0].settings.push(setting(Some("shop"), "role"))),
             Box::new(move |r| r.roles[0].settings.push(setting(Some("other"), "work_mem"))),

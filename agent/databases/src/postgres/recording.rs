@@ -67,11 +67,7 @@ async fn settings(session: &Session, spec: &Spec) -> Result<Vec<Found>, Fault> {
     let rows = session.rows(WHAT, &sql).await?;
     let found = rows.iter().map(|r| Found {
         database: r.text(0),
-        setting: Setting {
-            role: r.opt(1).map(str::to_owned),
-            name: r.text(2),
-            value: r.text(3),
-        },
+        setting: Setting { role: r.opt(1).map(str::to_owned), name: r.text(2), value: r.text(3) },
     });
     Ok(found.filter(|f| may_carry(&f.setting.name)).collect())
 }
@@ -91,7 +87,9 @@ async fn role(
     let row = rows
         .first()
         .ok_or_else(|| Fault::transient(format!("role {name} went away while it was recorded")))?;
-    let own = settings.iter().filter(|f| f.database.is_empty() && f.setting.role.as_deref() == Some(name));
+    let own = settings
+        .iter()
+        .filter(|f| f.database.is_empty() && f.setting.role.as_deref() == Some(name));
     Ok(RoleRecord {
         name: name.to_owned(),
         verifier: row.opt(0).map(|v| Secret(v.to_owned())),
@@ -204,9 +202,7 @@ pub(super) async fn locale(session: &Session, name: &str) -> Result<Locale, Faul
         text(name)
     );
     let rows = session.rows(WHAT, &sql).await?;
-    let row = rows
-        .first()
-        .ok_or_else(|| Fault::transient(format!("database {name} went away")))?;
+    let row = rows.first().ok_or_else(|| Fault::transient(format!("database {name} went away")))?;
     Ok(Locale {
         provider: match row.opt(2) {
             Some("i") => Provider::Icu,

@@ -126,7 +126,9 @@ impl Session {
             Self::started(client, driver).await
         };
         let in_time = tokio::time::timeout(CONNECT, connecting).await;
-        in_time.unwrap_or_else(|_| Err(silent(&format!("the PostgreSQL server at {}", config.socket_dir.display()))))
+        in_time.unwrap_or_else(|_| {
+            Err(silent(&format!("the PostgreSQL server at {}", config.socket_dir.display())))
+        })
     }
 
     /// As a temporary role, by its password.
@@ -219,14 +221,14 @@ async fn connect_as(socket: PathBuf, unix_user: String) -> Result<UnixStream, Fa
     let shown = socket.display().to_string();
     let connected = tokio::task::spawn_blocking(move || {
         let user = nix::unistd::User::from_name(&unix_user).map_err(std::io::Error::from)?;
-        let user = user.ok_or_else(|| std::io::Error::other(format!("there is no Unix user {unix_user}")))?;
+        let user = user
+            .ok_or_else(|| std::io::Error::other(format!("there is no Unix user {unix_user}")))?;
         // A thread of its own: its identity ends with it.
         let thread = std::thread::Builder::new().name("postgres-peer".to_owned());
         let handle = thread.spawn(move || {
-            let keep = rustix::process::Uid::from_raw(u32::MAX);
             if nix::unistd::geteuid() != user.uid {
                 let uid = rustix::process::Uid::from_raw(user.uid.as_raw());
-                rustix::thread::set_thread_res_uid(keep, uid, keep)?;
+                rustix::thread::set_thread_res_uid(None, uid, None)?;
             }
             BlockingStream::connect(&socket)
         })?;
@@ -252,7 +254,8 @@ fn silent(who: &str) -> Fault {
 }
 
 fn no_entry(place: &str, role: &str, database: &str, error: &tokio_postgres::Error) -> Fault {
-    let what = format!("the PostgreSQL server at {place} does not let {role} into database {database}");
+    let what =
+        format!("the PostgreSQL server at {place} does not let {role} into database {database}");
     let fault = refused(&what, error);
     match error.code().map(tokio_postgres::error::SqlState::code) {
         Some(code) if code.starts_with("28") => Fault {

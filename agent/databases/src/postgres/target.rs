@@ -143,7 +143,10 @@ async fn locale(
             Ok(()) => {}
             Err(error) if error.as_db_error().is_some() => {
                 session.run(WHAT, "ROLLBACK").await?;
-                lacks(format!("the locale {name}"), "generate the locale at the target (dpkg-reconfigure locales) and restart PostgreSQL");
+                lacks(
+                    format!("the locale {name}"),
+                    "generate the locale at the target (dpkg-reconfigure locales) and restart PostgreSQL",
+                );
             }
             Err(error) => return Err(super::session::refused(WHAT, &error)),
         }
@@ -172,7 +175,10 @@ async fn extensions(
             Some(version) if version != extension.version => findings.push(Finding::new(
                 Level::Note,
                 &subject,
-                format!("{subject} has version {} here and {version} at the target", extension.version),
+                format!(
+                    "{subject} has version {} here and {version} at the target",
+                    extension.version
+                ),
                 "",
             )),
             Some(_) => {}

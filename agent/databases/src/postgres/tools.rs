@@ -33,8 +33,10 @@ pub(super) async fn admin(config: &PostgresqlConfig) -> Result<RunAs, Fault> {
     let found = tokio::task::spawn_blocking(move || nix::unistd::User::from_name(&name)).await;
     match found {
         Ok(Ok(Some(user))) => Ok(RunAs { uid: user.uid.as_raw(), gid: user.gid.as_raw() }),
-        Ok(Ok(None)) => Err(Fault::precondition(format!("there is no Unix user {}", config.admin_user))
-            .remedy("install PostgreSQL, or name its Unix user in the agent's configuration")),
+        Ok(Ok(None)) => {
+            Err(Fault::precondition(format!("there is no Unix user {}", config.admin_user))
+                .remedy("install PostgreSQL, or name its Unix user in the agent's configuration"))
+        }
         Ok(Err(errno)) => Err(Fault::io("the Unix users cannot be read", &errno.into())),
         Err(error) => Err(Fault::bug("a lookup was cut off").caused_by(&error)),
     }

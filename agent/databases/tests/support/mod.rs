@@ -26,14 +26,20 @@ pub fn directory() -> tempfile::TempDir {
 pub fn id(option: &str, user: &str) -> u32 {
     let out = Command::new("id").args([option, user]).output().expect("id runs");
     let text = String::from_utf8_lossy(&out.stdout).trim().to_owned();
-    text.parse().unwrap_or_else(|_| panic!("there is no Unix user {user}: install the server's package"))
+    text.parse()
+        .unwrap_or_else(|_| panic!("there is no Unix user {user}: install the server's package"))
 }
 
 /// A program as an unprivileged user.
 pub fn program(path: &Path, user: (u32, u32)) -> Command {
     assert!(path.exists(), "{} is missing: install the server's package", path.display());
     let mut command = Command::new(path);
-    command.uid(user.0).gid(user.1).env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C.UTF-8");
+    command
+        .uid(user.0)
+        .gid(user.1)
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("LC_ALL", "C.UTF-8");
     command.current_dir("/");
     command
 }

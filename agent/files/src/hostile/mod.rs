@@ -240,7 +240,7 @@ async fn a_hostile_target_is_given_nothing_that_was_not_offered() {
         encoded(&[Frame::Wants(0, b"\x00\x00")]),
         encoded(&[Frame::Wants(7, b"\x00")]),
         encoded(&[Frame::Wants(0, b"\x00"), Frame::Wants(0, b"\x00")]),
-        encoded(&[Frame::Report(b"{}")]),
+        encoded(&[Frame::Report(&crate::wire::to_json(&PassReport::default()))]),
         encoded(&[Frame::Data(b"x")]),
         vec![255; 100],
     ] {

@@ -5,7 +5,6 @@
 //! The condition is that a flag file does not exist. So the drop-ins, which systemd takes a tenth of a
 //! second or more to read, can be there before the fence, and closing and opening is one file.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -169,12 +168,36 @@ pub fn prepare_keep_stopped(layout: &Layout, plan: &KeptStopped) -> Result<(), F
     if !systemd::is_booted(layout) {
         return Ok(());
     }
-    // Not only if something was written now: a crash may have come before the reload.
+    // Asked, not remembered: a crash may have come between writing and the reload.
+    if unread(layout, plan)?.is_none() {
+        return Ok(());
+    }
+    systemd::reload_units(layout)?;
+    match unread(layout, plan)? {
+        None => Ok(()),
+        Some(unit) => Err(Fault::permanent(format!(
+            "systemd does not read the condition that Ferry has added to {unit}"
+        ))
+        .remedy(format!("look at: systemctl cat {unit}"))),
+    }
+}
+
+/// A unit of the plan for which systemd has not read the condition. (`NeedDaemonReload` does not tell: it
+/// overlooks a directory that is new.)
+fn unread(layout: &Layout, plan: &KeptStopped) -> Result<Option<String>, Fault> {
     let names: Vec<String> = plan.names().collect();
-    let units = systemd::properties(layout, &names, &["Id", "NeedDaemonReload"])?;
-    let stale =
-        |unit: &BTreeMap<String, String>| unit.get("NeedDaemonReload").is_some_and(|v| v == "yes");
-    if units.iter().any(stale) { systemd::reload_units(layout) } else { Ok(()) }
+    for unit in systemd::properties(layout, &names, &["Id", "LoadState", "DropInPaths"])? {
+        let get = |key: &str| unit.get(key).map_or("", String::as_str);
+        let file = drop_in(layout, get("Id"))?.join(DROP_IN);
+        // What is gone since, or masked, cannot start either.
+        if ["not-found", "masked"].contains(&get("LoadState")) {
+            continue;
+        }
+        if !get("DropInPaths").split(' ').any(|path| Path::new(path) == file) {
+            return Ok(Some(get("Id").to_owned()));
+        }
+    }
+    Ok(None)
 }
 
 /// Keeps the plan's units stopped and asks systemd to stop them; `stop_all` ends their processes, and

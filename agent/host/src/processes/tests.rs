@@ -219,7 +219,10 @@ fn with_systemctl() -> (tempfile::TempDir, Layout) {
     std::fs::write(units.join("none.service"), "[Service]\nUser=other\n#User=shop\n").unwrap();
     let script = format!(
         "#!/bin/sh\nshift 2\ncd {}\necho \"$@\" >> log\ncase $* in\n\
-         *NeedDaemonReload*) echo Id=worker.service; echo NeedDaemonReload=$(cat need);;\n\
+         *DropInPaths*) for u in worker.service user@1501.service; do echo Id=$u;\n\
+         if [ -e read ]; then echo DropInPaths=/x $PWD/etc/systemd/system/$u.d/zzz-ferry-fence.conf;\n\
+         else echo DropInPaths=/x; fi; echo; done;;\n\
+         *daemon-reload) touch read;;\n\
          *'*.service') printf 'Id=worker.service\\nUser=shop\\nActiveState=active\\n\\n\
          Id=other.service\\nUser=other\\nActiveState=active\\n\\nId=root.service\\nUser=\\n';;\n\
          *tick.service) printf 'Id=tick.service\\nUser=1501\\nActiveState=inactive\\n';;\nesac\n",
@@ -250,10 +253,8 @@ fn units_are_kept_stopped_and_restored() {
     assert_eq!(units, [("tick.service", false), ("worker.service", true)]);
     assert!(plan.linger);
     assert_eq!(asked(&layout), "");
-    let need = |text: &str| std::fs::write(layout.path("/need"), text).unwrap();
     let flag = layout.path("/etc/ferry/fenced/shop");
 
-    need("yes");
     prepare_keep_stopped(&layout, &plan).unwrap();
     assert_eq!(asked(&layout), "daemon-reload");
     assert!(!flag.exists() && linger.exists());
@@ -262,7 +263,6 @@ fn units_are_kept_stopped_and_restored() {
         let text = std::fs::read_to_string(layout.path(file)).unwrap();
         assert!(text.contains(&format!("ConditionPathExists=!{}\n", flag.display())));
     }
-    need("no");
     for _ in 0..2 {
         keep_stopped(&layout, &plan).unwrap();
         let stops = "stop --no-block -- tick.service; stop --no-block -- worker.service";

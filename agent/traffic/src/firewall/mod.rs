@@ -49,6 +49,9 @@ pub struct Rules {
     pub redirect_https: u16,
     /// Whose own connections are let through.
     pub redirector_uid: u32,
+    /// Connections that root has given this mark go to the web server itself: the agent looks
+    /// whether it has taken a configuration. (Only who may administer the network can set a mark.)
+    pub passing_mark: Option<u32>,
     /// The service addresses; empty: every address of this server, loopback included.
     pub addresses: BTreeSet<IpAddr>,
     /// Whether the redirector opens connections with the visitor's address (the key
@@ -65,6 +68,7 @@ impl Rules {
             redirect_http: crate::config::HTTP_PORT,
             redirect_https: crate::config::HTTPS_PORT,
             redirector_uid,
+            passing_mark: None,
             addresses: BTreeSet::new(),
             keep_visitor_address: true,
         }
@@ -124,6 +128,9 @@ impl Rules {
              \x20   meta skuid {} return comment \"{comment}\"\n",
             self.redirector_uid
         );
+        if let Some(mark) = self.passing_mark {
+            let _ = writeln!(text, "    meta skuid 0 meta mark {mark:#x} return comment \"{comment}\"");
+        }
         if redirecting {
             self.redirects(&mut text, &comment);
         }

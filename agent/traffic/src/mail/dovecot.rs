@@ -18,7 +18,7 @@ use super::procs::{self, Process};
 use super::record::PasswdFile;
 use super::run::Program;
 use super::spec::MailSpec;
-use super::store::Wanted;
+use super::store::{Age, Wanted};
 use super::{MailConfig, store};
 
 /// How long Dovecot may take to see a changed table: it looks at most once a second.
@@ -123,6 +123,7 @@ impl Dovecot<'_> {
                 text: text.clone(),
                 mode: 0o640,
                 gid,
+                age: Age::Newer,
             })
     }
 
@@ -197,7 +198,8 @@ impl Dovecot<'_> {
         let text = self.snippet(version.dialect);
         let fresh = store::read(path)?.as_deref() != Some(&text);
         if fresh {
-            let snippet = Wanted { path: path.clone(), text, mode: 0o644, gid: None };
+            let snippet =
+                Wanted { path: path.clone(), text, mode: 0o644, gid: None, age: Age::Newer };
             store::blocking(move || snippet.write()).await?;
             if let Err(fault) = self.check_order().await {
                 // Dovecot as it was is better than a Dovecot that may not start.

@@ -203,8 +203,9 @@ impl Mail {
         let Some(version) = self.dovecot().version().await? else {
             return Ok(Vec::new());
         };
-        let allowed = self.dovecot().setting("auth_allow_weak_schemes").await?;
-        if version.dialect == maps::Dialect::V2_3 || allowed.as_deref() == Some("yes") {
+        if version.dialect == maps::Dialect::V2_3
+            || self.dovecot().setting("auth_allow_weak_schemes").await?.as_deref() == Some("yes")
+        {
             return Ok(Vec::new());
         }
         let weak = record.passwords.iter().filter(|p| p.hash.is_weak());
@@ -235,6 +236,18 @@ impl Mail {
                 "Postfix has no retry service, so mail could not be kept during the fence"
                     .to_owned(),
                 "put Debian's line 'retry unix - - y - - error' back into master.cf",
+            ));
+        }
+        let own_rules = postfix.own_rules().await?;
+        if !own_rules.is_empty() {
+            findings.push(Finding::new(
+                Severity::Note,
+                format!(
+                    "mail that comes by {} is accepted during the fence and kept in the queue, \
+                     where other mail is deferred",
+                    own_rules.join(", ")
+                ),
+                "nothing needs doing: it is delivered or passed on afterwards",
             ));
         }
         let addresses: Vec<String> = spec.mailboxes().map(|m| m.address()).collect();

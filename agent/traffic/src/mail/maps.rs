@@ -11,8 +11,8 @@ use std::net::IpAddr;
 
 use ferry_proto::ids::{AccountName, DomainName};
 
-use super::MAIL_TRANSPORT;
 use super::standing::{Basis, Gate, Standing};
+use super::{MAILBOX_SERVICE, PASS_ON_SERVICE};
 
 /// A domain that is always held and that no account can have (RFC 6761): it shows whether Dovecot
 /// reads the tables.
@@ -96,11 +96,7 @@ fn gate(tables: &mut Tables, standing: &Standing, pass_on_port: u16) {
     for domain in standing.spec.domains() {
         let pattern = pattern(domain);
         match standing.gate {
-            Gate::Open => {
-                if matches!(standing.basis, Basis::Ferry(_)) {
-                    line(&mut tables.transport, format_args!("{domain} {MAIL_TRANSPORT}:"));
-                }
-            }
+            Gate::Open => {}
             Gate::Closed => hold_login(tables, domain.as_str()),
             Gate::Fenced => {
                 line(&mut tables.held_recipients, format_args!("{pattern} 450 {DEFERRED}"));
@@ -114,7 +110,7 @@ fn gate(tables: &mut Tables, standing: &Standing, pass_on_port: u16) {
                 };
                 line(
                     &mut tables.held_transport,
-                    format_args!("{pattern} smtp:[{host}]:{pass_on_port}"),
+                    format_args!("{pattern} {PASS_ON_SERVICE}:[{host}]:{pass_on_port}"),
                 );
                 hold_login(tables, domain.as_str());
             }
@@ -122,9 +118,12 @@ fn gate(tables: &mut Tables, standing: &Standing, pass_on_port: u16) {
     }
 }
 
+/// What is the same whether the gate is open, fenced or passes on: opening it again only takes lines
+/// away, which needs no free disk. A held domain's own entry comes before the one here.
 fn postfix_mailboxes(tables: &mut Tables, standing: &Standing) {
     let spec = &standing.spec;
     for domain in spec.domains() {
+        line(&mut tables.transport, format_args!("{domain} {MAILBOX_SERVICE}:"));
         line(&mut tables.virtual_domains, format_args!("{domain} {}", spec.account()));
         line(&mut tables.virtual_uids, format_args!("@{domain} {}", spec.uid()));
         line(&mut tables.virtual_gids, format_args!("@{domain} {}", spec.gid()));
@@ -226,7 +225,7 @@ mod tests {
             let next_hop = address.parse().expect("a literal");
             let t =
                 render(&standing(Basis::Provider, Gate::PassedOn { next_hop }), Dialect::V2_3, 25);
-            assert_eq!(t.held_transport, format!("/@shop\\.example$/ smtp:[{host}]:25\n"));
+            assert_eq!(t.held_transport, format!("/@shop\\.example$/ ferry-relay:[{host}]:25\n"));
             assert_eq!(t.held_recipients, "", "it is still received");
         }
     }

@@ -48,7 +48,9 @@ use standing::{Act, Basis, Gate, Standing};
 use store::{Lock, Store};
 
 /// The service in master.cf that delivers into mailboxes opened by Ferry.
-const MAIL_TRANSPORT: &str = "ferry-mailbox";
+const MAILBOX_SERVICE: &str = "ferry-mailbox";
+/// The service in master.cf that passes mail on.
+const PASS_ON_SERVICE: &str = "ferry-relay";
 
 /// Where everything is. The default is Debian's layout; a test has private instances.
 #[derive(Debug, Clone)]

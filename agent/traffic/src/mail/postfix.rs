@@ -18,8 +18,8 @@ use tokio::time::Instant;
 use super::maps::Tables;
 use super::procs::{self, Process};
 use super::run::Program;
-use super::store::Wanted;
-use super::{MAIL_TRANSPORT, MailConfig, store};
+use super::store::{Age, Wanted};
+use super::{MAILBOX_SERVICE, MailConfig, PASS_ON_SERVICE, store};
 
 /// How long a reload may take to reach the processes that decide on deliveries.
 const SETTLE: Duration = Duration::from_secs(15);
@@ -129,6 +129,7 @@ impl Postfix<'_> {
             text: text.clone(),
             mode: 0o644,
             gid: None,
+            age: Age::Old,
         })
         .into()
     }
@@ -155,17 +156,35 @@ impl Postfix<'_> {
         ]
     }
 
-    fn service(&self) -> String {
+    /// The lines of the hook in master.cf, by service.
+    fn services(&self) -> [(&'static str, String); 2] {
         let table = |name: &str| format!("texthash:{}", self.table(name).display());
         // The Maildirs' own bounds are the account's quota, so there is no limit per mailbox here.
-        format!(
-            "{MAIL_TRANSPORT} unix - n n - - virtual -o virtual_mailbox_base=/ \
+        let mailbox = format!(
+            "{MAILBOX_SERVICE} unix - n n - - virtual -o virtual_mailbox_base=/ \
              -o virtual_mailbox_maps={} -o virtual_uid_maps={} -o virtual_gid_maps={} \
              -o virtual_mailbox_limit=0",
             table("virtual_mailboxes"),
             table("virtual_uids"),
             table("virtual_gids"),
-        )
+        );
+        // This mail was accepted for a mailbox that exists: a server that does not take it, because
+        // it is not open yet or no longer, must not make it bounce.
+        let pass_on = format!("{PASS_ON_SERVICE} unix - - n - - smtp -o soft_bounce=yes");
+        [(MAILBOX_SERVICE, mailbox), (PASS_ON_SERVICE, pass_on)]
+    }
+
+    /// The lines of the hook that are not in master.cf.
+    async fn missing_services(&self) -> Result<Vec<String>, Fault> {
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let mut missing = Vec::new();
+        for (name, wanted) in self.services() {
+            let there = self.postconf().run(&["-M", &format!("{name}/unix")]).await?;
+            if words(&there.stdout) != words(&wanted) {
+                missing.push(format!("{name}/unix={wanted}"));
+            }
+        }
+        Ok(missing)
     }
 
     /// What main.cf itself says, raw.
@@ -214,18 +233,15 @@ impl Postfix<'_> {
             let entry = SavedParameter { before: before.cloned(), written };
             saved.parameters.insert(name.to_owned(), entry);
         }
-        let served = self.postconf().run(&["-M", &format!("{MAIL_TRANSPORT}/unix")]).await?;
-        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let missing = words(&served.stdout) != words(&self.service());
-        if edits.is_empty() && !missing {
+        let services = self.missing_services().await?;
+        if edits.is_empty() && services.is_empty() {
             return Ok(false);
         }
         let text = serde_json::to_string_pretty(&saved)
             .map_err(|e| Fault::bug("Postfix's saved settings cannot be written").caused_by(&e))?;
-        let saved = Wanted { path: self.saved_path(), text, mode: 0o600, gid: None };
+        let saved = Wanted { path: self.saved_path(), text, mode: 0o600, gid: None, age: Age::Old };
         store::blocking(move || saved.write()).await?;
-        if missing {
-            let entry = format!("{MAIL_TRANSPORT}/unix={}", self.service());
+        for entry in services {
             self.postconf().succeed(&["-M", &entry]).await?;
         }
         if !edits.is_empty() {
@@ -254,7 +270,20 @@ impl Postfix<'_> {
             *name == "virtual_mailbox_maps"
                 || explicit.get(*name).is_some_and(|now| now.contains(addition))
         });
-        Ok(in_place && self.has_service(&format!("{MAIL_TRANSPORT}/unix")).await?)
+        Ok(in_place && self.missing_services().await?.is_empty())
+    }
+
+    /// The services of master.cf that take mail from the network by rules of their own.
+    pub async fn own_rules(&self) -> Result<Vec<String>, Fault> {
+        let text = self.postconf().succeed(&["-P"]).await?;
+        let mut services: Vec<String> = text
+            .lines()
+            .filter_map(|line| line.split_once(" = "))
+            .filter_map(|(name, _)| name.trim().strip_suffix("/smtpd_recipient_restrictions"))
+            .map(str::to_owned)
+            .collect();
+        services.dedup();
+        Ok(services)
     }
 
     /// Which of these addresses virtual_alias_maps sends elsewhere, and where to.
@@ -298,9 +327,11 @@ impl Postfix<'_> {
                 }
             }
         }
-        let entry = format!("{MAIL_TRANSPORT}/unix");
-        if self.has_service(&entry).await? {
-            self.postconf().succeed(&["-MX", &entry]).await?;
+        for (name, _) in self.services() {
+            let entry = format!("{name}/unix");
+            if self.has_service(&entry).await? {
+                self.postconf().succeed(&["-MX", &entry]).await?;
+            }
         }
         Ok(())
     }

@@ -5,10 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::io::{Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use ferry_proto::Fault;
 use ferry_proto::ids::AccountName;
@@ -119,7 +119,7 @@ impl Store {
     pub fn save(&self, account: &AccountName, standing: &Standing) -> Result<(), Fault> {
         let text = serde_json::to_string(standing)
             .map_err(|e| Fault::bug("a mail standing cannot be written").caused_by(&e))?;
-        replace(&self.file(account), text.as_bytes(), 0o600, None)
+        Wanted { path: self.file(account), text, mode: 0o600, gid: None, age: Age::Newer }.write()
     }
 
     /// Forgets a standing.
@@ -135,6 +135,18 @@ pub(super) struct Wanted {
     pub text: String,
     pub mode: u32,
     pub gid: Option<u32>,
+    pub age: Age,
+}
+
+/// What a file's time of modification is to say. Files are replaced as a whole, so it need not tell
+/// when; but its readers draw conclusions from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Age {
+    /// Later than the file replaced: Dovecot reads a passwd-file again when its size or the second of
+    /// its modification has changed, and two changes may fall into one second.
+    Newer,
+    /// A while ago: Postfix waits for seconds before it trusts a table that was just modified.
+    Old,
 }
 
 impl Wanted {
@@ -146,7 +158,7 @@ impl Wanted {
     /// Makes it so.
     pub fn write(&self) -> Result<(), Fault> {
         if self.differs()? {
-            replace(&self.path, self.text.as_bytes(), self.mode, self.gid)?;
+            replace(self)?;
         }
         Ok(())
     }
@@ -195,12 +207,12 @@ pub(super) fn read(path: &Path) -> Result<Option<String>, Fault> {
 
 /// Replaces a file as a whole, durably. On a full disk the old file's own blocks are used, if the new
 /// text fits into them: undoing a fence must need no space.
-pub(super) fn replace(path: &Path, text: &[u8], mode: u32, gid: Option<u32>) -> Result<(), Fault> {
+fn replace(wanted: &Wanted) -> Result<(), Fault> {
+    let path = &wanted.path;
     let old = std::fs::metadata(path).ok();
-    let written = match write_beside(path, text, mode, gid, old.as_ref()) {
-        Err(e) if is_full(&e) && old.as_ref().is_some_and(|o| o.len() >= text.len() as u64) => {
-            overwrite(path, text, old.as_ref())
-        }
+    let fits = old.as_ref().is_some_and(|o| o.len() >= wanted.text.len() as u64);
+    let written = match write_beside(wanted, old.as_ref()) {
+        Err(e) if is_full(&e) && fits => overwrite(wanted, old.as_ref()),
         other => other,
     };
     written.map_err(|e| Fault::io(format!("{} cannot be written", path.display()), &e))?;
@@ -212,24 +224,18 @@ fn is_full(e: &std::io::Error) -> bool {
     matches!(e.kind(), K::StorageFull | K::QuotaExceeded)
 }
 
-fn write_beside(
-    path: &Path,
-    text: &[u8],
-    mode: u32,
-    gid: Option<u32>,
-    old: Option<&std::fs::Metadata>,
-) -> std::io::Result<()> {
-    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("file");
-    let beside = path.with_file_name(format!(".{name}.new"));
+fn write_beside(wanted: &Wanted, old: Option<&std::fs::Metadata>) -> std::io::Result<()> {
+    let name = wanted.path.file_name().and_then(|n| n.to_str()).unwrap_or("file");
+    let beside = wanted.path.with_file_name(format!(".{name}.new"));
     let result = (|| {
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
-        std::os::unix::fs::fchown(&file, None, gid)?;
-        file.write_all(text)?;
-        set_later(&file, old)?;
+        file.set_permissions(std::fs::Permissions::from_mode(wanted.mode))?;
+        std::os::unix::fs::fchown(&file, None, wanted.gid)?;
+        file.write_all(wanted.text.as_bytes())?;
+        set_age(&file, wanted.age, old)?;
         file.sync_all()?;
-        std::fs::rename(&beside, path)
+        std::fs::rename(&beside, &wanted.path)
     })();
     if result.is_err() {
         // What was half written only takes space away; the error itself is told.
@@ -238,25 +244,24 @@ fn write_beside(
     result
 }
 
-fn overwrite(path: &Path, text: &[u8], old: Option<&std::fs::Metadata>) -> std::io::Result<()> {
-    let mut file = OpenOptions::new().write(true).open(path)?;
-    file.rewind()?;
-    file.write_all(text)?;
-    file.set_len(text.len() as u64)?;
-    set_later(&file, old)?;
+fn overwrite(wanted: &Wanted, old: Option<&std::fs::Metadata>) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().write(true).open(&wanted.path)?;
+    file.write_all(wanted.text.as_bytes())?;
+    file.set_len(wanted.text.len() as u64)?;
+    set_age(&file, wanted.age, old)?;
     file.sync_all()
 }
 
-/// Dovecot reads a passwd-file again when its size or the second of its modification has changed: a
-/// change within the same second must show.
-fn set_later(file: &File, old: Option<&std::fs::Metadata>) -> std::io::Result<()> {
-    let Some(old) = old else { return Ok(()) };
-    let now = file.metadata()?;
-    if now.mtime() > old.mtime() {
-        return Ok(());
+fn set_age(file: &File, age: Age, old: Option<&std::fs::Metadata>) -> std::io::Result<()> {
+    let modified = file.metadata()?.modified()?;
+    match age {
+        Age::Old => file.set_modified(modified - Duration::from_secs(60)),
+        Age::Newer => {
+            let Some(old) = old else { return Ok(()) };
+            let next = old.modified()? + Duration::from_secs(1);
+            if modified < next { file.set_modified(next) } else { Ok(()) }
+        }
     }
-    let later = u64::try_from(old.mtime()).unwrap_or(0).saturating_add(1);
-    file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(later))
 }
 
 fn sync_parent(path: &Path) -> Result<(), Fault> {
@@ -268,17 +273,23 @@ fn sync_parent(path: &Path) -> Result<(), Fault> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
+    fn wanted(dir: &Path, text: &str, age: Age) -> Wanted {
+        Wanted { path: dir.join("table"), text: text.to_owned(), mode: 0o640, gid: None, age }
+    }
+
     #[test]
-    fn a_replacement_is_whole_and_always_looks_newer() {
+    fn a_replacement_is_whole_and_looks_newer_to_dovecot() {
         let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("table");
         let mut last = i64::MIN;
         for text in ["one", "two", "six"] {
-            replace(&path, text.as_bytes(), 0o640, None).expect("written");
-            assert_eq!(read(&path).expect("read").as_deref(), Some(text));
-            let meta = std::fs::metadata(&path).expect("there");
+            let file = wanted(dir.path(), text, Age::Newer);
+            file.write().expect("written");
+            assert!(!file.differs().expect("read"));
+            let meta = std::fs::metadata(&file.path).expect("there");
             assert_eq!(meta.mode() & 0o777, 0o640);
             assert!(meta.mtime() > last, "same size, so the time must tell");
             last = meta.mtime();
@@ -287,14 +298,23 @@ mod tests {
     }
 
     #[test]
+    fn a_replacement_looks_old_to_postfix() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = wanted(dir.path(), "one", Age::Old);
+        file.write().expect("written");
+        let modified = std::fs::metadata(&file.path).and_then(|m| m.modified()).expect("there");
+        assert!(modified.elapsed().expect("in the past") > Duration::from_secs(50));
+    }
+
+    #[test]
     fn overwriting_needs_no_block() {
         let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("table");
-        replace(&path, b"a long text", 0o600, None).expect("written");
-        let old = std::fs::metadata(&path).expect("there");
-        overwrite(&path, b"short", Some(&old)).expect("overwritten");
-        let new = std::fs::metadata(&path).expect("there");
-        assert_eq!(read(&path).expect("read").as_deref(), Some("short"));
+        wanted(dir.path(), "a long text", Age::Newer).write().expect("written");
+        let file = wanted(dir.path(), "short", Age::Newer);
+        let old = std::fs::metadata(&file.path).expect("there");
+        overwrite(&file, Some(&old)).expect("overwritten");
+        let new = std::fs::metadata(&file.path).expect("there");
+        assert!(!file.differs().expect("read"));
         assert_eq!(new.ino(), old.ino());
         assert!(new.mtime() > old.mtime());
     }

@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ferry_proto::account::MailDomain;
 use ferry_traffic::mail::{Mail, MailConfig, MailSpec};
@@ -43,6 +43,11 @@ pub struct Host {
 
 impl Host {
     pub fn start(name: &str, provider: Provider) -> Self {
+        Self::start_on(name, provider, |_| {})
+    }
+
+    /// `prepare` sees the directories before anything is in them.
+    pub fn start_on(name: &str, provider: Provider, prepare: impl FnOnce(&MailConfig)) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "mail servers can only be tested as root");
         for program in ["/usr/sbin/postfix", "/usr/sbin/dovecot", "/usr/lib/dovecot/imap"] {
             assert!(
@@ -68,6 +73,7 @@ impl Host {
             drain_timeout: Duration::from_secs(10),
             ..MailConfig::default()
         };
+        prepare(&config);
         let host = Self { dir, address, mail: Mail::new(config.clone()), config };
         host.make_account();
         host.configure_dovecot();
@@ -213,6 +219,12 @@ impl Host {
             .expect("a mode");
         std::fs::set_permissions(self.dir.path(), std::fs::Permissions::from_mode(0o777))
             .expect("a mode");
+        // Postfix waits for seconds before it trusts a file that was just modified.
+        for name in ["main.cf", "master.cf", "boxes", "transport"] {
+            let file = std::fs::File::options().write(true).open(self.path("postfix").join(name));
+            let file = file.expect("written before");
+            file.set_modified(SystemTime::now() - Duration::from_secs(60)).expect("a time");
+        }
         std::fs::create_dir(self.path("queue")).expect("a directory");
         std::fs::create_dir(self.path("data")).expect("a directory");
         run(Command::new("chown").arg("postfix").arg(self.path("data")));
