@@ -127,6 +127,13 @@ pub struct ServerFacts {
     pub free_bytes: Option<u64>,
 }
 
+/// Free space at a place, if it can be read.
+pub(crate) async fn free_bytes(place: String) -> Option<u64> {
+    let read = tokio::task::spawn_blocking(move || nix::sys::statvfs::statvfs(place.as_str()));
+    let stat = read.await.ok()?.ok()?;
+    Some(stat.blocks_available().saturating_mul(stat.fragment_size()))
+}
+
 /// What an account has on a database server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {

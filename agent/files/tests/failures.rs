@@ -131,6 +131,32 @@ async fn a_pass_dropped_midway_stops_working_and_the_next_ends_equal() {
 }
 
 #[tokio::test]
+async fn two_passes_do_not_change_one_tree_at_once() {
+    let trees = Trees::quick();
+    some_tree(&trees.source);
+    // The first pass's source says nothing.
+    let (silent, far) = tokio::io::duplex(4096);
+    let cancel = CancellationToken::new();
+    let root = trees.target.clone();
+    let first = tokio::spawn({
+        let cancel = cancel.clone();
+        async move { ferry_files::receive_pass(&root, far, target_options(), progress(), cancel).await }
+    });
+    let mut greeting = [0; 15];
+    let (mut reading, _writing) = tokio::io::split(silent);
+    tokio::io::AsyncReadExt::read_exact(&mut reading, &mut greeting).await.expect("it begins");
+    let mut second = std::pin::pin!(trees.pass());
+    let early = tokio::time::timeout(Duration::from_millis(500), &mut second).await;
+    assert!(early.is_err(), "the second pass did not wait");
+    assert_eq!(std::fs::read_dir(&trees.target).expect("readdir").count(), 0);
+    cancel.cancel();
+    second.await;
+    trees.assert_equal();
+    let fault = first.await.expect("the task").expect_err("cancelled");
+    assert_eq!(fault.class, FaultClass::Cancelled);
+}
+
+#[tokio::test]
 async fn cancelling_ends_both_ends_soon() {
     let trees = Trees::quick();
     some_tree(&trees.source);

@@ -84,16 +84,23 @@ async fn a_source_that_gives_everything_away_is_refused_by_the_target() {
 
 #[tokio::test]
 async fn a_hard_link_to_a_foreign_file_is_neither_read_nor_changed() {
+    for owner in [0, 64_150] {
+        hard_link_to_a_file_of(owner).await;
+    }
+}
+
+async fn hard_link_to_a_file_of(owner: u32) {
     let trees = Trees::new();
     let secret = trees.dir.path().join("secret");
-    std::fs::write(&secret, "root's").expect("write");
+    std::fs::write(&secret, "secret").expect("write");
+    std::os::unix::fs::chown(&secret, Some(owner), Some(owner)).expect("chown");
     std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).expect("chmod");
     std::fs::hard_link(&secret, trees.source.join("mine")).expect("link");
     let report = trees.pass().await;
-    assert_refused(&report, &[("mine", "owner 0")]);
+    assert_refused(&report, &[("mine", &format!("owner {owner}"))]);
 
-    // At the target: a name of root's file stands where the source has a file of its own that
-    // looks the same but for the owner. Mending that in place would give root's file away.
+    // At the target: a name of that file stands where the source has a file of its own that
+    // looks the same but for the owner. Mending that in place would give that file away.
     std::fs::remove_file(trees.source.join("mine")).expect("rm");
     std::fs::hard_link(&secret, trees.target.join("mine")).expect("link");
     write(&trees.source.join("mine"), "theirs");
@@ -103,8 +110,8 @@ async fn a_hard_link_to_a_foreign_file_is_neither_read_nor_changed() {
     let report = trees.pass().await;
     assert!(report.refused.is_empty() && report.files_sent == 1, "{report:?}");
     let meta = secret.metadata().expect("metadata");
-    assert_eq!((meta.uid(), meta.mode() & 0o7777), (0, 0o600));
-    assert_eq!(std::fs::read_to_string(&secret).expect("read"), "root's");
+    assert_eq!((meta.uid(), meta.mode() & 0o7777), (owner, 0o600));
+    assert_eq!(std::fs::read_to_string(&secret).expect("read"), "secret");
     assert_eq!(std::fs::read_to_string(trees.target.join("mine")).expect("read"), "theirs");
 }
 
@@ -304,6 +311,33 @@ fn mounts_are_not_crossed_on_either_side() {
             ],
         );
         assert!(outside.join("precious").exists() && !outside.join("file").exists());
+    });
+}
+
+#[test]
+fn a_full_target_is_a_precondition_and_leaves_nothing_behind() {
+    in_own_mounts(async || {
+        let trees = Trees::new();
+        nix::mount::mount(
+            Some("tmpfs"),
+            &trees.target,
+            Some("tmpfs"),
+            nix::mount::MsFlags::empty(),
+            Some(format!("size=1m,uid={UID},gid={UID}").as_str()),
+        )
+        .expect("a small file system");
+        write(&trees.source.join("a-small"), "x");
+        write(&trees.source.join("large"), vec![1; 3_000_000]);
+        let (sent, received) = trees.pass_with(source_options(), target_options()).await;
+        for fault in [sent.expect_err("source"), received.expect_err("target")] {
+            assert_eq!(fault.class, FaultClass::Precondition, "{fault}");
+            let text = fault.to_string();
+            assert!(text.contains("large") && text.contains("make room"), "{text}");
+        }
+        std::fs::remove_file(trees.source.join("large")).expect("rm");
+        write(&trees.source.join("other"), "fits");
+        trees.pass().await;
+        trees.assert_equal();
     });
 }
 

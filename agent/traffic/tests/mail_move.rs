@@ -97,6 +97,10 @@ async fn an_account_moves_and_rolls_back() {
     source.await_subject("shop.example", "alice", "between");
     let mut session = Imap::login(&source, ALICE, PASSWORD).expect("logged in at home");
     assert_eq!(session.uids().0, uids.0);
+    assert_eq!(source.mail.state(&at_source).await.expect("observed").state, MailState::Open);
+    source.mail.open_here(&at_source, &back).await.expect("opened again, in the same way");
+    Imap::login(&source, ALICE, PASSWORD).expect("logged in at home");
+    source.mail.release(&at_source).await.expect("released");
     assert_eq!(source.mail.state(&at_source).await.expect("observed").state, MailState::Local);
     target.mail.close_here(&at_target).await.expect("closed");
     target.mail.close_here(&at_target).await.expect("closed again");

@@ -1,8 +1,173 @@
-//! The measurements. A placeholder: they are not written yet.
+//! The measurements: each prints a table and writes `target/bench/NAME.json`, a list of rows, every
+//! value the median of its samples.
 
-use anyhow::{Result, bail};
+use std::collections::BTreeMap;
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+
+use crate::fleet::Fleet;
+use crate::host::Host;
+use crate::journey::{self, Journey};
+use crate::progress::{Task, say};
+use crate::{build, interrupt};
+
+/// One measured value beside its goal.
+#[derive(Debug, Serialize)]
+struct Row {
+    work: String,
+    metric: &'static str,
+    unit: &'static str,
+    ferry: f64,
+    peer: Option<String>,
+    peer_value: Option<f64>,
+    ratio: Option<f64>,
+    goal: Option<f64>,
+    met: Option<bool>,
+}
+
+impl Row {
+    fn new(work: String, metric: &'static str, unit: &'static str, samples: &[f64]) -> Self {
+        Self {
+            work,
+            metric,
+            unit,
+            ferry: median(samples),
+            peer: None,
+            peer_value: None,
+            ratio: None,
+            goal: None,
+            met: None,
+        }
+    }
+
+    fn at_most(self, goal: f64) -> Self {
+        Self { goal: Some(goal), met: Some(self.ferry <= goal), ..self }
+    }
+}
 
 /// Runs one measurement.
-pub fn run(name: &str, _quick: bool) -> Result<()> {
-    bail!("the measurement {name:?} is not available yet")
+pub fn run(name: &str, quick: bool) -> Result<()> {
+    let rows = match name {
+        "footprint" => footprint(quick)?,
+        _ => bail!("no measurement is called {name:?}; there is: footprint"),
+    };
+    print(&rows);
+    let directory = build::target_dir()?.join("bench");
+    fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+    let path = directory.join(format!("{name}.json"));
+    fs::write(&path, serde_json::to_vec_pretty(&rows)?)
+        .with_context(|| format!("writing {}", path.display()))?;
+    say(format!("written to {}", path.display()));
+    Ok(())
+}
+
+/// What an agent needs at rest, and how long each step of a move takes.
+fn footprint(quick: bool) -> Result<Vec<Row>> {
+    /// The agent at rest: megabytes of resident memory.
+    const MEMORY_GOAL: f64 = 25.0;
+    /// The agent at rest: percent of a core. The kernel counts hundredths of a second: over a minute,
+    /// this much is a handful of its ticks.
+    const CPU_GOAL: f64 = 0.1;
+    let (lab, build) = journey::fresh()?;
+    let fleet = Fleet::install(&lab, &build)?;
+    let client = lab.host("client")?;
+    let (times, window) =
+        if quick { (3, Duration::from_secs(5)) } else { (5, Duration::from_secs(60)) };
+    let mut rows = Vec::new();
+    for (unit, goals) in [("ferry-agent", true), ("ferry-redirector", false)] {
+        let task = Task::start(format!("{unit} at rest"));
+        let (memory, cpu) = at_rest(client, unit, times, window)?;
+        task.done();
+        let memory = Row::new(format!("{unit} at rest"), "resident memory", "MB", &memory);
+        let cpu = Row::new(format!("{unit} at rest"), "processor", "% of a core", &cpu);
+        rows.push(if goals { memory.at_most(MEMORY_GOAL) } else { memory });
+        rows.push(if goals { cpu.at_most(CPU_GOAL) } else { cpu });
+    }
+    journey::prepare(&fleet)?;
+    let mut steps: BTreeMap<(usize, String), Vec<f64>> = BTreeMap::new();
+    for turn in 1..=3 {
+        let name = format!("footprint-{turn}");
+        let journey =
+            journey::run(&fleet, &name, |argv| fleet.ferry(argv)?.ok().map(|_| ()))?;
+        collect(&journey, &mut steps);
+    }
+    rows.extend(steps.into_iter().map(|((_, work), s)| Row::new(work, "time", "s", &s)));
+    Ok(rows)
+}
+
+/// Samples of memory in megabytes, and of the processor in percent of a core.
+fn at_rest(
+    host: &Host,
+    unit: &str,
+    times: usize,
+    window: Duration,
+) -> Result<(Vec<f64>, Vec<f64>)> {
+    let (mut memory, mut cpu) = (Vec::new(), Vec::new());
+    let mut before = ticks(host, unit)?;
+    for _ in 0..times {
+        // The window of the measurement, not a wait for anything.
+        thread::sleep(window);
+        interrupt::check()?;
+        let now = ticks(host, unit)?;
+        #[allow(clippy::cast_precision_loss)]
+        cpu.push((now - before) as f64 / window.as_secs_f64());
+        before = now;
+        let status = host.sh(&format!("cat /proc/$(systemctl show -p MainPID --value {unit})/status"))?;
+        let kib = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+        let kib = kib.and_then(|l| l.split_whitespace().next()).context("no VmRSS")?;
+        memory.push(kib.parse::<f64>().context("VmRSS")? / 1024.0);
+    }
+    Ok((memory, cpu))
+}
+
+/// Hundredths of a second that the unit's process has used of a processor.
+fn ticks(host: &Host, unit: &str) -> Result<u64> {
+    let stat = host.sh(&format!("cat /proc/$(systemctl show -p MainPID --value {unit})/stat"))?;
+    // After the name, which is in parentheses: utime and stime are the 14th and 15th fields.
+    let rest = stat.rsplit_once(')').context("/proc/PID/stat")?.1;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let field = |n: usize| fields.get(n).and_then(|f| f.parse::<u64>().ok());
+    Ok(field(11).context("utime")? + field(12).context("stime")?)
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn collect(journey: &Journey, steps: &mut BTreeMap<(usize, String), Vec<f64>>) {
+    for (way, leg) in journey.legs.iter().enumerate() {
+        for (n, step) in leg.job.steps.iter().enumerate() {
+            if let (Some(from), Some(to)) = (step.started_unix_ms, step.ended_unix_ms) {
+                let work = format!("{} {}", leg.job.direction, step.name);
+                let key = (way * 100 + n, work);
+                steps.entry(key).or_default().push((to - from) as f64 / 1000.0);
+            }
+        }
+        let work = format!("{} outage, visitors", leg.job.direction);
+        let outage = leg.outage.outage_ms as f64 / 1000.0;
+        steps.entry((way * 100 + 99, work)).or_default().push(outage);
+    }
+}
+
+fn print(rows: &[Row]) {
+    println!("{:32} {:16} {:>10}  {:12} {:>8}", "work", "metric", "ferry", "unit", "goal");
+    for row in rows {
+        let goal = row.goal.map_or_else(|| "-".to_owned(), |g| format!("{g}"));
+        let met = match row.met {
+            Some(true) => "met",
+            Some(false) => "NOT MET",
+            None => "",
+        };
+        println!(
+            "{:32} {:16} {:>10.3}  {:12} {goal:>8} {met}",
+            row.work, row.metric, row.ferry, row.unit
+        );
+    }
+}
+
+fn median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -27,14 +27,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ferry-steps", &["ferry-proto", "ferry-engine", "ferry-plan", "ferry-fleet"]),
     (
         "ferry-api",
-        &[
-            "ferry-proto",
-            "ferry-plan",
-            "ferry-engine",
-            "ferry-steps",
-            "ferry-store",
-            "ferry-fleet",
-        ],
+        &["ferry-proto", "ferry-plan", "ferry-engine", "ferry-steps", "ferry-store", "ferry-fleet"],
     ),
     ("ferry-controller", &["ferry-proto", "ferry-store", "ferry-fleet", "ferry-api"]),
     ("ferry-cli", &["ferry-proto"]),

@@ -201,11 +201,12 @@ impl Host {
         self.network.set_link(&self.port()?, true)
     }
 
-    /// Ties all its processes, and those that they will start, to one core: for measurements.
-    pub fn pin(&self, core: u32) -> Result<()> {
+    /// Ties all its processes, and those that they will start, to these cores, such as `0` or
+    /// `0-1`: for measurements.
+    pub fn pin(&self, cores: &str) -> Result<()> {
         for pid in self.cgroup.pids() {
             let mut taskset = Command::new("taskset");
-            let set = run::check(taskset.args(["-acp", &core.to_string(), &pid.to_string()]));
+            let set = run::check(taskset.args(["-acp", cores, &pid.to_string()]));
             // A process that ended meanwhile needs no core.
             if Path::new(&format!("/proc/{pid}")).exists() {
                 set?;

@@ -1,6 +1,7 @@
 //! The lab tests itself: what every scenario takes for granted must be so on every host.
 
 use std::collections::BTreeSet;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -81,7 +82,8 @@ fn check_host(host: &Host) -> Result<()> {
     }
     host.sh(NFT).context("nftables")?;
     host.sh(SYSCALLS).context("system calls")?;
-    check_exec(host)
+    check_exec(host)?;
+    check_pin(host)
 }
 
 fn check_exec(host: &Host) -> Result<()> {
@@ -97,6 +99,17 @@ fn check_exec(host: &Host) -> Result<()> {
     ensure!(output.text() == "out\n" && output.error_text() == "err\n", "output was mixed up");
     ensure!(host.read_file("/nonexistent").is_err(), "a missing file could be read");
     host.sh("rm -r /home/selfcheck")?;
+    Ok(())
+}
+
+/// A command of ours is not yet the host's when it starts: what systemd starts is.
+fn check_pin(host: &Host) -> Result<()> {
+    let cores = || host.sh("systemd-run --quiet --wait --pipe nproc");
+    let all = cores()?;
+    host.pin("0")?;
+    ensure!(cores()?.trim() == "1", "a pinned host has more than one core");
+    host.pin(&format!("0-{}", available_parallelism()?.get() - 1))?;
+    ensure!(cores()? == all, "a host did not get its cores back");
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use ferry_proto::account::EngineKind;
 use super::record::{DatabaseRecord, EventName, MariadbRecord, PLUGINS};
 use super::session::{Session, ident, text, text_list};
 use super::{MariadbFence, grants, users};
-use crate::model::{DatabaseFacts, Facts, Finding, Level, ServerFacts, Spec, host_of, user_label};
+use crate::model::{DatabaseFacts, Facts, Finding, Level, ServerFacts, Spec, free_bytes, host_of, user_label};
 
 const WHAT: &str = "the account's databases cannot be inspected";
 
@@ -39,13 +39,11 @@ pub(super) fn user_condition(spec: &Spec, name: &str, host: &str) -> String {
 
 pub(super) async fn server(session: &mut Session) -> Result<ServerFacts, Fault> {
     let data_dir = session.value(WHAT, "SELECT @@datadir").await?;
-    let place = data_dir.clone();
-    let free = tokio::task::spawn_blocking(move || nix::sys::statvfs::statvfs(place.as_str()));
-    let free = free.await.ok().and_then(Result::ok);
+    let free_bytes = free_bytes(data_dir.clone()).await;
     Ok(ServerFacts {
         engine: EngineKind::Mariadb,
         version: session.version().to_owned(),
-        free_bytes: free.map(|s| s.blocks_available() as u64 * s.fragment_size() as u64),
+        free_bytes,
         data_dir,
     })
 }

@@ -8,7 +8,7 @@ use ferry_proto::account::EngineKind;
 use super::PostgresqlConfig;
 use super::record::{EXTENSIONS, may_carry};
 use super::session::{Session, text, text_list};
-use crate::model::{DatabaseFacts, Facts, Finding, Level, ServerFacts, Spec};
+use crate::model::{DatabaseFacts, Facts, Finding, Level, ServerFacts, Spec, free_bytes};
 
 const WHAT: &str = "the account's databases cannot be inspected";
 
@@ -24,13 +24,11 @@ pub(super) fn role_list(spec: &Spec) -> String {
 
 pub(super) async fn server(session: &Session) -> Result<ServerFacts, Fault> {
     let data_dir = session.value(WHAT, "SHOW data_directory").await?.unwrap_or_default();
-    let place = data_dir.clone();
-    let free = tokio::task::spawn_blocking(move || nix::sys::statvfs::statvfs(place.as_str()));
-    let free = free.await.ok().and_then(Result::ok);
+    let free_bytes = free_bytes(data_dir.clone()).await;
     Ok(ServerFacts {
         engine: EngineKind::Postgresql,
         version: session.version().to_owned(),
-        free_bytes: free.map(|s| s.blocks_available() as u64 * s.fragment_size() as u64),
+        free_bytes,
         data_dir,
     })
 }

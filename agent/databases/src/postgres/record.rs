@@ -333,7 +333,8 @@ mod tests {
             name: name.to_owned(),
             value: String::new(),
         };
-        let broken: Vec<Box<dyn Fn(&mut PostgresqlRecord)>> = vec![
+        type Change = Box<dyn Fn(&mut PostgresqlRecord)>;
+        let broken: Vec<Change> = vec![
             Box::new(|r| r.roles[0].name = "postgres".to_owned()),
             Box::new(|r| r.roles.clear()),
             Box::new(|r| r.databases.clear()),

@@ -2,6 +2,7 @@
 //! user, on sockets of their own.
 #![allow(dead_code, missing_docs, reason = "each test file uses a part of it")]
 
+pub mod frames;
 pub mod mariadb;
 pub mod postgresql;
 

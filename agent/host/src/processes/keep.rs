@@ -16,7 +16,8 @@ use crate::durable::{self, Ownership};
 use crate::{Finding, Layout, systemd};
 
 const UNITS: &str = "/etc/systemd/system";
-const UNIT_DIRECTORIES: &[&str] = &[UNITS, "/run/systemd/system", "/usr/lib/systemd/system"];
+const UNIT_DIRECTORIES: &[&str] =
+    &[UNITS, "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 /// The most entries of a directory of units, and the largest unit, that are looked at.
 const ENTRIES_CAP: usize = 10_000;
 const FILE_CAP: u64 = 1 << 20;

@@ -189,7 +189,8 @@ impl Mail {
         self.change(spec, Act::Open(record.clone())).await
     }
 
-    /// Undoes [`Mail::provision_closed`] and [`Mail::open_here`]. The Maildirs stay.
+    /// Undoes [`Mail::provision_closed`] and [`Mail::open_here`]. The Maildirs stay, and so does what
+    /// the provider's own configuration serves.
     ///
     /// # Errors
     /// When the services cannot be told.
@@ -234,7 +235,7 @@ impl Mail {
         }
         let _lock = self.lock().await?;
         let standings = self.load().await?;
-        if let Some((account, standing)) = standings.first_key_value() {
+        if let Some((account, standing)) = standings.iter().find(|(_, s)| s.needs_tables()) {
             return Err(Fault::precondition(format!(
                 "the mail of account {account} is {}, which Postfix and Dovecot know by Ferry's hooks",
                 MailState::of(Some(standing))
@@ -249,7 +250,11 @@ impl Mail {
             postfix.remove().await?;
             postfix.reload().await?;
         }
-        postfix.remove_tables().await
+        postfix.remove_tables().await?;
+        for account in standings.keys() {
+            self.keep(account, None).await?;
+        }
+        Ok(())
     }
 
     /// Makes all that stands on this server so again: at boot, and after a service was reinstalled.
@@ -389,15 +394,14 @@ impl Mail {
         if dovecot.version().await?.is_none() || dovecot.master().await?.is_none() {
             return Ok(());
         }
+        let ours = standing.is_some_and(Standing::needs_tables);
         for domain in domains {
             let named = spec.domains().any(|d| d == *domain);
             let held = named && standing.is_some_and(|s| s.gate != Gate::Open);
-            match dovecot.prove_hold(domain.as_str(), held, standing.is_some()).await {
+            match dovecot.prove_hold(domain.as_str(), held, ours).await {
                 Ok(()) => {}
                 // The provider's own user database may be out of order: that is not Ferry's hold.
-                Err(fault) if standing.is_none() => {
-                    tracing::warn!(%domain, %fault, "logins stay refused");
-                }
+                Err(fault) if !ours => tracing::warn!(%domain, %fault, "logins stay refused"),
                 Err(fault) => return Err(fault),
             }
         }

@@ -22,6 +22,13 @@ pub(super) struct Standing {
     pub gate: Gate,
 }
 
+impl Standing {
+    /// Whether it is anything but the provider's own configuration serving on its own.
+    pub fn needs_tables(&self) -> bool {
+        self.gate != Gate::Open || matches!(self.basis, Basis::Ferry(_))
+    }
+}
+
 /// Whose configuration serves the mailboxes when the gate is open.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -77,7 +84,7 @@ pub enum MailState {
     Local,
     /// Prepared but closed.
     Provisioned,
-    /// Served here, by Ferry's configuration.
+    /// Served here: opened by Ferry, with its own configuration or the provider's.
     Open,
     /// Fenced.
     Fenced,
@@ -126,37 +133,33 @@ pub(super) fn next(
     let gate = now.map(|s| s.gate);
     let stand = |basis, gate| Ok(Some(Standing { spec: spec.clone(), basis, gate }));
     let ferry = |record: &MailRecord| Basis::Ferry(record.clone());
-    // An open gate in front of the provider's own configuration is no standing at all.
-    let opened = |basis: Basis| match basis {
-        Basis::Provider => Ok(None),
-        Basis::Ferry(_) => stand(basis, Gate::Open),
-    };
+    let ours = matches!(basis, Basis::Ferry(_));
     match (act, gate) {
         (Act::Fence, None | Some(Gate::Open | Gate::Fenced)) => stand(basis, Gate::Fenced),
-        (Act::Unfence | Act::Release, Some(Gate::Fenced)) => opened(basis),
-        (Act::Release, Some(Gate::PassedOn { .. })) => opened(basis),
-        // Undoing a fence that never was, or that the commit has replaced, changes nothing.
-        (Act::Unfence, _) | (Act::Release, None | Some(Gate::Open | Gate::Closed)) => {
-            Ok(now.cloned())
+        // An open gate in front of the provider's own configuration needs no standing.
+        (Act::Unfence | Act::Release, Some(Gate::Fenced))
+        | (Act::Release, Some(Gate::Open | Gate::PassedOn { .. })) => {
+            if ours {
+                stand(basis, Gate::Open)
+            } else {
+                Ok(None)
+            }
         }
+        // Undoing a fence that never was, or that the commit has replaced, changes nothing.
+        (Act::Unfence, _) | (Act::Release, None | Some(Gate::Closed)) => Ok(now.cloned()),
         (Act::Provision(record), None | Some(Gate::Closed)) => stand(ferry(record), Gate::Closed),
         // The way back: mail keeps being passed on until this server is opened. What the provider's
-        // own configuration served here it will serve again, with the passwords that it has.
-        (Act::Provision(record), Some(gate @ Gate::PassedOn { .. })) => match basis {
-            Basis::Provider => stand(Basis::Provider, gate),
-            Basis::Ferry(_) => stand(ferry(record), gate),
-        },
-        (Act::Open(record), None | Some(Gate::Closed | Gate::Open)) => {
-            stand(ferry(record), Gate::Open)
+        // own configuration served here it will serve again, with the passwords that it has; an
+        // opening by it is remembered, so that the same opening once more does not become another.
+        (Act::Provision(record), Some(gate @ Gate::PassedOn { .. })) => {
+            stand(if ours { ferry(record) } else { basis }, gate)
         }
-        (Act::Open(record), Some(Gate::PassedOn { .. })) => match basis {
-            Basis::Provider => Ok(None),
-            Basis::Ferry(_) => stand(ferry(record), Gate::Open),
-        },
-        (Act::Close, _) => match basis {
-            Basis::Provider => Ok(now.cloned()),
-            Basis::Ferry(_) => Ok(None),
-        },
+        (Act::Open(record), Some(Gate::Open | Gate::PassedOn { .. })) => {
+            stand(if ours { ferry(record) } else { basis }, Gate::Open)
+        }
+        (Act::Open(record), None | Some(Gate::Closed)) => stand(ferry(record), Gate::Open),
+        (Act::Close, Some(Gate::Open)) => Ok(None),
+        (Act::Close, _) => Ok(if ours { None } else { now.cloned() }),
         (Act::PassOn(next_hop), None | Some(Gate::Open | Gate::Fenced | Gate::PassedOn { .. })) => {
             stand(basis, Gate::PassedOn { next_hop: *next_hop })
         }
@@ -243,7 +246,11 @@ mod tests {
         let prepared = next(source.as_ref(), &spec(), &Act::Provision(record.clone()));
         let prepared = prepared.expect("allowed");
         assert_eq!(prepared, source, "mail is passed on until the way back is open");
-        assert_eq!(next(prepared.as_ref(), &spec(), &Act::Open(record.clone())), Ok(None));
+        let opened = next(prepared.as_ref(), &spec(), &Act::Open(record.clone()));
+        let opened = opened.expect("allowed");
+        assert_eq!(opened.as_ref().map(|s| &s.basis), Some(&Basis::Provider));
+        assert_eq!(MailState::of(opened.as_ref()), MailState::Open);
+        assert_eq!(next(opened.as_ref(), &spec(), &Act::Release), Ok(None));
         let target = [
             Act::Provision(record.clone()),
             Act::Open(record),

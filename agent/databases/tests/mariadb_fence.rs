@@ -1,0 +1,119 @@
+//! The fence of MariaDB: denial by the server itself, events off, transactions gone; and back.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use mysql_async::prelude::Queryable;
+use support::mariadb::{Maria, spec};
+
+const SHOP: &[&str] = &[
+    "CREATE DATABASE shop",
+    "CREATE USER shop@localhost IDENTIFIED BY 'pw'",
+    "CREATE USER off@localhost IDENTIFIED BY 'pw' ACCOUNT LOCK",
+    "CREATE USER bystander@localhost IDENTIFIED BY 'b'",
+    "GRANT ALL ON shop.* TO shop@localhost",
+    "CREATE TABLE shop.t (a int) ENGINE = InnoDB",
+    "CREATE TABLE shop.ticks (a int)",
+    "SET NAMES latin1, sql_mode = 'ANSI_QUOTES', time_zone = '+03:00'",
+    "USE shop",
+    "CREATE DEFINER = shop@localhost EVENT tick ON SCHEDULE EVERY 1 SECOND COMMENT 'c' DO INSERT INTO ticks VALUES (1)",
+    "CREATE DEFINER = shop@localhost EVENT idle ON SCHEDULE EVERY 1 SECOND DISABLE DO INSERT INTO ticks VALUES (2)",
+];
+
+fn shop() -> ferry_databases::Spec {
+    spec(&["shop"], &[("shop", "localhost"), ("off", "localhost")])
+}
+
+const EVENTS: &str = "SELECT EVENT_NAME, DEFINER, TIME_ZONE, STARTS, STATUS, SQL_MODE, CHARACTER_SET_CLIENT, \
+     COLLATION_CONNECTION, DATABASE_COLLATION, EVENT_COMMENT FROM information_schema.EVENTS ORDER BY 1";
+const USERS: &str =
+    "SELECT User, Host, IFNULL(JSON_VALUE(Priv, '$.account_locked'), 0), JSON_VALUE(Priv, '$.authentication_string') \
+     FROM mysql.global_priv ORDER BY 1, 2";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logins_are_refused_transactions_end_events_stop() {
+    let server = Maria::start();
+    server.run(SHOP).await;
+    let (engine, spec) = (server.engine(), shop());
+    assert!(!engine.is_fenced(&spec).await.expect("asked"));
+    let (events, users) = (server.text(EVENTS).await, server.text(USERS).await);
+    let mut open = server.connect("shop", Some("pw")).await.expect("let in");
+    open.query_drop("BEGIN").await.expect("begins");
+    open.query_drop("INSERT INTO shop.t VALUES (1)").await.expect("writes");
+    let mut bystander = server.connect("bystander", Some("b")).await.expect("let in");
+
+    let plan = engine.plan_fence(&spec).await.expect("planned");
+    let start = Instant::now();
+    engine.fence(&spec, &plan, Duration::from_millis(700)).await.expect("fenced");
+    assert!(start.elapsed() >= Duration::from_millis(700), "an open transaction gets its grace");
+    open.query_drop("COMMIT").await.expect_err("its connection was ended");
+    assert_eq!(server.text("SELECT COUNT(*) FROM shop.t").await, "0", "and it is rolled back");
+    assert!(server.connect("shop", Some("pw")).await.is_err(), "logins are refused");
+    bystander.query_drop("SELECT 1").await.expect("others are left alone");
+    let ticks = server.text("SELECT COUNT(*) FROM shop.ticks").await;
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    assert_eq!(server.text("SELECT COUNT(*) FROM shop.ticks").await, ticks, "events are off");
+    assert!(engine.is_fenced(&spec).await.expect("asked"));
+    engine.fence(&spec, &plan, Duration::ZERO).await.expect("again");
+
+    engine.unfence(&spec, &plan).await.expect("unfenced");
+    engine.unfence(&spec, &plan).await.expect("again");
+    assert_eq!(server.text(EVENTS).await, events, "events are exactly as they were");
+    assert_eq!(server.text(USERS).await, users, "users too");
+    server.connect("shop", Some("pw")).await.expect("let in again");
+    assert!(server.connect("off", Some("pw")).await.is_err(), "was locked before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_ends_within_the_grace_is_kept() {
+    let server = Maria::start();
+    server.run(SHOP).await;
+    let (engine, spec) = (server.engine(), shop());
+    let mut open = server.connect("shop", Some("pw")).await.expect("let in");
+    open.query_drop("BEGIN").await.expect("begins");
+    open.query_drop("INSERT INTO shop.t VALUES (1)").await.expect("writes");
+    let plan = engine.plan_fence(&spec).await.expect("planned");
+    let fencing = engine.fence(&spec, &plan, Duration::from_secs(20));
+    let committing = async {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while server.connect("shop", Some("pw")).await.is_ok() {
+            assert!(Instant::now() < deadline, "logins go on");
+        }
+        open.query_drop("COMMIT").await.expect("within the grace");
+    };
+    let start = Instant::now();
+    let (fenced, ()) = tokio::join!(fencing, committing);
+    fenced.expect("fenced");
+    assert!(start.elapsed() < Duration::from_secs(15), "a quiet connection needs no grace");
+    assert_eq!(server.text("SELECT COUNT(*) FROM shop.t").await, "1", "acknowledged is kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_missing_or_foreign_is_named() {
+    let server = Maria::start();
+    server.run(SHOP).await;
+    let engine = server.engine();
+    let wanted = spec(&["shop", "lost"], &[("shop", "localhost"), ("nobody", "%")]);
+    let fault = engine.inspect(&wanted).await.expect_err("things are missing");
+    assert_eq!(fault.class, ferry_proto::FaultClass::Precondition);
+    assert!(fault.message.contains("database lost") && fault.message.contains("nobody@%"), "{fault}");
+    server
+        .run([
+            "GRANT SELECT ON `sh%`.* TO bystander@localhost",
+            "CREATE USER shop@'10.0.0.1'",
+            "CREATE VIEW shop.v AS SELECT 1",
+            "GRANT PROCESS ON *.* TO shop@localhost",
+            "GRANT SELECT ON mysql.* TO shop@localhost",
+        ])
+        .await;
+    let facts = engine.inspect(&shop()).await.expect("inspected");
+    let said: Vec<String> = facts.blockers().map(|f| f.message.clone()).collect();
+    for part in ["bystander@localhost has rights in database shop", "shop@10.0.0.1 has the name", "view shop.v runs with the rights of root@localhost"] {
+        assert!(said.iter().any(|m| m.contains(part)), "{part}: {said:?}");
+    }
+    let warned: Vec<&str> = facts.findings.iter().map(|f| f.message.as_str()).collect();
+    for part in ["PROCESS", "\"mysql\", outside the account"] {
+        assert!(warned.iter().any(|m| m.contains(part)), "{part}: {warned:?}");
+    }
+}
