@@ -27,8 +27,7 @@ fn shop() -> ferry_databases::Spec {
 
 const EVENTS: &str = "SELECT EVENT_NAME, DEFINER, TIME_ZONE, STARTS, STATUS, SQL_MODE, CHARACTER_SET_CLIENT, \
      COLLATION_CONNECTION, DATABASE_COLLATION, EVENT_COMMENT FROM information_schema.EVENTS ORDER BY 1";
-const USERS: &str =
-    "SELECT User, Host, IFNULL(JSON_VALUE(Priv, '$.account_locked'), 0), JSON_VALUE(Priv, '$.authentication_string') \
+const USERS: &str = "SELECT User, Host, IFNULL(JSON_VALUE(Priv, '$.account_locked'), 0), JSON_VALUE(Priv, '$.authentication_string') \
      FROM mysql.global_priv ORDER BY 1, 2";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,7 +96,10 @@ async fn what_is_missing_or_foreign_is_named() {
     let wanted = spec(&["shop", "lost"], &[("shop", "localhost"), ("nobody", "%")]);
     let fault = engine.inspect(&wanted).await.expect_err("things are missing");
     assert_eq!(fault.class, ferry_proto::FaultClass::Precondition);
-    assert!(fault.message.contains("database lost") && fault.message.contains("nobody@%"), "{fault}");
+    assert!(
+        fault.message.contains("database lost") && fault.message.contains("nobody@%"),
+        "{fault}"
+    );
     server
         .run([
             "GRANT SELECT ON `sh%`.* TO bystander@localhost",
@@ -109,7 +111,11 @@ async fn what_is_missing_or_foreign_is_named() {
         .await;
     let facts = engine.inspect(&shop()).await.expect("inspected");
     let said: Vec<String> = facts.blockers().map(|f| f.message.clone()).collect();
-    for part in ["bystander@localhost has rights in database shop", "shop@10.0.0.1 has the name", "view shop.v runs with the rights of root@localhost"] {
+    for part in [
+        "bystander@localhost has rights in database shop",
+        "shop@10.0.0.1 has the name",
+        "view shop.v runs with the rights of root@localhost",
+    ] {
         assert!(said.iter().any(|m| m.contains(part)), "{part}: {said:?}");
     }
     let warned: Vec<&str> = facts.findings.iter().map(|f| f.message.as_str()).collect();

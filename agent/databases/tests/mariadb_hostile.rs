@@ -54,10 +54,19 @@ async fn a_hostile_dump_reaches_nothing_outside_the_account() {
     let server = Maria::start();
     let engine = server.engine();
     let record = closed(&*engine).await;
-    server.run(["CREATE DATABASE other", "CREATE TABLE other.t (a int)", "INSERT INTO other.t VALUES (1)"]).await;
+    server
+        .run([
+            "CREATE DATABASE other",
+            "CREATE TABLE other.t (a int)",
+            "INSERT INTO other.t VALUES (1)",
+        ])
+        .await;
     let marker = server.dir.path().join("marker");
-    std::fs::set_permissions(server.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))
-        .expect("opens it");
+    std::fs::set_permissions(
+        server.dir.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o777),
+    )
+    .expect("opens it");
     let users = "SELECT User, Host, Priv FROM mysql.global_priv ORDER BY 1, 2";
     let before = server.text(users).await;
     let file = marker.display();
@@ -112,7 +121,10 @@ async fn a_hostile_dump_reaches_nothing_outside_the_account() {
     assert_eq!(server.text("SELECT COUNT(*) FROM other.t").await, "1");
     assert_eq!(server.text(users).await, before, "and nobody was left behind");
     assert_eq!(server.text("SELECT @@general_log").await, "0");
-    assert_eq!(server.text("SHOW PROCEDURE STATUS WHERE Definer LIKE 'root%' AND Db <> 'sys'").await, "");
+    assert_eq!(
+        server.text("SHOW PROCEDURE STATUS WHERE Definer LIKE 'root%' AND Db <> 'sys'").await,
+        ""
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -156,10 +168,18 @@ async fn an_interrupted_load_is_repeated_and_a_change_is_noticed() {
         load(&*target, &record, &stream).await.expect("loaded again");
         b.run(["REVOKE ALL PRIVILEGES, GRANT OPTION FROM shop@localhost"]).await;
         target.provision(&shop(), &record, Existing::Refuse).await.expect("provisioned again");
-        assert_eq!(differences(&*source, &*target, &shop()).await, Vec::<String>::new(), "{change}");
+        assert_eq!(
+            differences(&*source, &*target, &shop()).await,
+            Vec::<String>::new(),
+            "{change}"
+        );
     }
     b.run(["UPDATE shop.t SET f = 16777217 WHERE id = 2"]).await;
-    assert_eq!(differences(&*source, &*target, &shop()).await, Vec::<String>::new(), "the same float");
+    assert_eq!(
+        differences(&*source, &*target, &shop()).await,
+        Vec::<String>::new(),
+        "the same float"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -203,7 +223,11 @@ async fn an_account_comes_back_to_its_fenced_copy() {
     away.provision(&shop(), &record, Existing::Refuse).await.expect("provisioned");
     transfer(&*home, &*away, &shop(), &record).await.expect("there");
     away.open(&shop(), &record).await.expect("opened");
-    b.run(["INSERT INTO shop.t VALUES (3, 'away', 1)", "SET PASSWORD FOR shop@localhost = PASSWORD('new')"]).await;
+    b.run([
+        "INSERT INTO shop.t VALUES (3, 'away', 1)",
+        "SET PASSWORD FOR shop@localhost = PASSWORD('new')",
+    ])
+    .await;
     // Both ends are the account's; only the fenced one may be replaced.
     let open = home.check_target(&shop(), &record, Existing::Replace).await.expect("checked");
     assert!(open.is_empty(), "{open:?}");

@@ -82,7 +82,8 @@ async fn a_transaction_that_ends_within_the_grace_is_kept() {
 async fn what_is_missing_or_foreign_is_named() {
     let (server, _) = start();
     let engine = server.engine();
-    let fault = engine.inspect(&spec(&["shop", "lost"], &["shop", "nobody"])).await.expect_err("missing");
+    let fault =
+        engine.inspect(&spec(&["shop", "lost"], &["shop", "nobody"])).await.expect_err("missing");
     assert_eq!(fault.class, ferry_proto::FaultClass::Precondition);
     assert!(fault.message.contains("database lost, role nobody"), "{fault}");
     server.run(
@@ -93,7 +94,12 @@ async fn what_is_missing_or_foreign_is_named() {
     );
     let facts = engine.inspect(&spec(&["shop"], &["shop", "off"])).await.expect("inspected");
     let said: Vec<String> = facts.blockers().map(|f| f.message.clone()).collect();
-    for part in ["dblink is not one", "shop.theirs belongs to postgres", "untrusted language shop.c", "\"half\""] {
+    for part in [
+        "dblink is not one",
+        "shop.theirs belongs to postgres",
+        "untrusted language shop.c",
+        "\"half\"",
+    ] {
         assert!(said.iter().any(|m| m.contains(part)), "{part}: {said:?}");
     }
     let warned: Vec<&str> = facts.findings.iter().map(|f| f.message.as_str()).collect();

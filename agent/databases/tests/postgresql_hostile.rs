@@ -51,8 +51,11 @@ async fn a_hostile_dump_reaches_nothing_outside_the_account() {
     let record = a.engine().record(&shop(), None).await.expect("recorded");
     server.run("postgres", "CREATE ROLE bystander LOGIN; CREATE DATABASE other OWNER bystander");
     engine.provision(&shop(), &record, Existing::Refuse).await.expect("provisioned");
-    std::fs::set_permissions(server.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))
-        .expect("opens it");
+    std::fs::set_permissions(
+        server.dir.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o777),
+    )
+    .expect("opens it");
     let marker = server.dir.path().join("marker");
     let file = marker.display();
     let before = server.run("postgres", ROLES);
@@ -78,7 +81,8 @@ async fn a_hostile_dump_reaches_nothing_outside_the_account() {
         "ALTER SYSTEM SET log_statement = 'all';\n".to_owned(),
         "CREATE FUNCTION c() RETURNS int LANGUAGE c AS 'libc.so.6', 'getpid';\n".to_owned(),
         "CREATE FUNCTION e() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'; \
-         CREATE EVENT TRIGGER e ON ddl_command_end EXECUTE FUNCTION e();\n".to_owned(),
+         CREATE EVENT TRIGGER e ON ddl_command_end EXECUTE FUNCTION e();\n"
+            .to_owned(),
         "DROP DATABASE other;\n".to_owned(),
         "SELECT rolpassword FROM pg_authid;\n".to_owned(),
         "SELECT 1".to_owned(),
@@ -167,7 +171,10 @@ async fn an_interrupted_load_is_repeated_and_a_change_is_noticed() {
         ("SELECT nextval('s')", "relation public.s, is called"),
         ("CREATE INDEX ON t (a)", "relation public.t, index t_a_idx"),
         ("GRANT SELECT ON t TO PUBLIC", "relation public.t, rights of everybody"),
-        ("CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 2'", "routine public.f(), body"),
+        (
+            "CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 2'",
+            "routine public.f(), body",
+        ),
         ("SELECT lo_create(5)", "large objects, count"),
     ] {
         b.run("shop", &format!("BEGIN; {change}; COMMIT"));

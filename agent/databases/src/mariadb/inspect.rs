@@ -9,7 +9,9 @@ use ferry_proto::account::EngineKind;
 use super::record::{DatabaseRecord, EventName, MariadbRecord, PLUGINS};
 use super::session::{Session, ident, text, text_list};
 use super::{MariadbFence, grants, users};
-use crate::model::{DatabaseFacts, Facts, Finding, Level, ServerFacts, Spec, free_bytes, host_of, user_label};
+use crate::model::{
+    DatabaseFacts, Facts, Finding, Level, ServerFacts, Spec, free_bytes, host_of, user_label,
+};
 
 const WHAT: &str = "the account's databases cannot be inspected";
 

@@ -9,6 +9,7 @@ use ferry_proto::account::EngineKind;
 use super::PostgresqlConfig;
 use super::catalogue::{self, Query};
 use super::inspect::role_list;
+use super::record::may_carry;
 use super::recording;
 use super::session::{Session, ident, text};
 use crate::manifest::{DatabaseManifest, digest};
@@ -132,8 +133,11 @@ impl Reading {
             role_list(spec)
         );
         let settings = self.session.rows(&self.what, &sql).await?;
-        let settings: Vec<String> =
-            settings.iter().map(|r| format!("{} {}", r.text(0), r.text(1))).collect();
+        let settings: Vec<String> = settings
+            .iter()
+            .filter(|r| may_carry(r.text(1).split('=').next().unwrap_or_default()))
+            .map(|r| format!("{} {}", r.text(0), r.text(1)))
+            .collect();
         let object = self.manifest.object("database", "");
         if let Some(row) = rows.first() {
             object.insert("encoding".to_owned(), row.text(0));
