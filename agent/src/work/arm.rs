@@ -39,8 +39,13 @@ pub async fn arm(job: &Job) -> Result<Receipt, Fault> {
         return Err(job.stands_otherwise(&account, &format!("at epoch {}", job.of.epoch)));
     }
     account.standing = Standing::Armed { of: job.of.clone() };
+    let has_mail = !account.definition.mail.is_empty();
     job.set(account).await?;
     reconcile(agent).await?;
+    if has_mail {
+        // The mail services learn where Ferry's tables are now, not while visitors wait.
+        agent.mail.install_hooks().await?;
+    }
     Ok(done("the redirector stands in front"))
 }
 

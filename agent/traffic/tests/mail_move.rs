@@ -16,6 +16,14 @@ fn copy_mail(from: &Host, to: &Host) {
     run(Command::new("cp").arg("-a").arg(from.home()).arg(to.home()));
 }
 
+fn two_servers() -> (Host, Host) {
+    std::thread::scope(|scope| {
+        let source = scope.spawn(|| Host::start("source", Provider::Virtual));
+        let target = scope.spawn(|| Host::start("target", Provider::Empty));
+        (source.join().expect("a source"), target.join().expect("a target"))
+    })
+}
+
 async fn record_of(host: &Host) -> MailRecord {
     let (record, findings) = host.mail.record(&host.spec()).await.expect("recorded");
     assert_eq!(findings, vec![]);
@@ -25,12 +33,8 @@ async fn record_of(host: &Host) -> MailRecord {
 }
 
 #[tokio::test]
-async fn an_account_moves_and_rolls_back() {
-    let (source, target) = std::thread::scope(|scope| {
-        let source = scope.spawn(|| Host::start("source", Provider::Virtual));
-        let target = scope.spawn(|| Host::start("target", Provider::Empty));
-        (source.join().expect("a source"), target.join().expect("a target"))
-    });
+async fn an_account_moves() {
+    let (source, target) = two_servers();
     let (at_source, at_target) = (source.spec(), target.spec());
     assert!(source.send(ALICE, "first").starts_with("250"));
     source.await_subject("shop.example", "alice", "first");
@@ -79,8 +83,19 @@ async fn an_account_moves_and_rolls_back() {
     let delivered = target.home().join("mail/shop.example/bob/new");
     let owner = std::fs::metadata(delivered).expect("a Maildir");
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&owner), mail_support::OWNER);
+}
 
-    // Back again.
+#[tokio::test]
+async fn a_moved_account_rolls_back() {
+    let (source, target) = two_servers();
+    let (at_source, at_target) = (source.spec(), target.spec());
+    let record = record_of(&source).await;
+    target.mail.open_here(&at_target, &record).await.expect("opened");
+    source.mail.pass_on(&at_source, target.address).await.expect("passed on");
+    assert!(source.send(ALICE, "moved").starts_with("250"));
+    target.await_subject("shop.example", "alice", "moved");
+    let uids = Imap::login(&target, ALICE, PASSWORD).expect("logged in").uids();
+
     let back = target.mail.record(&at_target).await.expect("recorded").0;
     assert_eq!(back, record);
     source.mail.provision_closed(&at_source, &back).await.expect("it is prepared as it is");

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::fleet::Fleet;
 use crate::host::Host;
-use crate::journey::{self, Journey};
+use crate::journey::{self, Cron, Journey};
 use crate::progress::{Task, say};
 use crate::{build, interrupt};
 
@@ -92,7 +92,7 @@ fn footprint(quick: bool) -> Result<Vec<Row>> {
     for turn in 1..=3 {
         let name = format!("footprint-{turn}");
         let journey =
-            journey::run(&fleet, &name, |argv| fleet.ferry(argv)?.ok().map(|_| ()))?;
+            journey::run(&fleet, &name, Cron::InForce, |argv| fleet.ferry(argv)?.ok().map(|_| ()))?;
         collect(&journey, &mut steps);
     }
     rows.extend(steps.into_iter().map(|((_, work), s)| Row::new(work, "time", "s", &s)));
@@ -116,7 +116,8 @@ fn at_rest(
         #[allow(clippy::cast_precision_loss)]
         cpu.push((now - before) as f64 / window.as_secs_f64());
         before = now;
-        let status = host.sh(&format!("cat /proc/$(systemctl show -p MainPID --value {unit})/status"))?;
+        let status =
+            host.sh(&format!("cat /proc/$(systemctl show -p MainPID --value {unit})/status"))?;
         let kib = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
         let kib = kib.and_then(|l| l.split_whitespace().next()).context("no VmRSS")?;
         memory.push(kib.parse::<f64>().context("VmRSS")? / 1024.0);

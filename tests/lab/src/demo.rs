@@ -9,7 +9,7 @@ use ferry_proto::view::StepView;
 
 use crate::build::Build;
 use crate::fleet::Fleet;
-use crate::journey::{self, Journey, Leg};
+use crate::journey::{self, Cron, Journey, Leg};
 use crate::lab::Lab;
 use crate::progress::say;
 use crate::sample;
@@ -50,7 +50,7 @@ fn show(lab: &Lab, build: &Build) -> Result<()> {
 }
 
 fn go(fleet: &Fleet<'_>) -> Result<()> {
-    let journey = journey::run(fleet, "demo", |argv| watched(fleet, argv))?;
+    let journey = journey::run(fleet, "demo", Cron::InForce, |argv| watched(fleet, argv))?;
     summarise(&journey);
     journey.legs.iter().try_for_each(|leg| leg.verdict.expect_clean())
 }

@@ -19,6 +19,7 @@ use crate::progress::{Task, say};
 use crate::sample::{self, Tree};
 use crate::spec::HostSpec;
 use crate::visitors::{Log, Visitors};
+use crate::wait;
 
 /// Visitors' requests a second.
 pub const RATE: u32 = 50;
@@ -69,10 +70,20 @@ pub fn prepare(fleet: &Fleet<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Whether to wait until cron has run at the new server, which takes a minute or two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cron {
+    /// Until the crontab is in force.
+    InForce,
+    /// Until it has run.
+    Awaited,
+}
+
 /// Goes there and back. `ferry` runs a command of the operator's, and fails if that does.
 pub fn run(
     fleet: &Fleet<'_>,
     name: &str,
+    cron: Cron,
     ferry: impl Fn(&[&str]) -> Result<()>,
 ) -> Result<Journey> {
     let lab = fleet.lab();
@@ -94,6 +105,9 @@ pub fn run(
         visitors.await_answers(ANSWERS)?;
         legs.push(check_leg(fleet, &visitors, there, owners)?);
         before.expect_same(there)?;
+        if cron == Cron::Awaited && there.name() == "transit" {
+            await_cron(there)?;
+        }
     }
     let log = visitors.stop()?;
     let verdict =
@@ -126,6 +140,18 @@ fn settled(fleet: &Fleet<'_>, host: &Host, log: &Log) -> Result<World> {
         interrupt::check()?;
         thread::sleep(Duration::from_secs(1));
     }
+}
+
+/// Waits until cron has written a line on this host.
+fn await_cron(host: &Host) -> Result<()> {
+    const TWO_MINUTES_AND_A_BIT: Duration = Duration::from_secs(150);
+    let task = Task::start(format!("waiting for cron on {}", host.name()));
+    wait::until(&format!("cron to run on {}", host.name()), TWO_MINUTES_AND_A_BIT, || {
+        let ran = World::read(host)?.cron.iter().any(|(_, server)| server == host.name());
+        Ok(ran.then_some(()))
+    })?;
+    task.done();
+    Ok(())
 }
 
 fn check_leg(fleet: &Fleet<'_>, visitors: &Visitors, there: &Host, owners: &[&str]) -> Result<Leg> {
@@ -173,6 +199,7 @@ impl Snapshot {
     fn expect_same(&self, there: &Host) -> Result<()> {
         let task = Task::start(format!("comparing files and mailboxes on {}", there.name()));
         sample::check_kinds(there)?;
+        sample::await_crontab(there)?;
         self.tree.expect_same(&Tree::of(there)?, &format!("on {}", there.name()))?;
         for (before, now) in self.mailboxes.iter().zip(Mailbox::all(there)?) {
             // Mail has come since: what was there must be there, under the same numbers.

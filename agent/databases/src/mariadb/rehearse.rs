@@ -84,6 +84,8 @@ async fn try_all(
         let mut trial =
             Session::open_as(config, &user.name, Some(&user.password), Some(database)).await?;
         trial.run(WHAT, "SET SESSION max_statement_time = 30").await?;
+        // What is tried may run functions of the account's, which must not change what was loaded.
+        trial.run(WHAT, "START TRANSACTION READ ONLY").await?;
         for table in tables.iter().filter(|t| !described.unusable_views.contains(&t.text(0))) {
             // No row is wanted: rights and references are checked all the same.
             let sql = format!("SELECT * FROM {} LIMIT 0", ident(&table.text(0)));

@@ -68,7 +68,7 @@ pub(super) const QUERIES: &[Query] = &[
         "relation",
         "SELECT n.nspname || '.' || c.relname, 'column ' || lpad((row_number() OVER (PARTITION BY c.oid ORDER BY a.attnum))::text, 4, '0') || ' ' || a.attname, \
         concat_ws(' ', format_type(a.atttypid, a.atttypmod), CASE WHEN a.attnotnull THEN 'not null' END, 'identity ' || nullif(a.attidentity::text, ''), \
-        'generated ' || nullif(a.attgenerated::text, ''), 'collation ' || nullif(k.collname, 'default'), array_to_string(a.attoptions, ' '), 'rights ' || a.attacl::text, 'comment ' || col_description(c.oid, a.attnum)) \
+        'generated ' || nullif(a.attgenerated::text, ''), 'collation ' || nullif(k.collname, 'default'), (SELECT string_agg(o, ' ' ORDER BY o) FROM unnest(a.attoptions) o WHERE o !~ '^pg_'), 'rights ' || a.attacl::text, 'comment ' || col_description(c.oid, a.attnum)) \
         FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
         LEFT JOIN pg_collation k ON k.oid = a.attcollation WHERE a.attnum > 0 AND NOT a.attisdropped \
         AND c.relkind IN ('r', 'p', 'v', 'm', 'c', 'f') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \

@@ -8,28 +8,14 @@
 //! Statements that another release cannot understand, or that need a superuser, are left out or
 //! rewritten; what they would do is done from the account's record.
 
+mod rewrite;
+
 use ferry_proto::Fault;
 
 /// The longest statement; rows are no part of one.
 const MAX_STATEMENT: usize = 64 * 1024 * 1024;
 /// At most so many notes.
 const MAX_NOTES: usize = 50;
-
-/// Settings that a dump may make, and the release that brought them.
-const SETTINGS: &[(&str, u32)] = &[
-    ("statement_timeout", 0),
-    ("lock_timeout", 0),
-    ("idle_in_transaction_session_timeout", 0),
-    ("transaction_timeout", 17),
-    ("client_encoding", 0),
-    ("standard_conforming_strings", 0),
-    ("check_function_bodies", 0),
-    ("xmloption", 0),
-    ("client_min_messages", 0),
-    ("row_security", 0),
-    ("default_tablespace", 0),
-    ("default_table_access_method", 12),
-];
 
 /// Where in a statement the lexer is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -356,88 +342,6 @@ impl Filter {
         }
         Ok(())
     }
-
-    /// What is passed for a statement; none: nothing.
-    fn rewrite(&mut self, statement: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
-        let start = statement.len() - significant(statement).len();
-        let body = String::from_utf8_lossy(&statement[start..]);
-        let words: Vec<String> = body
-            .split(|c: char| c.is_whitespace() || c == '=' || c == ';')
-            .filter(|w| !w.is_empty())
-            .take(16)
-            .map(str::to_ascii_lowercase)
-            .collect();
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let passed = match words.as_slice() {
-            ["set", "session", "authorization", "default"]
-            | ["reset", "session", "authorization"] => Some(b"\nRESET ROLE;".to_vec()),
-            ["set", "session", "authorization", _] => {
-                // As it is written there, quotes included.
-                let role = body.split_whitespace().nth(3).unwrap_or_default();
-                Some(format!("\nSET ROLE {role}").into_bytes())
-            }
-            ["set", name, ..] => self.may_set(name, &words)?.then(|| statement.to_vec()),
-            ["create", "extension", ..] | ["comment", "on", "extension", ..] => None,
-            ["create", "schema", first, ..] if *first != "if" && *first != "authorization" => {
-                let rest = &statement[start + "CREATE SCHEMA".len()..];
-                Some([b"\nCREATE SCHEMA IF NOT EXISTS", rest].concat())
-            }
-            ["alter", "schema", "public" | "\"public\"", "owner", ..] => None,
-            ["grant" | "revoke", ..] => self.grant(statement, &body),
-            ["alter", "table", .., "set", "compression", _] if self.major < 14 => {
-                self.note("the compression of columns is chosen by the target".to_owned());
-                None
-            }
-            _ => Some(statement.to_vec()),
-        };
-        Ok(passed)
-    }
-
-    fn may_set(&mut self, name: &str, words: &[&str]) -> Result<bool, Fault> {
-        let Some((_, since)) = SETTINGS.iter().find(|(known, _)| *known == name) else {
-            self.note(format!("a setting of the dump was left out: {name}"));
-            return Ok(false);
-        };
-        let value = words.get(2).map(|v| v.trim_matches('\'').to_ascii_lowercase());
-        // Both decide what is inside quotes and what is not.
-        let sound = match name {
-            "standard_conforming_strings" => value.as_deref() == Some("on"),
-            "client_encoding" => value.is_some_and(|v| v.eq_ignore_ascii_case(&self.encoding)),
-            _ => true,
-        };
-        if !sound {
-            return Err(Fault::permanent(format!(
-                "a dump sets {name} to something else than its database has"
-            )));
-        }
-        Ok(self.major >= *since)
-    }
-
-    /// Grants on the schema that every database begins with are given from the record; a privilege
-    /// that the target does not know is left out.
-    fn grant(&mut self, statement: &[u8], body: &str) -> Option<Vec<u8>> {
-        let lower = body.to_ascii_lowercase();
-        if lower.contains(" on schema public ") || lower.contains(" on schema \"public\" ") {
-            return None;
-        }
-        let Some((privileges, object)) = body.split_once(" ON ") else {
-            return Some(statement.to_vec());
-        };
-        if self.major >= 17 || !privileges.contains("MAINTAIN") {
-            return Some(statement.to_vec());
-        }
-        self.note("the privilege MAINTAIN was left out: the target does not know it".to_owned());
-        let (verb, list) = privileges.split_once(' ')?;
-        let (option, list) = match list.strip_prefix("GRANT OPTION FOR ") {
-            Some(list) => ("GRANT OPTION FOR ", list),
-            None => ("", list),
-        };
-        let kept: Vec<&str> = list.split(',').map(str::trim).filter(|p| *p != "MAINTAIN").collect();
-        if kept.is_empty() {
-            return None;
-        }
-        Some(format!("\n{verb} {option}{} ON {object}", kept.join(",")).into_bytes())
-    }
 }
 
 /// Something that no dump contains and that releases of psql could read differently.
@@ -482,100 +386,4 @@ fn is_word_byte(byte: u8) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn filtered(major: u32, dump: &str, step: usize) -> Result<String, Fault> {
-        let mut filter = Filter::new(major, "UTF8");
-        let mut out = Vec::new();
-        for piece in dump.as_bytes().chunks(step) {
-            out.extend(filter.feed(piece)?);
-        }
-        out.extend(filter.finish()?);
-        Ok(String::from_utf8(out).expect("text"))
-    }
-
-    /// Whatever the pieces, the outcome is the same.
-    fn each_way(major: u32, dump: &str) -> Result<String, Fault> {
-        let whole = filtered(major, dump, dump.len().max(1));
-        for step in [1, 2, 3, 5, 17] {
-            assert_eq!(filtered(major, dump, step), whole, "in pieces of {step}: {dump}");
-        }
-        whole
-    }
-
-    #[test]
-    fn ordinary_statements_and_rows_pass() {
-        let dump = "--\n-- a dump; it's one\n--\nSET client_encoding = 'UTF8';\n\
-            SELECT pg_catalog.set_config('search_path', '', false);\n\
-            CREATE FUNCTION f() RETURNS text LANGUAGE sql AS $_$SELECT '\\! x'; $1 \\ $_$;\n\
-            COMMENT ON TABLE \"a;\\b\" IS E'it\\'s \\\\ ;';\n\
-            SELECT /* a /* nested \\! */ comment ; \\! */ 'a\\', 1.5e3, (a)[1:2]::text;\n\
-            CREATE RULE r AS ON INSERT TO t DO ALSO (SELECT 1; SELECT 2);\n\
-            COPY public.t (a, b) FROM stdin;\n1\t\\N\n\\\\.\n\\.x\n\\! no order\n\\.\n\n\
-            CREATE FUNCTION g() RETURNS int BEGIN ATOMIC SELECT CASE WHEN true THEN 1 END; SELECT 2; END;\n\
-            SELECT 1;\n";
-        assert_eq!(each_way(15, dump).expect("passes"), dump.trim_end());
-    }
-
-    #[test]
-    fn orders_to_the_client_are_refused() {
-        for hostile in [
-            "\\! touch x\n",
-            "SELECT 1 \\! touch x\n;",
-            "SELECT 1\\gexec\n",
-            "\\copy t from '/etc/passwd'\n",
-            "\\restrict a b\n",
-            "SELECT 1 \\restrict a\n;",
-            "\\restrict a\\!\n",
-            "SELECT e'\\' \\! touch x\n';\n\\! touch x\n",
-            "SELECT 'a\\' \\! touch x\n;",
-            "SELECT $a$ $a$ \\! touch x\n;",
-            "SELECT a$b$ \\! touch x\n$b$;",
-            "SELECT $1$ \\! touch x\n$1$;",
-            "SELECT \"a\\\" \\! touch x\n;",
-            "-- comment\n\\! touch x\n",
-            "/* */ \\! touch x\n",
-            "COPY t FROM stdin;\n1\n\\.\n\\! touch x\n",
-            "COPY t FROM stdin; \\! touch x\n1\n\\.\n",
-            "COPY t FROM stdin WITH (FORMAT csv);\n1\n\\.\n",
-            "/* */ COPY t FROM stdin;\n'\n\\.\n\\! touch x\n",
-            "SELECT E'a'\n'\\' ' \\! touch x\n';",
-            "SELECT E'a' -- comment\n'\\' ' \\! touch x\n';",
-            "SELECT $1$a$ \\! touch x\n$a$;",
-            "SELECT 1begin;",
-            "SELECT :VERSION;",
-            "SELECT (; COPY t FROM stdin;\n\\! touch x\n\\.\n",
-            // psql is still within the function when a filter that split at ; would see rows.
-            "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; COPY t FROM stdin;\n\\! touch x\n\\.\nEND;\n",
-            "SET standard_conforming_strings = off;\n",
-            "SET client_encoding = 'SJIS';\n",
-            "SELECT 1; \\",
-        ] {
-            assert!(each_way(15, hostile).is_err(), "{hostile}");
-        }
-    }
-
-    #[test]
-    fn truncated_dumps_are_noticed() {
-        for cut in ["SELECT 1", "SELECT 'a;", "COPY t FROM stdin;\n1\n", "SELECT $$ ;", "/* ;"] {
-            assert!(each_way(15, cut).is_err(), "{cut}");
-        }
-        each_way(15, "SELECT 1; -- end").expect("a comment may be last");
-    }
-
-    #[test]
-    fn newer_dumps_are_made_fit_for_older_servers() {
-        let dump = "\\restrict aB3\n\nSET transaction_timeout = 0;\nSET unknown_thing = 1;\n\
-            GRANT SELECT,MAINTAIN,INSERT ON TABLE public.t TO x;\nGRANT MAINTAIN ON TABLE public.t TO y;\n\
-            GRANT ALL ON SCHEMA public TO z;\nCREATE SCHEMA extra;\nCREATE EXTENSION IF NOT EXISTS citext;\n\
-            COMMENT ON EXTENSION citext IS 'x;y';\nSET SESSION AUTHORIZATION \"Odd\";\nRESET SESSION AUTHORIZATION;\n\
-            ALTER TABLE ONLY public.t ALTER COLUMN a SET COMPRESSION pglz;\nSELECT 1;\n\\unrestrict aB3\n\n";
-        let old = "\nGRANT SELECT,INSERT ON TABLE public.t TO x;\nCREATE SCHEMA IF NOT EXISTS extra;\
-            \nSET ROLE \"Odd\";\nRESET ROLE;\nSELECT 1;";
-        assert_eq!(each_way(13, dump).expect("passes"), old);
-        let new = each_way(17, dump).expect("passes");
-        assert!(new.contains("transaction_timeout") && new.contains("SELECT,MAINTAIN,INSERT"));
-        assert!(!new.contains("unknown_thing") && new.contains("SET COMPRESSION"));
-    }
-}
+mod tests;

@@ -12,10 +12,9 @@ use crate::model::Spec;
 
 const WHAT: &str = "the loaded databases cannot be tried";
 
-/// Not allowed: a view may have been so at the source, whose rights are compared.
-const INSUFFICIENT_PRIVILEGE: &str = "42501";
-/// A materialized view that was never filled.
-const NOT_POPULATED: &str = "55000";
+/// Refusals that are no fault of the move: not allowed (a view may have been so at the source, whose
+/// rights are compared), never filled (a materialized view), a function that would write.
+const HARMLESS: &[&str] = &["42501", "55000", "25006"];
 
 pub(super) async fn rehearse(
     config: &PostgresqlConfig,
@@ -77,13 +76,20 @@ async fn try_database(
                WHERE e.classid = 'pg_class'::regclass AND e.objid = c.oid AND e.deptype = 'e')";
     for row in trial.rows(WHAT, sql).await? {
         let (schema, name) = (row.text(0), row.text(1));
-        // No row is wanted: rights and references are checked all the same.
-        let sql = format!("SELECT * FROM {}.{} LIMIT 0", ident(&schema), ident(&name));
-        match trial.try_run(&sql).await {
+        // No row is wanted: rights and references are checked all the same. Planning may run
+        // functions of the account's, which must not change what was loaded.
+        let sql = format!(
+            "START TRANSACTION READ ONLY; SELECT * FROM {}.{} LIMIT 0",
+            ident(&schema),
+            ident(&name)
+        );
+        let outcome = trial.try_run(&sql).await;
+        trial.run(WHAT, "ROLLBACK").await?;
+        match outcome {
             Ok(()) => {}
             Err(error) => {
                 let code = error.code().map(tokio_postgres::error::SqlState::code);
-                if ![Some(INSUFFICIENT_PRIVILEGE), Some(NOT_POPULATED)].contains(&code) {
+                if !code.is_some_and(|code| HARMLESS.contains(&code)) {
                     let what = format!("{database}.{schema}.{name} cannot be used at the target");
                     return Err(super::session::refused(&what, &error));
                 }

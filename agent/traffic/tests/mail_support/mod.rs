@@ -239,8 +239,9 @@ impl Host {
         self.await_port(SMTP);
     }
 
+    /// As a crash would.
     pub fn stop_postfix(&self) {
-        start(Command::new("postfix").arg("-c").arg(self.postfix_config()).arg("stop"));
+        start(Command::new("postfix").arg("-c").arg(self.postfix_config()).arg("abort"));
     }
 
     pub fn start_dovecot(&self) {
@@ -248,8 +249,14 @@ impl Host {
         self.await_port(IMAP);
     }
 
+    /// As a crash would.
     pub fn stop_dovecot(&self) {
-        start(self.doveadm().arg("stop"));
+        let pid = std::fs::read_to_string(self.path("run/master.pid")).expect("it runs");
+        kill_tree(pid.trim());
+        // Nobody may have taken note of its end yet.
+        std::fs::remove_file(self.path("run/master.pid")).expect("it was there");
+        let address = SocketAddr::new(self.address, IMAP);
+        eventually("Dovecot has ended", || TcpStream::connect(address).is_err());
     }
 
     pub fn doveadm(&self) -> Command {
@@ -335,6 +342,10 @@ impl Drop for Host {
         let _ = abort.stdout(Stdio::null()).stderr(Stdio::null()).status();
         if let Ok(pid) = std::fs::read_to_string(self.path("run/master.pid")) {
             kill_tree(pid.trim());
+        }
+        // A test may have put file systems of its own there.
+        for dir in [&self.config.state_dir, &self.config.dovecot_dir] {
+            let _ = nix::mount::umount2(dir, nix::mount::MntFlags::MNT_DETACH);
         }
     }
 }

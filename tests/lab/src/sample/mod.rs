@@ -24,6 +24,8 @@ pub const HOME: &str = "/home/demo";
 pub const MAILBOXES: [&str; 2] = ["info", "sales"];
 /// How many messages each mailbox gets at first.
 const MESSAGES: usize = 20;
+/// A server that takes an account over starts its cron only in the minute after the fence.
+const CRON_LIMIT: Duration = Duration::from_secs(90);
 /// How long mail may be under way on one machine.
 const DELIVERY_LIMIT: Duration = Duration::from_secs(60);
 
@@ -55,6 +57,14 @@ pub fn create(host: &Host) -> Result<()> {
         .ok()
         .context("installing the crontab")?;
     define(host)
+}
+
+/// Waits until the account's crontab is in force on a server that has taken the account over.
+pub fn await_crontab(host: &Host) -> Result<()> {
+    wait::until(&format!("the crontab to be in force on {}", host.name()), CRON_LIMIT, || {
+        let said = host.exec(&["crontab", "-u", ACCOUNT, "-l"])?;
+        Ok((said.stdout == CRONTAB.as_bytes()).then_some(()))
+    })
 }
 
 /// Writes the account's definition where the agent looks for it.

@@ -20,7 +20,6 @@ find . $prune -type f -links +1 -printf '%i %p\0' | sort -z |
 find . $prune -type f -print0 | sort -z | xargs -0 sha256sum --
 getfacl -R -s site kinds private 2>/dev/null
 getfattr -R -h -d -m '^user\.' site kinds private 2>/dev/null
-crontab -u demo -l
 getent passwd demo | cut -d: -f5-
 getent shadow demo | cut -d: -f2
 id -Gn demo | tr ' ' '\n' | sort

@@ -37,9 +37,10 @@ impl Visitors {
         if log.exists() {
             std::fs::remove_file(&log).with_context(|| format!("removing {}", log.display()))?;
         }
-        let program = std::env::current_exe().context("finding this program")?;
+        // Ourselves, even if we have been built anew meanwhile.
+        let program = format!("/proc/{}/exe", std::process::id());
         let prefix = format!("{name}-{:x}", super::log::now_us());
-        let mut command = lab.netns_command(&program.to_string_lossy());
+        let mut command = lab.netns_command(&program);
         command
             .args(["visitors", "--address", &address.to_string(), "--rate", &rate.to_string()])
             .args(["--prefix", &prefix, "--log"])

@@ -16,7 +16,7 @@ pub async fn send(address: Ipv4Addr, id: String) -> Result<Outcome, String> {
         .map_err(|e| format!("smtp connect: {}", e.kind()))?;
     let mut stream = BufReader::new(stream);
     expect(&mut stream, "greeting", '2').await?;
-    let recipient = if id.len() % 2 == 0 { "info" } else { "sales" };
+    let recipient = if id.len().is_multiple_of(2) { "info" } else { "sales" };
     let message = format!(
         "From: customer@outside.example\r\nTo: {recipient}@{DOMAIN}\r\nSubject: Visit {id}\r\n\
          Message-ID: <{id}@outside.example>\r\n\r\nThis is visit {id}.\r\n."

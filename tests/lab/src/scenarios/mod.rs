@@ -1,9 +1,15 @@
 //! The scenarios: what must hold on real hosts.
 
+mod bad_input;
+mod bullseye;
+mod leaves_nothing;
+mod packages;
+mod unfenced;
+
 use anyhow::{Context, Result, ensure};
 
 use crate::fleet::Fleet;
-use crate::journey;
+use crate::journey::{self, Cron};
 use crate::lab::Lab;
 use crate::selfcheck;
 use crate::spec::HostSpec;
@@ -35,6 +41,36 @@ pub const ALL: &[Scenario] = &[
         ordinary: true,
         run: move_and_rollback,
     },
+    Scenario {
+        name: "fence-disabled-is-found",
+        shows: "the checker finds what a move by hand, without a fence, loses",
+        ordinary: true,
+        run: unfenced::run,
+    },
+    Scenario {
+        name: "bad-input",
+        shows: "bad tokens, certificates and moves are refused with a clear error, and change nothing",
+        ordinary: true,
+        run: bad_input::run,
+    },
+    Scenario {
+        name: "bullseye",
+        shows: "the packages install and the agent enrols on Debian 11",
+        ordinary: true,
+        run: bullseye::run,
+    },
+    Scenario {
+        name: "packages",
+        shows: "install, upgrade, remove and purge are clean; lintian finds no error",
+        ordinary: true,
+        run: packages::run,
+    },
+    Scenario {
+        name: "leaves-nothing",
+        shows: "neither a lab that goes down nor an interrupted run leaves anything",
+        ordinary: true,
+        run: leaves_nothing::run,
+    },
 ];
 
 fn lab() -> Result<()> {
@@ -47,7 +83,7 @@ fn move_and_rollback() -> Result<()> {
     let (lab, build) = journey::fresh()?;
     let fleet = Fleet::install(&lab, &build)?;
     journey::prepare(&fleet)?;
-    let journey = journey::run(&fleet, "move-and-rollback", |argv| {
+    let journey = journey::run(&fleet, "move-and-rollback", Cron::Awaited, |argv| {
         fleet.ferry(argv).and_then(|o| o.ok().map(|_| ()))
     })?;
     ensure!(journey.legs.len() == 2, "not both ways were gone");
