@@ -23,7 +23,9 @@ use crate::record::{FenceRecord, Record};
 pub type Progress<'a> = &'a (dyn Fn(u64) + Send + Sync);
 
 /// One database engine of this server. Every operation may be repeated after a crash at any point
-/// and converges.
+/// and converges. For one account and engine, the caller runs one of [`Engine::load`],
+/// [`Engine::rehearse`], [`Engine::open`] and [`Engine::deprovision`] at a time: each ends what an
+/// interrupted one left behind.
 #[async_trait]
 pub trait Engine: Send + Sync {
     /// Which engine this is.

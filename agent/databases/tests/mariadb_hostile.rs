@@ -16,7 +16,7 @@ const SHOP: &[&str] = &[
     "CREATE TABLE shop.t (id int PRIMARY KEY, a varchar(20), f float)",
     "INSERT INTO shop.t VALUES (1, 'one', 0.1), (2, 'two', 16777216)",
     "CREATE TABLE shop.big (b longblob)",
-    "INSERT INTO shop.big SELECT REPEAT('x', 100000) FROM information_schema.COLLATIONS LIMIT 100",
+    "INSERT INTO shop.big SELECT REPEAT('x', 100000) FROM information_schema.COLLATIONS LIMIT 20",
     "CREATE SEQUENCE shop.s",
 ];
 

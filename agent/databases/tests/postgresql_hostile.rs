@@ -19,7 +19,7 @@ SET ROLE shop;
 CREATE TABLE t (id int PRIMARY KEY, a text, f real);
 INSERT INTO t VALUES (1, 'one', 0.1), (2, 'two', 16777216);
 CREATE TABLE big (b text);
-INSERT INTO big SELECT repeat('x', 10000) FROM generate_series(1, 1000);
+INSERT INTO big SELECT repeat('x', 10000) FROM generate_series(1, 200);
 CREATE SEQUENCE s;
 CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1';
 ";
@@ -153,7 +153,7 @@ async fn an_interrupted_load_is_repeated_and_a_change_is_noticed() {
     assert_eq!(fault.class, FaultClass::Transient, "{fault}");
     let (mut near, mut far) = tokio::io::duplex(1024);
     let cut = tokio::time::timeout(
-        std::time::Duration::from_millis(900),
+        std::time::Duration::from_millis(700),
         target.load(&spec, &record, &database, &mut far, &|_| ()),
     );
     let feed = async {

@@ -3,6 +3,14 @@
 //!
 //! It knows trees, metadata and the stream between two ends. It must not know accounts, grants, TLS,
 //! or who asked for the pass.
+//!
+//! At the source [`send_pass`] and [`verify_source`] run `send`: a walker (`walk`) streams sorted
+//! listings, a second thread reads the contents that are wanted (`content`), and a `window` bounds what
+//! is under way. At the target [`receive_pass`] and [`verify_target`] run `receive`: a `mirror` follows
+//! the listings through the target's own tree and tells a visitor what is on either side; the visitor
+//! `apply` makes it equal (with `incoming`, `placing`, `make`, `remove`, `links`), the visitor `verify`
+//! compares. What an account may have is decided in `guard`; every access goes through `confine`; all
+//! that crosses the stream is in `protocol` and `entries`, and `wire` pumps it.
 
 mod acl;
 mod apply;

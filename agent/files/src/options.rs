@@ -49,7 +49,7 @@ pub struct SourceOptions {
     /// withheld: the account may have hard-linked them into its home.
     pub uids: BTreeSet<u32>,
     /// User ids whose files are taken too although other accounts have files of them
-    /// (`www-data`, `vmail`), unless the file has more than one name.
+    /// (`www-data`, `vmail`), unless the file has more than one name. 0 always counts as shared.
     pub shared_uids: BTreeSet<u32>,
     /// Paths below the root that are not copied and are left alone at the target, with all below
     /// them.

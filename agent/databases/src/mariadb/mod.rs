@@ -35,6 +35,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub use fence::MariadbFence;
 pub use record::MariadbRecord;
 
+use crate::child::first_existing;
 use crate::engine::{Engine, Progress};
 use crate::manifest::DatabaseManifest;
 use crate::model::{
@@ -79,9 +80,10 @@ impl Mariadb {
         Session::open(&self.config).await
     }
 
-    fn installed(&self) -> bool {
-        let server = ["/usr/sbin/mariadbd", "/usr/sbin/mysqld"];
-        self.config.socket.exists() || server.iter().any(|p| std::path::Path::new(p).exists())
+    async fn installed(&self) -> bool {
+        let server = ["/usr/sbin/mariadbd", "/usr/sbin/mysqld"].map(PathBuf::from);
+        let places = [self.config.socket.clone()].into_iter().chain(server);
+        first_existing(&places.collect::<Vec<_>>()).await.is_some()
     }
 }
 
@@ -92,7 +94,7 @@ impl Engine for Mariadb {
     }
 
     async fn available(&self) -> Availability {
-        if !self.installed() {
+        if !self.installed().await {
             return Availability::Absent;
         }
         let asked = async { inspect::server(&mut self.session().await?).await };

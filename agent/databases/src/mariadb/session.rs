@@ -2,6 +2,8 @@
 //! the quoting of names and values. All control statements are built here or with these quotes;
 //! text of a dump never passes through this connection.
 
+use std::time::Duration;
+
 use ferry_proto::{Fault, FaultClass};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, OptsBuilder, Value};
@@ -76,9 +78,15 @@ pub(super) fn refused(what: &str, error: &mysql_async::Error) -> Fault {
     Fault::new(class, what.to_owned()).caused_by(error)
 }
 
+/// How long a statement may take: creating, dropping and locking are quick.
+const PATIENCE: Duration = Duration::from_secs(10 * 60);
+/// How long a statement that reads whole tables may take.
+const LONG_PATIENCE: Duration = Duration::from_secs(6 * 60 * 60);
+
 /// The administrator's connection.
 pub(super) struct Session {
     conn: Conn,
+    patience: Duration,
     version: String,
     number: u32,
 }
@@ -112,8 +120,7 @@ impl Session {
             .pass(password)
             .db_name(database)
             .setup(setup.map(str::to_owned).to_vec());
-        let connecting =
-            tokio::time::timeout(std::time::Duration::from_secs(20), Conn::new(options));
+        let connecting = tokio::time::timeout(Duration::from_secs(20), Conn::new(options));
         let mut conn = match connecting.await {
             Ok(Ok(conn)) => conn,
             Ok(Err(error)) => return Err(no_connection(&socket, name, &error)),
@@ -128,7 +135,12 @@ impl Session {
             .await
             .map_err(|e| refused("the MariaDB server does not say its version", &e))?;
         let version = version.unwrap_or_default();
-        Ok(Self { number: version_number(&version), conn, version })
+        Ok(Self { number: version_number(&version), conn, version, patience: PATIENCE })
+    }
+
+    /// Statements from now on may read whole tables.
+    pub(super) fn be_patient(&mut self) {
+        self.patience = LONG_PATIENCE;
     }
 
     /// The version as the server says it.
@@ -148,12 +160,13 @@ impl Session {
 
     /// Runs a statement whose refusal the caller understands.
     pub(super) async fn try_run(&mut self, sql: &str) -> Result<(), mysql_async::Error> {
-        self.conn.query_drop(sql).await
+        in_time(self.patience, self.conn.query_drop(sql)).await
     }
 
     /// Runs a statement given as bytes in the session's character set.
     pub(super) async fn run_bytes(&mut self, what: &str, sql: Vec<u8>) -> Result<(), Fault> {
-        self.conn.query_drop(sql).await.map_err(|e| refused(what, &e))
+        let ran = in_time(self.patience, self.conn.query_drop(sql)).await;
+        ran.map_err(|e| refused(what, &e))
     }
 
     /// The rows of a query.
@@ -163,7 +176,7 @@ impl Session {
 
     /// The rows of a query whose refusal the caller understands.
     pub(super) async fn try_rows(&mut self, sql: &str) -> Result<Vec<Row>, mysql_async::Error> {
-        let rows: Vec<mysql_async::Row> = self.conn.query(sql).await?;
+        let rows: Vec<mysql_async::Row> = in_time(self.patience, self.conn.query(sql)).await?;
         Ok(rows.into_iter().map(plain).collect())
     }
 
@@ -177,6 +190,18 @@ impl Session {
     pub(super) async fn value(&mut self, what: &str, sql: &str) -> Result<String, Fault> {
         Ok(self.rows(what, sql).await?.first().map(|r| r.text(0)).unwrap_or_default())
     }
+}
+
+/// A server that stops answering is a lost one: the connection must not be used again.
+async fn in_time<T>(
+    patience: Duration,
+    running: impl Future<Output = Result<T, mysql_async::Error>>,
+) -> Result<T, mysql_async::Error> {
+    tokio::time::timeout(patience, running).await.unwrap_or_else(|_| {
+        let silent =
+            std::io::Error::new(std::io::ErrorKind::TimedOut, "the server does not answer");
+        Err(mysql_async::Error::Io(silent.into()))
+    })
 }
 
 /// Rows as they arrive.

@@ -236,6 +236,14 @@ async fn settings(session: &mut Session, record: &MariadbRecord) -> Result<Vec<F
             "SET GLOBAL event_scheduler = ON at the target, and in its configuration",
         ));
     }
+    if !record.event_scheduler && !record.running_events.is_empty() && row.text(1) == "ON" {
+        findings.push(Finding::new(
+            Level::Warning,
+            "event_scheduler",
+            "the account has events that are enabled but never ran, because the source's server runs no events; the target's does",
+            "disable the events at the source, if they are not to run",
+        ));
+    }
     if row.number(2) != 0
         && record.databases.iter().any(|d| d.name.bytes().any(|b| b.is_ascii_uppercase()))
     {

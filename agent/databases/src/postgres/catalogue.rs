@@ -193,4 +193,11 @@ pub(super) const QUERIES: &[Query] = &[
         "statistics",
         "SELECT n.nspname || '.' || s.stxname, '~shape', pg_get_statisticsobjdef(s.oid) FROM pg_statistic_ext s JOIN pg_namespace n ON n.oid = s.stxnamespace",
     ),
+    of(
+        "comment",
+        "SELECT i.type || ' ' || i.identity, 'text', d.description FROM pg_description d \
+        CROSS JOIN LATERAL pg_identify_object(d.classoid, d.objoid, d.objsubid) i WHERE d.objoid >= 16384 \
+        AND d.classoid <> 'pg_extension'::regclass AND NOT EXISTS (SELECT 1 FROM pg_depend e \
+        WHERE e.classid = d.classoid AND e.objid = d.objoid AND e.deptype = 'e')",
+    ),
 ];

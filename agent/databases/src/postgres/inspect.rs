@@ -210,6 +210,7 @@ async fn cluster(session: &Session, spec: &Spec) -> Result<Vec<Finding>, Fault> 
 const OWNED: &[(&str, &str, &str, &str)] = &[
     ("pg_class", "relname", "relowner", "relation"),
     ("pg_proc", "proname", "proowner", "routine"),
+    // Row types and array types depend on what they are of, and are left out for it.
     ("pg_type", "typname", "typowner", "type"),
     ("pg_operator", "oprname", "oprowner", "operator"),
     ("pg_collation", "collname", "collowner", "collation"),
@@ -240,10 +241,6 @@ async fn contents(session: &Session, spec: &Spec, database: &str) -> Result<Vec<
             from_extension(class)
         );
         for row in session.rows(WHAT, &sql).await? {
-            // Row types and array types come and go with their table or element type.
-            if *kind == "type" {
-                continue;
-            }
             let subject = format!("{kind} {database}.{}", row.text(0));
             findings.push(blocker(
                 &subject,

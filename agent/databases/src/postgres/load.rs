@@ -8,13 +8,27 @@ use super::dump::DumpFacts;
 use super::filter::Filter;
 use super::provision::{create_database, drop_database, exact_grants, set_defaults};
 use super::record::{DatabaseRecord, PostgresqlRecord};
-use super::session::{Session, ident};
-use super::{PostgresqlConfig, target, temporary, tools};
+use super::session::{Session, ident, text};
+use super::{PostgresqlConfig, recording, target, temporary, tools};
 use crate::child::{Program, RunAs, Running};
 use crate::engine::Progress;
 use crate::frame::{FrameReader, Section};
 use crate::model::{LoadReport, Spec};
 use crate::secret::random_password;
+
+/// Yields a row if anything was created in a database since it was (objects of the server's own
+/// have object ids below 16384), or if its schema `public` is not as it comes.
+const UNTOUCHED: &str = "SELECT 1 FROM pg_class WHERE oid >= 16384 UNION ALL \
+     SELECT 1 FROM pg_namespace WHERE oid >= 16384 UNION ALL SELECT 1 FROM pg_proc WHERE oid >= 16384 UNION ALL \
+     SELECT 1 FROM pg_type WHERE oid >= 16384 UNION ALL SELECT 1 FROM pg_extension WHERE oid >= 16384 UNION ALL \
+     SELECT 1 FROM pg_operator WHERE oid >= 16384 UNION ALL SELECT 1 FROM pg_cast WHERE oid >= 16384 UNION ALL \
+     SELECT 1 FROM pg_collation WHERE oid >= 16384 UNION ALL SELECT 1 FROM pg_conversion WHERE oid >= 16384 UNION ALL \
+     SELECT 1 FROM pg_language WHERE oid >= 16384 UNION ALL SELECT 1 FROM pg_ts_config WHERE oid >= 16384 UNION ALL \
+     SELECT 1 FROM pg_ts_dict WHERE oid >= 16384 UNION ALL SELECT 1 FROM pg_default_acl UNION ALL \
+     SELECT 1 FROM pg_largeobject_metadata UNION ALL SELECT 1 FROM pg_publication UNION ALL \
+     SELECT 1 FROM pg_event_trigger UNION ALL SELECT 1 FROM pg_foreign_server UNION ALL \
+     SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM pg_namespace n JOIN pg_roles r ON r.oid = n.nspowner \
+     WHERE n.nspname = 'public' AND (r.rolsuper OR r.rolname = 'pg_database_owner')) LIMIT 1";
 
 pub(super) async fn load(
     config: &PostgresqlConfig,
@@ -89,21 +103,43 @@ impl Loading<'_> {
         Ok(())
     }
 
-    /// Drops what is there and creates the database anew, with what only a superuser can create.
-    /// Whether it bears the mark stays.
+    /// Drops what is there and creates the database anew, unless it is as it was created; then
+    /// creates in it what only a superuser can. Whether it bears the mark stays.
     async fn empty_database(&self) -> Result<(), Fault> {
         let name = &self.described.name;
         let present = target::present(&self.session, self.spec).await?;
-        let mark = self.spec.mark();
-        let comment = match present.databases.get(name) {
-            Some(false) => self.described.comment.as_deref(),
-            Some(true) | None => Some(mark.as_str()),
-        };
-        drop_database(&self.session, &ident(name)).await?;
-        create_database(self.config, &self.session, self.spec, self.described, comment).await?;
+        let marked = present.databases.get(name).copied();
+        if marked.is_none() || !self.is_untouched().await? {
+            let mark = self.spec.mark();
+            let comment = match marked {
+                Some(false) => self.described.comment.as_deref(),
+                Some(true) | None => Some(mark.as_str()),
+            };
+            drop_database(&self.session, &ident(name)).await?;
+            create_database(self.config, &self.session, self.spec, self.described, comment).await?;
+        }
         let inside = Session::open(self.config, name).await?;
         self.public_schema(&inside).await?;
         self.extensions(&inside).await
+    }
+
+    /// Whether the database that is there is empty and shaped as described: dropping and creating
+    /// one takes longer than an outage should.
+    async fn is_untouched(&self) -> Result<bool, Fault> {
+        let what = "a database cannot be looked into";
+        let name = &self.described.name;
+        let inside = Session::open(self.config, name).await?;
+        let owner = self.described.owner.as_deref().unwrap_or(&self.config.admin);
+        let sql = format!(
+            "SELECT d.datname FROM pg_database d JOIN pg_roles r ON r.oid = d.datdba \
+             WHERE d.datname = {} AND r.rolname = {} AND pg_encoding_to_char(d.encoding) = {}",
+            text(name),
+            text(owner),
+            text(&self.described.encoding)
+        );
+        let shaped = !inside.rows(what, &sql).await?.is_empty()
+            && recording::locale(&inside, name).await? == self.described.locale;
+        Ok(shaped && inside.rows(what, UNTOUCHED).await?.is_empty())
     }
 
     /// While a dump is loaded, every role of the account may create in `public`: whoever owns a
@@ -112,7 +148,7 @@ impl Loading<'_> {
         let what =
             format!("the schema public of database {} cannot be prepared", self.described.name);
         let Some(public) = &self.described.public else {
-            return inside.run(&what, "DROP SCHEMA public").await;
+            return inside.run(&what, "DROP SCHEMA IF EXISTS public").await;
         };
         let mut sql = String::from("BEGIN;");
         let database_owner = self.described.owner.as_deref().filter(|_| self.major >= 15);

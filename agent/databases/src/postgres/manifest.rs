@@ -20,7 +20,8 @@ pub(super) async fn manifest(
     spec: &Spec,
     database: &str,
 ) -> Result<DatabaseManifest, Fault> {
-    let session = Session::open(config, database).await?;
+    let mut session = Session::open(config, database).await?;
+    session.be_patient();
     let release = session.major().to_string();
     let mut reading = Reading {
         manifest: DatabaseManifest::new(EngineKind::Postgresql, release, database.to_owned()),

@@ -89,10 +89,13 @@ impl Postgresql {
         Session::open(&self.config, &self.config.maintenance_database).await
     }
 
-    fn installed(&self) -> bool {
+    async fn installed(&self) -> bool {
         let socket = self.config.socket_dir.join(format!(".s.PGSQL.{}", self.config.port));
-        let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-        socket.exists() || versions.into_iter().any(|v| v.path().join("bin/postgres").exists())
+        let looked = tokio::task::spawn_blocking(move || {
+            let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+            socket.exists() || versions.into_iter().any(|v| v.path().join("bin/postgres").exists())
+        });
+        looked.await.unwrap_or(false)
     }
 }
 
@@ -103,7 +106,7 @@ impl Engine for Postgresql {
     }
 
     async fn available(&self) -> Availability {
-        if !self.installed() {
+        if !self.installed().await {
             return Availability::Absent;
         }
         let asked = async { inspect::server(&self.session().await?).await };

@@ -74,8 +74,7 @@ async fn shape_role(session: &Session, role: &RoleRecord, open: bool) -> Result<
     let until = text(role.valid_until.as_deref().unwrap_or("infinity"));
     let name = ident(&role.name);
     let mut sql = format!(
-        "BEGIN; SET LOCAL log_statement = none; \
-         ALTER ROLE {name} NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS {login} {inherit} \
+        "BEGIN; ALTER ROLE {name} NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS {login} {inherit} \
          CONNECTION LIMIT {} PASSWORD {password} VALID UNTIL {until}; ALTER ROLE {name} RESET ALL;",
         role.connection_limit
     );

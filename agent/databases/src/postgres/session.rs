@@ -28,6 +28,10 @@ pub(super) const OPTIONS: &str = "-c search_path=pg_catalog -c role=none -c stat
      -c check_function_bodies=off -c default_transaction_isolation=read\\ committed";
 
 const CONNECT: Duration = Duration::from_secs(20);
+/// How long a statement may take: creating, dropping and locking are quick.
+const PATIENCE: Duration = Duration::from_secs(10 * 60);
+/// How long a statement that reads whole tables may take.
+const LONG_PATIENCE: Duration = Duration::from_secs(6 * 60 * 60);
 
 /// A name, quoted.
 pub(super) fn ident(name: &str) -> String {
@@ -97,6 +101,7 @@ pub(super) fn refused(what: &str, error: &tokio_postgres::Error) -> Fault {
 pub(super) struct Session {
     client: Client,
     driver: JoinHandle<()>,
+    patience: Duration,
     number: u32,
     version: String,
 }
@@ -158,7 +163,8 @@ impl Session {
     }
 
     async fn started(client: Client, driver: JoinHandle<()>) -> Result<Self, Fault> {
-        let mut session = Self { client, driver, number: 0, version: String::new() };
+        let mut session =
+            Self { client, driver, patience: PATIENCE, number: 0, version: String::new() };
         let sql = "SELECT current_setting('server_version_num'), current_setting('server_version')";
         let rows = session.rows("PostgreSQL does not say its version", sql).await?;
         if let Some(row) = rows.first() {
@@ -166,6 +172,25 @@ impl Session {
             session.version = row.text(1);
         }
         Ok(session)
+    }
+
+    /// Statements from now on may read whole tables.
+    pub(super) fn be_patient(&mut self) {
+        self.patience = LONG_PATIENCE;
+    }
+
+    /// A server that stops answering is a lost one: the connection is closed, and what was asked
+    /// through it fails.
+    async fn in_time<T>(
+        &self,
+        running: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, tokio_postgres::Error> {
+        let mut running = std::pin::pin!(running);
+        if let Ok(answer) = tokio::time::timeout(self.patience, &mut running).await {
+            return answer;
+        }
+        self.driver.abort();
+        running.await
     }
 
     /// The version as the server says it.
@@ -185,12 +210,13 @@ impl Session {
 
     /// Runs statements whose refusal the caller understands.
     pub(super) async fn try_run(&self, sql: &str) -> Result<(), tokio_postgres::Error> {
-        self.client.batch_execute(sql).await
+        self.in_time(self.client.batch_execute(sql)).await
     }
 
     /// The rows of a query.
     pub(super) async fn rows(&self, what: &str, sql: &str) -> Result<Vec<Row>, Fault> {
-        let answer = self.client.simple_query(sql).await.map_err(|e| refused(what, &e))?;
+        let answer = self.in_time(self.client.simple_query(sql)).await;
+        let answer = answer.map_err(|e| refused(what, &e))?;
         let rows = answer.into_iter().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => {
                 Some(Row((0..row.len()).map(|i| row.get(i).map(str::to_owned)).collect()))
