@@ -70,11 +70,9 @@ impl Agent {
         ledger: Ledger,
         redirector: Redirector,
     ) -> Result<Arc<Self>, Fault> {
-        let name = identity
-            .party()
-            .server()
-            .cloned()
-            .ok_or_else(|| Fault::permanent("this identity is not an agent's").remedy("enrol this server again"))?;
+        let name = identity.party().server().cloned().ok_or_else(|| {
+            Fault::permanent("this identity is not an agent's").remedy("enrol this server again")
+        })?;
         let agent = Arc::new(Self {
             peer_address: watch::channel(config.peer_address).0,
             config,
@@ -108,10 +106,9 @@ impl Agent {
         write: impl FnOnce(&mut Ledger) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Fault> {
         let ledger = self.ledger.clone();
-        let written = blocking(move || {
-            write(&mut ledger.lock().unwrap_or_else(PoisonError::into_inner))
-        })
-        .await;
+        let written =
+            blocking(move || write(&mut ledger.lock().unwrap_or_else(PoisonError::into_inner)))
+                .await;
         self.changed.send_modify(|n| *n += 1);
         written
     }
@@ -125,7 +122,11 @@ impl Agent {
     ///
     /// # Errors
     /// If it is not recorded.
-    pub async fn set_account(&self, name: &AccountName, account: Option<Account>) -> Result<(), Fault> {
+    pub async fn set_account(
+        &self,
+        name: &AccountName,
+        account: Option<Account>,
+    ) -> Result<(), Fault> {
         let name = name.clone();
         self.write(move |l| l.set_account(&name, account)).await
     }

@@ -212,7 +212,12 @@ impl Commands {
         }
     }
 
-    async fn carry_out(&self, command: &Command, intent: &Intent, cancel: CancellationToken) -> Outcome {
+    async fn carry_out(
+        &self,
+        command: &Command,
+        intent: &Intent,
+        cancel: CancellationToken,
+    ) -> Outcome {
         let (progress, seen) = watch::channel(Progress::default());
         let telling = self.tasks.spawn(tell_progress(command.id, seen, self.told.clone()));
         let outcome = match intent.of() {
@@ -240,7 +245,9 @@ impl Commands {
         match (end, source) {
             (End::Source, _) => work::inspect::source(&self.agent, account, *peer).await,
             (End::Target, Some(source)) => work::inspect::target(&self.agent, source, *peer).await,
-            (End::Target, None) => Err(Fault::bug("an inspection of the target came without the source's facts")),
+            (End::Target, None) => {
+                Err(Fault::bug("an inspection of the target came without the source's facts"))
+            }
         }
     }
 
@@ -259,7 +266,11 @@ enum Admitted {
     Begin(Intent, String),
 }
 
-async fn tell_progress(id: CommandId, mut seen: watch::Receiver<Progress>, told: mpsc::Sender<Told>) {
+async fn tell_progress(
+    id: CommandId,
+    mut seen: watch::Receiver<Progress>,
+    told: mpsc::Sender<Told>,
+) {
     // At most so often: progress is for people.
     let mut pace = tokio::time::interval(std::time::Duration::from_millis(250));
     while seen.changed().await.is_ok() {
@@ -275,7 +286,10 @@ async fn dispatch(job: &Job, intent: &Intent) -> Outcome {
     // A step that came to the wrong end would act on the wrong copy.
     let at_target = matches!(
         intent,
-        Intent::Provision { .. } | Intent::Deprovision { .. } | Intent::Rehearse { .. } | Intent::Open { .. }
+        Intent::Provision { .. }
+            | Intent::Deprovision { .. }
+            | Intent::Rehearse { .. }
+            | Intent::Open { .. }
     );
     let expected = if at_target { &job.of.target } else { &job.of.source };
     if expected != &job.agent.name {

@@ -63,7 +63,10 @@ impl Config {
         ];
         for (key, directory) in directories {
             if !directory.is_absolute() {
-                return Err(Fault::precondition(format!("{}: {key} must be absolute", path.display())));
+                return Err(Fault::precondition(format!(
+                    "{}: {key} must be absolute",
+                    path.display()
+                )));
             }
         }
         if config.peer_address.is_some_and(|a| a.ip().is_unspecified()) {

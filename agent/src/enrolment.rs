@@ -46,11 +46,15 @@ impl Enrolled {
     pub fn load(config: &Config) -> Result<Self, Fault> {
         let path = config.identity_directory().join("enrolled.json");
         let text = files::read_private(&path).map_err(|f| {
-            f.context("this server is not enrolled")
-                .remedy("on the controller: ferry server add NAME --role ROLE; here: ferry-agent enroll")
+            f.context("this server is not enrolled").remedy(
+                "on the controller: ferry server add NAME --role ROLE; here: ferry-agent enroll",
+            )
         })?;
-        serde_json::from_slice(&text)
-            .map_err(|e| Fault::permanent(format!("{} is damaged", path.display())).caused_by(&e).remedy("enrol again"))
+        serde_json::from_slice(&text).map_err(|e| {
+            Fault::permanent(format!("{} is damaged", path.display()))
+                .caused_by(&e)
+                .remedy("enrol again")
+        })
     }
 }
 
@@ -58,11 +62,7 @@ impl Enrolled {
 ///
 /// # Errors
 /// What the controller has against the token, or why it cannot be asked. May be repeated.
-pub async fn enrol(
-    config: &Config,
-    controller: &str,
-    token: &str,
-) -> Result<ServerName, Fault> {
+pub async fn enrol(config: &Config, controller: &str, token: &str) -> Result<ServerName, Fault> {
     let token = Token::parse(token)?;
     let directory = config.identity_directory();
     files::create_directory(&directory)?;
@@ -96,8 +96,9 @@ pub async fn enrol(
 /// The fault that a status carries in its details, or one made of its message.
 fn refused(status: &tonic::Status) -> Fault {
     serde_json::from_slice(status.details()).unwrap_or_else(|_| {
-        channel::status_fault(status)
-            .unwrap_or_else(|| Fault::transient(format!("the controller did not answer: {}", status.message())))
+        channel::status_fault(status).unwrap_or_else(|| {
+            Fault::transient(format!("the controller did not answer: {}", status.message()))
+        })
     })
 }
 
@@ -116,7 +117,9 @@ pub async fn keep_fresh(agent: Arc<Agent>, controller: String, stop: Cancellatio
             continue;
         }
         match renew(&agent, &controller).await {
-            Ok(()) => tracing::info!(not_after = agent.identity.leaf().not_after, "certificate renewed"),
+            Ok(()) => {
+                tracing::info!(not_after = agent.identity.leaf().not_after, "certificate renewed")
+            }
             Err(fault) => tracing::warn!("the certificate was not renewed: {fault}"),
         }
     }

@@ -80,7 +80,10 @@ impl Link {
             let pause = wait.mul_f64(jitter);
             match ended {
                 Ok(()) => tracing::info!("the controller ended the session"),
-                Err(fault) => tracing::warn!(again_in_ms = pause.as_millis(), "no session with the controller: {fault}"),
+                Err(fault) => tracing::warn!(
+                    again_in_ms = pause.as_millis(),
+                    "no session with the controller: {fault}"
+                ),
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
@@ -98,11 +101,8 @@ impl Link {
         let (out, queue) = mpsc::channel(QUEUE);
         let mut outgoing = Outgoing { out, number: 0, unacknowledged: VecDeque::new() };
         outgoing.send(session_request::Body::Hello(self.hello().await?)).await?;
-        let mut incoming = client
-            .session(ReceiverStream::new(queue))
-            .await
-            .map_err(|s| lost(&s))?
-            .into_inner();
+        let mut incoming =
+            client.session(ReceiverStream::new(queue)).await.map_err(|s| lost(&s))?.into_inner();
         for (id, outcome) in std::mem::take(&mut self.waiting) {
             outgoing.ended(id, outcome).await?;
         }
@@ -119,7 +119,8 @@ impl Link {
         outgoing: &mut Outgoing,
     ) -> Result<(), Fault> {
         // A task of its own: an inventory program may take its time, and commands must not wait.
-        let _reporting = AbortOnDrop(tokio::spawn(report(self.agent.clone(), outgoing.out.clone())));
+        let _reporting =
+            AbortOnDrop(tokio::spawn(report(self.agent.clone(), outgoing.out.clone())));
         loop {
             tokio::select! {
                 message = incoming.message() => match message.map_err(|s| lost(&s))? {
@@ -168,12 +169,10 @@ impl Link {
     }
 
     async fn revoke(&self, list: v1::Revocations) -> Result<(), Fault> {
-        let servers = list
-            .servers
-            .iter()
-            .map(|s| s.parse())
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| Fault::permanent("the controller named a server by no name").caused_by(&e))?;
+        let servers =
+            list.servers.iter().map(|s| s.parse()).collect::<Result<Vec<_>, _>>().map_err(|e| {
+                Fault::permanent("the controller named a server by no name").caused_by(&e)
+            })?;
         let serials = list.serials;
         let known = self.agent.look(|l| {
             let (s, n) = l.revocations();
@@ -206,8 +205,9 @@ impl Agent {
             return Ok(());
         }
         let failed = |e: &std::io::Error| {
-            Fault::io(format!("cannot find the way to the controller {controller}"), e)
-                .remedy("check `controller` in /etc/ferry/agent.toml, the name service and the routes")
+            Fault::io(format!("cannot find the way to the controller {controller}"), e).remedy(
+                "check `controller` in /etc/ferry/agent.toml, the name service and the routes",
+            )
         };
         // Connecting a datagram socket sends nothing; it asks the routing table.
         let socket = tokio::net::UdpSocket::bind("0.0.0.0:0").await.map_err(|e| failed(&e))?;
@@ -339,7 +339,8 @@ impl Outgoing {
 }
 
 fn read_id(text: &str) -> Result<CommandId, Fault> {
-    text.parse().map_err(|e| Fault::permanent("the controller named a command by no id").caused_by(&e))
+    text.parse()
+        .map_err(|e| Fault::permanent("the controller named a command by no id").caused_by(&e))
 }
 
 fn read_command(command: v1::Command) -> Result<Command, Fault> {

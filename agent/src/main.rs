@@ -72,7 +72,8 @@ fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let config = Config::load(&arguments.config)?;
     channel::install_crypto_provider();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     match arguments.command {
         Command::Run => {
             start_log(&config)?;
@@ -126,7 +127,11 @@ fn show_accounts(config: &Config, json: bool) -> anyhow::Result<()> {
             eprintln!("{problem}");
         }
     }
-    anyhow::ensure!(inventory.problems.is_empty(), "{} definitions were refused", inventory.problems.len());
+    anyhow::ensure!(
+        inventory.problems.is_empty(),
+        "{} definitions were refused",
+        inventory.problems.len()
+    );
     Ok(())
 }
 

@@ -75,9 +75,15 @@ async fn ready(State(shared): State<Shared>) -> (StatusCode, &'static str) {
 }
 
 fn describe() {
-    metrics::describe_gauge!("ferry_agent_connected", "1 while the controller has a session with this agent");
+    metrics::describe_gauge!(
+        "ferry_agent_connected",
+        "1 while the controller has a session with this agent"
+    );
     metrics::describe_gauge!("ferry_accounts", "Accounts of this server by how they stand");
-    metrics::describe_gauge!("ferry_certificate_expiry_seconds", "Unix time at which the agent's certificate ends");
+    metrics::describe_gauge!(
+        "ferry_certificate_expiry_seconds",
+        "Unix time at which the agent's certificate ends"
+    );
     metrics::describe_gauge!("ferry_redirector_held", "Connections that the redirector holds now");
     metrics::describe_gauge!("ferry_redirector_up", "1 while the redirector answers");
     metrics::describe_counter!("ferry_commands_total", "Commands by kind and outcome");

@@ -49,10 +49,16 @@ impl Config {
                 .remedy("mend the file; its default is in /usr/share/doc/ferry-controller")
         })?;
         if !(1..=398).contains(&config.certificate_days) {
-            return Err(Fault::precondition(format!("{}: certificate_days must be 1 to 398", path.display())));
+            return Err(Fault::precondition(format!(
+                "{}: certificate_days must be 1 to 398",
+                path.display()
+            )));
         }
         if !(1..=10_080).contains(&config.token_minutes) {
-            return Err(Fault::precondition(format!("{}: token_minutes must be 1 to 10080 (a week)", path.display())));
+            return Err(Fault::precondition(format!(
+                "{}: token_minutes must be 1 to 10080 (a week)",
+                path.display()
+            )));
         }
         Ok(config)
     }
@@ -81,6 +87,9 @@ mod tests {
         let path = dir.path().join("controller.toml");
         std::fs::write(&path, "listen = \"0.0.0.0:7400\"\nlisten_port = 3\n").unwrap();
         let fault = Config::load(&path).unwrap_err();
-        assert!(fault.message.contains("line 2") && fault.message.contains("listen_port"), "{fault}");
+        assert!(
+            fault.message.contains("line 2") && fault.message.contains("listen_port"),
+            "{fault}"
+        );
     }
 }

@@ -90,8 +90,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         Fleet::open(store.clone(), authority.clone(), connections.clone(), settings).await?;
     let stop = CancellationToken::new();
     let jobs = Jobs::new(store.clone(), &fleet, stop.clone());
-    let incoming =
-        Listener::bind(&config.listen).await?.serve(&authority.controller_identity(), &connections)?;
+    let incoming = Listener::bind(&config.listen)
+        .await?
+        .serve(&authority.controller_identity(), &connections)?;
     jobs.recover().await?;
     let renewal = tokio::spawn({
         let (authority, stop) = (authority.clone(), stop.clone());
@@ -106,10 +107,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .add_service(health)
+        .add_service(AgentServiceServer::new(agents.clone()).max_decoding_message_size(MAX_MESSAGE))
         .add_service(
-            AgentServiceServer::new(agents.clone()).max_decoding_message_size(MAX_MESSAGE),
+            EnrolmentServiceServer::new(agents).max_decoding_message_size(OPERATOR_MESSAGE),
         )
-        .add_service(EnrolmentServiceServer::new(agents).max_decoding_message_size(OPERATOR_MESSAGE))
         .add_service(
             OperatorServiceServer::new(operators).max_decoding_message_size(OPERATOR_MESSAGE),
         )

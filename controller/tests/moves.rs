@@ -51,14 +51,16 @@ impl Controller {
             Arc::new(SqliteStore::open(&state.join("ferry.db")).await.unwrap());
         let authority = Arc::new(Authority::open(&state.join("ca")).unwrap());
         let operators = OperatorToken::open(&state.join("operator.token")).unwrap();
-        let token = std::fs::read_to_string(state.join("operator.token")).unwrap().trim().to_owned();
+        let token =
+            std::fs::read_to_string(state.join("operator.token")).unwrap().trim().to_owned();
         let connections = Connections::new(Limits::default());
         let settings = Settings {
             certificate_lifetime: Duration::from_secs(3600),
             token_lifetime: Duration::from_secs(60),
         };
-        let fleet =
-            Fleet::open(store.clone(), authority.clone(), connections.clone(), settings).await.unwrap();
+        let fleet = Fleet::open(store.clone(), authority.clone(), connections.clone(), settings)
+            .await
+            .unwrap();
         let stop = CancellationToken::new();
         let jobs = Jobs::new(store.clone(), &fleet, stop.clone());
         let incoming = Listener::bind("127.0.0.1:0")
@@ -93,7 +95,9 @@ impl Controller {
     }
 
     async fn operators(&self) -> OperatorServiceClient<tonic::transport::Channel> {
-        OperatorServiceClient::new(channel::connect_anonymous(&self.address, &self.ca).await.unwrap())
+        OperatorServiceClient::new(
+            channel::connect_anonymous(&self.address, &self.ca).await.unwrap(),
+        )
     }
 
     fn with_token<T>(&self, message: T) -> Request<T> {
@@ -109,7 +113,13 @@ impl Controller {
             role: "client".into(),
             token_seconds: seconds,
         };
-        self.operators().await.add_server(self.with_token(message)).await.unwrap().into_inner().token
+        self.operators()
+            .await
+            .add_server(self.with_token(message))
+            .await
+            .unwrap()
+            .into_inner()
+            .token
     }
 
     /// Enrols an agent as `ferry-agent enroll` does.
@@ -140,7 +150,9 @@ impl Controller {
             deadline_seconds: 0,
         };
         let answer = self.operators().await.plan_move(self.with_token(message)).await;
-        answer.map(tonic::Response::into_inner).map_err(|s| serde_json::from_slice(s.details()).unwrap())
+        answer
+            .map(tonic::Response::into_inner)
+            .map_err(|s| serde_json::from_slice(s.details()).unwrap())
     }
 
     async fn start_move(&self, plan: &str) -> String {
@@ -208,7 +220,11 @@ impl Player {
     }
 
     /// Connects and answers until the stream ends.
-    fn play(&self, address: &str, identity: &Arc<Identity>) -> tokio::task::JoinHandle<Result<(), Fault>> {
+    fn play(
+        &self,
+        address: &str,
+        identity: &Arc<Identity>,
+    ) -> tokio::task::JoinHandle<Result<(), Fault>> {
         let (player, address, identity) = (self.clone(), address.to_owned(), identity.clone());
         tokio::spawn(async move {
             let channel = channel::connect(&address, &identity, &Party::Controller).await?;
@@ -375,7 +391,17 @@ async fn a_move_goes_through_the_critical_section_in_order() {
     assert!(view.committed);
     assert_eq!(
         client.done(),
-        ["inspect", "precopy", "arm", "fence", "final_pass", "copy_databases", "verify", "commit", "release"]
+        [
+            "inspect",
+            "precopy",
+            "arm",
+            "fence",
+            "final_pass",
+            "copy_databases",
+            "verify",
+            "commit",
+            "release"
+        ]
     );
     assert_eq!(transit.done(), ["inspect", "provision", "rehearse", "open"]);
 }

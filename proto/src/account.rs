@@ -209,14 +209,22 @@ impl Definition {
         if !clean {
             return broken(
                 "home",
-                format!("{home:?} must be an absolute path of A-Z, a-z, 0-9 and '._+@-', without '.' and '..'"),
+                format!(
+                    "{home:?} must be an absolute path of A-Z, a-z, 0-9 and '._+@-', without '.' and '..'"
+                ),
             );
         }
         if FORBIDDEN_HOMES.contains(&home.as_ref()) {
-            return broken("home", format!("{home} belongs to the system; name the account's own directory"));
+            return broken(
+                "home",
+                format!("{home} belongs to the system; name the account's own directory"),
+            );
         }
         if self.user.as_str() == "root" {
-            return broken("user", "root cannot be an account; name the account's own user".to_owned());
+            return broken(
+                "user",
+                "root cannot be an account; name the account's own user".to_owned(),
+            );
         }
         self.check_sites()?;
         self.check_databases()
@@ -233,7 +241,10 @@ impl Definition {
                 return broken("domains", "a site needs at least one domain".to_owned());
             }
             if !names.insert(&site.name) {
-                return broken("name", format!("{} is used twice; give each site its own", site.name));
+                return broken(
+                    "name",
+                    format!("{} is used twice; give each site its own", site.name),
+                );
             }
             if let Some(twice) = site.domains.iter().find(|d| !domains.insert(*d)) {
                 return broken("domains", format!("{twice} is in two sites; leave it in one"));
@@ -252,7 +263,10 @@ impl Definition {
                     && !text.split('/').any(|c| c == ".." || c == ".")
                     && text.chars().all(|c| c.is_ascii_graphic());
                 if !ok {
-                    return broken("config", format!("{text:?} must be a file below /etc, without '.' and '..'"));
+                    return broken(
+                        "config",
+                        format!("{text:?} must be a file below /etc, without '.' and '..'"),
+                    );
                 }
             }
         }
@@ -268,16 +282,29 @@ impl Definition {
                 return broken("a PostgreSQL role has no host; remove it".to_owned());
             }
             if ["root", "mysql", "mariadb.sys", "postgres"].contains(&user.name.as_str()) {
-                return broken(format!("{} belongs to the server; name the account's own user", user.name));
+                return broken(format!(
+                    "{} belongs to the server; name the account's own user",
+                    user.name
+                ));
             }
         }
         for (i, database) in self.databases.iter().enumerate() {
-            let system = ["mysql", "sys", "information_schema", "performance_schema", "postgres",
-                "template0", "template1"];
+            let system = [
+                "mysql",
+                "sys",
+                "information_schema",
+                "performance_schema",
+                "postgres",
+                "template0",
+                "template1",
+            ];
             if system.contains(&database.name.as_str()) {
                 return Err(InvalidDefinition {
                     field: format!("databases[{i}].name"),
-                    problem: format!("{} belongs to the server; name the account's own database", database.name),
+                    problem: format!(
+                        "{} belongs to the server; name the account's own database",
+                        database.name
+                    ),
                 });
             }
             if !self.database_users.iter().any(|u| u.engine == database.engine) {

@@ -121,10 +121,7 @@ impl SignedGrant {
     /// The signature is not the controller's, or its time is not now.
     pub fn verify(&self, key: &GrantKey, now: i64) -> Result<Grant, Fault> {
         let grant = self.verify_signature(key)?;
-        let about = format!(
-            "the grant for account {} of job {}",
-            grant.account, grant.job
-        );
+        let about = format!("the grant for account {} of job {}", grant.account, grant.job);
         if now > grant.expires {
             return Err(Fault::precondition(format!(
                 "{about} expired {} s ago",
@@ -148,9 +145,7 @@ impl SignedGrant {
     /// The signature is not the controller's.
     pub fn verify_signature(&self, key: &GrantKey) -> Result<Grant, Fault> {
         if self.bytes.len() > MAX_LEN {
-            return Err(Fault::permanent(format!(
-                "the grant is longer than {MAX_LEN} bytes"
-            )));
+            return Err(Fault::permanent(format!("the grant is longer than {MAX_LEN} bytes")));
         }
         UnparsedPublicKey::new(&ED25519, &key.0)
             .verify(&signed_bytes(&self.bytes), &self.signature)
@@ -276,30 +271,18 @@ mod tests {
         for bit in 0..signed.bytes.len() * 8 {
             let mut wrong = signed.clone();
             wrong.bytes[bit / 8] ^= 1 << (bit % 8);
-            assert!(
-                wrong.verify(&public, NOW).is_err(),
-                "bit {bit} of the bytes"
-            );
+            assert!(wrong.verify(&public, NOW).is_err(), "bit {bit} of the bytes");
         }
         for bit in 0..signed.signature.len() * 8 {
             let mut wrong = signed.clone();
             wrong.signature[bit / 8] ^= 1 << (bit % 8);
-            assert!(
-                wrong.verify(&public, NOW).is_err(),
-                "bit {bit} of the signature"
-            );
+            assert!(wrong.verify(&public, NOW).is_err(), "bit {bit} of the signature");
         }
         for bytes in [vec![], vec![b'x'; MAX_LEN + 1]] {
-            let wrong = SignedGrant {
-                bytes,
-                ..signed.clone()
-            };
+            let wrong = SignedGrant { bytes, ..signed.clone() };
             assert!(wrong.verify(&public, NOW).is_err());
         }
-        let unsigned = SignedGrant {
-            signature: Vec::new(),
-            ..signed
-        };
+        let unsigned = SignedGrant { signature: Vec::new(), ..signed };
         assert!(unsigned.verify(&public, NOW).is_err());
     }
 
@@ -310,11 +293,7 @@ mod tests {
         let signed = grant().sign(&key).unwrap();
         let fault = signed.verify(&other, NOW).unwrap_err();
         assert_eq!(fault.class, FaultClass::Permanent);
-        assert!(
-            fault
-                .message
-                .contains("not signed by this server's controller")
-        );
+        assert!(fault.message.contains("not signed by this server's controller"));
         // The same key's signature over the bare bytes is not a grant's signature.
         let bare = SignedGrant {
             signature: key.sign(&signed.bytes).as_ref().to_vec(),
@@ -344,25 +323,16 @@ mod tests {
         grant.check_ends(&name("web1"), &name("transit1")).unwrap();
         grant.check_ends(&name("transit1"), &name("web1")).unwrap();
         for (me, peer) in [("web1", "web1"), ("web1", "web2"), ("web2", "transit1")] {
-            assert!(
-                grant.check_ends(&name(me), &name(peer)).is_err(),
-                "{me} {peer}"
-            );
+            assert!(grant.check_ends(&name(me), &name(peer)).is_err(), "{me} {peer}");
         }
     }
 
     #[test]
     fn senseless_grants_are_not_signed() {
         let (key, _) = key();
-        let same = Grant {
-            target: "web1".parse().unwrap(),
-            ..grant()
-        };
+        let same = Grant { target: "web1".parse().unwrap(), ..grant() };
         assert!(same.sign(&key).is_err());
-        let never = Grant {
-            expires: NOW,
-            ..grant()
-        };
+        let never = Grant { expires: NOW, ..grant() };
         assert!(never.sign(&key).is_err());
     }
 }

@@ -263,7 +263,9 @@ mod tests {
         for bad in ["", "; rm -rf /", "a b", "../x", "a\nb", "A", "-a", "a/b", "0a"] {
             assert!(bad.parse::<AccountName>().is_err(), "{bad:?}");
         }
-        for bad in ["", ".", "..", "a..b", "; rm", "-a.example", "a_b.example", "EXAMPLE.org", "a.*"] {
+        for bad in
+            ["", ".", "..", "a..b", "; rm", "-a.example", "a_b.example", "EXAMPLE.org", "a.*"]
+        {
             assert!(bad.parse::<DomainName>().is_err(), "{bad:?}");
         }
         for good in ["shop.example", "*.shop.example", "xn--caf-dma.example", "localhost"] {

@@ -44,8 +44,7 @@ impl LogFile {
             .mode(0o600)
             .open(path)
             .map_err(|e| Fault::io(format!("cannot open the ledger {}", path.display()), &e))?;
-        let mut log =
-            Self { file, path: path.to_owned(), end: 0, reserved: 0, unsure: true };
+        let mut log = Self { file, path: path.to_owned(), end: 0, reserved: 0, unsure: true };
         let documents = log.reread()?;
         Ok((log, documents))
     }
@@ -64,8 +63,9 @@ impl LogFile {
         let frame = frame(document)?;
         self.unsure = true;
         self.write(&frame).map_err(|e| {
-            Fault::io(format!("cannot write to the ledger {}", self.path.display()), &e)
-                .remedy("free space on its file system, and look at the kernel's log for disk errors")
+            Fault::io(format!("cannot write to the ledger {}", self.path.display()), &e).remedy(
+                "free space on its file system, and look at the kernel's log for disk errors",
+            )
         })?;
         self.end += frame.len() as u64;
         self.unsure = false;
@@ -93,8 +93,9 @@ impl LogFile {
     /// # Errors
     /// If it cannot be read, or is damaged before its end.
     pub fn reread(&mut self) -> Result<Vec<Vec<u8>>, Fault> {
-        let failed =
-            |e: &std::io::Error| Fault::io(format!("cannot read the ledger {}", self.path.display()), e);
+        let failed = |e: &std::io::Error| {
+            Fault::io(format!("cannot read the ledger {}", self.path.display()), e)
+        };
         let mut bytes = Vec::new();
         self.file.seek(SeekFrom::Start(0)).map_err(|e| failed(&e))?;
         self.file.read_to_end(&mut bytes).map_err(|e| failed(&e))?;
@@ -105,8 +106,11 @@ impl LogFile {
             bytes = MAGIC.to_vec();
         }
         if !bytes.starts_with(MAGIC) {
-            return Err(Fault::permanent(format!("{} is not a ledger of this version", self.path.display()))
-                .remedy("restore it, or install the version of Ferry that wrote it"));
+            return Err(Fault::permanent(format!(
+                "{} is not a ledger of this version",
+                self.path.display()
+            ))
+            .remedy("restore it, or install the version of Ferry that wrote it"));
         }
         let (documents, end) = parse(&bytes, &self.path)?;
         // Cut a frame that never became whole, and make the cut durable before anything follows it.
@@ -135,8 +139,9 @@ impl LogFile {
     /// # Errors
     /// If the new file cannot be made; the old one stands then.
     pub fn replace(&mut self, documents: &[Vec<u8>]) -> Result<(), Fault> {
-        let failed =
-            |e: &std::io::Error| Fault::io(format!("cannot compact the ledger {}", self.path.display()), e);
+        let failed = |e: &std::io::Error| {
+            Fault::io(format!("cannot compact the ledger {}", self.path.display()), e)
+        };
         let next = self.path.with_extension("next");
         let mut bytes = MAGIC.to_vec();
         for document in documents {

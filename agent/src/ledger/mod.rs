@@ -7,9 +7,9 @@ mod file;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
 
+use ferry_proto::Fault;
 use ferry_proto::command::Outcome;
 use ferry_proto::ids::{AccountName, CommandId, ServerName};
-use ferry_proto::Fault;
 
 pub use entry::{Account, Closed, Entry, Made, SourceRecord, Standing};
 use file::LogFile;
@@ -107,7 +107,11 @@ impl Ledger {
     ///
     /// # Errors
     /// As [`Self::record`].
-    pub fn set_account(&mut self, name: &AccountName, account: Option<Account>) -> Result<(), Fault> {
+    pub fn set_account(
+        &mut self,
+        name: &AccountName,
+        account: Option<Account>,
+    ) -> Result<(), Fault> {
         self.record(Entry::Account { name: name.clone(), account: account.map(Box::new) })
     }
 
@@ -236,7 +240,9 @@ mod tests {
                 .unwrap();
         }
         let ledger = Ledger::open(&path).unwrap();
-        assert!(matches!(ledger.command(a), CommandState::Ended { outcome, .. } if outcome == done()));
+        assert!(
+            matches!(ledger.command(a), CommandState::Ended { outcome, .. } if outcome == done())
+        );
         assert!(matches!(ledger.command(b), CommandState::Taken { digest } if digest == "e"));
         assert!(matches!(ledger.command(CommandId::new_now()), CommandState::Unknown));
         assert_eq!(ledger.generation(), 3);

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferry_databases::DatabaseManifest;
+use ferry_proto::Fault;
 use ferry_proto::account::EngineKind;
 use ferry_proto::channel::{SecureStream, peer_connect};
 use ferry_proto::command::CommitRecord;
 use ferry_proto::grant::SignedGrant;
 use ferry_proto::ids::{DatabaseName, ServerName};
-use ferry_proto::Fault;
 
 use super::{Answer, Operation, Reply, Request, receive, send};
 use crate::agent::Agent;
@@ -30,7 +30,12 @@ pub struct Peer {
 
 impl Peer {
     /// The agent of `server` at `address`, spoken to under `grant`.
-    pub fn new(agent: &Arc<Agent>, server: &ServerName, address: SocketAddr, grant: &SignedGrant) -> Self {
+    pub fn new(
+        agent: &Arc<Agent>,
+        server: &ServerName,
+        address: SocketAddr,
+        grant: &SignedGrant,
+    ) -> Self {
         Self { agent: agent.clone(), server: server.clone(), address, grant: grant.clone() }
     }
 
@@ -73,7 +78,11 @@ impl Peer {
     ///
     /// # Errors
     /// If the peer does not take it.
-    pub async fn load(&self, engine: EngineKind, database: &DatabaseName) -> Result<SecureStream, Fault> {
+    pub async fn load(
+        &self,
+        engine: EngineKind,
+        database: &DatabaseName,
+    ) -> Result<SecureStream, Fault> {
         self.open(Operation::Load { engine, database: database.clone() }).await
     }
 
@@ -81,7 +90,10 @@ impl Peer {
     ///
     /// # Errors
     /// The peer's, or the connection's.
-    pub async fn loaded(&self, mut stream: impl tokio::io::AsyncRead + Unpin) -> Result<u64, Fault> {
+    pub async fn loaded(
+        &self,
+        mut stream: impl tokio::io::AsyncRead + Unpin,
+    ) -> Result<u64, Fault> {
         match self.last_word(receive::<Answer<Reply>>(&mut stream).await?)? {
             Reply::Loaded { bytes } => Ok(bytes),
             other => Err(self.unexpected(&other)),
@@ -130,7 +142,11 @@ impl Peer {
         send(&mut stream, &request).await?;
         let admission = tokio::time::timeout(ADMISSION, receive::<Answer<()>>(&mut stream));
         let admitted = admission.await.map_err(|_| {
-            Fault::transient(format!("the agent of {} did not answer within {} s", self.server, ADMISSION.as_secs()))
+            Fault::transient(format!(
+                "the agent of {} did not answer within {} s",
+                self.server,
+                ADMISSION.as_secs()
+            ))
         })??;
         self.last_word(admitted)?;
         Ok(stream)

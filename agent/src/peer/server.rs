@@ -79,7 +79,8 @@ fn check(agent: &Agent, request: &Request, peer: &ferry_proto::ids::ServerName) 
     };
     grant.check_ends(&agent.name, peer)?;
     let asks_source = matches!(request.operation, Operation::Record);
-    let (me, other) = if asks_source { (&grant.source, &grant.target) } else { (&grant.target, &grant.source) };
+    let (me, other) =
+        if asks_source { (&grant.source, &grant.target) } else { (&grant.target, &grant.source) };
     if (me, other) != (&agent.name, peer) {
         return Err(Fault::permanent(format!(
             "the grant is for a move from {} to {}; this goes the other way",
@@ -92,7 +93,9 @@ fn check(agent: &Agent, request: &Request, peer: &ferry_proto::ids::ServerName) 
             "the grant is of controller generation {}, this agent has seen {seen}",
             grant.controller_generation
         ))
-        .remedy("a controller was restored from an old backup: see docs/what-if/controller-restored.md"));
+        .remedy(
+            "a controller was restored from an old backup: see docs/what-if/controller-restored.md",
+        ));
     }
     Ok(grant)
 }

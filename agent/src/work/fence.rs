@@ -38,7 +38,9 @@ pub async fn fence(job: &Job, deadline_seconds: u32, grace_ms: u32) -> Result<Re
         account => account,
     };
     let account = match &account.standing {
-        Standing::Armed { of } if of.job == job.of.job => begin(job, account, deadline_seconds).await?,
+        Standing::Armed { of } if of.job == job.of.job => {
+            begin(job, account, deadline_seconds).await?
+        }
         Standing::Fenced { of, ending: false, .. } if of.job == job.of.job => account,
         _ => return Err(job.stands_otherwise(&account, "armed by this move")),
     };
@@ -66,7 +68,9 @@ pub async fn fence(job: &Job, deadline_seconds: u32, grace_ms: u32) -> Result<Re
     job.set(account).await?;
     drop(order);
     Ok(done_with(
-        format!("no process writes, connections are held; ends by itself after {deadline_seconds} s"),
+        format!(
+            "no process writes, connections are held; ends by itself after {deadline_seconds} s"
+        ),
         [("fence_ms", started.elapsed().as_secs_f64() * 1000.0)],
     ))
 }

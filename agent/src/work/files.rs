@@ -112,8 +112,13 @@ fn refuse_if_refused(job: &Job, report: &PassReport) -> Result<(), Fault> {
         "on {}, give these paths to the account or remove them, then move again",
         job.of.source
     ));
-    fault.causes =
-        report.refused.items.iter().take(NAMED).map(|r| format!("{}: {}", r.path, r.reason)).collect();
+    fault.causes = report
+        .refused
+        .items
+        .iter()
+        .take(NAMED)
+        .map(|r| format!("{}: {}", r.path, r.reason))
+        .collect();
     Err(fault)
 }
 
@@ -134,4 +139,3 @@ pub async fn tell(
         });
     }
 }
-

@@ -37,12 +37,16 @@ pub async fn finalize(job: &Job, erase: bool) -> Result<Receipt, Fault> {
     job.set(account.clone()).await?;
     arm::reconcile(agent).await?;
     if account.made.is_none() {
-        return Ok(done(format!("connections are no longer passed on to {to}; the copy stays, closed")));
+        return Ok(done(format!(
+            "connections are no longer passed on to {to}; the copy stays, closed"
+        )));
     }
     let mail = mail_spec(&account.definition, account.uid, account.gid)?;
     agent.mail.close_here(&mail).await?;
     if !erase {
-        return Ok(done(format!("connections are no longer passed on to {to}; the copy stays, closed")));
+        return Ok(done(format!(
+            "connections are no longer passed on to {to}; the copy stays, closed"
+        )));
     }
     if let Some(closed) = &account.closed {
         // What the fence put in the way is no longer needed, and must not outlive the copy.

@@ -91,7 +91,11 @@ pub async fn source(
     if tree.skipped > 0 {
         findings.add(
             Severity::Warning,
-            format!("{} directories below {} are mounts or cannot be read", tree.skipped, account.definition.home.display()),
+            format!(
+                "{} directories below {} are mounts or cannot be read",
+                tree.skipped,
+                account.definition.home.display()
+            ),
             "unmount them, or move what they hold yourself",
         );
     }
@@ -123,7 +127,11 @@ async fn source_databases(
         }
         let facts = engine(kind).inspect(&spec).await?;
         for finding in facts.findings {
-            findings.add(severity(finding.level), format!("{kind}, {}: {}", finding.subject, finding.message), finding.remedy);
+            findings.add(
+                severity(finding.level),
+                format!("{kind}, {}: {}", finding.subject, finding.message),
+                finding.remedy,
+            );
         }
         for database in facts.databases {
             summaries.push(DatabaseSummary {
@@ -147,7 +155,11 @@ fn severity(level: Level) -> Severity {
     }
 }
 
-async fn mail_findings(agent: &Agent, spec: &ferry_traffic::mail::MailSpec, findings: &mut Findings<'_>) {
+async fn mail_findings(
+    agent: &Agent,
+    spec: &ferry_traffic::mail::MailSpec,
+    findings: &mut Findings<'_>,
+) {
     use ferry_traffic::mail::Severity as Grave;
     match agent.mail.inspect(spec).await {
         Ok(inspection) => {

@@ -160,7 +160,13 @@ pub fn spec(account: &Account, kind: EngineKind) -> databases_engine::Spec {
 /// # Errors
 /// If the definition's mail is not valid.
 pub fn mail_spec(definition: &Definition, uid: u32, gid: u32) -> Result<MailSpec, Fault> {
-    MailSpec::new(definition.name.clone(), definition.home.clone(), uid, gid, definition.mail.clone())
+    MailSpec::new(
+        definition.name.clone(),
+        definition.home.clone(),
+        uid,
+        gid,
+        definition.mail.clone(),
+    )
 }
 
 /// What the source said of one engine.
@@ -185,8 +191,7 @@ pub fn database_record(
 /// If the account's user is not here.
 pub fn id_map(agent: &Agent, account: &Account, source: &SourceRecord) -> Result<IdMap, Fault> {
     let here = users::describe(&agent.layout, &account.definition)?;
-    let mut map =
-        IdMap::of((source.user.uid, account.uid), (source.user.group.gid, account.gid));
+    let mut map = IdMap::of((source.user.uid, account.uid), (source.user.group.gid, account.gid));
     for group in &source.user.groups {
         if let Some(known) = here.groups.iter().find(|g| g.name == group.name) {
             map.gids.insert(group.gid, known.gid);
@@ -246,8 +251,8 @@ pub fn definition(agent: &Agent, name: &AccountName) -> Result<Definition, Fault
     if let Some(definition) = inventory.accounts.get(name) {
         return Ok(definition.clone());
     }
-    let mut fault = Fault::precondition(format!("{} has no account {name}", agent.name))
-        .remedy(format!(
+    let mut fault =
+        Fault::precondition(format!("{} has no account {name}", agent.name)).remedy(format!(
             "define it in {}/{name}.toml; `ferry-agent accounts` shows what is known",
             config.accounts_directory.display()
         ));

@@ -167,4 +167,3 @@ pub async fn resume(agent: &Arc<Agent>, name: &AccountName) -> Result<(), Fault>
         _ => Ok(()),
     }
 }
-

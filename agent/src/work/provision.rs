@@ -46,9 +46,7 @@ async fn plan(agent: &Arc<Agent>, of: &Move, source: SourceRecord) -> Result<Acc
     let known = agent.account(&of.account);
     let before = match known.as_ref().map(|a| &a.standing) {
         None => None,
-        Some(Standing::Receiving { of: was, before, .. }) if was.job == of.job => {
-            before.clone()
-        }
+        Some(Standing::Receiving { of: was, before, .. }) if was.job == of.job => before.clone(),
         Some(standing @ (Standing::Moved { .. } | Standing::Finalized { .. })) => {
             Some(Box::new(standing.clone()))
         }
@@ -100,10 +98,7 @@ async fn plan(agent: &Arc<Agent>, of: &Move, source: SourceRecord) -> Result<Acc
     for (kind, _) in &source.databases {
         databases.push((*kind, Provisioned::all_of(&spec(&account, *kind))));
     }
-    Ok(Account {
-        made: account.made.map(|made| Made { databases, ..made }),
-        ..account
-    })
+    Ok(Account { made: account.made.map(|made| Made { databases, ..made }), ..account })
 }
 
 /// The definition as this server will serve it: the same, but with the files rendered here as the

@@ -49,13 +49,8 @@ pub async fn release(job: &Job) -> Result<Receipt, Fault> {
 async fn first_answer(job: &Job) -> Result<Option<AccountStatus>, Fault> {
     let deadline = tokio::time::Instant::now() + FIRST_ANSWER;
     loop {
-        let status = job
-            .agent
-            .redirector
-            .status()
-            .await?
-            .into_iter()
-            .find(|s| s.account == job.of.account);
+        let status =
+            job.agent.redirector.status().await?.into_iter().find(|s| s.account == job.of.account);
         let waiting = status.as_ref().is_some_and(|s| {
             s.traffic.first_held_at.is_some() && s.traffic.first_answered_at.is_none()
         });

@@ -42,7 +42,11 @@ pub async fn at_deadline(agent: &Arc<Agent>, name: &AccountName) -> Result<(), F
 }
 
 /// Takes back a fenced account; the caller holds its order. False if it is not fenced.
-async fn take_back(agent: &Arc<Agent>, name: &AccountName, job: Option<JobId>) -> Result<bool, Fault> {
+async fn take_back(
+    agent: &Arc<Agent>,
+    name: &AccountName,
+    job: Option<JobId>,
+) -> Result<bool, Fault> {
     let Some(mut account) = agent.account(name) else { return Ok(false) };
     match &mut account.standing {
         Standing::Fenced { of, ending, .. } if job.is_none_or(|j| j == of.job) => {
@@ -53,7 +57,9 @@ async fn take_back(agent: &Arc<Agent>, name: &AccountName, job: Option<JobId>) -
             }
         }
         Standing::Moved { of, .. } if job == Some(of.job) => {
-            return Err(Fault::fenced(format!("account {name} was committed: going back is a rollback")));
+            return Err(Fault::fenced(format!(
+                "account {name} was committed: going back is a rollback"
+            )));
         }
         _ => return Ok(false),
     }

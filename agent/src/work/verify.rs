@@ -29,14 +29,19 @@ pub async fn verify(job: &Job) -> Result<Receipt, Fault> {
             "{entries} entries, {bytes} bytes of content and {} databases are equal",
             account.definition.databases.len()
         ),
-        [("entries", entries as f64), ("bytes", bytes as f64), ("database_objects", objects as f64)],
+        [
+            ("entries", entries as f64),
+            ("bytes", bytes as f64),
+            ("database_objects", objects as f64),
+        ],
     ))
 }
 
 async fn compare_files(job: &Job, account: &Account) -> Result<(u64, u64), Fault> {
     let stream = job.peer()?.compare_files().await?;
     let (progress, seen) = watch::channel(FileProgress::default());
-    let telling = tokio::spawn(files::tell(seen, job.progress.clone(), "comparing files".to_owned()));
+    let telling =
+        tokio::spawn(files::tell(seen, job.progress.clone(), "comparing files".to_owned()));
     let options = SourceOptions::new([account.uid]);
     let root = account.definition.home.clone();
     let compared = verify_source(&root, stream, options, progress, job.cancel.clone()).await;
@@ -63,10 +68,8 @@ async fn compare_database(
     let kind = database.engine;
     let (peer, spec) = (job.peer()?, spec(account, kind));
     let ours = engine(kind);
-    let (here, there) = tokio::join!(
-        ours.manifest(&spec, &database.name),
-        peer.manifest(kind, &database.name)
-    );
+    let (here, there) =
+        tokio::join!(ours.manifest(&spec, &database.name), peer.manifest(kind, &database.name));
     let (here, there) = (here?, there?);
     let differences = ferry_databases::compare(&here, &there);
     if differences.is_empty() {

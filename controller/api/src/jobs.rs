@@ -46,8 +46,9 @@ async fn load_events(store: &dyn Store, job: JobId) -> Result<Vec<(i64, Event)>,
         let Some(last) = rows.last() else { return Ok(events) };
         after = last.number;
         for row in rows {
-            let event = serde_json::from_str(&row.event)
-                .map_err(|e| Fault::bug(format!("event {} is damaged", row.number)).caused_by(&e))?;
+            let event = serde_json::from_str(&row.event).map_err(|e| {
+                Fault::bug(format!("event {} is damaged", row.number)).caused_by(&e)
+            })?;
             events.push((row.at_ms, event));
         }
     }
@@ -124,13 +125,15 @@ impl Jobs {
     /// # Errors
     /// If it is unknown, blocked, was started before, or another job has the account.
     pub async fn start(self: &Arc<Self>, id: JobId) -> Result<(), Fault> {
-        let unknown = || {
-            Fault::precondition(format!("no plan is called {id}")).remedy("plan the move again")
-        };
+        let unknown =
+            || Fault::precondition(format!("no plan is called {id}")).remedy("plan the move again");
         let row = self.store.job(id).await?.ok_or_else(unknown)?;
         if read_plan(&row)?.blocked {
-            return Err(Fault::precondition(format!("the plan for account {} is blocked", row.account))
-                .remedy("see its findings, mend them, and plan again"));
+            return Err(Fault::precondition(format!(
+                "the plan for account {} is blocked",
+                row.account
+            ))
+            .remedy("see its findings, mend them, and plan again"));
         }
         self.store.start_job(id, now_ms()).await?;
         let row = self.store.job(id).await?.ok_or_else(unknown)?;
@@ -151,8 +154,10 @@ impl Jobs {
                     .remedy("see `ferry status`; after a move, `ferry rollback` goes back")
             })?;
         if job.view.borrow().committed {
-            return Err(Fault::precondition(format!("the move of account {account} has committed"))
-                .remedy(format!("let it end, then: ferry rollback {account}")));
+            return Err(Fault::precondition(format!(
+                "the move of account {account} has committed"
+            ))
+            .remedy(format!("let it end, then: ferry rollback {account}")));
         }
         job.abort.cancel();
         Ok(*id)
@@ -241,7 +246,9 @@ impl Jobs {
             }
             match outcome {
                 Some(Ok(phase)) => jobs.ended(id, phase).await,
-                Some(Err(fault)) => tracing::error!(job = %id, "the job stopped where its journal says: {fault}"),
+                Some(Err(fault)) => {
+                    tracing::error!(job = %id, "the job stopped where its journal says: {fault}")
+                }
                 None => {}
             }
             jobs.running().remove(&id);

@@ -86,7 +86,10 @@ impl OperatorEndpoint {
 
 #[tonic::async_trait]
 impl OperatorService for OperatorEndpoint {
-    async fn add_server(&self, request: Request<v1::AddServerRequest>) -> Answer<v1::AddServerResponse> {
+    async fn add_server(
+        &self,
+        request: Request<v1::AddServerRequest>,
+    ) -> Answer<v1::AddServerResponse> {
         self.token.check(&request)?;
         let request = request.into_inner();
         let valid = (request.token_seconds > 0)
@@ -142,7 +145,10 @@ impl OperatorService for OperatorEndpoint {
         Ok(Response::new(v1::ListAccountsResponse { accounts, problems }))
     }
 
-    async fn plan_move(&self, request: Request<v1::PlanMoveRequest>) -> Answer<v1::PlanMoveResponse> {
+    async fn plan_move(
+        &self,
+        request: Request<v1::PlanMoveRequest>,
+    ) -> Answer<v1::PlanMoveResponse> {
         self.token.check(&request)?;
         let request = request.into_inner();
         let wish = Wish {
@@ -150,13 +156,17 @@ impl OperatorService for OperatorEndpoint {
             to: (!request.to.is_empty()).then(|| parse(&request.to)).transpose()?,
             direction: parse(&request.direction)?,
             policy: Policy {
-                deadline_seconds: (request.deadline_seconds > 0).then_some(request.deadline_seconds),
+                deadline_seconds: (request.deadline_seconds > 0)
+                    .then_some(request.deadline_seconds),
                 ..Policy::default()
             },
         };
         let plan = or_status(self.planner().plan(&wish).await)?;
         or_status(self.jobs.keep(&plan).await)?;
-        Ok(Response::new(v1::PlanMoveResponse { plan_id: plan.job.to_string(), plan: json(&plan)? }))
+        Ok(Response::new(v1::PlanMoveResponse {
+            plan_id: plan.job.to_string(),
+            plan: json(&plan)?,
+        }))
     }
 
     async fn start_move(
@@ -192,7 +202,10 @@ impl OperatorService for OperatorEndpoint {
         Ok(Response::new(v1::FinalizeMoveResponse { job: plan.job.to_string() }))
     }
 
-    async fn list_jobs(&self, request: Request<v1::ListJobsRequest>) -> Answer<v1::ListJobsResponse> {
+    async fn list_jobs(
+        &self,
+        request: Request<v1::ListJobsRequest>,
+    ) -> Answer<v1::ListJobsResponse> {
         self.token.check(&request)?;
         let request = request.into_inner();
         let account = (!request.account.is_empty()).then(|| parse(&request.account)).transpose()?;
@@ -203,12 +216,15 @@ impl OperatorService for OperatorEndpoint {
 
     type WatchJobStream = Streamed<v1::WatchJobResponse>;
 
-    async fn watch_job(&self, request: Request<v1::WatchJobRequest>) -> Answer<Self::WatchJobStream> {
+    async fn watch_job(
+        &self,
+        request: Request<v1::WatchJobRequest>,
+    ) -> Answer<Self::WatchJobStream> {
         self.token.check(&request)?;
         let id: JobId = parse(&request.into_inner().job)?;
         let views = or_status(self.jobs.watch(id).await)?;
-        let stream = WatchStream::new(views)
-            .map(|view| Ok(v1::WatchJobResponse { job: json(&view)? }));
+        let stream =
+            WatchStream::new(views).map(|view| Ok(v1::WatchJobResponse { job: json(&view)? }));
         Ok(Response::new(Box::pin(stream)))
     }
 
@@ -269,11 +285,14 @@ impl EventReader {
         let rows = self.store.events(self.job, self.account.as_ref(), after, PAGE).await?;
         let mut last = None;
         for row in rows {
-            let job = self.store.job(row.job).await?.ok_or_else(|| {
-                Fault::bug(format!("event {} is of no job", row.number))
+            let job = self
+                .store
+                .job(row.job)
+                .await?
+                .ok_or_else(|| Fault::bug(format!("event {} is of no job", row.number)))?;
+            let event = serde_json::from_str(&row.event).map_err(|e| {
+                Fault::bug(format!("event {} is damaged", row.number)).caused_by(&e)
             })?;
-            let event = serde_json::from_str(&row.event)
-                .map_err(|e| Fault::bug(format!("event {} is damaged", row.number)).caused_by(&e))?;
             let message = v1::ListEventsResponse {
                 number: row.number,
                 at_unix_ms: row.at_ms,

@@ -59,10 +59,12 @@ impl Planner {
         let source = at.serving.0.clone();
         let target = match (&wish.to, wish.direction) {
             (Some(to), _) => to.clone(),
-            (None, Direction::Rollback) => at.before.map(|(server, _)| server).ok_or_else(|| {
-                Fault::precondition(format!("account {} has not moved", wish.account))
-                    .remedy("there is nothing to roll back; see `ferry account list`")
-            })?,
+            (None, Direction::Rollback) => {
+                at.before.map(|(server, _)| server).ok_or_else(|| {
+                    Fault::precondition(format!("account {} has not moved", wish.account))
+                        .remedy("there is nothing to roll back; see `ferry account list`")
+                })?
+            }
             (None, _) => {
                 return Err(Fault::precondition("no target was named").remedy("give --to SERVER"));
             }
@@ -128,9 +130,9 @@ impl Planner {
             )
         })?;
         let serving = all.remove(position);
-        let before = all
-            .into_iter()
-            .find(|(_, s)| s.standing == StandingKind::Moved && s.moved_to.as_ref() == Some(&serving.0));
+        let before = all.into_iter().find(|(_, s)| {
+            s.standing == StandingKind::Moved && s.moved_to.as_ref() == Some(&serving.0)
+        });
         Ok(Whereabouts { serving, before })
     }
 
@@ -166,7 +168,9 @@ impl Planner {
         };
         match self.ask(&of.source, intent).await? {
             Receipt::Source(facts) => Ok(*facts),
-            other => Err(Fault::bug(format!("{} answered an inspection with {other:?}", of.source))),
+            other => {
+                Err(Fault::bug(format!("{} answered an inspection with {other:?}", of.source)))
+            }
         }
     }
 
@@ -179,13 +183,20 @@ impl Planner {
         };
         match self.ask(&of.target, intent).await? {
             Receipt::Target(facts) => Ok(*facts),
-            other => Err(Fault::bug(format!("{} answered an inspection with {other:?}", of.target))),
+            other => {
+                Err(Fault::bug(format!("{} answered an inspection with {other:?}", of.target)))
+            }
         }
     }
 
     async fn ask(&self, server: &ServerName, intent: Intent) -> Result<Receipt, Fault> {
-        let order =
-            Order { server: server.clone(), id: CommandId::new_now(), job: None, intent, grant: None };
+        let order = Order {
+            server: server.clone(),
+            id: CommandId::new_now(),
+            job: None,
+            intent,
+            grant: None,
+        };
         let never = CancellationToken::new();
         let answer = self.fleet.run(&order, None, &never);
         tokio::time::timeout(INSPECTION, answer).await.map_err(|_| {

@@ -72,9 +72,9 @@ impl Folded {
     /// # Errors
     /// If it cannot follow: the journal is damaged.
     pub fn apply(&mut self, event: &Event, at_ms: i64) -> Result<(), Fault> {
-        self.state
-            .apply(event)
-            .map_err(|e| Fault::bug(format!("the journal of job {} is damaged", self.plan.job)).caused_by(&e))?;
+        self.state.apply(event).map_err(|e| {
+            Fault::bug(format!("the journal of job {} is damaged", self.plan.job)).caused_by(&e)
+        })?;
         if let Some(step) = step_of(event).and_then(|i| self.view.steps.get_mut(i)) {
             show(step, event, at_ms);
         }
@@ -126,10 +126,14 @@ impl Folded {
             (JobPhase::Stuck, false) => format!(
                 "Account {account} is with {source}: the fence ends by itself at its deadline. Something of the move could not be undone: see the step's fault and docs/what-if/stuck-undo.md."
             ),
-            (JobPhase::Undoing, _) => format!("{source} keeps account {account}; the move is being undone."),
+            (JobPhase::Undoing, _) => {
+                format!("{source} keeps account {account}; the move is being undone.")
+            }
             (JobPhase::Running, true) => format!("The account has moved to {target}."),
             (JobPhase::Running, false) => {
-                format!("Until the commit the account stays with {source}; `ferry abort {account}` undoes the move.")
+                format!(
+                    "Until the commit the account stays with {source}; `ferry abort {account}` undoes the move."
+                )
             }
         }
     }
@@ -185,20 +189,23 @@ fn show(step: &mut StepView, event: &Event, at_ms: i64) {
 /// An event as one sentence.
 pub fn sentence(plan: &Plan, event: &Event) -> String {
     let step = |i: &usize| {
-        plan.steps.get(*i).map_or_else(
-            || format!("step {i}"),
-            |s| format!("{} on {}", s.name, s.server),
-        )
+        plan.steps
+            .get(*i)
+            .map_or_else(|| format!("step {i}"), |s| format!("{} on {}", s.name, s.server))
     };
     match event {
         Event::StepStarted { step: i, attempt: 1 } => format!("{}: started", step(i)),
         Event::StepStarted { step: i, attempt } => format!("{}: attempt {attempt}", step(i)),
         Event::StepDone { step: i, .. } => format!("{}: done", step(i)),
-        Event::StepFailed { step: i, fault } => format!("{}: failed, {}: {fault}", step(i), fault.class),
+        Event::StepFailed { step: i, fault } => {
+            format!("{}: failed, {}: {fault}", step(i), fault.class)
+        }
         Event::AbortRequested => "abort requested".to_owned(),
         Event::UndoStarted { step: i, .. } => format!("{}: undo started", step(i)),
         Event::UndoDone { step: i } => format!("{}: undone", step(i)),
-        Event::UndoFailed { step: i, fault } => format!("{}: undo failed, {}: {fault}", step(i), fault.class),
+        Event::UndoFailed { step: i, fault } => {
+            format!("{}: undo failed, {}: {fault}", step(i), fault.class)
+        }
         Event::Resumed => "resumed by a person".to_owned(),
     }
 }

@@ -57,8 +57,9 @@ impl Runner {
         abort: CancellationToken,
     ) -> Result<Self, Fault> {
         let events = journal.load(spec.job).await?;
-        let state = JobState::replay(&spec, &events)
-            .map_err(|e| Fault::bug(format!("the journal of job {} is damaged", spec.job)).caused_by(&e))?;
+        let state = JobState::replay(&spec, &events).map_err(|e| {
+            Fault::bug(format!("the journal of job {} is damaged", spec.job)).caused_by(&e)
+        })?;
         for step in &spec.steps {
             if !steps.contains_key(&step.kind) {
                 return Err(Fault::bug(format!("no step kind is called {}", step.kind)));

@@ -261,8 +261,7 @@ impl JobState {
 
     /// The state of a step that starts, if it may: those before it must be done.
     fn started(&self, step: usize, attempt: u32) -> Option<StepState> {
-        let before_done =
-            self.steps.iter().take(step).all(|s| matches!(s, StepState::Done { .. }));
+        let before_done = self.steps.iter().take(step).all(|s| matches!(s, StepState::Done { .. }));
         match self.steps.get(step)? {
             StepState::Waiting | StepState::Failed { .. } if before_done => {
                 Some(StepState::Running { attempt })
@@ -293,10 +292,12 @@ impl JobState {
 
     /// What follows from this state.
     pub fn next(&self, spec: &JobSpec) -> Next {
-        let undoing = self
-            .steps
-            .iter()
-            .any(|s| matches!(s, StepState::Undoing { .. } | StepState::UndoFailed { .. } | StepState::Undone));
+        let undoing = self.steps.iter().any(|s| {
+            matches!(
+                s,
+                StepState::Undoing { .. } | StepState::UndoFailed { .. } | StepState::Undone
+            )
+        });
         if undoing {
             return self.next_undo();
         }

@@ -53,7 +53,8 @@ impl Fake {
     fn fails(&self, context: &Context, action: Action) -> Option<Trouble> {
         let mut slot = self.trouble.lock().unwrap();
         let trouble = slot.as_mut()?;
-        if context.spec.name != name(trouble.step) || trouble.action != action || trouble.times == 0 {
+        if context.spec.name != name(trouble.step) || trouble.action != action || trouble.times == 0
+        {
             return None;
         }
         trouble.times -= 1;
@@ -202,7 +203,9 @@ impl Case {
         let world = self.world.lock().unwrap();
         match phase {
             JobPhase::Done => assert_eq!(world.standing.len(), STEPS, "{what}: target"),
-            JobPhase::Undone => assert!(world.standing.is_empty(), "{what}: start: {:?}", world.standing),
+            JobPhase::Undone => {
+                assert!(world.standing.is_empty(), "{what}: start: {:?}", world.standing)
+            }
             JobPhase::Stuck => {}
             other => panic!("{what}: ended as {other}"),
         }
@@ -230,9 +233,12 @@ async fn each_step_failing_in_each_way_ends_at_start_target_or_stuck() {
                         if lie || (action == Action::Verify && (step == COMMIT || effect)) {
                             continue;
                         }
-                        let case = Case::new(Some(Trouble { step, action, class, times, effect }), None);
+                        let case =
+                            Case::new(Some(Trouble { step, action, class, times, effect }), None);
                         let phase = case.run().await;
-                        let what = format!("{action:?} of step {step}, {class}, {times} times, effect {effect}");
+                        let what = format!(
+                            "{action:?} of step {step}, {class}, {times} times, effect {effect}"
+                        );
                         case.check(phase, &what);
                         let expected = match (step, class, times) {
                             (_, FaultClass::Transient, 1) => JobPhase::Done,
@@ -263,7 +269,8 @@ async fn a_crash_at_each_journal_write_changes_nothing_of_the_end() {
                 });
                 let case = Case::new(trouble, Some((write, durable)));
                 let phase = case.run().await;
-                let what = format!("crash at write {write}, durable {durable}, failing {failing:?}");
+                let what =
+                    format!("crash at write {write}, durable {durable}, failing {failing:?}");
                 case.check(phase, &what);
                 let expected = match failing {
                     None => JobPhase::Done,
@@ -299,7 +306,13 @@ async fn an_abort_before_the_commit_ends_at_the_start_and_after_it_at_the_target
 #[tokio::test(start_paused = true)]
 async fn an_undo_that_fails_for_good_is_stuck_and_goes_on_when_resumed() {
     let case = Case::new(
-        Some(Trouble { step: 1, action: Action::Undo, class: FaultClass::Permanent, times: 1, effect: false }),
+        Some(Trouble {
+            step: 1,
+            action: Action::Undo,
+            class: FaultClass::Permanent,
+            times: 1,
+            effect: false,
+        }),
         None,
     );
     let abort = CancellationToken::new();

@@ -23,11 +23,7 @@ pub(crate) struct Pending {
 /// What is to be sent (again) when the agent connects.
 pub(crate) enum Waiting {
     /// Carry this out.
-    Outcome {
-        job: Option<JobId>,
-        intent: Vec<u8>,
-        grant: Vec<u8>,
-    },
+    Outcome { job: Option<JobId>, intent: Vec<u8>, grant: Vec<u8> },
     /// Say what became of it.
     Observation,
 }
@@ -96,7 +92,11 @@ impl Fleet {
     ///
     /// # Errors
     /// If the answer is lost; the caller bounds the wait.
-    pub async fn observe(&self, server: &ServerName, id: CommandId) -> Result<Option<Outcome>, Fault> {
+    pub async fn observe(
+        &self,
+        server: &ServerName,
+        id: CommandId,
+    ) -> Result<Option<Outcome>, Fault> {
         let reply = self.register(id, server, Waiting::Observation, None);
         let guard = Forget { fleet: self, id };
         let answer = reply.await;
@@ -104,9 +104,9 @@ impl Fleet {
         match answer {
             Ok(Answer::Ended(outcome)) => Ok(Some(outcome)),
             Ok(Answer::Open) => Ok(None),
-            Err(_) => {
-                Err(Fault::transient(format!("the agent of {server} did not say what became of a command")))
-            }
+            Err(_) => Err(Fault::transient(format!(
+                "the agent of {server} did not say what became of a command"
+            ))),
         }
     }
 
@@ -131,7 +131,8 @@ impl Fleet {
     ) -> oneshot::Receiver<Answer> {
         let (reply, receiver) = oneshot::channel();
         let mut live = self.live();
-        live.pending.insert(id, Pending { server: server.clone(), what, reply: Some(reply), progress });
+        live.pending
+            .insert(id, Pending { server: server.clone(), what, reply: Some(reply), progress });
         live.send_pending(id, self.generation);
         receiver
     }

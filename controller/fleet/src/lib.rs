@@ -143,7 +143,8 @@ impl Fleet {
             .map(|s| s.parse())
             .collect::<Result<_, _>>()
             .map_err(|_| Fault::bug("the store has a serial that is none"))?;
-        self.connections.set_revocations(Revocations { servers: servers.into_iter().collect(), serials });
+        self.connections
+            .set_revocations(Revocations { servers: servers.into_iter().collect(), serials });
         Ok(())
     }
 

@@ -81,11 +81,8 @@ impl AgentService for AgentEndpoint {
         request: Request<v1::RenewRequest>,
     ) -> Result<Response<v1::RenewResponse>, Status> {
         let server = require_agent(&request)?;
-        let certificate_pem = self
-            .0
-            .renew(&server, &request.into_inner().csr_pem)
-            .await
-            .map_err(|f| status(&f))?;
+        let certificate_pem =
+            self.0.renew(&server, &request.into_inner().csr_pem).await.map_err(|f| status(&f))?;
         Ok(Response::new(v1::RenewResponse { certificate_pem }))
     }
 }
@@ -100,9 +97,7 @@ impl Fleet {
         hello: v1::Hello,
     ) -> Result<(u64, Outgoing, mpsc::Receiver<v1::SessionResponse>), Fault> {
         let facts = String::from_utf8(hello.facts).unwrap_or_else(|_| "{}".to_owned());
-        self.store
-            .set_seen(server, &hello.peer_address, &hello.version, &facts, now_ms())
-            .await?;
+        self.store.set_seen(server, &hello.peer_address, &hello.version, &facts, now_ms()).await?;
         let revocations = self.revocations_message().await?;
         let (out, receiver) = mpsc::channel(QUEUE);
         let welcome = response(Body::Welcome(v1::Welcome { generation: self.generation }));

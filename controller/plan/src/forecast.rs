@@ -58,7 +58,8 @@ pub fn forecast(account: &AccountFacts) -> Forecast {
     let database_bytes: u64 = account.databases.iter().map(|d| d.bytes).sum();
     let files = account.files as f64;
     Forecast {
-        precopy_seconds: (files / FILES_PER_SECOND).max(account.bytes as f64 / BYTES_PER_SECOND) + 1.0,
+        precopy_seconds: (files / FILES_PER_SECOND).max(account.bytes as f64 / BYTES_PER_SECOND)
+            + 1.0,
         outage_seconds: CUTOVER_SECONDS
             + files / FILES_SEEN_PER_SECOND
             + database_bytes as f64 / DATABASE_BYTES_PER_SECOND,

@@ -1,8 +1,6 @@
 //! The steps of a move, in the order of the critical section in the design.
 
-use ferry_proto::command::{
-    AccountFacts, Direction, Finding, Intent, Move, Severity, TargetFacts,
-};
+use ferry_proto::command::{AccountFacts, Direction, Finding, Intent, Move, Severity, TargetFacts};
 use ferry_proto::ids::{AccountName, Epoch, JobId, ServerName};
 use serde::{Deserialize, Serialize};
 
@@ -133,7 +131,12 @@ fn steps(of: &Move, policy: &Policy, deadline: u32) -> Vec<PlannedStep> {
         step(source, "Compare both ends", fenced, Intent::Verify { of: of() }),
         step(target, "Rehearse the open", fenced, Intent::Rehearse { of: of() }),
         step(source, "Commit: the account has moved", fenced, Intent::Commit { of: of() }),
-        step(target, "Open the account at the target", 120, Intent::Open { of: of(), commit: None }),
+        step(
+            target,
+            "Open the account at the target",
+            120,
+            Intent::Open { of: of(), commit: None },
+        ),
         step(source, "Release held connections to the target", 60, Intent::Release { of: of() }),
     ]
 }

@@ -35,7 +35,8 @@ pub fn findings(inputs: &Inputs, forecast: &Forecast) -> Vec<Finding> {
     found.extend(clocks(&inputs.source, &inputs.target).map(|message| {
         to(Severity::Warning, message, "set both servers' clocks (chrony or systemd-timesyncd)")
     }));
-    found.extend(ids(&inputs.source, &inputs.target).map(|message| to(Severity::Note, message, "")));
+    found
+        .extend(ids(&inputs.source, &inputs.target).map(|message| to(Severity::Note, message, "")));
     found.extend(deadline(&inputs.policy, forecast).map(|(severity, message)| {
         to(severity, message, "leave --deadline out, or give a longer one")
     }));
@@ -80,7 +81,9 @@ fn deadline(policy: &Policy, forecast: &Forecast) -> Option<(Severity, String)> 
     if !(SHORTEST_DEADLINE_SECONDS..=LONGEST_DEADLINE_SECONDS).contains(&asked) {
         return Some((
             Severity::Blocker,
-            format!("a fence deadline of {asked} s is outside {SHORTEST_DEADLINE_SECONDS} to {LONGEST_DEADLINE_SECONDS} s"),
+            format!(
+                "a fence deadline of {asked} s is outside {SHORTEST_DEADLINE_SECONDS} to {LONGEST_DEADLINE_SECONDS} s"
+            ),
         ));
     }
     (f64::from(asked) < forecast.outage_seconds).then(|| {

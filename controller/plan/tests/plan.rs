@@ -52,8 +52,17 @@ fn the_steps_are_the_critical_section_in_its_order() {
     assert_eq!(
         names,
         [
-            "provision", "precopy", "arm", "fence", "final_pass", "copy_databases", "verify",
-            "rehearse", "commit", "open", "release"
+            "provision",
+            "precopy",
+            "arm",
+            "fence",
+            "final_pass",
+            "copy_databases",
+            "verify",
+            "rehearse",
+            "commit",
+            "open",
+            "release"
         ]
     );
     let commit: Vec<_> = plan.steps.iter().filter(|s| s.commit_point).map(|s| &s.name).collect();

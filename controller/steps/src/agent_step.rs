@@ -7,11 +7,11 @@ use ferry_engine::{Context, Observation, Step};
 use ferry_fleet::Fleet;
 use ferry_fleet::commands::Order;
 use ferry_plan::PlannedStep;
+use ferry_proto::Fault;
 use ferry_proto::channel::unix_now;
 use ferry_proto::command::{Intent, Move, Receipt};
 use ferry_proto::grant::{Grant, SignedGrant};
 use ferry_proto::ids::{CommandId, ServerName};
-use ferry_proto::Fault;
 use tokio_util::sync::CancellationToken;
 
 /// How long a grant lets two agents *start* together, in seconds: a precopy may take days, and

@@ -46,10 +46,12 @@ impl SqliteStore {
                 .caused_by(&e)
                 .remedy("if it was written by a newer Ferry, install that version again")
         })?;
-        sqlx::query("INSERT INTO meta (name, value) VALUES ('generation', '1') ON CONFLICT DO NOTHING")
-            .execute(&pool)
-            .await
-            .map_err(|e| fault("cannot write to the store", &e))?;
+        sqlx::query(
+            "INSERT INTO meta (name, value) VALUES ('generation', '1') ON CONFLICT DO NOTHING",
+        )
+        .execute(&pool)
+        .await
+        .map_err(|e| fault("cannot write to the store", &e))?;
         Ok(Self { pool })
     }
 }
@@ -181,7 +183,10 @@ impl Store for SqliteStore {
         .or_fault("cannot add the server")?;
         if done.rows_affected() == 0 {
             return Err(Fault::precondition(format!("server {} is enrolled already", row.name))
-                .remedy(format!("choose another name, or cut it off first: ferry server revoke {}", row.name)));
+                .remedy(format!(
+                    "choose another name, or cut it off first: ferry server revoke {}",
+                    row.name
+                )));
         }
         Ok(())
     }
@@ -297,10 +302,12 @@ impl Store for SqliteStore {
 
     async fn revocations(&self) -> Result<(Vec<String>, Vec<ServerName>), Fault> {
         let message = "cannot read the revocations";
-        let serials = sqlx::query("SELECT serial FROM certificates WHERE revoked_ms IS NOT NULL ORDER BY serial")
-            .fetch_all(&self.pool)
-            .await
-            .or_fault(message)?;
+        let serials = sqlx::query(
+            "SELECT serial FROM certificates WHERE revoked_ms IS NOT NULL ORDER BY serial",
+        )
+        .fetch_all(&self.pool)
+        .await
+        .or_fault(message)?;
         let servers = sqlx::query("SELECT name FROM servers WHERE state = 'revoked' ORDER BY name")
             .fetch_all(&self.pool)
             .await
@@ -319,7 +326,10 @@ impl Store for SqliteStore {
     ) -> Result<(), Fault> {
         let message = "cannot note the accounts";
         let mut transaction = self.pool.begin().await.or_fault(message)?;
-        for table in ["DELETE FROM accounts WHERE server = $1", "DELETE FROM inventory_problems WHERE server = $1"] {
+        for table in [
+            "DELETE FROM accounts WHERE server = $1",
+            "DELETE FROM inventory_problems WHERE server = $1",
+        ] {
             sqlx::query(table)
                 .bind(server.as_str())
                 .execute(&mut *transaction)
@@ -356,8 +366,9 @@ impl Store for SqliteStore {
         rows.iter()
             .map(|row| {
                 let state: String = column(row, "state")?;
-                let state = serde_json::from_str(&state)
-                    .map_err(|e| Fault::bug("the store's account state is damaged").caused_by(&e))?;
+                let state = serde_json::from_str(&state).map_err(|e| {
+                    Fault::bug("the store's account state is damaged").caused_by(&e)
+                })?;
                 Ok((parsed(row, "server")?, state))
             })
             .collect()
@@ -392,8 +403,10 @@ impl Store for SqliteStore {
                 .await;
         match started {
             Ok(done) if done.rows_affected() == 1 => Ok(()),
-            Ok(_) => Err(Fault::precondition(format!("plan {id} was started before, or is unknown"))
-                .remedy("plan the move again")),
+            Ok(_) => {
+                Err(Fault::precondition(format!("plan {id} was started before, or is unknown"))
+                    .remedy("plan the move again"))
+            }
             // The partial unique index: another job of this account has not ended.
             Err(sqlx::Error::Database(e)) if e.is_unique_violation() => {
                 Err(Fault::precondition("another job of this account has not ended")

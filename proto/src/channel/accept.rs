@@ -72,9 +72,8 @@ impl Listener {
     /// # Errors
     /// It is not bound.
     pub fn from_tcp(tcp: TcpListener) -> Result<Self, Fault> {
-        let address = tcp
-            .local_addr()
-            .map_err(|e| Fault::io("the listening socket has no address", &e))?;
+        let address =
+            tcp.local_addr().map_err(|e| Fault::io("the listening socket has no address", &e))?;
         Ok(Self { tcp, address })
     }
 
@@ -116,11 +115,7 @@ impl Listener {
         };
         let address = self.address;
         tokio::spawn(run(self.tcp, Arc::new(acceptor), stop.clone()));
-        Ok(Incoming {
-            ready,
-            address,
-            _stop: stop.drop_guard(),
-        })
+        Ok(Incoming { ready, address, _stop: stop.drop_guard() })
     }
 }
 
@@ -261,15 +256,10 @@ impl Acceptor {
     ) -> Result<SecureStream, Fault> {
         tune(&socket)?;
         let other = format!("the caller at {address}");
-        let mut tls = self
-            .tls
-            .accept(socket)
-            .await
-            .map_err(|error| refusal::fault(&other, &error))?;
+        let mut tls =
+            self.tls.accept(socket).await.map_err(|error| refusal::fault(&other, &error))?;
         let caller = self.caller(&tls)?;
-        let admitted = self
-            .connections
-            .admit(&caller, keep_for_anonymous(&caller, slot));
+        let admitted = self.connections.admit(&caller, keep_for_anonymous(&caller, slot));
         let registration = match admitted {
             Ok(registration) => registration,
             Err(fault) => {
@@ -278,17 +268,10 @@ impl Acceptor {
             }
         };
         if self.audience == Audience::Peers {
-            greet(&mut tls)
-                .await
-                .map_err(|e| Fault::io(format!("{caller} went away"), &e))?;
+            greet(&mut tls).await.map_err(|e| Fault::io(format!("{caller} went away"), &e))?;
         }
         tracing::debug!(%address, %caller, "connected");
-        Ok(SecureStream::new(
-            TlsStream::Server(tls),
-            caller,
-            address,
-            registration,
-        ))
+        Ok(SecureStream::new(TlsStream::Server(tls), caller, address, registration))
     }
 
     /// Who is calling, from the certificate that the handshake verified.
@@ -296,9 +279,7 @@ impl Acceptor {
         let (_, session) = tls.get_ref();
         // rustls refuses a client that offers other protocols, but not one that offers none.
         if session.alpn_protocol() != Some(self.audience.alpn()) {
-            return Err(Fault::permanent(
-                "the caller did not offer Ferry's protocol",
-            ));
+            return Err(Fault::permanent("the caller did not offer Ferry's protocol"));
         }
         match session.peer_certificates() {
             Some([leaf, ..]) => Caller::from_leaf(Leaf::parse(leaf, &self.ca)?),

@@ -29,11 +29,7 @@ impl Admitted {
         let mut first = [0; FIRST];
         match tls.read(&mut first).await? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            len => Ok(Self {
-                tls,
-                first,
-                rest: 0..len,
-            }),
+            len => Ok(Self { tls, first, rest: 0..len }),
         }
     }
 }

@@ -51,14 +51,11 @@ impl FromStr for Fingerprint {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        unhex(text)
-            .and_then(|bytes| bytes.try_into().ok())
-            .map(Self)
-            .ok_or_else(|| InvalidName {
-                what: "fingerprint",
-                value: text.chars().take(80).collect(),
-                rule: "64 hexadecimal digits",
-            })
+        unhex(text).and_then(|bytes| bytes.try_into().ok()).map(Self).ok_or_else(|| InvalidName {
+            what: "fingerprint",
+            value: text.chars().take(80).collect(),
+            rule: "64 hexadecimal digits",
+        })
     }
 }
 
@@ -132,13 +129,11 @@ impl From<Serial> for String {
 
 fn hex(bytes: &[u8]) -> String {
     use fmt::Write as _;
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
@@ -172,10 +167,8 @@ impl CaCertificate {
         let mut found = CertificateDer::pem_slice_iter(pem.as_bytes());
         match (found.next(), found.next()) {
             (Some(Ok(der)), None) => Self::from_der(der),
-            _ => Err(
-                Fault::permanent("the authority's certificate is not one PEM certificate")
-                    .remedy("enrol the server again, or put ca.pem back from a backup"),
-            ),
+            _ => Err(Fault::permanent("the authority's certificate is not one PEM certificate")
+                .remedy("enrol the server again, or put ca.pem back from a backup")),
         }
     }
 
@@ -225,18 +218,13 @@ impl CaCertificate {
     pub fn public_key_and_end(&self) -> Result<(Vec<u8>, i64), Fault> {
         let (_, cert) = X509Certificate::from_der(&self.der)
             .map_err(|e| Fault::bug("the authority's certificate cannot be read").caused_by(&e))?;
-        Ok((
-            cert.public_key().raw.to_vec(),
-            cert.validity().not_after.timestamp(),
-        ))
+        Ok((cert.public_key().raw.to_vec(), cert.validity().not_after.timestamp()))
     }
 }
 
 impl fmt::Debug for CaCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("CaCertificate")
-            .field(&self.fingerprint)
-            .finish()
+        f.debug_tuple("CaCertificate").field(&self.fingerprint).finish()
     }
 }
 
@@ -265,9 +253,7 @@ impl Leaf {
         let (rest, cert) = X509Certificate::from_der(der)
             .map_err(|e| Fault::permanent("the certificate cannot be read").caused_by(&e))?;
         if !rest.is_empty() || cert.is_ca() {
-            return Err(Fault::permanent(
-                "the certificate is not a party's certificate",
-            ));
+            return Err(Fault::permanent("the certificate is not a party's certificate"));
         }
         let party = party_of(&cert, ca)?;
         Ok(Self {
@@ -292,18 +278,13 @@ impl Leaf {
 
 fn party_of(cert: &X509Certificate<'_>, ca: &Fingerprint) -> Result<Party, Fault> {
     let strange = |problem: String| {
-        Err(Fault::permanent(format!(
-            "the certificate's names are not Ferry's: {problem}"
-        ))
-        .remedy("enrol the server again with this controller"))
+        Err(Fault::permanent(format!("the certificate's names are not Ferry's: {problem}"))
+            .remedy("enrol the server again with this controller"))
     };
-    let names = cert
-        .extensions()
-        .iter()
-        .find_map(|extension| match extension.parsed_extension() {
-            ParsedExtension::SubjectAlternativeName(san) => Some(&san.general_names),
-            _ => None,
-        });
+    let names = cert.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectAlternativeName(san) => Some(&san.general_names),
+        _ => None,
+    });
     let Some([first, second]) = names.map(Vec::as_slice) else {
         return strange("there must be one DNS name and one URI".to_owned());
     };
@@ -312,9 +293,7 @@ fn party_of(cert: &X509Certificate<'_>, ca: &Fingerprint) -> Result<Party, Fault
     };
     match dns.parse::<Party>() {
         Ok(party) if party.uri(ca) == *uri => Ok(party),
-        Ok(party) => strange(format!(
-            "{uri:?} is not the URI of {party} under this authority"
-        )),
+        Ok(party) => strange(format!("{uri:?} is not the URI of {party} under this authority")),
         Err(invalid) => strange(invalid.to_string()),
     }
 }
@@ -330,9 +309,7 @@ pub(crate) fn check_signed_by(der: &CertificateDer<'_>, ca: &CaCertificate) -> R
     let (_, leaf) = X509Certificate::from_der(der).map_err(unread)?;
     let (_, ca) = X509Certificate::from_der(&ca.der).map_err(unread)?;
     if leaf.issuer().as_raw() != ca.subject().as_raw() {
-        return Err(Fault::permanent(
-            "the certificate names another authority than ours",
-        ));
+        return Err(Fault::permanent("the certificate names another authority than ours"));
     }
     leaf.verify_signature(Some(ca.public_key()))
         .map_err(|e| Fault::permanent("the authority did not sign the certificate").caused_by(&e))
@@ -365,10 +342,7 @@ mod tests {
         assert_eq!(print.short().len(), 16);
         assert!("zz".repeat(32).parse::<Fingerprint>().is_err());
         assert!("+1".repeat(32).parse::<Fingerprint>().is_err());
-        assert_eq!(
-            "00ff01".parse::<Serial>().unwrap(),
-            Serial::from_bytes(&[0xff, 1])
-        );
+        assert_eq!("00ff01".parse::<Serial>().unwrap(), Serial::from_bytes(&[0xff, 1]));
         for bad in ["", "0", "+1", "é", &"11".repeat(21)] {
             assert!(bad.parse::<Serial>().is_err(), "{bad:?}");
         }
@@ -381,9 +355,6 @@ mod tests {
         assert!(renewal_due(0, 90 * day, 30 * day));
         assert!(renewal_due(0, 90 * day, 1000 * day));
         assert!(!renewal_due(100, 190, 0));
-        assert!(
-            renewal_due(10, 0, 10),
-            "a certificate without lifetime is due"
-        );
+        assert!(renewal_due(10, 0, 10), "a certificate without lifetime is due");
     }
 }

@@ -96,11 +96,7 @@ pub(crate) struct Dialler {
 
 impl Dialler {
     pub(crate) fn new(address: &str, expected: Party, config: ClientConfig) -> Self {
-        Self {
-            address: address.into(),
-            expected,
-            tls: TlsConnector::from(Arc::new(config)),
-        }
+        Self { address: address.into(), expected, tls: TlsConnector::from(Arc::new(config)) }
     }
 
     /// Whom it dials, for messages.
@@ -118,16 +114,10 @@ impl Dialler {
 
     async fn dial_unbounded(&self) -> Result<(TlsStream<TcpStream>, SocketAddr), Fault> {
         let failed = |error: std::io::Error| refusal::fault(&self.other(), &error);
-        let socket = TcpStream::connect(&*self.address)
-            .await
-            .map_err(|e| self.unreachable(&e))?;
+        let socket = TcpStream::connect(&*self.address).await.map_err(|e| self.unreachable(&e))?;
         let address = socket.peer_addr().map_err(failed)?;
         tune(&socket)?;
-        let tls = self
-            .tls
-            .connect(self.expected.tls_name(), socket)
-            .await
-            .map_err(failed)?;
+        let tls = self.tls.connect(self.expected.tls_name(), socket).await.map_err(failed)?;
         let (_, session) = tls.get_ref();
         // A server that negotiates no protocol is not one of ours, even with the right name.
         if session.alpn_protocol().is_none() {
@@ -164,11 +154,8 @@ impl Dialler {
 
     /// The other end closed the connection instead of admitting us, without an alert.
     pub(crate) fn not_admitted(&self) -> Fault {
-        Fault::transient(format!(
-            "{} closed the connection without admitting us",
-            self.other()
-        ))
-        .remedy("look at its journal for the reason")
+        Fault::transient(format!("{} closed the connection without admitting us", self.other()))
+            .remedy("look at its journal for the reason")
     }
 }
 

@@ -90,10 +90,7 @@ struct Connected {
 impl Connections {
     /// None yet, nobody revoked.
     pub fn new(limits: Limits) -> Arc<Self> {
-        Arc::new(Self {
-            limits,
-            ..Self::default()
-        })
+        Arc::new(Self { limits, ..Self::default() })
     }
 
     /// Replaces the whole list of revocations and cuts the connections of whoever is on it.
@@ -156,10 +153,7 @@ impl Connections {
             )));
         }
         *count += 1;
-        Ok(AddressSlot {
-            connections: Arc::clone(self),
-            address,
-        })
+        Ok(AddressSlot { connections: Arc::clone(self), address })
     }
 
     /// Enters a connection whose handshake is done. An anonymous one keeps its address's place.
@@ -188,30 +182,17 @@ impl Connections {
                         connections.len()
                     )));
                 }
-                connections.insert(
-                    id,
-                    Connected {
-                        serial: serial.clone(),
-                        cut: cut.clone(),
-                    },
-                );
-                Kind::Agent {
-                    name: name.clone(),
-                    id,
-                }
+                connections.insert(id, Connected { serial: serial.clone(), cut: cut.clone() });
+                Kind::Agent { name: name.clone(), id }
             }
         };
         drop(live);
         // From here on the registration's drop undoes what was entered.
-        let registration = Registration {
-            connections: Arc::clone(self),
-            cut,
-            kind,
-        };
+        let registration = Registration { connections: Arc::clone(self), cut, kind };
         match caller {
-            Caller::Agent { name, serial, .. } if self.is_revoked(name, serial) => Err(
-                Fault::permanent(format!("the certificate of {name} is revoked")),
-            ),
+            Caller::Agent { name, serial, .. } if self.is_revoked(name, serial) => {
+                Err(Fault::permanent(format!("the certificate of {name} is revoked")))
+            }
             _ => Ok(registration),
         }
     }

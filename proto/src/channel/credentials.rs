@@ -41,9 +41,7 @@ pub struct NewKey {
 
 impl fmt::Debug for NewKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NewKey")
-            .field("csr_pem", &self.csr_pem)
-            .finish_non_exhaustive()
+        f.debug_struct("NewKey").field("csr_pem", &self.csr_pem).finish_non_exhaustive()
     }
 }
 
@@ -57,10 +55,7 @@ pub fn new_key_and_csr(server: &ServerName) -> Result<NewKey, Fault> {
     let request = request(&key, server);
     let key_pem = Zeroizing::new(key.serialize_pem());
     key.zeroize();
-    Ok(NewKey {
-        key_pem,
-        csr_pem: request?,
-    })
+    Ok(NewKey { key_pem, csr_pem: request? })
 }
 
 /// Like [`new_key_and_csr`], but keeps the key in `dir` until [`Credentials::store`] there: asked
@@ -73,10 +68,7 @@ pub fn pending_key_and_csr(dir: &Path, server: &ServerName) -> Result<NewKey, Fa
     files::create_directory(dir)?;
     files::check_directory(dir)?;
     let path = dir.join(PENDING_FILE);
-    if path
-        .try_exists()
-        .map_err(|e| Fault::io(format!("cannot look at {}", path.display()), &e))?
-    {
+    if path.try_exists().map_err(|e| Fault::io(format!("cannot look at {}", path.display()), &e))? {
         let key_pem = text_of(&files::read_private(&path)?, &path)?;
         let mut key = KeyPair::from_pem(&key_pem).map_err(|e| {
             Fault::precondition(format!("{} is not a private key", path.display()))
@@ -85,10 +77,7 @@ pub fn pending_key_and_csr(dir: &Path, server: &ServerName) -> Result<NewKey, Fa
         })?;
         let request = request(&key, server);
         key.zeroize();
-        return Ok(NewKey {
-            key_pem,
-            csr_pem: request?,
-        });
+        return Ok(NewKey { key_pem, csr_pem: request? });
     }
     let new = new_key_and_csr(server)?;
     files::write_private(&path, new.key_pem.as_bytes())?;
@@ -162,15 +151,9 @@ impl Credentials {
         let contents = files::read_private(&path).map_err(|fault| {
             let remedy = "enrol this server: ferry server add NAME on the controller, then \
                           ferry-agent enroll here";
-            if fault.remedy.is_empty() {
-                fault.remedy(remedy)
-            } else {
-                fault
-            }
+            if fault.remedy.is_empty() { fault.remedy(remedy) } else { fault }
         })?;
-        Ok(Self {
-            bundle: text_of(&contents, &path)?,
-        })
+        Ok(Self { bundle: text_of(&contents, &path)? })
     }
 
     /// Writes them into `dir` (made if it is missing), in one piece and durably, and forgets the
@@ -213,10 +196,7 @@ impl Credentials {
             .map_err(|e| broken("a certificate for another key").caused_by(&e))?;
         Ok(Parsed {
             ca,
-            current: Current {
-                certified: Arc::new(certified),
-                leaf: Arc::new(facts),
-            },
+            current: Current { certified: Arc::new(certified), leaf: Arc::new(facts) },
         })
     }
 }
@@ -254,11 +234,7 @@ impl Identity {
     pub fn new(credentials: &Credentials) -> Result<Arc<Self>, Fault> {
         let Parsed { ca, current } = credentials.parse()?;
         let party = current.leaf.party.clone();
-        Ok(Arc::new(Self {
-            party,
-            ca,
-            current: ArcSwap::from_pointee(current),
-        }))
+        Ok(Arc::new(Self { party, ca, current: ArcSwap::from_pointee(current) }))
     }
 
     /// From the credentials stored in `dir`.
@@ -360,9 +336,7 @@ impl ResolvesClientCert for Identity {
 fn text_of(contents: &[u8], path: &Path) -> Result<Zeroizing<String>, Fault> {
     match std::str::from_utf8(contents) {
         Ok(text) => Ok(Zeroizing::new(text.to_owned())),
-        Err(_) => Err(
-            Fault::precondition(format!("{} is not PEM text", path.display()))
-                .remedy("enrol the server again"),
-        ),
+        Err(_) => Err(Fault::precondition(format!("{} is not PEM text", path.display()))
+            .remedy("enrol the server again")),
     }
 }

@@ -29,10 +29,8 @@ pub fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, Fault> {
     let mut file = open_no_follow(path)?;
     let meta = file.metadata().map_err(|e| unreadable(path, &e))?;
     if !meta.is_file() {
-        return Err(
-            Fault::precondition(format!("{} is not a regular file", path.display()))
-                .remedy("put the key back as a plain file"),
-        );
+        return Err(Fault::precondition(format!("{} is not a regular file", path.display()))
+            .remedy("put the key back as a plain file"));
     }
     owned_by_us(path, meta.uid())?;
     if meta.mode() & OTHERS != 0 {
@@ -63,10 +61,7 @@ pub fn read_public(path: &Path) -> Result<Zeroizing<Vec<u8>>, Fault> {
             path.display(),
             meta.mode() & 0o7777
         ))
-        .remedy(format!(
-            "compare it with a backup, then chmod 0644 {}",
-            path.display()
-        )));
+        .remedy(format!("compare it with a backup, then chmod 0644 {}", path.display())));
     }
     read_bounded(&mut file, path)
 }
@@ -94,11 +89,7 @@ pub fn write_public(path: &Path, contents: &[u8]) -> Result<(), Fault> {
 /// It exists, or cannot be written.
 pub fn create_new(path: &Path, contents: &[u8], mode: u32) -> Result<(), Fault> {
     let write = || {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(path)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
         // The umask may have taken bits away that were asked for.
         file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
         file.write_all(contents)?;
@@ -116,12 +107,7 @@ pub fn create_directory(path: &Path) -> Result<(), Fault> {
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(|e| {
-            Fault::io(
-                format!("cannot create the directory {}", path.display()),
-                &e,
-            )
-        })
+        .map_err(|e| Fault::io(format!("cannot create the directory {}", path.display()), &e))
 }
 
 /// Checks that a directory that holds keys is ours and that nobody else can replace them.
@@ -131,10 +117,7 @@ pub fn create_directory(path: &Path) -> Result<(), Fault> {
 pub fn check_directory(path: &Path) -> Result<(), Fault> {
     let meta = fs::symlink_metadata(path).map_err(|e| unreadable(path, &e))?;
     if !meta.is_dir() {
-        return Err(Fault::precondition(format!(
-            "{} is not a directory",
-            path.display()
-        )));
+        return Err(Fault::precondition(format!("{} is not a directory", path.display())));
     }
     owned_by_us(path, meta.uid())?;
     if meta.mode() & OTHERS_WRITE != 0 {
@@ -143,10 +126,7 @@ pub fn check_directory(path: &Path) -> Result<(), Fault> {
             path.display(),
             meta.mode() & 0o7777
         ))
-        .remedy(format!(
-            "check what is in it, then chmod 0700 {}",
-            path.display()
-        )));
+        .remedy(format!("check what is in it, then chmod 0700 {}", path.display())));
     }
     Ok(())
 }
@@ -175,10 +155,7 @@ pub fn remove(path: &Path) -> Result<(), Fault> {
 
 fn replace(path: &Path, contents: &[u8], mode: u32) -> Result<(), Fault> {
     let dir = parent(path);
-    let name = path
-        .file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     // One fixed name, so that what a crash left is found and not multiplied.
     let new = dir.join(format!(".{name}.new"));
     match fs::remove_file(&new) {
@@ -212,9 +189,7 @@ fn open_no_follow(path: &Path) -> Result<File, Fault> {
 fn read_bounded(file: &mut File, path: &Path) -> Result<Zeroizing<Vec<u8>>, Fault> {
     // Room for everything at once: growing would leave copies of a key in freed memory.
     let mut contents = Zeroizing::new(Vec::with_capacity(MAX_LEN as usize + 1));
-    file.take(MAX_LEN + 1)
-        .read_to_end(&mut contents)
-        .map_err(|e| unreadable(path, &e))?;
+    file.take(MAX_LEN + 1).read_to_end(&mut contents).map_err(|e| unreadable(path, &e))?;
     if contents.len() as u64 > MAX_LEN {
         return Err(Fault::precondition(format!(
             "{} is larger than {MAX_LEN} bytes, so it is no key or certificate",
@@ -240,10 +215,7 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Fault {
     let fault = Fault::io(format!("cannot read {}", path.display()), error);
     if error.kind() == std::io::ErrorKind::NotFound {
         // Not there is a state of the world that a person or an earlier step mends.
-        Fault {
-            class: crate::FaultClass::Precondition,
-            ..fault
-        }
+        Fault { class: crate::FaultClass::Precondition, ..fault }
     } else {
         fault
     }
@@ -286,21 +258,11 @@ mod tests {
         let link = dir.path().join("link");
         symlink(&path, &link).unwrap();
         assert!(read_private(&link).is_err());
-        assert!(
-            read_private(dir.path())
-                .unwrap_err()
-                .message
-                .contains("not a regular file")
-        );
+        assert!(read_private(dir.path()).unwrap_err().message.contains("not a regular file"));
         write_private(&path, &vec![b'x'; 70_000]).unwrap();
         assert!(read_private(&path).unwrap_err().message.contains("larger"));
         chmod(dir.path(), 0o770);
-        assert!(
-            check_directory(dir.path())
-                .unwrap_err()
-                .message
-                .contains("replace the keys")
-        );
+        assert!(check_directory(dir.path()).unwrap_err().message.contains("replace the keys"));
         remove(&path).unwrap();
         remove(&path).unwrap();
     }

@@ -96,11 +96,8 @@ mod tests {
     #[test]
     fn names_survive_the_round_trip_and_others_are_refused() {
         let long: ServerName = "a".repeat(63).parse().unwrap();
-        for party in [
-            Party::Controller,
-            Party::Agent("web1".parse().unwrap()),
-            Party::Agent(long),
-        ] {
+        for party in [Party::Controller, Party::Agent("web1".parse().unwrap()), Party::Agent(long)]
+        {
             assert_eq!(party.dns_name().parse::<Party>().unwrap(), party);
             assert_eq!(party.tls_name().to_str(), party.dns_name());
         }

@@ -51,9 +51,7 @@ impl PeerListener {
         identity: &Arc<Identity>,
         connections: &Arc<Connections>,
     ) -> Result<Self, Fault> {
-        Ok(Self {
-            incoming: listener.start(identity, connections, Audience::Peers)?,
-        })
+        Ok(Self { incoming: listener.start(identity, connections, Audience::Peers)? })
     }
 
     /// Where it listens.
@@ -74,15 +72,9 @@ impl PeerListener {
         let address = connection.address;
         // Peers must show a certificate, so this cannot fail; if it did, nobody gets in.
         let server = connection.caller.server().cloned().ok_or_else(|| {
-            Fault::bug(format!(
-                "an anonymous caller at {address} came through the peer port"
-            ))
+            Fault::bug(format!("an anonymous caller at {address} came through the peer port"))
         })?;
-        Ok(PeerConnection {
-            stream,
-            server,
-            address,
-        })
+        Ok(PeerConnection { stream, server, address })
     }
 }
 
@@ -98,21 +90,15 @@ pub async fn peer_connect(
     connections: &Arc<Connections>,
 ) -> Result<SecureStream, Fault> {
     let expected = Party::Agent(server.clone());
-    let verifier = ServerVerifier::new(
-        identity.ca(),
-        expected.clone(),
-        Some(Arc::clone(connections)),
-    )?;
+    let verifier =
+        ServerVerifier::new(identity.ca(), expected.clone(), Some(Arc::clone(connections)))?;
     let config = client_config(Arc::new(verifier), Some(identity), ALPN_PEER)?;
     let dialler = Dialler::new(address, expected, config);
     let (mut tls, address) = dialler.dial().await?;
     let leaf = match tls.get_ref().1.peer_certificates() {
         Some([leaf, ..]) => Leaf::parse(leaf, identity.ca().fingerprint())?,
         _ => {
-            return Err(Fault::bug(format!(
-                "{} showed no certificate",
-                dialler.other()
-            )));
+            return Err(Fault::bug(format!("{} showed no certificate", dialler.other())));
         }
     };
     match tokio::time::timeout(ADMISSION_TIMEOUT, tls.read_u8()).await {
@@ -128,18 +114,10 @@ pub async fn peer_connect(
         }
         Ok(Err(error)) => return Err(refusal::fault(&dialler.other(), &error)),
         Err(_) => {
-            return Err(Fault::transient(format!(
-                "{} did not admit us in time",
-                dialler.other()
-            )));
+            return Err(Fault::transient(format!("{} did not admit us in time", dialler.other())));
         }
     }
     let caller = Caller::from_leaf(leaf)?;
     let registration = connections.admit(&caller, None)?;
-    Ok(SecureStream::new(
-        TlsStream::Client(tls),
-        caller,
-        address,
-        registration,
-    ))
+    Ok(SecureStream::new(TlsStream::Client(tls), caller, address, registration))
 }

@@ -45,14 +45,12 @@ impl Caller {
     /// Of a verified certificate. The controller calls nobody.
     pub(crate) fn from_leaf(leaf: Leaf) -> Result<Self, Fault> {
         match leaf.party {
-            Party::Agent(name) => Ok(Self::Agent {
-                name,
-                serial: leaf.serial,
-                fingerprint: leaf.fingerprint,
-            }),
-            Party::Controller => Err(Fault::permanent(
-                "the controller's certificate is not one to call with",
-            )),
+            Party::Agent(name) => {
+                Ok(Self::Agent { name, serial: leaf.serial, fingerprint: leaf.fingerprint })
+            }
+            Party::Controller => {
+                Err(Fault::permanent("the controller's certificate is not one to call with"))
+            }
         }
     }
 }
@@ -125,11 +123,7 @@ impl SecureStream {
             tls,
             cut_reading: Box::pin(cut.clone().cancelled_owned()),
             cut_writing: Box::pin(cut.clone().cancelled_owned()),
-            connection: Connection {
-                caller,
-                address,
-                cut,
-            },
+            connection: Connection { caller, address, cut },
             _registration: registration,
         }
     }
@@ -164,9 +158,7 @@ fn check(
 
 impl std::fmt::Debug for SecureStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SecureStream")
-            .field("connection", &self.connection)
-            .finish_non_exhaustive()
+        f.debug_struct("SecureStream").field("connection", &self.connection).finish_non_exhaustive()
     }
 }
 

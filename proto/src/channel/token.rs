@@ -34,11 +34,7 @@ pub struct Token {
 impl Token {
     /// Of these parts.
     pub fn new(ca: Fingerprint, server: ServerName, secret: [u8; SECRET_LEN]) -> Self {
-        Self {
-            ca,
-            server,
-            secret: Zeroizing::new(secret),
-        }
+        Self { ca, server, secret: Zeroizing::new(secret) }
     }
 
     /// From its text; white space around it does not matter.
@@ -66,9 +62,7 @@ impl Token {
             .filter(|(payload, _)| payload.len() > 32 + SECRET_LEN)
             .ok_or_else(|| broken("it is too short"))?;
         if checksum(payload) != *sum {
-            return Err(broken(
-                "its checksum does not fit, so it was mistyped or cut",
-            ));
+            return Err(broken("its checksum does not fit, so it was mistyped or cut"));
         }
         let mut ca = [0; 32];
         ca.copy_from_slice(&payload[..32]);
@@ -78,11 +72,7 @@ impl Token {
             .ok()
             .and_then(|name| name.parse().ok())
             .ok_or_else(|| broken("it does not name a server"))?;
-        Ok(Self {
-            ca: Fingerprint(ca),
-            server,
-            secret,
-        })
+        Ok(Self { ca: Fingerprint(ca), server, secret })
     }
 
     /// The text to hand over. Whoever has it can enrol as the server.

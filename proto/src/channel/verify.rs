@@ -64,12 +64,7 @@ impl ServerVerifier {
         let inner = WebPkiServerVerifier::builder_with_provider(roots(ca)?, provider())
             .build()
             .map_err(|e| Fault::bug("no verifier could be made").caused_by(&e))?;
-        Ok(Self {
-            inner,
-            ca: *ca.fingerprint(),
-            expected,
-            connections,
-        })
+        Ok(Self { inner, ca: *ca.fingerprint(), expected, connections })
     }
 }
 
@@ -153,16 +148,17 @@ impl ServerCertVerifier for PinnedVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         // The fingerprint makes it trustworthy; that it came from the server does not matter.
-        let Some(ca) = intermediates
-            .iter()
-            .find(|der| Fingerprint::of(der) == self.pin)
-        else {
+        let Some(ca) = intermediates.iter().find(|der| Fingerprint::of(der) == self.pin) else {
             return Err(Error::InvalidCertificate(CertificateError::UnknownIssuer));
         };
         let ca = CaCertificate::from_der(ca.clone().into_owned()).map_err(refuse)?;
-        ServerVerifier::new(&ca, Party::Controller, None)
-            .map_err(refuse)?
-            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        ServerVerifier::new(&ca, Party::Controller, None).map_err(refuse)?.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        )
     }
 
     fn verify_tls12_signature(
@@ -185,9 +181,7 @@ impl ServerCertVerifier for PinnedVerifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider()
-            .signature_verification_algorithms
-            .supported_schemes()
+        provider().signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -205,27 +199,16 @@ impl AgentVerifier {
         certificate_mandatory: bool,
     ) -> Result<Self, Fault> {
         let builder = WebPkiClientVerifier::builder_with_provider(roots(ca)?, provider());
-        let builder = if certificate_mandatory {
-            builder
-        } else {
-            builder.allow_unauthenticated()
-        };
-        let inner = builder
-            .build()
-            .map_err(|e| Fault::bug("no verifier could be made").caused_by(&e))?;
-        Ok(Self {
-            inner,
-            ca: *ca.fingerprint(),
-            connections,
-        })
+        let builder = if certificate_mandatory { builder } else { builder.allow_unauthenticated() };
+        let inner =
+            builder.build().map_err(|e| Fault::bug("no verifier could be made").caused_by(&e))?;
+        Ok(Self { inner, ca: *ca.fingerprint(), connections })
     }
 }
 
 impl fmt::Debug for AgentVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AgentVerifier")
-            .field("ca", &self.ca)
-            .finish_non_exhaustive()
+        f.debug_struct("AgentVerifier").field("ca", &self.ca).finish_non_exhaustive()
     }
 }
 
@@ -244,9 +227,7 @@ impl ClientCertVerifier for AgentVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self
-            .inner
-            .verify_client_cert(end_entity, intermediates, now)?;
+        let verified = self.inner.verify_client_cert(end_entity, intermediates, now)?;
         match accept(end_entity, &self.ca, Some(&self.connections))? {
             Party::Agent(_) => Ok(verified),
             Party::Controller => Err(refuse(Fault::permanent(

@@ -17,6 +17,8 @@ const WHAT: &str = "the account's connections to MariaDB cannot be seen";
 const POLL: Duration = Duration::from_millis(25);
 /// A connection that has said nothing for so long is not in the middle of something.
 const QUIET_MS: u64 = 250;
+/// InnoDB renews its list of transactions only if nobody has read it for a tenth of a second.
+const LIST_AGE: Duration = Duration::from_millis(130);
 /// How long a transaction that was ended may take to undo its changes.
 const ROLLBACK_LIMIT: Duration = Duration::from_secs(60);
 
@@ -108,18 +110,16 @@ pub(super) async fn is_fenced(session: &mut Session, spec: &Spec) -> Result<bool
 /// A connection of the account, or one that has not yet said whose it is.
 struct Connection {
     id: u64,
-    /// Not in a transaction, and nothing asked for a while.
-    quiet: bool,
+    /// Nothing was asked for a while.
+    silent: bool,
     nameless: bool,
 }
 
 async fn connections(session: &mut Session, spec: &Spec) -> Result<Vec<Connection>, Fault> {
     let names = text_list(spec.users.iter().map(|u| u.name.as_str()));
     let sql = format!(
-        "SELECT p.ID, p.USER, p.COMMAND, ROUND(p.TIME_MS), t.trx_id IS NOT NULL \
-         FROM information_schema.PROCESSLIST p \
-         LEFT JOIN information_schema.INNODB_TRX t ON t.trx_mysql_thread_id = p.ID \
-         WHERE p.USER IN {names} OR p.USER = 'unauthenticated user'"
+        "SELECT ID, USER, COMMAND, ROUND(TIME_MS) FROM information_schema.PROCESSLIST \
+         WHERE USER IN {names} OR USER = 'unauthenticated user'"
     );
     let rows = session.rows(WHAT, &sql).await?;
     Ok(rows
@@ -127,9 +127,26 @@ async fn connections(session: &mut Session, spec: &Spec) -> Result<Vec<Connectio
         .map(|r| Connection {
             id: r.number(0),
             nameless: r.text(1) == "unauthenticated user",
-            quiet: r.text(2) == "Sleep" && r.number(3) >= QUIET_MS && r.number(4) == 0,
+            silent: r.text(2) == "Sleep" && r.number(3) >= QUIET_MS,
         })
         .collect())
+}
+
+/// The connections that are in a transaction, read not too often.
+struct Transactions {
+    read: Option<Instant>,
+    open: BTreeSet<u64>,
+}
+
+impl Transactions {
+    async fn now(&mut self, session: &mut Session) -> Result<&BTreeSet<u64>, Fault> {
+        if self.read.is_none_or(|at| at.elapsed() >= LIST_AGE) {
+            let sql = "SELECT trx_mysql_thread_id FROM information_schema.INNODB_TRX";
+            self.open = session.rows(WHAT, sql).await?.iter().map(|r| r.number(0)).collect();
+            self.read = Some(Instant::now());
+        }
+        Ok(&self.open)
+    }
 }
 
 /// Waits until the account's connections have come to an end by themselves or are quiet, at most
@@ -146,7 +163,9 @@ async fn drain(session: &mut Session, spec: &Spec, grace: Duration) -> Result<()
         if left.is_empty() {
             return Ok(());
         }
-        if start.elapsed() >= grace || left.iter().all(|c| c.quiet) {
+        let open = transactions.now(session).await?;
+        let quiet = left.iter().all(|c| c.silent && !open.contains(&c.id));
+        if quiet || start.elapsed() >= grace {
             let ids = left.iter().map(|c| c.id).collect();
             // Again from the top: what was a nameless connection may now be the account's.
             end_connections(session, &ids).await?;

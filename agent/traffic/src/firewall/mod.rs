@@ -129,7 +129,8 @@ impl Rules {
             self.redirector_uid
         );
         if let Some(mark) = self.passing_mark {
-            let _ = writeln!(text, "    meta skuid 0 meta mark {mark:#x} return comment \"{comment}\"");
+            let _ =
+                writeln!(text, "    meta skuid 0 meta mark {mark:#x} return comment \"{comment}\"");
         }
         if redirecting {
             self.redirects(&mut text, &comment);

@@ -213,6 +213,12 @@ impl Live {
             }
             (Some(RouteState::Local), RouteState::Local) | (None, RouteState::Local) => Cut::Leave,
             (was, now) if was == Some(now) => Cut::Leave,
+            (Some(RouteState::Remote { .. }), RouteState::Local | RouteState::Remote { .. }) => {
+                // They are with the peer, which may hold them until the account is open here and
+                // then brings them to us: they are not ours to end before they could be answered.
+                self.rotate();
+                self.cut_leftover(2 * HoldLimits::default().wait())
+            }
             _ => {
                 self.rotate();
                 self.cut_leftover(HoldLimits::default().grace())
@@ -340,6 +346,19 @@ mod tests {
         live.answered(&after);
         assert_eq!(live.traffic(), traffic, "only the first counts");
         drop(waiting);
+    }
+
+    #[test]
+    fn those_held_at_the_peer_are_left_when_the_account_comes_back() {
+        let mut live = Live::default();
+        let remote = RouteState::Remote { peer: ([192, 0, 2, 1], 7481).into() };
+        live.apply(None, &route(remote.clone()));
+        let with_peer = Arc::clone(live.current());
+        with_peer.enter();
+        let cut = live.apply(Some(&route(remote)), &route(RouteState::Local));
+        assert_eq!(cut, Cut::After(2 * HoldLimits::default().wait()));
+        assert!(with_peer.fencing.is_cancelled() && !with_peer.cut.is_cancelled());
+        assert!(with_peer.leave());
     }
 
     #[test]

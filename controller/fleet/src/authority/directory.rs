@@ -67,11 +67,7 @@ fn read(dir: &Path) -> Result<Files, Fault> {
     let grant_key = Ed25519KeyPair::from_pkcs8(grant_der.secret_pkcs8_der())
         .map_err(|e| broken(GRANT_KEY).caused_by(&e));
     grant_der.zeroize();
-    Ok(Files {
-        ca_key,
-        ca_pem,
-        grant_key: grant_key?,
-    })
+    Ok(Files { ca_key, ca_pem, grant_key: grant_key? })
 }
 
 fn read_text(
@@ -79,11 +75,9 @@ fn read_text(
     read: impl Fn(&Path) -> Result<Zeroizing<Vec<u8>>, Fault>,
 ) -> Result<Zeroizing<String>, Fault> {
     let contents = read(path)?;
-    std::str::from_utf8(&contents)
-        .map(|text| Zeroizing::new(text.to_owned()))
-        .map_err(|e| {
-            Fault::precondition(format!("{} is not PEM text", path.display())).caused_by(&e)
-        })
+    std::str::from_utf8(&contents).map(|text| Zeroizing::new(text.to_owned())).map_err(|e| {
+        Fault::precondition(format!("{} is not PEM text", path.display())).caused_by(&e)
+    })
 }
 
 /// Makes the authority beside its place and renames it there, so that a crash leaves nothing or
@@ -112,10 +106,7 @@ fn make(dir: &Path) -> Result<(), Fault> {
     }
     match fs::remove_dir_all(&staging) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Fault::io(
-                format!("cannot remove {}", staging.display()),
-                &e,
-            ));
+            return Err(Fault::io(format!("cannot remove {}", staging.display()), &e));
         }
         _ => {}
     }

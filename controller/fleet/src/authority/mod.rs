@@ -77,10 +77,7 @@ impl Authority {
     pub fn open(dir: &Path) -> Result<Self, Fault> {
         let files = directory::open_or_make(dir)?;
         let context = |fault: Fault| {
-            fault.context(format!(
-                "the certificate authority in {} cannot be used",
-                dir.display()
-            ))
+            fault.context(format!("the certificate authority in {} cannot be used", dir.display()))
         };
         let ca = CaCertificate::from_pem(&files.ca_pem).map_err(context)?;
         let ca_not_after = profile::check_authority(&ca, &files.ca_key).map_err(context)?;
@@ -198,9 +195,7 @@ impl Authority {
 
 impl std::fmt::Debug for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Authority")
-            .field("ca", &self.ca)
-            .finish_non_exhaustive()
+        f.debug_struct("Authority").field("ca", &self.ca).finish_non_exhaustive()
     }
 }
 

@@ -41,16 +41,11 @@ impl Validity {
     pub(super) fn from_now(lifetime: Duration, authority_ends: i64) -> Result<Self, Fault> {
         let now = unix_now();
         if now >= authority_ends {
-            return Err(
-                Fault::permanent("the certificate authority itself has expired")
-                    .remedy("set up a new authority and enrol every server again"),
-            );
+            return Err(Fault::permanent("the certificate authority itself has expired")
+                .remedy("set up a new authority and enrol every server again"));
         }
         let lifetime = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX);
-        Self::of(
-            now - BACKDATE,
-            now.saturating_add(lifetime).min(authority_ends),
-        )
+        Self::of(now - BACKDATE, now.saturating_add(lifetime).min(authority_ends))
     }
 
     fn of(not_before: i64, not_after: i64) -> Result<Self, Fault> {
@@ -58,10 +53,7 @@ impl Validity {
             OffsetDateTime::from_unix_timestamp(seconds)
                 .map_err(|e| Fault::precondition("this server's clock is wrong").caused_by(&e))
         };
-        Ok(Self {
-            not_before: time(not_before)?,
-            not_after: time(not_after)?,
-        })
+        Ok(Self { not_before: time(not_before)?, not_after: time(not_after)? })
     }
 }
 
@@ -110,9 +102,7 @@ pub(super) fn self_signed(key: &KeyPair) -> Result<String, Fault> {
     params.not_after = validity.not_after;
     params.serial_number = Some(serial()?);
     params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "Ferry certificate authority");
+    params.distinguished_name.push(DnType::CommonName, "Ferry certificate authority");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
@@ -146,9 +136,7 @@ pub(super) fn requested_key(csr_pem: &str) -> Result<PublicKey, Fault> {
     let p256 = PublicKeyData::algorithm(&key) == &PKCS_ECDSA_P256_SHA256
         && key.der_bytes().len() == P256_POINT_LEN;
     if !p256 {
-        return Err(Fault::permanent(
-            "a certificate request has a key other than ECDSA P-256",
-        ));
+        return Err(Fault::permanent("a certificate request has a key other than ECDSA P-256"));
     }
     Ok(key)
 }
@@ -185,10 +173,7 @@ pub(super) fn issue(
         Party::Controller => vec![ExtendedKeyUsagePurpose::ServerAuth],
         // Agents call the controller and each other.
         Party::Agent(_) => {
-            vec![
-                ExtendedKeyUsagePurpose::ServerAuth,
-                ExtendedKeyUsagePurpose::ClientAuth,
-            ]
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]
         }
     };
     params.use_authority_key_identifier_extension = true;

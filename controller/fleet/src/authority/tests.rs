@@ -35,23 +35,13 @@ fn server(name: &str) -> ServerName {
 
 fn enrol(authority: &Authority, name: &str) -> Arc<Identity> {
     let key = new_key_and_csr(&server(name)).unwrap();
-    let issued = authority
-        .issue_agent(&key.csr_pem, &server(name), AGENT_LIFETIME)
-        .unwrap();
-    Identity::new(&Credentials::new(
-        &key.key_pem,
-        &issued.pem,
-        authority.ca_pem(),
-    ))
-    .unwrap()
+    let issued = authority.issue_agent(&key.csr_pem, &server(name), AGENT_LIFETIME).unwrap();
+    Identity::new(&Credentials::new(&key.key_pem, &issued.pem, authority.ca_pem())).unwrap()
 }
 
 #[track_caller]
 fn says(fault: &Fault, text: &str) {
-    assert!(
-        fault.to_string().contains(text),
-        "{text:?} is not in: {fault}"
-    );
+    assert!(fault.to_string().contains(text), "{text:?} is not in: {fault}");
 }
 
 fn chmod(path: &Path, mode: u32) {
@@ -70,11 +60,7 @@ fn it_is_made_once_and_only_we_can_read_it() {
     let second = Authority::open(&place.dir).unwrap();
     assert_eq!(first.fingerprint(), second.fingerprint());
     assert_eq!(first.grant_public_key(), second.grant_public_key());
-    assert_eq!(
-        fs::read_dir(place.dir.parent().unwrap()).unwrap().count(),
-        1,
-        "nothing is left"
-    );
+    assert_eq!(fs::read_dir(place.dir.parent().unwrap()).unwrap().count(), 1, "nothing is left");
     // The controller's certificate is new at each start, under the same authority.
     let (one, two) = (first.controller_identity(), second.controller_identity());
     assert_ne!(one.leaf().serial, two.leaf().serial);
@@ -109,16 +95,10 @@ fn it_refuses_keys_that_others_can_read() {
     let place = place();
     Authority::open(&place.dir).unwrap();
     chmod(&place.dir, 0o777);
-    says(
-        &Authority::open(&place.dir).unwrap_err(),
-        "others can replace the keys",
-    );
+    says(&Authority::open(&place.dir).unwrap_err(), "others can replace the keys");
     chmod(&place.dir, 0o700);
     chmod(&place.dir.join("ca.pem"), 0o666);
-    says(
-        &Authority::open(&place.dir).unwrap_err(),
-        "can be changed by others",
-    );
+    says(&Authority::open(&place.dir).unwrap_err(), "can be changed by others");
 }
 
 #[test]
@@ -127,10 +107,7 @@ fn it_never_makes_a_new_one_over_a_damaged_one() {
         let place = place();
         Authority::open(&place.dir).unwrap();
         fs::remove_file(place.dir.join(name)).unwrap();
-        says(
-            &Authority::open(&place.dir).unwrap_err(),
-            &format!("{name} is missing"),
-        );
+        says(&Authority::open(&place.dir).unwrap_err(), &format!("{name} is missing"));
         fs::write(place.dir.join(name), "nonsense").unwrap();
         chmod(&place.dir.join(name), 0o600);
         assert!(Authority::open(&place.dir).is_err(), "{name} is nonsense");
@@ -139,10 +116,7 @@ fn it_never_makes_a_new_one_over_a_damaged_one() {
     Authority::open(&one.dir).unwrap();
     Authority::open(&other.dir).unwrap();
     fs::copy(other.dir.join("ca.key"), one.dir.join("ca.key")).unwrap();
-    says(
-        &Authority::open(&one.dir).unwrap_err(),
-        "not the key of ca.pem",
-    );
+    says(&Authority::open(&one.dir).unwrap_err(), "not the key of ca.pem");
     fs::remove_file(one.dir.join("ca.key")).unwrap();
     symlink(other.dir.join("ca.key"), one.dir.join("ca.key")).unwrap();
     assert!(Authority::open(&one.dir).is_err(), "a link");
@@ -171,22 +145,15 @@ fn of_a_request_only_the_key_counts() {
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::Any];
     let csr = params.serialize_request(&key).unwrap().pem().unwrap();
-    let issued = authority
-        .issue_agent(&csr, &server("web1"), AGENT_LIFETIME)
-        .unwrap();
+    let issued = authority.issue_agent(&csr, &server("web1"), AGENT_LIFETIME).unwrap();
     let credentials = Credentials::new(&key.serialize_pem(), &issued.pem, authority.ca_pem());
     let identity = Identity::new(&credentials).unwrap();
     assert_eq!(identity.party(), &Party::Agent(server("web1")));
     assert_eq!(identity.leaf().serial, issued.serial);
     assert_eq!(identity.leaf().fingerprint, issued.fingerprint);
     let lifetime = issued.not_after - issued.not_before;
-    assert!(
-        (90 * 86_400..91 * 86_400).contains(&lifetime),
-        "{lifetime} s"
-    );
-    let again = authority
-        .issue_agent(&csr, &server("web1"), AGENT_LIFETIME)
-        .unwrap();
+    assert!((90 * 86_400..91 * 86_400).contains(&lifetime), "{lifetime} s");
+    let again = authority.issue_agent(&csr, &server("web1"), AGENT_LIFETIME).unwrap();
     assert_ne!(again.serial, issued.serial);
     assert_eq!(again.public_key, issued.public_key);
 }
@@ -200,35 +167,19 @@ fn a_request_must_be_signed_by_a_key_of_our_kind() {
     issue(&good).unwrap();
 
     // Somebody else's public key under one's own signature proves nothing.
-    let (der, other) = (
-        request_der(&good),
-        new_key_and_csr(&server("web1")).unwrap(),
-    );
+    let (der, other) = (request_der(&good), new_key_and_csr(&server("web1")).unwrap());
     let mut forged = der.clone();
     let other = request_der(&other.csr_pem);
     let (at, len) = (position(&der), 64);
     forged[at..at + len].copy_from_slice(&other[position(&other)..][..len]);
-    says(
-        &issue(&request_pem(&forged)).unwrap_err(),
-        "not a certificate request signed by its key",
-    );
+    says(&issue(&request_pem(&forged)).unwrap_err(), "not a certificate request signed by its key");
 
     for algorithm in [&PKCS_ED25519, &PKCS_ECDSA_P384_SHA384] {
         let key = KeyPair::generate_for(algorithm).unwrap();
-        let csr = CertificateParams::default()
-            .serialize_request(&key)
-            .unwrap()
-            .pem()
-            .unwrap();
+        let csr = CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
         says(&issue(&csr).unwrap_err(), "other than ECDSA P-256");
     }
-    for nonsense in [
-        "",
-        "nonsense",
-        &"x".repeat(100_000),
-        &good[..200],
-        authority.ca_pem(),
-    ] {
+    for nonsense in ["", "nonsense", &"x".repeat(100_000), &good[..200], authority.ca_pem()] {
         assert!(issue(nonsense).is_err());
     }
     let fault = authority
@@ -239,17 +190,12 @@ fn a_request_must_be_signed_by_a_key_of_our_kind() {
 
 /// Where the 64 bytes of the public key's point begin, after the bit string's header.
 fn position(der: &[u8]) -> usize {
-    der.windows(4)
-        .position(|window| window == [0x03, 0x42, 0x00, 0x04])
-        .unwrap()
-        + 4
+    der.windows(4).position(|window| window == [0x03, 0x42, 0x00, 0x04]).unwrap() + 4
 }
 
 fn request_der(pem: &str) -> Vec<u8> {
     use rustls_pki_types::pem::PemObject;
-    rustls_pki_types::CertificateSigningRequestDer::from_pem_slice(pem.as_bytes())
-        .unwrap()
-        .to_vec()
+    rustls_pki_types::CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).unwrap().to_vec()
 }
 
 fn request_pem(der: &[u8]) -> String {
@@ -274,10 +220,7 @@ fn a_token_is_this_controller_s_and_its_secret_is_not_kept() {
     assert_eq!(token.server, server("web1"));
     assert_eq!(token_hash(&token), hash);
     assert_eq!(Token::parse(&text).unwrap().ca, *authority.fingerprint());
-    says(
-        &other.parse_token(&text).unwrap_err(),
-        "made by another controller",
-    );
+    says(&other.parse_token(&text).unwrap_err(), "made by another controller");
     says(&authority.parse_token(&text[1..]).unwrap_err(), "not valid");
 }
 
@@ -301,10 +244,7 @@ fn grants_are_signed_by_a_key_of_their_own() {
     let signed = authority.sign_grant(&grant).unwrap();
     // As after a restart.
     let again = Authority::open(&here.dir).unwrap();
-    assert_eq!(
-        signed.verify(&again.grant_public_key(), now).unwrap(),
-        grant
-    );
+    assert_eq!(signed.verify(&again.grant_public_key(), now).unwrap(), grant);
     let other = Authority::open(&there.dir).unwrap();
     assert!(signed.verify(&other.grant_public_key(), now).is_err());
 }
@@ -315,37 +255,27 @@ async fn a_server_enrols_by_token_and_comes_back_with_its_certificate() {
     let authority = Authority::open(&place.dir).unwrap();
     let connections = Connections::new(Limits::default());
     let listener = Listener::bind("127.0.0.1:0").await.unwrap();
-    let incoming = listener
-        .serve(&authority.controller_identity(), &connections)
-        .unwrap();
+    let incoming = listener.serve(&authority.controller_identity(), &connections).unwrap();
     let address = incoming.address().to_string();
     let (_reporter, health) = tonic_health::server::health_reporter();
-    let serve = tonic::transport::Server::builder()
-        .add_service(health)
-        .serve_with_incoming(incoming);
+    let serve =
+        tonic::transport::Server::builder().add_service(health).serve_with_incoming(incoming);
     let serving = tokio::spawn(serve);
 
     let (_, text) = authority.new_token(&server("web1")).unwrap();
     let token = Token::parse(&text).unwrap();
     pinned_connect(&address, &token.ca).await.unwrap();
     let identity = enrol(&authority, "web1");
-    connect(&address, &identity, &Party::Controller)
-        .await
-        .unwrap();
+    connect(&address, &identity, &Party::Controller).await.unwrap();
 
     // Issued with no time left: refused as soon as the second is over.
     let key = new_key_and_csr(&server("web2")).unwrap();
-    let issued = authority
-        .issue_agent(&key.csr_pem, &server("web2"), Duration::ZERO)
-        .unwrap();
+    let issued = authority.issue_agent(&key.csr_pem, &server("web2"), Duration::ZERO).unwrap();
     let brief = Credentials::new(&key.key_pem, &issued.pem, authority.ca_pem());
     let brief = Identity::new(&brief).unwrap();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     let fault = loop {
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "an expired certificate still works"
-        );
+        assert!(tokio::time::Instant::now() < deadline, "an expired certificate still works");
         match connect(&address, &brief, &Party::Controller).await {
             Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             Err(fault) => break fault,
@@ -357,9 +287,7 @@ async fn a_server_enrols_by_token_and_comes_back_with_its_certificate() {
     let elsewhere = self::place();
     let stranger = enrol(&Authority::open(&elsewhere.dir).unwrap(), "web1");
     says(
-        &connect(&address, &stranger, &Party::Controller)
-            .await
-            .unwrap_err(),
+        &connect(&address, &stranger, &Party::Controller).await.unwrap_err(),
         "not from our certificate authority",
     );
     serving.abort();

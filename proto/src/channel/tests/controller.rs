@@ -32,16 +32,11 @@ async fn both_ends_know_each_other_by_name() {
 async fn a_caller_without_certificate_is_anonymous() {
     let ca = Ca::new();
     let controller = Controller::start(&ca).await;
-    let channel = connect_anonymous(&controller.address, &ca.certificate)
-        .await
-        .unwrap();
+    let channel = connect_anonymous(&controller.address, &ca.certificate).await.unwrap();
     check(&channel).await.unwrap();
     assert_eq!(controller.last_caller(), Some(Caller::Anonymous));
     let mut request = tonic::Request::new(());
-    assert!(
-        require_agent(&request).is_err(),
-        "no connection is no agent"
-    );
+    assert!(require_agent(&request).is_err(), "no connection is no agent");
     let connection = Connection {
         caller: Caller::Agent {
             name: server("web1"),
@@ -59,17 +54,14 @@ async fn a_caller_without_certificate_is_anonymous() {
 async fn the_token_s_fingerprint_decides_whom_to_enrol_with() {
     let ca = Ca::new();
     let controller = Controller::start(&ca).await;
-    let channel = pinned_connect(&controller.address, ca.certificate.fingerprint())
-        .await
-        .unwrap();
+    let channel = pinned_connect(&controller.address, ca.certificate.fingerprint()).await.unwrap();
     check(&channel).await.unwrap();
     assert_eq!(controller.last_caller(), Some(Caller::Anonymous));
 
     // Another authority whose certificates carry the same names and subject.
     let other = Ca::new();
-    let fault = pinned_connect(&controller.address, other.certificate.fingerprint())
-        .await
-        .unwrap_err();
+    let fault =
+        pinned_connect(&controller.address, other.certificate.fingerprint()).await.unwrap_err();
     assert_eq!(fault.class, FaultClass::Permanent);
     says(&fault, "not from our certificate authority");
 }
@@ -81,14 +73,9 @@ async fn the_pinned_authority_must_have_signed_what_is_shown() {
     let ca = Ca::new();
     let other = Ca::new();
     let forged = names(&Party::Controller, ca.certificate.fingerprint());
-    let profile = Profile {
-        names: Some(forged),
-        ..Profile::default()
-    };
+    let profile = Profile { names: Some(forged), ..Profile::default() };
     let address = impostor(&other.issue(&Party::Controller, profile), &ca).await;
-    let fault = pinned_connect(&address, ca.certificate.fingerprint())
-        .await
-        .unwrap_err();
+    let fault = pinned_connect(&address, ca.certificate.fingerprint()).await.unwrap_err();
     says(&fault, "not from our certificate authority");
 }
 
@@ -97,9 +84,8 @@ async fn a_pinned_agent_is_not_the_controller() {
     let ca = Ca::new();
     let agent_as_server =
         Controller::start_as(ca.identity(&agent("web1")), Limits::default()).await;
-    let fault = pinned_connect(&agent_as_server.address, ca.certificate.fingerprint())
-        .await
-        .unwrap_err();
+    let fault =
+        pinned_connect(&agent_as_server.address, ca.certificate.fingerprint()).await.unwrap_err();
     says(&fault, "another party than the controller");
     let identity = ca.identity(&agent("web2"));
     let fault = call(&agent_as_server.address, &identity).await.unwrap_err();
@@ -119,10 +105,7 @@ async fn foreign_authorities_are_refused_at_both_ends() {
     // The server does not believe the agent, who believes the server.
     let certificate = other.issue(&agent("web1"), Profile::default());
     let configure = |verifier| raw_config(verifier, Some(&certificate), ALPN_CONTROLLER);
-    says(
-        &refused(&controller, configure, &ca).await,
-        "another authority",
-    );
+    says(&refused(&controller, configure, &ca).await, "another authority");
     assert_eq!(controller.last_caller(), None);
 }
 
@@ -130,11 +113,7 @@ async fn foreign_authorities_are_refused_at_both_ends() {
 async fn expired_certificates_are_refused_at_both_ends() {
     let ca = Ca::new();
     let now = unix_now();
-    let old = || Profile {
-        not_before: now - 100,
-        not_after: now - 10,
-        ..Profile::default()
-    };
+    let old = || Profile { not_before: now - 100, not_after: now - 10, ..Profile::default() };
     let controller = Controller::start(&ca).await;
     let expired = Identity::new(&ca.credentials_with(&agent("web1"), old())).unwrap();
     assert!(expired.leaf().expired(now));
@@ -143,9 +122,7 @@ async fn expired_certificates_are_refused_at_both_ends() {
 
     let expired = Identity::new(&ca.credentials_with(&Party::Controller, old())).unwrap();
     let controller = Controller::start_as(expired, Limits::default()).await;
-    let fault = call(&controller.address, &ca.identity(&agent("web1")))
-        .await
-        .unwrap_err();
+    let fault = call(&controller.address, &ca.identity(&agent("web1"))).await.unwrap_err();
     assert_eq!(fault.class, FaultClass::Precondition);
     says(&fault, "has expired");
 }
@@ -154,16 +131,10 @@ async fn expired_certificates_are_refused_at_both_ends() {
 async fn not_yet_valid_is_a_matter_of_clocks() {
     let ca = Ca::new();
     let now = unix_now();
-    let future = Profile {
-        not_before: now + 500,
-        not_after: now + 1000,
-        ..Profile::default()
-    };
+    let future = Profile { not_before: now + 500, not_after: now + 1000, ..Profile::default() };
     let early = Identity::new(&ca.credentials_with(&Party::Controller, future)).unwrap();
     let controller = Controller::start_as(early, Limits::default()).await;
-    let fault = call(&controller.address, &ca.identity(&agent("web1")))
-        .await
-        .unwrap_err();
+    let fault = call(&controller.address, &ca.identity(&agent("web1"))).await.unwrap_err();
     says(&fault, "not valid yet");
     says(&fault, "clocks");
 }
@@ -172,9 +143,7 @@ async fn not_yet_valid_is_a_matter_of_clocks() {
 async fn the_controller_s_certificate_cannot_call() {
     let ca = Ca::new();
     let controller = Controller::start(&ca).await;
-    let fault = call(&controller.address, &ca.identity(&Party::Controller))
-        .await
-        .unwrap_err();
+    let fault = call(&controller.address, &ca.identity(&Party::Controller)).await.unwrap_err();
     says(&fault, "refused our certificate");
     assert_eq!(controller.last_caller(), None);
 }
@@ -192,31 +161,18 @@ fn only_the_names_that_the_authority_writes_are_names() {
         vec![],
         vec![dns(&right_dns)],
         vec![uri(&right_uri), dns(&right_dns)],
-        vec![
-            dns(&right_dns),
-            uri(&right_uri),
-            dns("web2.agent.ferry.internal"),
-        ],
+        vec![dns(&right_dns), uri(&right_uri), dns("web2.agent.ferry.internal")],
         vec![dns(&right_dns), uri(&agent("web2").uri(print))],
-        vec![
-            dns(&right_dns),
-            uri(&web1.uri(&Fingerprint::of(b"another authority"))),
-        ],
+        vec![dns(&right_dns), uri(&web1.uri(&Fingerprint::of(b"another authority")))],
         vec![dns("*.agent.ferry.internal"), uri(&right_uri)],
         vec![dns("controller.ferry.internal"), uri(&right_uri)],
         vec![dns("web1.example"), uri(&right_uri)],
     ] {
-        let profile = Profile {
-            names: Some(wrong.clone()),
-            ..Profile::default()
-        };
+        let profile = Profile { names: Some(wrong.clone()), ..Profile::default() };
         let fault = Identity::new(&ca.credentials_with(&web1, profile)).unwrap_err();
         says(&fault, "names are not Ferry's");
     }
-    let profile = Profile {
-        is_ca: true,
-        ..Profile::default()
-    };
+    let profile = Profile { is_ca: true, ..Profile::default() };
     assert!(Identity::new(&ca.credentials_with(&web1, profile)).is_err());
 }
 
@@ -227,20 +183,12 @@ async fn strange_names_are_refused_in_the_handshake() {
     let ca = Ca::new();
     let controller = Controller::start(&ca).await;
     let print = ca.certificate.fingerprint();
-    let strange = vec![
-        names(&agent("web1"), print).remove(0),
-        names(&agent("web2"), print).remove(1),
-    ];
-    let profile = Profile {
-        names: Some(strange),
-        ..Profile::default()
-    };
+    let strange =
+        vec![names(&agent("web1"), print).remove(0), names(&agent("web2"), print).remove(1)];
+    let profile = Profile { names: Some(strange), ..Profile::default() };
     let certificate = ca.issue(&agent("web1"), profile);
     let configure = |verifier| raw_config(verifier, Some(&certificate), ALPN_CONTROLLER);
-    says(
-        &refused(&controller, configure, &ca).await,
-        "refused our certificate",
-    );
+    says(&refused(&controller, configure, &ca).await, "refused our certificate");
 }
 
 /// What a client is told whose certificate is refused. In TLS 1.3 it is done with its part of the
@@ -250,9 +198,8 @@ async fn refused(
     configure: impl FnOnce(Arc<dyn ServerCertVerifier>) -> ClientConfig,
     ca: &Ca,
 ) -> Fault {
-    let mut tls = foreign_client(&controller.address, &Party::Controller, configure, ca)
-        .await
-        .unwrap();
+    let mut tls =
+        foreign_client(&controller.address, &Party::Controller, configure, ca).await.unwrap();
     let error = soon(tls.read_u8()).await.expect_err("it got in");
     refusal::fault("the controller", &error)
 }
@@ -263,23 +210,12 @@ async fn a_server_with_strange_names_is_refused_with_the_reason() {
     let print = ca.certificate.fingerprint();
     let mut strange = names(&Party::Controller, print);
     strange[1] = names(&agent("web1"), print).remove(1);
-    let profile = Profile {
-        names: Some(strange),
-        ..Profile::default()
-    };
+    let profile = Profile { names: Some(strange), ..Profile::default() };
     let address = impostor(&ca.issue(&Party::Controller, profile), &ca).await;
-    let fault = call(&address, &ca.identity(&agent("web1")))
-        .await
-        .unwrap_err();
-    says(
-        &fault,
-        "was refused: the certificate's names are not Ferry's",
-    );
+    let fault = call(&address, &ca.identity(&agent("web1"))).await.unwrap_err();
+    says(&fault, "was refused: the certificate's names are not Ferry's");
     let fault = pinned_connect(&address, print).await.unwrap_err();
-    says(
-        &fault,
-        "was refused: the certificate's names are not Ferry's",
-    );
+    says(&fault, "was refused: the certificate's names are not Ferry's");
 }
 
 #[tokio::test]
@@ -294,19 +230,13 @@ async fn tls_1_2_is_refused() {
             .with_custom_certificate_verifier(verifier)
             .with_no_client_auth()
     };
-    let error = foreign_client(&controller.address, &Party::Controller, old, &ca)
-        .await
-        .unwrap_err();
-    says(
-        &refusal::fault("the controller", &error),
-        "another protocol",
-    );
+    let error =
+        foreign_client(&controller.address, &Party::Controller, old, &ca).await.unwrap_err();
+    says(&refusal::fault("the controller", &error), "another protocol");
 
     // The same client with TLS 1.3 gets in: it was the version that was refused.
     let new = |verifier| raw_config(verifier, None, ALPN_CONTROLLER);
-    foreign_client(&controller.address, &Party::Controller, new, &ca)
-        .await
-        .unwrap();
+    foreign_client(&controller.address, &Party::Controller, new, &ca).await.unwrap();
 }
 
 #[tokio::test]
@@ -316,14 +246,10 @@ async fn sessions_are_never_resumed() {
     let controller = Controller::start(&ca).await;
     let shared = std::sync::OnceLock::new();
     for _ in 0..2 {
-        let configure = |verifier| {
-            shared
-                .get_or_init(|| raw_config(verifier, None, ALPN_CONTROLLER))
-                .clone()
-        };
-        let mut tls = foreign_client(&controller.address, &Party::Controller, configure, &ca)
-            .await
-            .unwrap();
+        let configure =
+            |verifier| shared.get_or_init(|| raw_config(verifier, None, ALPN_CONTROLLER)).clone();
+        let mut tls =
+            foreign_client(&controller.address, &Party::Controller, configure, &ca).await.unwrap();
         // The server's first words (HTTP/2 settings) come after any ticket.
         assert!(soon(tls.read_u8()).await.is_ok());
         assert_eq!(tls.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
@@ -342,10 +268,7 @@ async fn another_protocol_is_refused() {
             config
         };
         match foreign_client(&controller.address, &Party::Controller, configure, &ca).await {
-            Err(error) => says(
-                &refusal::fault("the controller", &error),
-                "another protocol",
-            ),
+            Err(error) => says(&refusal::fault("the controller", &error), "another protocol"),
             Ok(mut tls) => assert!(soon(tls.read_u8()).await.is_err(), "{offered:?} got in"),
         }
     }
@@ -355,17 +278,10 @@ async fn another_protocol_is_refused() {
 async fn nobody_there_is_transient_and_nonsense_is_not() {
     let ca = Ca::new();
     let identity = ca.identity(&agent("web1"));
-    let free = Listener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .address()
-        .to_string();
+    let free = Listener::bind("127.0.0.1:0").await.unwrap().address().to_string();
     let fault = call(&free, &identity).await.unwrap_err();
     assert_eq!(fault.class, FaultClass::Transient);
-    says(
-        &fault,
-        &format!("no connection to the controller at {free}"),
-    );
+    says(&fault, &format!("no connection to the controller at {free}"));
     let fault = call("no port", &identity).await.unwrap_err();
     assert_eq!(fault.class, FaultClass::Precondition);
     says(&fault, "HOST:PORT");
@@ -381,9 +297,7 @@ async fn a_server_that_does_not_speak_tls_is_named() {
         let _ = tokio::io::AsyncWriteExt::write_all(&mut socket, b"220 smtp ready\r\n").await;
         let _ = socket.read_u8().await;
     });
-    let fault = call(&address, &ca.identity(&agent("web1")))
-        .await
-        .unwrap_err();
+    let fault = call(&address, &ca.identity(&agent("web1"))).await.unwrap_err();
     assert_eq!(fault.class, FaultClass::Permanent);
     says(&fault, "does not speak TLS 1.3");
 }

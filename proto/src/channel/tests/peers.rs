@@ -18,10 +18,7 @@ async fn two_agents_exchange_bytes_and_know_each_other() {
     assert_eq!(accepted.server, server("web1"));
     assert_eq!(stream.connection().caller.server(), Some(&server("web2")));
     assert_eq!(stream.connection().address, address);
-    assert_eq!(
-        (ours.count(&server("web2")), theirs.count(&server("web1"))),
-        (1, 1)
-    );
+    assert_eq!((ours.count(&server("web2")), theirs.count(&server("web1"))), (1, 1));
 
     let sent = vec![7; 1_000_000];
     let echo = async {
@@ -40,10 +37,7 @@ async fn two_agents_exchange_bytes_and_know_each_other() {
     assert_eq!(back, sent);
 
     drop((stream, accepted));
-    assert_eq!(
-        (ours.count(&server("web2")), theirs.count(&server("web1"))),
-        (0, 0)
-    );
+    assert_eq!((ours.count(&server("web2")), theirs.count(&server("web1"))), (0, 0));
 }
 
 #[tokio::test]
@@ -52,9 +46,7 @@ async fn another_agent_than_expected_is_refused() {
     let (_port, address, _) = peer_port(&ca, "web3").await;
     let me = ca.identity(&agent("web1"));
     let ours = Connections::new(Limits::default());
-    let fault = peer_connect_to(&address, &me, "web2", &ours)
-        .await
-        .unwrap_err();
+    let fault = peer_connect_to(&address, &me, "web2", &ours).await.unwrap_err();
     assert_eq!(fault.class, FaultClass::Permanent);
     says(&fault, "another party than the agent of web2");
 }
@@ -66,19 +58,12 @@ async fn peers_must_show_an_agent_s_certificate() {
     let (_port, address, connections) = peer_port(&ca, "web2").await;
     for (certificate, why) in [
         (None, "we showed no certificate"),
-        (
-            Some(other.issue(&agent("web1"), Profile::default())),
-            "another authority",
-        ),
-        (
-            Some(ca.issue(&Party::Controller, Profile::default())),
-            "refused our certificate",
-        ),
+        (Some(other.issue(&agent("web1"), Profile::default())), "another authority"),
+        (Some(ca.issue(&Party::Controller, Profile::default())), "refused our certificate"),
     ] {
         let configure = |verifier| raw_config(verifier, certificate.as_ref(), ALPN_PEER);
-        let mut tls = foreign_client(&address.to_string(), &agent("web2"), configure, &ca)
-            .await
-            .unwrap();
+        let mut tls =
+            foreign_client(&address.to_string(), &agent("web2"), configure, &ca).await.unwrap();
         let error = soon(tls.read_u8()).await.expect_err("it got in");
         says(&refusal::fault("the peer", &error), why);
     }
@@ -109,9 +94,7 @@ async fn the_controller_s_port_is_no_peer_port() {
     let controller = Controller::start_as(ca.identity(&agent("web2")), Limits::default()).await;
     let me = ca.identity(&agent("web1"));
     let ours = Connections::new(Limits::default());
-    let fault = peer_connect(&controller.address, &me, &server("web2"), &ours)
-        .await
-        .unwrap_err();
+    let fault = peer_connect(&controller.address, &me, &server("web2"), &ours).await.unwrap_err();
     says(&fault, "another protocol");
 }
 
@@ -121,11 +104,5 @@ pub(super) async fn peer_connect_to(
     name: &str,
     connections: &std::sync::Arc<Connections>,
 ) -> Result<SecureStream, crate::Fault> {
-    soon(peer_connect(
-        &address.to_string(),
-        me,
-        &server(name),
-        connections,
-    ))
-    .await
+    soon(peer_connect(&address.to_string(), me, &server(name), connections)).await
 }

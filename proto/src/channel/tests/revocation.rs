@@ -11,24 +11,16 @@ use crate::FaultClass;
 use crate::channel::*;
 
 fn by_name(name: &str) -> Revocations {
-    Revocations {
-        servers: [server(name)].into(),
-        ..Revocations::default()
-    }
+    Revocations { servers: [server(name)].into(), ..Revocations::default() }
 }
 
 fn by_serial(identity: &Identity) -> Revocations {
-    Revocations {
-        serials: [identity.leaf().serial.clone()].into(),
-        ..Revocations::default()
-    }
+    Revocations { serials: [identity.leaf().serial.clone()].into(), ..Revocations::default() }
 }
 
 async fn watch(channel: &Channel) -> tonic::Streaming<tonic_health::pb::HealthCheckResponse> {
     let mut client = HealthClient::new(channel.clone());
-    let request = HealthCheckRequest {
-        service: String::new(),
-    };
+    let request = HealthCheckRequest { service: String::new() };
     let mut stream = soon(client.watch(request)).await.unwrap().into_inner();
     soon(stream.message()).await.unwrap().unwrap();
     stream
@@ -45,10 +37,7 @@ async fn a_revoked_agent_is_cut_off_and_stays_out() {
     let mut good_stream = watch(&good_channel).await;
 
     assert_eq!(controller.connections.set_revocations(by_name("web1")), 1);
-    assert!(
-        soon(bad_stream.message()).await.is_err(),
-        "the stream that stood is cut"
-    );
+    assert!(soon(bad_stream.message()).await.is_err(), "the stream that stood is cut");
     // Also for a new connection, which the channel dials by itself.
     let fault = check(&bad_channel).await.unwrap_err();
     says(&fault, "refused us: our certificate is revoked");
@@ -58,20 +47,12 @@ async fn a_revoked_agent_is_cut_off_and_stays_out() {
     assert_eq!(controller.connections.count(&server("web1")), 0);
 
     // Nobody else notices.
-    controller
-        .health
-        .set_service_status("", tonic_health::ServingStatus::NotServing)
-        .await;
+    controller.health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
     let changed = soon(good_stream.message()).await.unwrap().unwrap();
-    assert_eq!(
-        changed.status,
-        tonic_health::ServingStatus::NotServing as i32
-    );
+    assert_eq!(changed.status, tonic_health::ServingStatus::NotServing as i32);
 
     // Lifted, it may come back.
-    controller
-        .connections
-        .set_revocations(Revocations::default());
+    controller.connections.set_revocations(Revocations::default());
     call(&controller.address, &bad).await.unwrap();
 }
 
@@ -83,10 +64,7 @@ async fn a_serial_is_one_certificate() {
     let fresh = ca.identity(&agent("web1"));
     let stolen_channel = call(&controller.address, &stolen).await.unwrap();
     let mut stolen_stream = watch(&stolen_channel).await;
-    assert_eq!(
-        controller.connections.set_revocations(by_serial(&stolen)),
-        1
-    );
+    assert_eq!(controller.connections.set_revocations(by_serial(&stolen)), 1);
     assert!(soon(stolen_stream.message()).await.is_err());
     assert!(call(&controller.address, &stolen).await.is_err());
     call(&controller.address, &fresh).await.unwrap();
@@ -153,16 +131,10 @@ async fn both_halves_of_a_stream_wake_when_it_is_cut() {
     });
     // Until nothing has been written for a while: the buffers are full.
     let quiet = std::time::Duration::from_millis(300);
-    while tokio::time::timeout(quiet, progressed.changed())
-        .await
-        .is_ok()
-    {}
+    while tokio::time::timeout(quiet, progressed.changed()).await.is_ok() {}
     assert_eq!(ours.cut(&server("web2")), 1);
     assert!(soon(reading).await.unwrap().is_err());
-    assert_eq!(
-        soon(writing).await.unwrap().kind(),
-        std::io::ErrorKind::ConnectionAborted
-    );
+    assert_eq!(soon(writing).await.unwrap().kind(), std::io::ErrorKind::ConnectionAborted);
 }
 
 #[tokio::test]
@@ -172,16 +144,12 @@ async fn a_revoked_peer_is_refused_whoever_dials() {
     let ours = Connections::new(Limits::default());
     let me = ca.identity(&agent("web1"));
     theirs.set_revocations(by_name("web1"));
-    let fault = peer_connect_to(&address, &me, "web2", &ours)
-        .await
-        .unwrap_err();
+    let fault = peer_connect_to(&address, &me, "web2", &ours).await.unwrap_err();
     says(&fault, "the agent of web2");
     says(&fault, "our certificate is revoked");
     theirs.set_revocations(Revocations::default());
     ours.set_revocations(by_name("web2"));
-    let fault = peer_connect_to(&address, &me, "web2", &ours)
-        .await
-        .unwrap_err();
+    let fault = peer_connect_to(&address, &me, "web2", &ours).await.unwrap_err();
     says(&fault, "the certificate of the agent of web2");
     says(&fault, "is revoked");
     ours.set_revocations(Revocations::default());
@@ -208,8 +176,5 @@ fn revocations_survive_their_text() {
     let mut revocations = by_serial(&ca.identity(&agent("web1")));
     revocations.servers.insert(server("web2"));
     let text = serde_json::to_string(&revocations).unwrap();
-    assert_eq!(
-        serde_json::from_str::<Revocations>(&text).unwrap(),
-        revocations
-    );
+    assert_eq!(serde_json::from_str::<Revocations>(&text).unwrap(), revocations);
 }

@@ -25,9 +25,7 @@ async fn a_stream_goes_on_and_the_next_handshake_shows_the_new_certificate() {
     let old = identity.leaf().serial.clone();
     let channel = call(&controller.address, &identity).await.unwrap();
     let mut client = HealthClient::new(channel.clone());
-    let request = HealthCheckRequest {
-        service: String::new(),
-    };
+    let request = HealthCheckRequest { service: String::new() };
     let mut stream = soon(client.watch(request)).await.unwrap().into_inner();
     soon(stream.message()).await.unwrap().unwrap();
 
@@ -35,26 +33,13 @@ async fn a_stream_goes_on_and_the_next_handshake_shows_the_new_certificate() {
     let new = identity.leaf().serial.clone();
     assert_ne!(old, new);
     // The server's own certificate changes under the same stream, too.
-    controller
-        .identity
-        .replace(&ca.credentials(&Party::Controller))
-        .unwrap();
+    controller.identity.replace(&ca.credentials(&Party::Controller)).unwrap();
 
-    controller
-        .health
-        .set_service_status("", tonic_health::ServingStatus::NotServing)
-        .await;
+    controller.health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
     let changed = soon(stream.message()).await.unwrap().unwrap();
-    assert_eq!(
-        changed.status,
-        tonic_health::ServingStatus::NotServing as i32
-    );
+    assert_eq!(changed.status, tonic_health::ServingStatus::NotServing as i32);
     check(&channel).await.unwrap();
-    assert_eq!(
-        serial_of(controller.last_caller()),
-        old,
-        "the same connection as before"
-    );
+    assert_eq!(serial_of(controller.last_caller()), old, "the same connection as before");
 
     call(&controller.address, &identity).await.unwrap();
     assert_eq!(serial_of(controller.last_caller()), new);
@@ -86,22 +71,13 @@ fn only_credentials_of_the_same_party_and_authority_take_over() {
     let ca = Ca::new();
     let identity: Arc<Identity> = ca.identity(&agent("web1"));
     let before = identity.leaf();
-    let fault = identity
-        .replace(&ca.credentials(&agent("web2")))
-        .unwrap_err();
-    says(
-        &fault,
-        "for the agent of web2, but this is the agent of web1",
-    );
-    let fault = identity
-        .replace(&Ca::new().credentials(&agent("web1")))
-        .unwrap_err();
+    let fault = identity.replace(&ca.credentials(&agent("web2"))).unwrap_err();
+    says(&fault, "for the agent of web2, but this is the agent of web1");
+    let fault = identity.replace(&Ca::new().credentials(&agent("web1"))).unwrap_err();
     says(&fault, "enrol the server again");
     let (key, _) = ca.issue(&agent("web1"), Profile::default());
     let (_, certificate) = ca.issue(&agent("web1"), Profile::default());
-    let fault = identity
-        .replace(&Credentials::new(&key, &certificate, &ca.pem))
-        .unwrap_err();
+    let fault = identity.replace(&Credentials::new(&key, &certificate, &ca.pem)).unwrap_err();
     says(&fault, "a certificate for another key");
     assert_eq!(identity.leaf(), before);
 }

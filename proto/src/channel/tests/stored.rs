@@ -22,18 +22,10 @@ fn credentials_survive_the_disk_and_only_we_can_read_them() {
     assert_eq!(fs::metadata(&state).unwrap().mode() & 0o7777, 0o700);
     for entry in fs::read_dir(&state).unwrap() {
         let path = entry.unwrap().path();
-        assert_eq!(
-            fs::metadata(&path).unwrap().mode() & 0o7777,
-            0o600,
-            "{}",
-            path.display()
-        );
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600, "{}", path.display());
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
     }
-    says(
-        &Identity::load(&state).unwrap_err(),
-        "can be read by others",
-    );
+    says(&Identity::load(&state).unwrap_err(), "can be read by others");
 }
 
 #[test]
@@ -44,23 +36,11 @@ fn what_does_not_fit_together_is_not_stored() {
     let (key, certificate) = ca.issue(&agent("web1"), Profile::default());
     let (other_key, other_certificate) = other.issue(&agent("web1"), Profile::default());
     for (broken, why) in [
-        (
-            Credentials::new(&other_key, &certificate, &ca.pem),
-            "another key",
-        ),
-        (
-            Credentials::new(&other_key, &other_certificate, &ca.pem),
-            "did not sign",
-        ),
-        (
-            Credentials::new("", &certificate, &ca.pem),
-            "no private key",
-        ),
+        (Credentials::new(&other_key, &certificate, &ca.pem), "another key"),
+        (Credentials::new(&other_key, &other_certificate, &ca.pem), "did not sign"),
+        (Credentials::new("", &certificate, &ca.pem), "no private key"),
         (Credentials::new(&key, "", &ca.pem), "not exactly"),
-        (
-            Credentials::new(&key, &certificate, &certificate),
-            "not an authority's",
-        ),
+        (Credentials::new(&key, &certificate, &certificate), "not an authority's"),
         (Credentials::new("nonsense", "", ""), "no private key"),
     ] {
         says(&broken.store(dir.path()).unwrap_err(), why);
@@ -84,11 +64,7 @@ fn a_pending_key_stays_the_same_until_it_is_certified() {
     let first = pending_key_and_csr(dir.path(), &web1).unwrap();
     let second = pending_key_and_csr(dir.path(), &web1).unwrap();
     assert_eq!(*first.key_pem, *second.key_pem);
-    let key = |csr: &str| {
-        CertificateSigningRequestParams::from_pem(csr)
-            .unwrap()
-            .public_key
-    };
+    let key = |csr: &str| CertificateSigningRequestParams::from_pem(csr).unwrap().public_key;
     assert_eq!(key(&first.csr_pem), key(&second.csr_pem));
     let pending = dir.path().join("pending.key");
     assert_eq!(fs::metadata(&pending).unwrap().mode() & 0o7777, 0o600);
@@ -104,11 +80,7 @@ fn no_secret_is_printed() {
     let credentials = ca.credentials(&agent("web1"));
     let key = new_key_and_csr(&server("web1")).unwrap();
     let identity = Identity::new(&credentials).unwrap();
-    for shown in [
-        format!("{credentials:?}"),
-        format!("{key:?}"),
-        format!("{identity:?}"),
-    ] {
+    for shown in [format!("{credentials:?}"), format!("{key:?}"), format!("{identity:?}")] {
         assert!(!shown.contains("PRIVATE"), "{shown}");
     }
 }
@@ -120,26 +92,14 @@ fn what_enrolment_brings_must_be_what_the_token_says() {
         token::Token::new(*ca.certificate.fingerprint(), server(name), [1; 32])
     };
     let (key_pem, certificate) = ca.issue(&agent("web1"), Profile::default());
-    let key = NewKey {
-        key_pem: key_pem.into(),
-        csr_pem: String::new(),
-    };
+    let key = NewKey { key_pem: key_pem.into(), csr_pem: String::new() };
     let enrolled = |token| Credentials::enrolled(&key, &certificate, &ca.pem, &token);
     let credentials = enrolled(token(&ca, "web1")).unwrap();
     assert_eq!(Identity::new(&credentials).unwrap().party(), &agent("web1"));
-    says(
-        &enrolled(token(&ca, "web2")).unwrap_err(),
-        "is for server web2",
-    );
-    says(
-        &enrolled(token(&other, "web1")).unwrap_err(),
-        "another authority than the token's",
-    );
+    says(&enrolled(token(&ca, "web2")).unwrap_err(), "is for server web2");
+    says(&enrolled(token(&other, "web1")).unwrap_err(), "another authority than the token's");
     let (controller_key, controller) = ca.issue(&Party::Controller, Profile::default());
-    let key = NewKey {
-        key_pem: controller_key.into(),
-        csr_pem: String::new(),
-    };
+    let key = NewKey { key_pem: controller_key.into(), csr_pem: String::new() };
     let fault = Credentials::enrolled(&key, &controller, &ca.pem, &token(&ca, "web1")).unwrap_err();
     says(&fault, "the certificate for the controller");
 }
@@ -153,13 +113,7 @@ fn a_renewed_certificate_is_stored_and_used_or_neither() {
     let old = identity.leaf();
     let renewal = |party: &Party| {
         let (key_pem, certificate) = ca.issue(party, Profile::default());
-        (
-            NewKey {
-                key_pem: key_pem.into(),
-                csr_pem: String::new(),
-            },
-            certificate,
-        )
+        (NewKey { key_pem: key_pem.into(), csr_pem: String::new() }, certificate)
     };
     let (key, certificate) = renewal(&agent("web2"));
     assert!(identity.renew(dir.path(), &key, &certificate).is_err());

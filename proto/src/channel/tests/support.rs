@@ -47,12 +47,7 @@ pub(super) struct Profile {
 impl Default for Profile {
     fn default() -> Self {
         let now = unix_now();
-        Self {
-            names: None,
-            not_before: now - 60,
-            not_after: now + 3600,
-            is_ca: false,
-        }
+        Self { names: None, not_before: now - 60, not_after: now + 3600, is_ca: false }
     }
 }
 
@@ -67,18 +62,12 @@ impl Ca {
     pub(super) fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "test authority");
+        params.distinguished_name.push(DnType::CommonName, "test authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let pem = params.self_signed(&key).unwrap().pem();
         let certificate = CaCertificate::from_pem(&pem).unwrap();
-        Self {
-            issuer: Issuer::new(params, key),
-            pem,
-            certificate,
-        }
+        Self { issuer: Issuer::new(params, key), pem, certificate }
     }
 
     pub(super) fn credentials(&self, party: &Party) -> Credentials {
@@ -97,14 +86,11 @@ impl Ca {
         let time = |at| time::OffsetDateTime::from_unix_timestamp(at).unwrap();
         params.not_before = time(profile.not_before);
         params.not_after = time(profile.not_after);
-        params.subject_alt_names = profile
-            .names
-            .unwrap_or_else(|| names(party, self.certificate.fingerprint()));
+        params.subject_alt_names =
+            profile.names.unwrap_or_else(|| names(party, self.certificate.fingerprint()));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         if matches!(party, Party::Agent(_)) {
-            params
-                .extended_key_usages
-                .push(ExtendedKeyUsagePurpose::ClientAuth);
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
         }
         if profile.is_ca {
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -163,14 +149,7 @@ impl Controller {
                 .await;
             served.unwrap();
         });
-        Self {
-            address,
-            connections,
-            identity,
-            callers,
-            health,
-            server,
-        }
+        Self { address, connections, identity, callers, health, server }
     }
 
     pub(super) fn last_caller(&self) -> Option<Caller> {
@@ -194,9 +173,7 @@ pub(super) async fn call(address: &str, identity: &Arc<Identity>) -> Result<Chan
 /// Calls the health service once.
 pub(super) async fn check(channel: &Channel) -> Result<(), Fault> {
     let mut client = HealthClient::new(channel.clone());
-    let request = HealthCheckRequest {
-        service: String::new(),
-    };
+    let request = HealthCheckRequest { service: String::new() };
     match soon(client.check(request)).await {
         Ok(_) => Ok(()),
         Err(status) => Err(status_fault(&status)
@@ -206,9 +183,7 @@ pub(super) async fn check(channel: &Channel) -> Result<(), Fault> {
 
 /// What must happen within a while, on a slow machine too.
 pub(super) async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), future)
-        .await
-        .expect("nothing happened in 20 s")
+    tokio::time::timeout(Duration::from_secs(20), future).await.expect("nothing happened in 20 s")
 }
 
 /// A TLS client that is not ours: its own configuration, the same checks of the server.
@@ -221,9 +196,7 @@ pub(super) async fn foreign_client(
     let verifier = ServerVerifier::new(&ca.certificate, party.clone(), None).unwrap();
     let config = configure(Arc::new(verifier));
     let socket = TcpStream::connect(address).await?;
-    TlsConnector::from(Arc::new(config))
-        .connect(party.tls_name(), socket)
-        .await
+    TlsConnector::from(Arc::new(config)).connect(party.tls_name(), socket).await
 }
 
 /// A client's configuration with a certificate that [`Identity`] would not take, or none.
@@ -252,10 +225,7 @@ fn der(
     (key, certificate): &(String, String),
 ) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
     let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
-    (
-        chain,
-        PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
-    )
+    (chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap())
 }
 
 /// A server with a certificate of its own making that sends `ca`'s along. Returns its address.
@@ -293,8 +263,5 @@ pub(super) async fn peer_port(ca: &Ca, name: &str) -> (PeerListener, SocketAddr,
 /// Whether a fault says `text`, in its sentence or its causes.
 #[track_caller]
 pub(super) fn says(fault: &Fault, text: &str) {
-    assert!(
-        fault.to_string().contains(text),
-        "{text:?} is not in: {fault}"
-    );
+    assert!(fault.to_string().contains(text), "{text:?} is not in: {fault}");
 }
