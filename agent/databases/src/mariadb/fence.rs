@@ -157,6 +157,7 @@ async fn drain(session: &mut Session, spec: &Spec, grace: Duration) -> Result<()
     // comes later has not.
     let pending: BTreeSet<u64> =
         connections(session, spec).await?.iter().filter(|c| c.nameless).map(|c| c.id).collect();
+    let mut transactions = Transactions { read: None, open: BTreeSet::new() };
     loop {
         let mut left = connections(session, spec).await?;
         left.retain(|c| !c.nameless || pending.contains(&c.id));
