@@ -43,6 +43,8 @@ impl Maria {
             .arg(format!("--datadir={}", data.display()))
             .arg(format!("--socket={}", socket.display()))
             .arg(format!("--pid-file={}", dir.path().join("pid").display()))
+            // A server that starts removes what looks like a temporary table of its predecessor.
+            .arg(format!("--tmpdir={}", dir.path().display()))
             .args([
                 "--skip-networking",
                 "--innodb-buffer-pool-size=16M",

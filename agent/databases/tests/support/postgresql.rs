@@ -1,7 +1,7 @@
 //! A private PostgreSQL server.
 
 use std::os::unix::fs::chown;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ferry_databases::{Engine, PostgresqlConfig, Spec};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
@@ -23,6 +23,28 @@ fn bin_dir() -> PathBuf {
     found.pop().expect("PostgreSQL is missing: install the package postgresql")
 }
 
+fn try_start(bin: &Path, dir: &Path, user: (u32, u32)) -> Option<(Server, u16)> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    drop(listener);
+    let mut command = program(&bin.join("postgres"), user);
+    command.arg("-D").arg(dir.join("data")).arg("-k").arg(dir).arg("-p").arg(port.to_string());
+    let settings =
+        ["fsync=off", "shared_buffers=16MB", "max_prepared_transactions=5", "autovacuum=off"];
+    command.args(["-h", "127.0.0.1"]).args(settings.iter().flat_map(|s| ["-c", *s]));
+    let log = dir.join("log");
+    let said = || std::fs::read_to_string(&log).unwrap_or_default();
+    let mut server = Server::start(command, &log);
+    let socket = dir.join(format!(".s.PGSQL.{port}"));
+    let mut taken = false;
+    wait("PostgreSQL", || {
+        taken = server.gone();
+        assert!(!taken || said().contains("Address already in use"), "{}", said());
+        taken || (socket.exists() && said().contains("ready to accept connections"))
+    });
+    (!taken).then_some((server, port))
+}
+
 impl Postgres {
     pub fn start() -> Self {
         let user = (id("-u", "postgres"), id("-g", "postgres"));
@@ -41,38 +63,9 @@ impl Postgres {
             ]);
             run(initdb);
         });
-        // Found free a moment ago; another test that gets the same one makes this server fail, loudly.
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("an address").port();
-        drop(listener);
-        let mut command = program(&bin.join("postgres"), user);
-        command
-            .arg("-D")
-            .arg(&data)
-            .arg("-k")
-            .arg(dir.path())
-            .arg("-p")
-            .arg(port.to_string())
-            .args([
-                "-h",
-                "127.0.0.1",
-                "-c",
-                "fsync=off",
-                "-c",
-                "shared_buffers=16MB",
-                "-c",
-                "max_prepared_transactions=5",
-                "-c",
-                "autovacuum=off",
-            ]);
-        let log = dir.path().join("log");
-        let mut server = Server::start(command, &log);
-        let socket = dir.path().join(format!(".s.PGSQL.{port}"));
-        wait("PostgreSQL", || {
-            assert!(!server.gone(), "{}", std::fs::read_to_string(&log).unwrap_or_default());
-            let said = std::fs::read_to_string(&log).unwrap_or_default();
-            socket.exists() && said.contains("ready to accept connections")
-        });
+        // A port found free can be taken a moment later by another test: then another one.
+        let started = (0..5).find_map(|_| try_start(&bin, dir.path(), user));
+        let (server, port) = started.expect("a port that stays free");
         let config = PostgresqlConfig {
             socket_dir: dir.path().to_owned(),
             port,
