@@ -65,3 +65,11 @@ fn dependencies(package: &Value) -> BTreeSet<String> {
     let list = package["dependencies"].as_array().into_iter().flatten();
     list.filter_map(|d| d["name"].as_str()).map(str::to_owned).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn our_crates_know_only_whom_they_may() {
+        super::check().unwrap();
+    }
+}
