@@ -124,7 +124,7 @@ pub fn run(
 /// What was accepted by the one server may wait there for the other's; a sender is not told, so it may
 /// not be lost either. Postfix would try again in some minutes: it is asked to try now.
 fn settled(fleet: &Fleet<'_>, host: &Host, log: &Log) -> Result<World> {
-    const DELIVERY: Duration = Duration::from_secs(60);
+    const DELIVERY: Duration = Duration::from_secs(240);
     let accepted = log.visits.iter().filter(|v| !v.is_web() && v.is_acknowledged());
     let accepted: Vec<String> = accepted.map(|v| format!("{}@outside.example", v.id)).collect();
     let deadline = Instant::now() + DELIVERY;
