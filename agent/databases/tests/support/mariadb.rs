@@ -1,7 +1,7 @@
 //! A private MariaDB server.
 
 use std::os::unix::fs::chown;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ferry_databases::{Engine, MariadbConfig, Spec};
 use mysql_async::prelude::Queryable;
@@ -10,9 +10,9 @@ use mysql_async::{Conn, OptsBuilder};
 use super::{ACCOUNT, Server, directory, from_template, id, program, wait};
 
 pub struct Maria {
-    pub dir: tempfile::TempDir,
+    // Ended before its directory goes.
     server: Server,
-    tree: PathBuf,
+    pub dir: tempfile::TempDir,
     pub config: MariadbConfig,
 }
 
@@ -63,7 +63,7 @@ impl Maria {
             std::os::unix::net::UnixStream::connect(&socket).is_ok()
         });
         let config = MariadbConfig { socket, ..MariadbConfig::default() };
-        Self { dir, server, tree: PathBuf::new(), config }
+        Self { server, dir, config }
     }
 
     pub fn engine(&self) -> Box<dyn Engine> {

@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+
 /// The Unix user of the account in tests: `games`, who is on every Debian.
 pub const ACCOUNT: (u32, u32) = (5, 60);
 
@@ -34,10 +37,13 @@ pub fn id(option: &str, user: &str) -> u32 {
 /// A program as an unprivileged user.
 pub fn program(path: &Path, user: (u32, u32)) -> Command {
     assert!(path.exists(), "{} is missing: install the server's package", path.display());
-    let mut command = Command::new(path);
+    let mut command = Command::new("/usr/bin/setpriv");
     command
-        .uid(user.0)
-        .gid(user.1)
+        .arg(format!("--reuid={}", user.0))
+        .arg(format!("--regid={}", user.1))
+        // A test that is killed leaves no server behind.
+        .args(["--clear-groups", "--pdeathsig=QUIT", "--"])
+        .arg(path)
         .env_clear()
         .env("PATH", "/usr/bin:/bin")
         .env("LC_ALL", "C.UTF-8");
@@ -106,6 +112,12 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // PostgreSQL takes it as an order to end at once, its children included.
+        let _ = signal::kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGQUIT);
+        let start = Instant::now();
+        while !self.gone() && start.elapsed() < Duration::from_secs(5) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -9,8 +9,9 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 use super::{ACCOUNT, Server, directory, from_template, id, program, run, wait};
 
 pub struct Postgres {
-    pub dir: tempfile::TempDir,
+    // Ended before its directory goes.
     server: Server,
+    pub dir: tempfile::TempDir,
     pub config: PostgresqlConfig,
 }
 
@@ -71,7 +72,7 @@ impl Postgres {
             port,
             ..PostgresqlConfig::default()
         };
-        Self { dir, server, config }
+        Self { server, dir, config }
     }
 
     pub fn engine(&self) -> Box<dyn Engine> {

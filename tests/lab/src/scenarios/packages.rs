@@ -67,7 +67,7 @@ fn later(deb: &Path, name: &str) -> Result<PathBuf> {
     let text = text.replace(&format!("Version: {version}"), &format!("Version: {version}+later1"));
     std::fs::write(&control, text)?;
     let path = place.join(format!("{name}_later.deb"));
-    run::check(Command::new("dpkg-deb").args(["--root-owner-group", "-b"]).arg(&tree).arg(&path))?;
+    run::check(Command::new("dpkg-deb").args(["--root-owner-group", "-Zgzip", "-b"]).arg(&tree).arg(&path))?;
     Ok(path)
 }
 
