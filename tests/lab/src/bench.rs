@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::fleet::Fleet;
 use crate::host::Host;
 use crate::journey::{self, Cron, Journey};
+use crate::lab::Lab;
 use crate::progress::{Task, say};
 use crate::{build, interrupt};
 
@@ -49,24 +50,68 @@ impl Row {
     }
 }
 
+/// What the rows were measured with: written beside them.
+#[derive(Debug, Serialize)]
+struct Circumstances {
+    /// The commands that were measured.
+    commands: Vec<String>,
+    /// Programs and systems, with their versions.
+    versions: BTreeMap<String, String>,
+    /// This machine's cores.
+    cores: usize,
+    quick: bool,
+}
+
+/// Rows and how they came about.
+type Measured = (Vec<Row>, Circumstances);
+
 /// Runs one measurement.
 pub fn run(name: &str, quick: bool) -> Result<()> {
-    let rows = match name {
+    let (rows, circumstances) = match name {
         "footprint" => footprint(quick)?,
         _ => bail!("no measurement is called {name:?}; there is: footprint"),
     };
     print(&rows);
     let directory = build::target_dir()?.join("bench");
     fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
-    let path = directory.join(format!("{name}.json"));
-    fs::write(&path, serde_json::to_vec_pretty(&rows)?)
-        .with_context(|| format!("writing {}", path.display()))?;
-    say(format!("written to {}", path.display()));
-    Ok(())
+    let write = |name: String, content: Vec<u8>| -> Result<()> {
+        let path = directory.join(name);
+        fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
+        say(format!("written to {}", path.display()));
+        Ok(())
+    };
+    write(format!("{name}.json"), serde_json::to_vec_pretty(&rows)?)?;
+    write(format!("{name}.meta.json"), serde_json::to_vec_pretty(&circumstances)?)
+}
+
+/// What runs on the hosts.
+fn circumstances(lab: &Lab, commands: &[&str], quick: bool) -> Result<Circumstances> {
+    let mut versions = BTreeMap::new();
+    let mut ask = |host: &str, name: &str, script: &str| -> Result<()> {
+        let said = lab.host(host)?.sh(script)?;
+        let line = said.lines().next().unwrap_or_default().trim().to_owned();
+        versions.insert(format!("{name} on {host}"), line);
+        Ok(())
+    };
+    ask("controller", "ferry", "ferry --version")?;
+    for host in ["client", "transit"] {
+        ask(host, "ferry-agent", "ferry-agent --version")?;
+        ask(host, "Debian", "cat /etc/debian_version")?;
+        ask(host, "Linux", "uname -r")?;
+        ask(host, "MariaDB", "mariadb --version")?;
+        ask(host, "PostgreSQL", "psql --version")?;
+        ask(host, "nginx", "nginx -v 2>&1")?;
+    }
+    Ok(Circumstances {
+        commands: commands.iter().map(|c| (*c).to_owned()).collect(),
+        versions,
+        cores: thread::available_parallelism()?.get(),
+        quick,
+    })
 }
 
 /// What an agent needs at rest, and how long each step of a move takes.
-fn footprint(quick: bool) -> Result<Vec<Row>> {
+fn footprint(quick: bool) -> Result<Measured> {
     /// The agent at rest: megabytes of resident memory.
     const MEMORY_GOAL: f64 = 25.0;
     /// The agent at rest: percent of a core. The kernel counts hundredths of a second: over a minute,
@@ -75,8 +120,8 @@ fn footprint(quick: bool) -> Result<Vec<Row>> {
     let (lab, build) = journey::fresh()?;
     let fleet = Fleet::install(&lab, &build)?;
     let client = lab.host("client")?;
-    let (times, window) =
-        if quick { (3, Duration::from_secs(5)) } else { (5, Duration::from_secs(60)) };
+    let (times, window, journeys) =
+        if quick { (3, Duration::from_secs(2), 1) } else { (5, Duration::from_secs(60), 3) };
     let mut rows = Vec::new();
     for (unit, goals) in [("ferry-agent", true), ("ferry-redirector", false)] {
         let task = Task::start(format!("{unit} at rest"));
@@ -89,14 +134,20 @@ fn footprint(quick: bool) -> Result<Vec<Row>> {
     }
     journey::prepare(&fleet)?;
     let mut steps: BTreeMap<(usize, String), Vec<f64>> = BTreeMap::new();
-    for turn in 1..=3 {
+    for turn in 1..=journeys {
         let name = format!("footprint-{turn}");
         let journey =
             journey::run(&fleet, &name, Cron::InForce, |argv| fleet.ferry(argv)?.ok().map(|_| ()))?;
+        journey.legs.iter().try_for_each(|leg| leg.verdict.expect_clean())?;
         collect(&journey, &mut steps);
     }
     rows.extend(steps.into_iter().map(|((_, work), s)| Row::new(work, "time", "s", &s)));
-    Ok(rows)
+    let commands = [
+        "cat /proc/PID/status (VmRSS) and /proc/PID/stat (utime + stime), the agent enrolled and idle",
+        "ferry move demo --to transit --yes",
+        "ferry rollback demo --yes",
+    ];
+    Ok((rows, circumstances(&lab, &commands, quick)?))
 }
 
 /// Samples of memory in megabytes, and of the processor in percent of a core.
@@ -120,7 +171,7 @@ fn at_rest(
             host.sh(&format!("cat /proc/$(systemctl show -p MainPID --value {unit})/status"))?;
         let kib = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
         let kib = kib.and_then(|l| l.split_whitespace().next()).context("no VmRSS")?;
-        memory.push(kib.parse::<f64>().context("VmRSS")? / 1024.0);
+        memory.push(kib.parse::<f64>().context("VmRSS")? * 1024.0 / 1e6);
     }
     Ok((memory, cpu))
 }
