@@ -87,8 +87,12 @@ pub fn place() -> Result<PathBuf> {
 /// Makes the sample account and waits until the controller knows it.
 pub fn prepare(fleet: &Fleet<'_>) -> Result<()> {
     let task = Task::start("making the sample account on client");
-    sample::create(fleet.lab().host("client")?)?;
+    let client = fleet.lab().host("client")?;
+    sample::create(client)?;
+    // The agent looks for definitions once a minute, and when it starts.
+    client.sh("systemctl restart ferry-agent")?;
     fleet.await_account(sample::ACCOUNT)?;
+    fleet.await_connected(&["client"])?;
     task.done();
     Ok(())
 }
