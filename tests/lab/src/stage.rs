@@ -95,6 +95,16 @@ impl Stage {
         );
         Ok(fleet)
     }
+
+    /// The same, and nothing of the account on the transit server.
+    pub fn account_alone(&self) -> Result<Fleet<'_>> {
+        let fleet = self.account()?;
+        if fleet.standings(sample::ACCOUNT)?.len() > 1 {
+            say("an earlier scenario left a copy of the account on transit: it is erased first");
+            fleet.ferry(&["finalize", sample::ACCOUNT, "--erase", "--yes"])?.ok()?;
+        }
+        Ok(fleet)
+    }
 }
 
 /// Whether a host has one of our packages.

@@ -16,7 +16,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// Moves, aborts, and asks the checker.
 pub fn run(stage: &mut Stage) -> Result<()> {
-    let fleet = stage.account()?;
+    let fleet = stage.account_alone()?;
     let [client, transit] = [stage.host("client")?, stage.host("transit")?];
     let mut visitors = journey::come(&fleet, "abort")?;
     let argv =

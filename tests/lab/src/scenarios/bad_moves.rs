@@ -78,7 +78,7 @@ impl Bad<'_> {
 
 /// Tries them all.
 pub fn run(stage: &mut Stage) -> Result<()> {
-    let fleet = stage.account()?;
+    let fleet = stage.account_alone()?;
     let hosts = [stage.host("client")?, stage.host("transit")?];
     let bad = Bad { fleet, hosts, before: Untouched::look(hosts)? };
     bad.expect(

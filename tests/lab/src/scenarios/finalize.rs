@@ -11,7 +11,7 @@ use crate::stage::Stage;
 
 /// Moves and finalizes, moves home and finalizes with `--erase`.
 pub fn run(stage: &mut Stage) -> Result<()> {
-    let fleet = stage.account()?;
+    let fleet = stage.account_alone()?;
     let [client, transit] = [stage.host("client")?, stage.host("transit")?];
     fleet.ferry(&["move", sample::ACCOUNT, "--to", "transit", "--yes"])?.ok()?;
     passes_on(client)?;

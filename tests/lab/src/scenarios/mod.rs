@@ -67,12 +67,12 @@ pub const ALL: &[Scenario] = &[
         "moves that cannot be are refused with a clear error, and change nothing",
         bad_moves::run,
     ),
+    on("abort", "a move is aborted while it is fenced; every visitor is served", abort::run),
     on(
         "move-and-rollback",
         "an account moves and comes back under visitors; nothing is lost or doubled",
         move_and_rollback::run,
     ),
-    on("abort", "a move is aborted while it is fenced; every visitor is served", abort::run),
     on(
         "finalize",
         "a move is finalized at both ends, and what Ferry made is erased on request",
