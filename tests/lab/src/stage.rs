@@ -26,11 +26,15 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Boots all four hosts afresh, beside the build.
-    pub fn set() -> Result<Stage> {
+    /// Boots all four hosts beside the build: afresh, or as they are if the lab is kept.
+    pub fn set(keep: bool) -> Result<Stage> {
         let mut hosts = HostSpec::standard();
         hosts.push(HostSpec::old());
-        let (build, lab) = Build::beside(|| Lab::fresh(&hosts))?;
+        let raise = if keep { Lab::up } else { Lab::fresh };
+        let (build, mut lab) = Build::beside(|| raise(&hosts))?;
+        if keep {
+            lab.keep();
+        }
         Ok(Stage { lab, build })
     }
 

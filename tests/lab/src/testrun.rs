@@ -20,7 +20,7 @@ const IMAGES: &[Image] = &[Image::Controller, Image::Debian11, Image::Debian12, 
 ///
 /// # Errors
 /// If a name is unknown, or anything failed.
-pub fn run(names: &[String], all: bool) -> Result<()> {
+pub fn run(names: &[String], all: bool, keep: bool) -> Result<()> {
     let mut wanted: Vec<&Scenario> = names.iter().map(|n| find(n)).collect::<Result<_>>()?;
     packages::check_machine()?;
     packages::ensure_needed()?;
@@ -31,7 +31,7 @@ pub fn run(names: &[String], all: bool) -> Result<()> {
     }
     let mut stage = None;
     for scenario in wanted {
-        play(scenario, &mut stage, &mut counts)?;
+        play(scenario, &mut stage, keep, &mut counts)?;
     }
     drop(stage);
     println!("{} passed, {} failed", counts.passed, counts.failed);
@@ -54,11 +54,16 @@ fn checks_beside_images(counts: &mut Counts) -> Result<()> {
 }
 
 /// Runs one scenario, on the stage if it plays there.
-fn play(scenario: &Scenario, stage: &mut Option<Stage>, counts: &mut Counts) -> Result<()> {
+fn play(
+    scenario: &Scenario,
+    stage: &mut Option<Stage>,
+    keep: bool,
+    counts: &mut Counts,
+) -> Result<()> {
     say(format!("scenario {}: {}", scenario.name, scenario.shows));
     let started = Instant::now();
     let result = match scenario.play {
-        Play::On(run) => on_stage(stage, run),
+        Play::On(run) => on_stage(stage, keep, run),
         Play::Alone(run) => {
             drop(stage.take());
             run()
@@ -72,10 +77,14 @@ fn play(scenario: &Scenario, stage: &mut Option<Stage>, counts: &mut Counts) -> 
     Ok(())
 }
 
-fn on_stage(stage: &mut Option<Stage>, run: fn(&mut Stage) -> Result<()>) -> Result<()> {
+fn on_stage(
+    stage: &mut Option<Stage>,
+    keep: bool,
+    run: fn(&mut Stage) -> Result<()>,
+) -> Result<()> {
     match stage {
         Some(stage) => run(stage),
-        empty => run(empty.insert(Stage::set()?)),
+        empty => run(empty.insert(Stage::set(keep)?)),
     }
 }
 

@@ -137,7 +137,7 @@ fn missing_database(bad: &Bad<'_>) -> Result<()> {
         "a database missing at the source",
         sample::ACCOUNT,
         "transit",
-        &["demo_gone", "does not exist"],
+        &["demo_gone", "does not have"],
     );
     sample::define(bad.hosts[0])?;
     said?;
@@ -148,7 +148,7 @@ fn broken_definition(bad: &Bad<'_>) -> Result<()> {
     let (client, broken) = (bad.hosts[0], "/etc/ferry/accounts.d/broken.toml");
     client.write_file(broken, 0o644, b"name = \"broken\"\nhome = 7\n")?;
     let shown: Output = client.exec(&["ferry-agent", "accounts"])?;
-    refused("a broken definition", &shown, &["broken.toml", "line 2"])?;
+    refused("a broken definition", &shown, &["broken.toml:2:", "mend this line"])?;
     let text = shown.text();
     ensure!(text.contains("demo: user demo"), "a broken definition disturbs the others: {text}");
     client.sh(&format!("rm {broken}"))?;

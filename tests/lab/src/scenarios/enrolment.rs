@@ -15,12 +15,17 @@ use crate::wait;
 /// How long the shortest token may take to expire.
 const EXPIRY: Duration = Duration::from_secs(20);
 
-/// Someone's certificate that our authority never signed.
-const FOREIGN: &str = r"
+/// A certificate with the names of this very server, signed by an authority that is not ours.
+const FOREIGN: &str = r#"
 cd /root
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 \
-    -subj /CN=client -keyout foreign.key -out foreign.pem 2>/dev/null
-";
+key="-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+names=$(openssl x509 -in /var/lib/ferry/identity/identity.pem -noout -ext subjectAltName | tail -n +2 | tr -d ' ')
+openssl req -x509 $key -days 2 -subj "/CN=Another authority" -keyout foreign-ca.key -out foreign-ca.pem
+openssl req $key -subj /CN=client -keyout foreign.key -out foreign.csr
+printf 'basicConstraints=CA:FALSE\nextendedKeyUsage=clientAuth,serverAuth\nsubjectAltName=%s\n' "$names" > foreign.ext
+openssl x509 -req -in foreign.csr -CA foreign-ca.pem -CAkey foreign-ca.key -CAcreateserial -days 2 \
+    -extfile foreign.ext -out foreign.pem
+"#;
 
 /// Tries everything on two servers, which are enrolled in the end.
 pub fn run(stage: &mut Stage) -> Result<()> {
