@@ -46,6 +46,7 @@ pub async fn commit(job: &Job) -> Result<Receipt, Fault> {
         record: record.clone(),
         fenced_unix_ms: began_unix_ms,
         released_unix_ms: None,
+        grant: job.grant.clone(),
     };
     account.came_from = None;
     if let Err(fault) = job.set(account).await {

@@ -94,6 +94,7 @@ async fn begin(job: &Job, mut account: Account, deadline_seconds: u32) -> Result
         began_unix_ms: unix_ms(),
         complete_unix: None,
         ending: false,
+        open: false,
     };
     job.set(account.clone()).await?;
     Ok(account)

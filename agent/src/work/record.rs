@@ -72,6 +72,7 @@ pub async fn here(agent: &Arc<Agent>, name: &AccountName) -> Result<Account, Fau
             standing: Standing::Serving,
             made: None,
             came_from: None,
+            taken_back: None,
             closed: None,
         })
     })
