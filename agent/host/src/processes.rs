@@ -11,6 +11,7 @@ mod writers;
 pub use keep::{
     KeptStopped, StoppedUnit, allow, keep_stopped, plan_keep_stopped, prepare_keep_stopped,
 };
+pub(crate) use mounts::device_of;
 pub(crate) use stop::kill_one;
 pub use stop::{StopReport, stop_all};
 pub use table::{Process, of_users};
