@@ -18,6 +18,7 @@ mod rehearse;
 mod rows;
 mod session;
 mod single;
+mod strangers;
 mod target;
 mod temporary;
 mod users;
