@@ -134,6 +134,10 @@ impl Engine for Mariadb {
         provision::deprovision(&mut self.session().await?, spec, created).await
     }
 
+    async fn drop_closed(&self, spec: &Spec, created: &Provisioned) -> Result<(), Fault> {
+        provision::drop_closed(&mut self.session().await?, spec, created).await
+    }
+
     async fn plan_fence(&self, spec: &Spec) -> Result<FenceRecord, Fault> {
         Ok(FenceRecord::Mariadb(fence::plan(&mut self.session().await?, spec).await?))
     }
