@@ -142,6 +142,81 @@ fn an_open_file_counts_only_if_it_can_be_written() {
     wait_no_writers(&roots, &[], Duration::from_secs(5)).unwrap();
 }
 
+/// A process whose first thread ends while another one goes on, with what it was given as arguments: a
+/// file that it holds by a descriptor, or only by a shared mapping.
+const HIDDEN: &str = r#"
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+static void *work(void *first) {
+    char path[64], line[256];
+    snprintf(path, sizeof path, "/proc/self/task/%d/stat", getpid());
+    for (;;) {
+        FILE *stat = fopen(path, "r");
+        if (stat && fgets(line, sizeof line, stat) && strstr(line, ") Z ")) break;
+        if (stat) fclose(stat);
+        nanosleep(&(struct timespec){0, 1000000}, 0);
+    }
+    puts("ready");
+    fflush(stdout);
+    for (;;) pause();
+}
+
+int main(int count, char **arguments) {
+    pthread_t other;
+    int file = open(arguments[1], O_RDWR | O_CREAT, 0600);
+    if (count > 2) {
+        if (ftruncate(file, 4096)) return 1;
+        if (mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0) == MAP_FAILED) return 1;
+        close(file);
+    }
+    if (pthread_create(&other, 0, work, 0)) return 1;
+    syscall(SYS_exit, 0);
+}
+"#;
+
+#[test]
+fn a_process_whose_first_thread_has_ended_is_seen_and_ended() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let directory = tempfile::tempdir().unwrap();
+    let root = real(&directory);
+    std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(root.join("hidden.c"), HIDDEN).unwrap();
+    let compiled = Command::new("cc")
+        .args(["-pthread", "-o", "hidden", "hidden.c"])
+        .current_dir(&root)
+        .status()
+        .expect("this test needs a C compiler, as cargo does");
+    assert!(compiled.success());
+    for (arguments, how) in
+        [(&["home/file"][..], How::Descriptor), (&["home/file", "map"], How::Mapping)]
+    {
+        let uid = own_uid();
+        std::fs::create_dir_all(root.join("home")).unwrap();
+        chown(root.join("home"), Some(uid), Some(uid)).unwrap();
+        let mut command = Command::new(root.join("hidden"));
+        command.args(arguments).current_dir(&root).uid(uid).gid(uid);
+        let mut hidden = Running::ready(command);
+        let found = writers_below(&[root.join("home")], &[]).unwrap();
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!((found[0].pid, found[0].how), (hidden.pid(), how));
+        let seen = of_users(&[uid], &[]).unwrap();
+        assert_eq!(seen.len(), 1, "{seen:?}");
+        assert!(seen[0].command.contains("home/file"), "{seen:?}");
+        let (_keep, layout) = no_systemd();
+        stop_all(&layout, &[uid], &[], Duration::from_millis(100)).unwrap();
+        assert!(hidden.has_ended());
+        wait_no_writers(&[root.join("home")], &[], Duration::ZERO).unwrap();
+        std::fs::remove_dir_all(root.join("home")).unwrap();
+    }
+}
+
 #[test]
 fn a_file_reached_by_another_mount_counts() {
     let directory = tempfile::tempdir().unwrap();
