@@ -353,3 +353,55 @@ fn units_are_kept_stopped_and_restored() {
         assert_eq!(std::fs::read_dir(linger.parent().unwrap()).unwrap().count(), 1);
     }
 }
+
+#[test]
+fn lingering_becomes_what_it_is_at_the_source() {
+    let (_keep, layout) = with_systemctl();
+    let directory = layout.path("/var/lib/systemd/linger");
+    let user = "shop".parse().unwrap();
+    assert!(!lingers(&layout, &user).unwrap());
+    let mut plan = plan_keep_stopped(&layout, &user, 1501).unwrap();
+    plan.units.clear();
+    // It lingers at the source: here too from now on, and its user units start.
+    plan.linger = true;
+    allow(&layout, &plan).unwrap();
+    assert!(directory.join("shop").exists());
+    assert!(asked(&layout).contains("start --no-block -- user@1501.service"));
+    keep_stopped(&layout, &plan).unwrap();
+    assert!(!directory.join("shop").exists());
+    assert!(lingers(&layout, &user).unwrap(), "while it is fenced too");
+    // It has ended at the other server.
+    plan.linger = false;
+    asked(&layout);
+    allow(&layout, &plan).unwrap();
+    assert!(!lingers(&layout, &user).unwrap());
+    assert!(!asked(&layout).contains("start"));
+}
+
+#[test]
+fn what_kept_units_stopped_is_forgotten_without_starting_any() {
+    let (_keep, layout) = with_systemctl();
+    let linger = layout.path("/var/lib/systemd/linger/shop");
+    std::fs::create_dir_all(linger.parent().unwrap()).unwrap();
+    std::fs::write(&linger, "").unwrap();
+    let plan = plan_keep_stopped(&layout, &"shop".parse().unwrap(), 1501).unwrap();
+    keep_stopped(&layout, &plan).unwrap();
+    asked(&layout);
+    for reload in ["daemon-reload", ""] {
+        forget(&layout, &plan).unwrap();
+        assert_eq!(asked(&layout), reload);
+        assert_eq!(std::fs::read_dir(linger.parent().unwrap()).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(layout.path("/etc/systemd/system")).unwrap().count(), 0);
+        assert!(!layout.path("/etc/ferry/fenced/shop").exists());
+    }
+}
+
+#[test]
+fn the_systems_units_of_an_account_are_named() {
+    let (_keep, layout) = with_systemctl();
+    let found = unit_findings(&layout, &"shop".parse().unwrap(), 1501).unwrap();
+    let messages: Vec<&str> = found.iter().map(|f| f.message.as_str()).collect();
+    assert_eq!(messages.len(), 2, "{messages:?}");
+    assert!(messages[0].contains("tick.service") && messages[1].contains("worker.service"));
+    assert_eq!(unit_findings(&layout, &"nobody".parse().unwrap(), 1502).unwrap(), []);
+}
