@@ -4,8 +4,10 @@
 //! There is one configuration for all accounts, so there is one lock: changing files, checking and
 //! reloading is done by one at a time.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -40,9 +42,19 @@ pub(crate) fn lock() -> MutexGuard<'static, ()> {
 
 /// Checks the configuration as it is on disk.
 pub(crate) fn check(layout: &Layout) -> Result<(), Fault> {
+    test(layout, &[])
+}
+
+/// Checks another configuration: it has no effect.
+pub(crate) fn check_file(layout: &Layout, file: &Path) -> Result<(), Fault> {
+    test(layout, &["-c".as_ref(), file.as_os_str()])
+}
+
+fn test(layout: &Layout, more: &[&OsStr]) -> Result<(), Fault> {
     Run::new(&layout.programs.nginx)
         .argument("-t")
         .argument("-q")
+        .arguments(more)
         .succeed("nginx does not accept its configuration")
         .map(|_| ())
         .map_err(|fault| fault.remedy("run nginx -t and mend what it names"))
