@@ -55,6 +55,8 @@ struct PerAccount {
     order: Arc<tokio::sync::Mutex<()>>,
     /// Cancelled when what runs for the account must stop; then replaced.
     activity: Mutex<CancellationToken>,
+    /// Whoever tells the account's target of a commit holds it.
+    delivery: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Agent {
@@ -137,6 +139,11 @@ impl Agent {
         order.lock_owned().await
     }
 
+    /// The right to tell the account's target of a commit; none if somebody does already.
+    pub fn delivery(&self, name: &AccountName) -> Option<OwnedMutexGuard<()>> {
+        self.per_account(name).delivery.clone().try_lock_owned().ok()
+    }
+
     /// Cancelled when what runs for the account must stop.
     pub fn activity(&self, name: &AccountName) -> CancellationToken {
         let per = self.per_account(name);
@@ -179,7 +186,11 @@ impl Agent {
         accounts
             .entry(name.clone())
             .or_insert_with(|| {
-                Arc::new(PerAccount { order: Arc::default(), activity: Mutex::default() })
+                Arc::new(PerAccount {
+                    order: Arc::default(),
+                    activity: Mutex::default(),
+                    delivery: Arc::default(),
+                })
             })
             .clone()
     }

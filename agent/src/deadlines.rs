@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
 use crate::ledger::Standing;
-use crate::work::{arm, open, unfence};
+use crate::work::{arm, commit, open, unfence};
 
 /// How long to wait after something did not open, before it is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -53,6 +53,7 @@ async fn start(agent: &Arc<Agent>) -> bool {
             tracing::error!(account = %name, "cannot open the account yet: {fault}");
             failed = true;
         }
+        commit::resume(agent, &name);
     }
     failed
 }

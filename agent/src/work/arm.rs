@@ -177,6 +177,8 @@ fn route(account: &Account) -> Option<AccountRoute> {
         Standing::Armed { .. } => RouteState::Local,
         // Came here by a move: the old server passes visitors on to the ingress.
         Standing::Serving if account.epoch > Epoch::default() => RouteState::Local,
+        // Taken back so far that its sites are open.
+        Standing::Fenced { open: true, .. } => RouteState::Local,
         Standing::Fenced { .. } => RouteState::Hold { limits: HoldLimits::default() },
         Standing::Moved { released_unix_ms: None, .. } => {
             RouteState::Hold { limits: HoldLimits::default() }
