@@ -110,6 +110,23 @@ pub(crate) fn apply(layout: &Layout, if_down: IfDown) -> Result<(), Fault> {
     }
 }
 
+/// Waits, at most for `limit`, for the workers of earlier configurations: they close at once the
+/// connections that wait for nothing, and the others after the answer that is due. True if none is
+/// left.
+pub(crate) fn wait_old_workers(layout: &Layout, limit: Duration) -> Result<bool, Fault> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let Some(master) = master(layout) else { return Ok(true) };
+        if !workers(master)?.iter().any(|pid| worker(*pid, master) == Some(true)) {
+            return Ok(true);
+        }
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
 /// The path at which a server block of Ferry says which one it is, to this host only.
 pub(crate) const PROBE: &str = "/.well-known/ferry-probe";
 
