@@ -74,6 +74,9 @@ pub struct Account {
     /// The last move whose fence ended without a commit: it must not fence again, unasked.
     #[serde(default)]
     pub taken_back: Option<JobId>,
+    /// What winding down its kept-alive connections changed, while that stands.
+    #[serde(default)]
+    pub wound_down: Option<Box<host::sites_wind_down::WindDown>>,
     /// What denies it service here: the former state of all that the fence changes.
     pub closed: Option<Box<Closed>>,
 }
@@ -113,6 +116,9 @@ pub enum Standing {
         /// Its sites are open again already; the rest is still tried.
         #[serde(default)]
         open: bool,
+        /// How long running requests may go on; none in ledgers of old.
+        #[serde(default)]
+        grace_ms: Option<u32>,
     },
     /// Committed away.
     Moved {

@@ -51,7 +51,7 @@ pub async fn fence(job: &Job, deadline_seconds: u32, grace_ms: u32) -> Result<Re
             if account.taken_back == Some(job.of.job) {
                 return Err(taken_back(job));
             }
-            begin(job, account, deadline_seconds).await?
+            begin(job, account, deadline_seconds, grace_ms).await?
         }
         Standing::Fenced { of, ending: false, .. } if of.job == job.of.job => account,
         _ => return Err(job.stands_otherwise(&account, "armed by this move")),
@@ -114,7 +114,12 @@ fn is_complete(job: &Job, account: &Account) -> bool {
 }
 
 /// Runs the account's hook, then records the fence and all that it will change.
-async fn begin(job: &Job, mut account: Account, deadline_seconds: u32) -> Result<Account, Fault> {
+async fn begin(
+    job: &Job,
+    mut account: Account,
+    deadline_seconds: u32,
+    grace_ms: u32,
+) -> Result<Account, Fault> {
     let agent = &job.agent;
     if let Some(hook) = account.definition.hooks.before_fence.clone() {
         let (layout, definition) = (agent.layout.clone(), account.definition.clone());
@@ -128,6 +133,7 @@ async fn begin(job: &Job, mut account: Account, deadline_seconds: u32) -> Result
         complete_unix: None,
         ending: false,
         open: false,
+        grace_ms: Some(grace_ms),
     };
     job.set(account.clone()).await?;
     Ok(account)

@@ -73,6 +73,7 @@ pub async fn here(agent: &Arc<Agent>, name: &AccountName) -> Result<Account, Fau
             made: None,
             came_from: None,
             taken_back: None,
+            wound_down: None,
             closed: None,
         })
     })
