@@ -37,7 +37,7 @@ pub(super) const QUERIES: &[Query] = &[
     ),
     of(
         "schema",
-        "SELECT n.nspname, 'rights of ' || coalesce(r.rolname, 'everybody'), string_agg(a.privilege_type || CASE WHEN a.is_grantable THEN '*' ELSE '' END, ' ' ORDER BY 1) \
+        "SELECT n.nspname, 'rights of ' || coalesce(r.rolname, 'everybody'), string_agg(a.privilege_type || CASE WHEN a.is_grantable THEN '*' ELSE '' END, ' ' ORDER BY a.privilege_type) \
         FROM pg_namespace n CROSS JOIN LATERAL aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a \
         LEFT JOIN pg_roles r ON r.oid = a.grantee WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
         AND a.grantee <> n.nspowner AND NOT coalesce(r.rolsuper, false) AND NOT (n.nspname = 'public' AND \
@@ -111,7 +111,7 @@ pub(super) const QUERIES: &[Query] = &[
         "relation",
         "SELECT n.nspname || '.' || c.relname, f.fact || p.polname, f.value FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid \
         JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL (VALUES ('policy ', concat_ws(' ', p.polcmd, p.polpermissive, \
-        (SELECT string_agg(CASE WHEN o = 0 THEN 'everybody' ELSE pg_get_userbyid(o) END, ',' ORDER BY 1) FROM unnest(p.polroles) o))), \
+        (SELECT string_agg(w, ',' ORDER BY w) FROM (SELECT CASE WHEN o = 0 THEN 'everybody' ELSE pg_get_userbyid(o)::text END FROM unnest(p.polroles) o) p(w)))), \
         ('~policy ', concat_ws(' / ', pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid)))) f(fact, value)",
     ),
     of(
@@ -143,7 +143,7 @@ pub(super) const QUERIES: &[Query] = &[
     },
     of(
         "routine",
-        "SELECT p.oid::regprocedure::text, 'rights of ' || coalesce(r.rolname, 'everybody'), string_agg(a.privilege_type || CASE WHEN a.is_grantable THEN '*' ELSE '' END, ' ' ORDER BY 1) \
+        "SELECT p.oid::regprocedure::text, 'rights of ' || coalesce(r.rolname, 'everybody'), string_agg(a.privilege_type || CASE WHEN a.is_grantable THEN '*' ELSE '' END, ' ' ORDER BY a.privilege_type) \
         FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a \
         LEFT JOIN pg_roles r ON r.oid = a.grantee WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND NOT coalesce(r.rolsuper, false) \
         AND NOT EXISTS (SELECT 1 FROM pg_depend e WHERE e.classid = 'pg_proc'::regclass AND e.objid = p.oid AND e.deptype = 'e') GROUP BY 1, 2",
@@ -162,15 +162,23 @@ pub(super) const QUERIES: &[Query] = &[
         "SELECT e.extname, f.fact, f.value FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace \
         CROSS JOIN LATERAL (VALUES ('schema', n.nspname::text), ('~version', e.extversion)) f(fact, value)",
     ),
+    // Only what differs from the server's own defaults, so that an entry that says just what they say
+    // is like none; without MAINTAIN, as for relations.
     of(
         "defaults",
-        "SELECT concat_ws(' ', r.rolname, n.nspname, d.defaclobjtype), 'rights', (SELECT string_agg(i::text, ' ' ORDER BY i::text) FROM unnest(d.defaclacl) i) \
-        FROM pg_default_acl d JOIN pg_roles r ON r.oid = d.defaclrole LEFT JOIN pg_namespace n ON n.oid = d.defaclnamespace",
+        "SELECT concat_ws(' ', r.rolname, n.nspname, d.defaclobjtype), 'rights of ' || coalesce(g.rolname, 'everybody'), coalesce(x.given, 'none') \
+        FROM pg_default_acl d JOIN pg_roles r ON r.oid = d.defaclrole LEFT JOIN pg_namespace n ON n.oid = d.defaclnamespace CROSS JOIN LATERAL (\
+        SELECT grantee, a.rights AS given, b.rights AS own FROM (SELECT grantee, string_agg(privilege_type || CASE WHEN is_grantable THEN '*' ELSE '' END, ' ' ORDER BY privilege_type) AS rights \
+        FROM aclexplode(d.defaclacl) WHERE privilege_type <> 'MAINTAIN' GROUP BY grantee) a FULL JOIN \
+        (SELECT grantee, string_agg(privilege_type || CASE WHEN is_grantable THEN '*' ELSE '' END, ' ' ORDER BY privilege_type) AS rights \
+        FROM aclexplode(acldefault(CASE WHEN d.defaclobjtype = 'S' THEN 's' ELSE d.defaclobjtype END, d.defaclrole)) \
+        WHERE privilege_type <> 'MAINTAIN' AND d.defaclnamespace = 0 GROUP BY grantee) b USING (grantee)) x \
+        LEFT JOIN pg_roles g ON g.oid = x.grantee WHERE x.given IS DISTINCT FROM x.own",
     ),
     of(
         "publication",
         "SELECT p.pubname, 'shape', concat_ws(' ', r.rolname, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot, \
-        (SELECT string_agg(x.prrelid::regclass::text, ',' ORDER BY 1) FROM pg_publication_rel x WHERE x.prpubid = p.oid)) \
+        (SELECT string_agg(x.prrelid::regclass::text, ',' ORDER BY x.prrelid::regclass::text) FROM pg_publication_rel x WHERE x.prpubid = p.oid)) \
         FROM pg_publication p JOIN pg_roles r ON r.oid = p.pubowner",
     ),
     of(
