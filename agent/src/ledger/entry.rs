@@ -190,6 +190,9 @@ pub struct SourceRecord {
     pub databases: Vec<(EngineKind, databases::Record)>,
     /// Mailboxes.
     pub mail: mail::MailRecord,
+    /// The web server's ids there, which own files in many homes.
+    #[serde(default)]
+    pub web: Option<host::users::WebIds>,
 }
 
 impl Account {
