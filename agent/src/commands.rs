@@ -221,7 +221,7 @@ impl Commands {
         let (progress, seen) = watch::channel(Progress::default());
         let telling = self.tasks.spawn(tell_progress(command.id, seen, self.told.clone()));
         let outcome = match intent.of() {
-            None => self.inspect(intent).await,
+            None => self.inspect(intent, command.grant.as_ref()).await,
             Some(of) => {
                 let job = Job {
                     agent: self.agent.clone(),
@@ -238,13 +238,15 @@ impl Commands {
         outcome
     }
 
-    async fn inspect(&self, intent: &Intent) -> Outcome {
+    async fn inspect(&self, intent: &Intent, grant: Option<&SignedGrant>) -> Outcome {
         let Intent::Inspect { account, end, source, peer } = intent else {
             return Err(Fault::bug("an intent of no move is no inspection"));
         };
         match (end, source) {
             (End::Source, _) => work::inspect::source(&self.agent, account, *peer).await,
-            (End::Target, Some(source)) => work::inspect::target(&self.agent, source, *peer).await,
+            (End::Target, Some(source)) => {
+                work::inspect::target(&self.agent, source, *peer, grant).await
+            }
             (End::Target, None) => {
                 Err(Fault::bug("an inspection of the target came without the source's facts"))
             }

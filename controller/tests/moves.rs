@@ -341,7 +341,7 @@ fn receipt(intent: &Intent) -> Receipt {
             server: ServerFacts::default(),
             uid: 1000,
             gid: 1000,
-            free_bytes: 1 << 30,
+            rooms: vec![],
             findings: vec![],
         })),
         Intent::Commit { of } => Receipt::Committed(CommitRecord {
