@@ -6,14 +6,14 @@ mod groups;
 mod logins;
 pub(crate) mod passwd;
 mod provision;
-mod web;
 mod refresh;
+mod web;
 
 pub use deprovision::deprovision;
 pub use logins::{LoginRecord, close_logins, open_logins, plan_close_logins};
 pub use provision::{Existing, Policy, Provision, plan_provision, provision};
-pub use web::{WebIds, web_ids};
 pub use refresh::{FormerUser, former, refresh, restore};
+pub use web::{WebIds, web_ids};
 
 use std::fmt;
 use std::path::PathBuf;
