@@ -299,6 +299,9 @@ pub enum Receipt {
         held: u64,
         /// How many were refused.
         refused: u64,
+        /// How many requests that were running when the fence began it had to end.
+        #[serde(default)]
+        ended: u64,
     },
 }
 
