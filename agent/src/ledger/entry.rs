@@ -130,6 +130,9 @@ pub enum Standing {
         fenced_unix_ms: i64,
         /// When connections were passed on, Unix milliseconds; none: not yet.
         released_unix_ms: Option<i64>,
+        /// Mail is passed on too, and nothing of the release is left to do.
+        #[serde(default)]
+        settled: bool,
         /// What lets this server tell the target itself; none in ledgers of old.
         #[serde(default)]
         grant: Option<SignedGrant>,

@@ -58,6 +58,7 @@ pub async fn commit(job: &Job) -> Result<Receipt, Fault> {
         record: record.clone(),
         fenced_unix_ms: began_unix_ms,
         released_unix_ms: None,
+        settled: false,
         grant: job.grant.clone(),
     };
     account.came_from = None;
@@ -91,10 +92,10 @@ fn committed(job: &Job) -> Option<CommitRecord> {
     }
 }
 
-/// Tells the target of a commit whose visitors still wait, until it is open, then releases what is
-/// held; if nobody does already. The controller does the same; whoever is sooner.
+/// Tells the target of a commit until it is open, then releases what is held, until nothing of that is
+/// left to do; if nobody does already. The controller does the same; whoever is sooner.
 pub fn resume(agent: &Arc<Agent>, name: &AccountName) {
-    if !Away::of(agent, name).is_some_and(|away| !away.released) {
+    if !Away::of(agent, name).is_some_and(|away| !away.settled) {
         return;
     }
     if let Some(turn) = agent.delivery(name) {
@@ -106,12 +107,12 @@ pub fn resume(agent: &Arc<Agent>, name: &AccountName) {
 struct Away {
     job: Job,
     record: CommitRecord,
-    released: bool,
+    settled: bool,
 }
 
 impl Away {
     fn of(agent: &Arc<Agent>, name: &AccountName) -> Option<Self> {
-        let Standing::Moved { of, record, released_unix_ms, grant: Some(grant), .. } =
+        let Standing::Moved { of, record, settled, grant: Some(grant), .. } =
             agent.account(name)?.standing
         else {
             return None;
@@ -123,7 +124,7 @@ impl Away {
             cancel: CancellationToken::new(),
             progress: watch::Sender::default(),
         };
-        Some(Self { job, record, released: released_unix_ms.is_some() })
+        Some(Self { job, record, settled })
     }
 
     async fn tell(&self) -> Result<(), Fault> {
@@ -135,23 +136,14 @@ impl Away {
     }
 }
 
-/// Ends when what is committed is released, or the account stands otherwise. A release that was
-/// recorded but failed is tried again like any other.
+/// Ends when what is committed is released in full, or the account stands otherwise.
 async fn deliver(agent: Arc<Agent>, name: AccountName, turn: OwnedMutexGuard<()>) {
     let mut wait = AGAIN.0;
-    let mut began: Option<CommitRecord> = None;
-    while let Some(away) = Away::of(&agent, &name) {
-        if away.released && began.as_ref() != Some(&away.record) {
-            break;
-        }
-        match away.tell().await {
-            Ok(()) => began = None,
-            Err(fault) => {
-                tracing::warn!(account = %name, "the target was not opened directly: {fault}");
-                began = Some(away.record);
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(AGAIN.1);
-            }
+    while let Some(away) = Away::of(&agent, &name).filter(|away| !away.settled) {
+        if let Err(fault) = away.tell().await {
+            tracing::warn!(account = %name, "the target was not opened directly: {fault}");
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(AGAIN.1);
         }
     }
     drop(turn);
