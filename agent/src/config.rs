@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use ferry_proto::Fault;
 use ferry_traffic::control::HoldLimits;
 use serde::Deserialize;
+use tracing_subscriber::EnvFilter;
 
 /// What may be set.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -124,7 +125,20 @@ impl Config {
             )));
         }
         config.hold.check().map_err(|f| f.context(format!("{} is not valid", path.display())))?;
+        config.log_filter().map_err(|f| f.context(format!("{} is not valid", path.display())))?;
         Ok(config)
+    }
+
+    /// What `log` says.
+    ///
+    /// # Errors
+    /// If it is no filter.
+    pub fn log_filter(&self) -> Result<EnvFilter, Fault> {
+        EnvFilter::try_new(&self.log).map_err(|e| {
+            Fault::precondition(format!("log = {:?} is no filter", self.log)).caused_by(&e).remedy(
+                "write a level such as \"info\", or parts such as \"info,ferry_files=debug\"",
+            )
+        })
     }
 
     /// Where key and certificate are.
@@ -152,10 +166,13 @@ mod tests {
             ("peer_listen = \"nowhere\"\n", "peer_listen"),
             ("state_directory = \"here\"\n", "must be absolute"),
             ("peer_address = \"0.0.0.0:7401\"\n", "peers can reach"),
+            ("log = \"ferry=loud\"\n", "is no filter"),
+            ("[hold]\nrequests = 0\n", "from 1 to 100000"),
+            ("[hold]\nwait = 5\n", "line 2"),
         ] {
             std::fs::write(&path, text).unwrap();
             let fault = Config::load(&path).unwrap_err();
-            assert!(fault.message.contains(expected), "{text}: {fault}");
+            assert!(fault.to_string().contains(expected), "{text}: {fault}");
         }
     }
 }
