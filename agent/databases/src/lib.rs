@@ -29,7 +29,7 @@ mod record;
 mod secret;
 
 pub use engine::{Engine, Progress, mariadb, postgresql};
-pub use manifest::{DatabaseManifest, Difference, compare};
+pub use manifest::{DatabaseManifest, Difference, compare, not_compared};
 pub use mariadb::MariadbConfig;
 pub use model::{
     Availability, DatabaseFacts, DumpReport, Existing, Facts, Finding, Level, LoadReport,
