@@ -13,6 +13,8 @@ pub mod provision;
 pub mod record;
 pub mod rehearse;
 pub mod release;
+#[cfg(test)]
+mod tests;
 pub mod unfence;
 pub mod verify;
 
