@@ -55,6 +55,8 @@ struct PerAccount {
     order: Arc<tokio::sync::Mutex<()>>,
     /// Cancelled when what runs for the account must stop; then replaced.
     activity: Mutex<CancellationToken>,
+    /// Whoever tells the account's target of a commit holds it.
+    delivery: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Agent {
@@ -100,17 +102,25 @@ impl Agent {
     /// Writes to the ledger, on a thread that may wait for the disk.
     ///
     /// # Errors
-    /// The closure's.
-    pub async fn write<T: Send + 'static>(
+    /// Of class Transient, whatever the cause: it is not recorded, or not known to be.
+    pub async fn write(
         &self,
-        write: impl FnOnce(&mut Ledger) -> Result<T, Fault> + Send + 'static,
-    ) -> Result<T, Fault> {
+        write: impl FnOnce(&mut Ledger) -> Result<(), Fault> + Send + 'static,
+    ) -> Result<(), Fault> {
         let ledger = self.ledger.clone();
-        let written =
-            blocking(move || write(&mut ledger.lock().unwrap_or_else(PoisonError::into_inner)))
-                .await;
-        self.changed.send_modify(|n| *n += 1);
-        written
+        let (written, grown) = blocking(move || {
+            let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = ledger.len();
+            let written = write(&mut ledger);
+            Ok((written, ledger.len() != before))
+        })
+        .await
+        .unwrap_or_else(|fault| (Err(fault), false));
+        // Not for a write that changed nothing: who waits for changes would try again at once.
+        if grown {
+            self.changed.send_modify(|n| *n += 1);
+        }
+        written.map_err(|fault| Fault { class: FaultClass::Transient, ..fault })
     }
 
     /// How an account stands, if the ledger knows it.
@@ -135,6 +145,11 @@ impl Agent {
     pub async fn order(&self, name: &AccountName) -> OwnedMutexGuard<()> {
         let order = self.per_account(name).order.clone();
         order.lock_owned().await
+    }
+
+    /// The right to tell the account's target of a commit; none if somebody does already.
+    pub fn delivery(&self, name: &AccountName) -> Option<OwnedMutexGuard<()>> {
+        self.per_account(name).delivery.clone().try_lock_owned().ok()
     }
 
     /// Cancelled when what runs for the account must stop.
@@ -179,7 +194,11 @@ impl Agent {
         accounts
             .entry(name.clone())
             .or_insert_with(|| {
-                Arc::new(PerAccount { order: Arc::default(), activity: Mutex::default() })
+                Arc::new(PerAccount {
+                    order: Arc::default(),
+                    activity: Mutex::default(),
+                    delivery: Arc::default(),
+                })
             })
             .clone()
     }

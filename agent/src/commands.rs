@@ -68,20 +68,21 @@ impl Commands {
         Arc::new(Self { agent, running: Mutex::default(), told, tasks: TaskTracker::new(), stop })
     }
 
-    /// Takes a command. Its outcome is told later, also if it is a refusal.
-    pub async fn submit(self: &Arc<Self>, command: Command) {
+    /// Takes a command. Gives its outcome if that is known at once: recorded before, or a refusal.
+    /// Else it is told later. Never waits for whoever hears what is told: he calls this.
+    pub async fn submit(self: &Arc<Self>, command: Command) -> Option<Outcome> {
         let id = command.id;
         if self.running().contains_key(&id) {
-            return; // Repeated while it runs: one outcome answers both.
+            return None; // Repeated while it runs: one outcome answers both.
         }
-        match self.admit(&command).await {
-            Ok(Admitted::Recorded(outcome)) => self.tell(id, outcome).await,
+        let begun = match self.admit(&command).await {
+            Ok(Admitted::Recorded(outcome)) => return Some(outcome),
             Ok(Admitted::Begin(intent, digest)) => self.begin(command, intent, digest),
-            Err(fault) => {
-                tracing::warn!(%id, class = %fault.class, "refused a command: {fault}");
-                self.tell(id, Err(fault)).await;
-            }
-        }
+            Err(fault) => Err(fault),
+        };
+        let fault = begun.err()?;
+        tracing::warn!(%id, class = %fault.class, "refused a command: {fault}");
+        Some(Err(fault))
     }
 
     /// Asks a command to stop. It answers with its outcome, which may still be a success.
@@ -146,7 +147,8 @@ impl Commands {
     async fn check_generation(&self, generation: u64) -> Result<(), Fault> {
         let seen = self.agent.look(|l| l.generation());
         if generation < seen {
-            return Err(Fault::fenced(format!(
+            // Not of class Fenced: that would say of a commit that it surely was not made.
+            return Err(Fault::precondition(format!(
                 "the controller is of generation {generation}, this agent has obeyed {seen}"
             ))
             .remedy("the controller was restored from an old backup: see docs/what-if/controller-restored.md"));
@@ -157,7 +159,12 @@ impl Commands {
         Ok(())
     }
 
-    fn begin(self: &Arc<Self>, command: Command, intent: Intent, digest: String) {
+    fn begin(
+        self: &Arc<Self>,
+        command: Command,
+        intent: Intent,
+        digest: String,
+    ) -> Result<(), Fault> {
         let id = command.id;
         // Also stopped by whatever stops the account's activity, unless it changes how the account
         // stands: then it holds the order, and ends by itself.
@@ -171,10 +178,7 @@ impl Commands {
         {
             let mut running = self.running();
             if running.len() >= AT_ONCE {
-                let fault = Fault::transient("this agent has too many commands under way");
-                let this = self.clone();
-                self.tasks.spawn(async move { this.tell(id, Err(fault)).await });
-                return;
+                return Err(Fault::transient("this agent has too many commands under way"));
             }
             running.insert(id, cancel.clone());
         }
@@ -189,6 +193,7 @@ impl Commands {
             };
             this.end(&command, &intent, digest, outcome).await;
         });
+        Ok(())
     }
 
     /// Records the outcome, then tells it.
@@ -199,6 +204,7 @@ impl Commands {
         } else {
             tracing::info!(command = intent.kind(), account = %intent.account(), "done");
         }
+        count(intent, &outcome);
         let mut recorded = Ok(());
         if intent.of().is_some() {
             let entry = Entry::Ended { id, digest, outcome: outcome.clone() };
@@ -207,7 +213,8 @@ impl Commands {
         self.running().remove(&id);
         match recorded {
             Ok(()) => self.tell(id, outcome).await,
-            // Not told what is not recorded: it is tried again, and finds what is done.
+            // Not told what is not recorded: it is tried again, and finds what is done. The fault
+            // is Transient, as a commit may be recorded whose outcome is not.
             Err(fault) => self.tell(id, Err(fault.context("the outcome was not recorded"))).await,
         }
     }
@@ -221,7 +228,7 @@ impl Commands {
         let (progress, seen) = watch::channel(Progress::default());
         let telling = self.tasks.spawn(tell_progress(command.id, seen, self.told.clone()));
         let outcome = match intent.of() {
-            None => self.inspect(intent).await,
+            None => self.inspect(intent, command.grant.as_ref()).await,
             Some(of) => {
                 let job = Job {
                     agent: self.agent.clone(),
@@ -238,13 +245,15 @@ impl Commands {
         outcome
     }
 
-    async fn inspect(&self, intent: &Intent) -> Outcome {
+    async fn inspect(&self, intent: &Intent, grant: Option<&SignedGrant>) -> Outcome {
         let Intent::Inspect { account, end, source, peer } = intent else {
             return Err(Fault::bug("an intent of no move is no inspection"));
         };
         match (end, source) {
             (End::Source, _) => work::inspect::source(&self.agent, account, *peer).await,
-            (End::Target, Some(source)) => work::inspect::target(&self.agent, source, *peer).await,
+            (End::Target, Some(source)) => {
+                work::inspect::target(&self.agent, source, *peer, grant).await
+            }
             (End::Target, None) => {
                 Err(Fault::bug("an inspection of the target came without the source's facts"))
             }
@@ -276,10 +285,18 @@ async fn tell_progress(
     while seen.changed().await.is_ok() {
         pace.tick().await;
         let progress = seen.borrow_and_update().clone();
-        if told.send(Told::Progress(id, progress)).await.is_err() {
-            return;
+        // Never waits: while nobody hears it, progress must not fill the place of outcomes. What is
+        // dropped the next one makes good.
+        if told.capacity() > told.max_capacity() / 2 {
+            let _ = told.try_send(Told::Progress(id, progress));
         }
     }
+}
+
+fn count(intent: &Intent, outcome: &Outcome) {
+    let outcome = outcome.as_ref().map_or_else(|f| f.class.to_string(), |_| "done".to_owned());
+    metrics::counter!("ferry_commands_total", "kind" => intent.kind(), "outcome" => outcome)
+        .increment(1);
 }
 
 async fn dispatch(job: &Job, intent: &Intent) -> Outcome {
@@ -319,5 +336,221 @@ async fn dispatch(job: &Job, intent: &Intent) -> Outcome {
         Intent::Open { commit, .. } => work::open::on_command(job, commit.as_ref()).await,
         Intent::Release { .. } => work::release::release(job).await,
         Intent::Finalize { erase, .. } => work::finalize::finalize(job, *erase).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    use crate::ledger::Standing;
+    use crate::ledger::failing::{ENOSPC, on_failing};
+    use crate::testing::authority::Authority;
+    use crate::testing::{a_move, account, agent, agent_with};
+    use ferry_proto::command::Move;
+    use ferry_proto::ids::Epoch;
+    use tempfile::TempDir;
+
+    struct Fixture {
+        authority: Authority,
+        agent: Arc<Agent>,
+        commands: Arc<Commands>,
+        heard: mpsc::Receiver<Told>,
+        dir: TempDir,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+            let agent = agent(&authority, dir.path());
+            Self::of(authority, dir, agent)
+        }
+
+        fn of(authority: Authority, dir: TempDir, agent: Arc<Agent>) -> Self {
+            let (told, heard) = mpsc::channel(16);
+            let commands = Commands::new(agent.clone(), told, CancellationToken::new());
+            Self { authority, agent, commands, heard, dir }
+        }
+
+        /// As after a restart of the agent.
+        fn restarted(self) -> Self {
+            let Self { authority, dir, .. } = self;
+            let agent = agent(&authority, dir.path());
+            Self::of(authority, dir, agent)
+        }
+
+        /// What comes of it, said at once or later.
+        async fn outcome(&mut self, command: Command) -> Outcome {
+            let id = command.id;
+            if let Some(outcome) = self.commands.submit(command).await {
+                return outcome;
+            }
+            loop {
+                if let Told::Ended(of, outcome) = self.heard.recv().await.unwrap() {
+                    assert_eq!(of, id);
+                    return *outcome;
+                }
+            }
+        }
+
+        async fn refusal(&mut self, command: Command) -> Fault {
+            let known = command.id;
+            let before = self.agent.look(|l| l.len());
+            let fault = self.commands.submit(command).await.unwrap().unwrap_err();
+            assert_eq!(self.agent.look(|l| l.len()), before, "a refusal changed the ledger");
+            assert!(!matches!(self.commands.known(known), Known::Running));
+            fault
+        }
+
+        async fn put(&self, standing: &Standing, epoch: u64) {
+            let mut account = account("shop", standing);
+            account.epoch = Epoch(epoch);
+            self.agent.set_account(&"shop".parse().unwrap(), Some(account)).await.unwrap();
+        }
+
+        fn stands_armed(&self) -> bool {
+            let account = self.agent.account(&"shop".parse().unwrap()).unwrap();
+            matches!(account.standing, Standing::Armed { .. })
+        }
+    }
+
+    fn disarm(id: CommandId, generation: u64, of: &Move) -> Command {
+        let intent = serde_json::to_vec(&Intent::Disarm { of: of.clone() }).unwrap();
+        Command { id, generation, intent, grant: None }
+    }
+
+    #[tokio::test]
+    async fn a_replayed_command_is_answered_and_not_carried_out_again() {
+        let mut fixture = Fixture::new();
+        let (id, of) = (CommandId::new_now(), a_move());
+        let first = fixture.outcome(disarm(id, 1, &of)).await;
+        assert!(first.is_ok(), "{first:?}");
+        // Carried out again, it would disarm this.
+        fixture.put(&Standing::Armed { of: of.clone() }, 3).await;
+        assert_eq!(fixture.commands.submit(disarm(id, 1, &of)).await, Some(first.clone()));
+        assert!(matches!(fixture.commands.known(id), Known::Ended(o) if *o == first));
+        let mut fixture = fixture.restarted();
+        assert_eq!(fixture.commands.submit(disarm(id, 1, &of)).await, Some(first.clone()));
+        // The same id with other bytes is another command under a false name.
+        let fault = fixture.refusal(disarm(id, 1, &Move { epoch: Epoch(4), ..of.clone() })).await;
+        assert_eq!(fault.class, FaultClass::Permanent);
+        assert!(fault.message.contains("was sent before with another intent"), "{fault}");
+        assert!(fixture.stands_armed());
+        assert_eq!(fixture.commands.submit(disarm(id, 1, &of)).await, Some(first));
+    }
+
+    #[tokio::test]
+    async fn an_older_epoch_is_refused() {
+        let mut fixture = Fixture::new();
+        let of = a_move();
+        fixture.put(&Standing::Armed { of: of.clone() }, 5).await;
+        let fault = fixture.refusal(disarm(CommandId::new_now(), 0, &of)).await;
+        assert_eq!(fault.class, FaultClass::Fenced);
+        assert!(fault.message.contains("is at epoch 5"), "{fault}");
+        assert!(fixture.stands_armed());
+    }
+
+    #[tokio::test]
+    async fn an_older_controller_is_refused_also_after_a_restart() {
+        let mut fixture = Fixture::new();
+        fixture.outcome(disarm(CommandId::new_now(), 7, &a_move())).await.unwrap();
+        for _ in 0..2 {
+            let fault = fixture.refusal(disarm(CommandId::new_now(), 6, &a_move())).await;
+            // Not Fenced: that would say of a commit that it surely was not made.
+            assert_eq!(fault.class, FaultClass::Precondition);
+            assert!(fault.message.contains("generation 6"), "{fault}");
+            fixture = fixture.restarted();
+        }
+        fixture.outcome(disarm(CommandId::new_now(), 7, &a_move())).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_command_for_another_server_is_refused() {
+        let mut fixture = Fixture::new();
+        let of = Move { source: "web2".parse().unwrap(), ..a_move() };
+        let fault = fixture.refusal(disarm(CommandId::new_now(), 0, &of)).await;
+        assert!(fault.message.contains("from web2 to transit1, not for web1"), "{fault}");
+        // For this server, but for its other end.
+        let of =
+            Move { source: "web2".parse().unwrap(), target: "web1".parse().unwrap(), ..a_move() };
+        let fault = fixture.outcome(disarm(CommandId::new_now(), 0, &of)).await.unwrap_err();
+        assert!(fault.message.contains("is for web2, not for web1"), "{fault}");
+    }
+
+    #[tokio::test]
+    async fn taking_a_command_never_waits_for_its_hearer() {
+        let mut fixture = Fixture::new();
+        let (id, of) = (CommandId::new_now(), a_move());
+        let first = fixture.outcome(disarm(id, 1, &of)).await;
+        while fixture.commands.told.try_send(Told::Progress(id, Progress::default())).is_ok() {}
+        let foreign = Move { source: "web2".parse().unwrap(), ..of.clone() };
+        let answers = async {
+            assert_eq!(fixture.commands.submit(disarm(id, 1, &of)).await, Some(first));
+            let refused = fixture.commands.submit(disarm(CommandId::new_now(), 1, &foreign)).await;
+            assert!(matches!(refused, Some(Err(_))));
+            let begun = fixture.commands.submit(disarm(CommandId::new_now(), 1, &of)).await;
+            assert_eq!(begun, None);
+        };
+        tokio::time::timeout(Duration::from_secs(20), answers).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn progress_leaves_room_for_outcomes() {
+        let (told, mut heard) = mpsc::channel(8);
+        let (progress, seen) = watch::channel(Progress::default());
+        let id = CommandId::new_now();
+        let telling = tokio::spawn(tell_progress(id, seen, told.clone()));
+        for n in 0..100 {
+            progress.send_modify(|p| p.bytes_done = n);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(told.capacity(), 4, "half is for outcomes");
+        for _ in 0..4 {
+            heard.recv().await.unwrap();
+        }
+        progress.send_modify(|p| p.bytes_done = 100);
+        let Told::Progress(_, latest) = heard.recv().await.unwrap() else { panic!() };
+        assert_eq!(latest.bytes_done, 100);
+        drop(progress);
+        telling.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_outcome_that_is_not_recorded_is_told_as_transient_whatever_the_disk_says() {
+        let (ledger, kernel) = on_failing();
+        let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+        let agent = agent_with(&authority, dir.path(), ledger);
+        let mut fixture = Fixture::of(authority, dir, agent);
+        let (id, of) = (CommandId::new_now(), a_move());
+        let under_way = fixture.agent.order(&of.account).await;
+        assert_eq!(fixture.commands.submit(disarm(id, 0, &of)).await, None);
+        kernel.lock().unwrap().broken = Some(ENOSPC);
+        drop(under_way);
+        let Told::Ended(_, outcome) = fixture.heard.recv().await.unwrap() else { panic!() };
+        assert_eq!(outcome.unwrap_err().class, FaultClass::Transient);
+        // One that cannot be taken neither.
+        let refused = fixture.commands.submit(disarm(CommandId::new_now(), 0, &of)).await;
+        assert_eq!(refused.unwrap().unwrap_err().class, FaultClass::Transient);
+        // Asked again when the disk is well, it is carried out.
+        kernel.lock().unwrap().broken = None;
+        assert!(matches!(fixture.commands.known(id), Known::No));
+        fixture.outcome(disarm(id, 0, &of)).await.unwrap();
+    }
+
+    #[test]
+    fn commands_are_counted_by_kind_and_outcome() {
+        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        let intent = Intent::Disarm { of: a_move() };
+        metrics::with_local_recorder(&recorder, || {
+            count(&intent, &Ok(work::done("")));
+            count(&intent, &Err(Fault::fenced("no")));
+            count(&intent, &Err(Fault::fenced("no")));
+        });
+        let text = recorder.handle().render();
+        let line = |outcome: &str, n: u32| {
+            format!("ferry_commands_total{{kind=\"disarm\",outcome=\"{outcome}\"}} {n}\n")
+        };
+        assert!(text.contains(&line("done", 1)) && text.contains(&line("fenced", 2)), "{text}");
     }
 }

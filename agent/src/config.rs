@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use ferry_proto::Fault;
+use ferry_traffic::control::HoldLimits;
 use serde::Deserialize;
+use tracing_subscriber::EnvFilter;
 
 /// What may be set.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -19,6 +21,8 @@ pub struct Config {
     pub peer_address: Option<SocketAddr>,
     /// `/metrics`, `/healthz` and `/readyz`.
     pub metrics_listen: SocketAddr,
+    /// How much the redirector keeps waiting for each account.
+    pub hold: Hold,
     /// What is logged: a filter of the tracing crate, such as `info` or `ferry_files=debug`.
     pub log: String,
     /// The ledger and the identity.
@@ -29,6 +33,50 @@ pub struct Config {
     pub inventory_directory: PathBuf,
 }
 
+/// The hold limit of each account; beyond it visitors are refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Hold {
+    /// How long one request waits, in seconds.
+    pub wait_seconds: u32,
+    /// How many wait at once.
+    pub requests: u32,
+    /// How many bytes of them are kept.
+    pub bytes: u64,
+}
+
+impl Default for Hold {
+    fn default() -> Self {
+        Self { wait_seconds: 30, requests: 1_000, bytes: 64 << 20 }
+    }
+}
+
+impl Hold {
+    /// For the redirector.
+    pub fn limits(&self) -> HoldLimits {
+        HoldLimits {
+            wait_ms: u64::from(self.wait_seconds) * 1_000,
+            requests: self.requests,
+            bytes: self.bytes,
+            ..HoldLimits::default()
+        }
+    }
+
+    fn check(&self) -> Result<(), Fault> {
+        for (key, value, most) in [
+            ("wait_seconds", u64::from(self.wait_seconds), 600),
+            ("requests", u64::from(self.requests), 100_000),
+            ("bytes", self.bytes, 4 << 30),
+        ] {
+            if !(1..=most).contains(&value) {
+                return Err(Fault::precondition(format!("{key} of [hold] is {value}"))
+                    .remedy(format!("set {key} to a number from 1 to {most}")));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -36,6 +84,7 @@ impl Default for Config {
             peer_listen: SocketAddr::from(([0, 0, 0, 0], 7401)),
             peer_address: None,
             metrics_listen: SocketAddr::from(([127, 0, 0, 1], 9464)),
+            hold: Hold::default(),
             log: "info".to_owned(),
             state_directory: "/var/lib/ferry".into(),
             accounts_directory: "/etc/ferry/accounts.d".into(),
@@ -75,7 +124,21 @@ impl Config {
                 path.display()
             )));
         }
+        config.hold.check().map_err(|f| f.context(format!("{} is not valid", path.display())))?;
+        config.log_filter().map_err(|f| f.context(format!("{} is not valid", path.display())))?;
         Ok(config)
+    }
+
+    /// What `log` says.
+    ///
+    /// # Errors
+    /// If it is no filter.
+    pub fn log_filter(&self) -> Result<EnvFilter, Fault> {
+        EnvFilter::try_new(&self.log).map_err(|e| {
+            Fault::precondition(format!("log = {:?} is no filter", self.log)).caused_by(&e).remedy(
+                "write a level such as \"info\", or parts such as \"info,ferry_files=debug\"",
+            )
+        })
     }
 
     /// Where key and certificate are.
@@ -103,10 +166,13 @@ mod tests {
             ("peer_listen = \"nowhere\"\n", "peer_listen"),
             ("state_directory = \"here\"\n", "must be absolute"),
             ("peer_address = \"0.0.0.0:7401\"\n", "peers can reach"),
+            ("log = \"ferry=loud\"\n", "is no filter"),
+            ("[hold]\nrequests = 0\n", "from 1 to 100000"),
+            ("[hold]\nwait = 5\n", "line 2"),
         ] {
             std::fs::write(&path, text).unwrap();
             let fault = Config::load(&path).unwrap_err();
-            assert!(fault.message.contains(expected), "{text}: {fault}");
+            assert!(fault.to_string().contains(expected), "{text}: {fault}");
         }
     }
 }

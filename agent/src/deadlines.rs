@@ -1,60 +1,121 @@
 //! Watches the fences: takes an account back when its deadline has passed, with a controller or
-//! without; and at start goes on with what a crash cut off.
+//! without; and at start goes on with what a crash cut off. One account never waits for another.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ferry_proto::ids::AccountName;
+use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
+use crate::clock::boottime_ms;
 use crate::ledger::Standing;
-use crate::work::{arm, open, unfence};
+use crate::work::{arm, commit, open, unfence};
 
 /// How long to wait after something did not open, before it is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
-/// How long to wait when nothing is due.
-const IDLE: Duration = Duration::from_secs(3600);
+/// How long to wait when nothing is due: the pulse goes on.
+const IDLE: Duration = Duration::from_secs(2);
+
+/// Shows that the watch goes on.
+#[derive(Debug)]
+pub struct Pulse(AtomicU64);
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self(AtomicU64::new(boottime_ms()))
+    }
+}
+
+impl Pulse {
+    fn beat(&self) {
+        self.0.store(boottime_ms(), Ordering::Relaxed);
+    }
+
+    /// How long ago the watch last looked.
+    pub fn age(&self) -> Duration {
+        Duration::from_millis(boottime_ms().saturating_sub(self.0.load(Ordering::Relaxed)))
+    }
+}
 
 /// Watches until `stop` fires.
-pub async fn watch(agent: Arc<Agent>, stop: CancellationToken) {
+pub async fn watch(agent: Arc<Agent>, pulse: Arc<Pulse>, stop: CancellationToken) {
     let mut changed = agent.changed.subscribe();
-    let mut failed = start(&agent).await;
+    let started = tokio::spawn(start(agent.clone(), stop.clone()));
+    let mut tasks = JoinSet::new();
+    let mut ending: HashMap<Id, AccountName> = HashMap::new();
     loop {
-        let wait = if failed { AGAIN } else { next(&agent) };
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            changed = changed.changed() => if changed.is_err() { return },
-            () = stop.cancelled() => return,
-        }
+        pulse.beat();
         changed.mark_unchanged();
-        if failed {
-            failed = start(&agent).await;
-        }
         for name in due(&agent) {
-            if let Err(fault) = unfence::at_deadline(&agent, &name).await {
-                tracing::error!(account = %name, "cannot take the account back yet: {fault}");
-                failed = true;
+            if ending.values().all(|n| *n != name) {
+                let task = tasks.spawn(end(agent.clone(), name.clone(), stop.clone()));
+                ending.insert(task.id(), name);
             }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(next(&agent, &ending)) => {}
+            changed = changed.changed() => if changed.is_err() { break },
+            Some(ended) = tasks.join_next_with_id() => {
+                ending.remove(&ended.map_or_else(|e| e.id(), |(id, ())| id));
+            }
+            () = stop.cancelled() => break,
+        }
+    }
+    // What is being taken back is taken back, as far as the stop's own limit allows.
+    while tasks.join_next().await.is_some() {}
+    started.abort();
+}
+
+/// What a crash or a reboot cut off: redirects stand again, opens go on. Each is tried until it
+/// succeeds, beside the others.
+async fn start(agent: Arc<Agent>, stop: CancellationToken) {
+    let mut tasks = JoinSet::new();
+    let names: Vec<AccountName> = agent.look(|l| l.accounts().keys().cloned().collect());
+    for name in names {
+        commit::resume(&agent, &name);
+        tasks.spawn(go_on(agent.clone(), name, stop.clone()));
+    }
+    while let Err(fault) = arm::reconcile(&agent).await {
+        tracing::error!(class = %fault.class, "the redirector is not as the ledger says: {fault}");
+        if stopped_within_pause(&stop).await {
+            return;
+        }
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+/// Goes on with an account's open.
+async fn go_on(agent: Arc<Agent>, name: AccountName, stop: CancellationToken) {
+    while let Err(fault) = open::resume(&agent, &name).await {
+        tracing::error!(account = %name, class = %fault.class, "cannot open the account yet: {fault}");
+        if stopped_within_pause(&stop).await {
+            return;
         }
     }
 }
 
-/// What a crash or a reboot cut off: redirects stand again, opens go on. True if something failed.
-async fn start(agent: &Arc<Agent>) -> bool {
-    let mut failed = false;
-    if let Err(fault) = arm::reconcile(agent).await {
-        tracing::error!("the redirector is not as the ledger says: {fault}");
-        failed = true;
-    }
-    let names: Vec<AccountName> = agent.look(|l| l.accounts().keys().cloned().collect());
-    for name in names {
-        if let Err(fault) = open::resume(agent, &name).await {
-            tracing::error!(account = %name, "cannot open the account yet: {fault}");
-            failed = true;
+/// Ends a fence whose deadline has passed.
+async fn end(agent: Arc<Agent>, name: AccountName, stop: CancellationToken) {
+    let mut ended = unfence::at_deadline(&agent, &name).await;
+    while let Err(fault) = ended {
+        tracing::error!(account = %name, class = %fault.class, "cannot take the account back yet: {fault}");
+        if stopped_within_pause(&stop).await {
+            return;
+        }
+        ended = unfence::at_deadline(&agent, &name).await;
+        if ended.is_ok() {
+            // What failed before may have been the last part, the redirector's.
+            ended = arm::reconcile(&agent).await;
         }
     }
-    failed
+}
+
+async fn stopped_within_pause(stop: &CancellationToken) -> bool {
+    stop.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_none()
 }
 
 /// Fences whose end has come.
@@ -68,16 +129,141 @@ fn due(agent: &Agent) -> Vec<AccountName> {
     })
 }
 
-/// How long until the next fence's end.
-fn next(agent: &Agent) -> Duration {
+/// How long until the next fence's end, but for those that are being ended.
+fn next(agent: &Agent, ending: &HashMap<Id, AccountName>) -> Duration {
     agent.look(|l| {
         l.accounts()
-            .values()
-            .filter_map(|a| match &a.standing {
+            .iter()
+            .filter(|(name, _)| ending.values().all(|n| n != *name))
+            .filter_map(|(_, a)| match &a.standing {
                 Standing::Fenced { deadline, .. } => Some(deadline.left()),
                 _ => None,
             })
             .min()
-            .unwrap_or(IDLE)
+            .map_or(IDLE, |left| left.min(IDLE))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Deadline;
+    use crate::ledger::failing::{EIO, on_failing};
+    use crate::testing::authority::Authority;
+    use crate::testing::{a_move, account, agent, agent_with, before_the_reboot, fenced, until};
+    use ferry_proto::ids::Epoch;
+
+    fn watched(agent: &Arc<Agent>) -> (CancellationToken, tokio::task::JoinHandle<()>) {
+        let stop = CancellationToken::new();
+        (stop.clone(), tokio::spawn(watch(agent.clone(), Arc::default(), stop)))
+    }
+
+    async fn put(agent: &Agent, name: &str, standing: &Standing) {
+        agent.set_account(&name.parse().unwrap(), Some(account(name, standing))).await.unwrap();
+    }
+
+    fn taken_back(standing: &Standing) -> bool {
+        matches!(standing, Standing::Armed { .. })
+    }
+
+    #[tokio::test]
+    async fn a_fence_found_after_a_reboot_ends_and_one_that_runs_does_not() {
+        let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+        let agent = agent(&authority, dir.path());
+        put(&agent, "shop", &fenced(&a_move(), &before_the_reboot())).await;
+        let runs = Deadline::after(Duration::from_secs(600)).unwrap();
+        put(&agent, "other", &fenced(&a_move(), &runs)).await;
+        let (stop, watch) = watched(&agent);
+        until(&agent, "shop", taken_back).await;
+        assert!(agent.account(&"other".parse().unwrap()).is_some_and(|a| !taken_back(&a.standing)));
+        stop.cancel();
+        watch.await.unwrap();
+        // The reopened ledger says so too.
+        let ledger = crate::ledger::Ledger::open(&dir.path().join("ledger")).unwrap();
+        assert!(taken_back(&ledger.account(&"shop".parse().unwrap()).unwrap().standing));
+    }
+
+    #[tokio::test]
+    async fn a_fence_ends_at_its_deadline_also_when_it_began_while_watched() {
+        let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+        let agent = agent(&authority, dir.path());
+        let (_stop, _watch) = watched(&agent);
+        let deadline = Deadline::after(Duration::from_millis(50)).unwrap();
+        put(&agent, "shop", &fenced(&a_move(), &deadline)).await;
+        until(&agent, "shop", taken_back).await;
+        assert!(deadline.has_passed());
+    }
+
+    #[tokio::test]
+    async fn no_account_waits_for_another_one_that_hangs() {
+        let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+        let agent = agent(&authority, dir.path());
+        let of = a_move();
+        let opening = serde_json::from_value(serde_json::json!({
+            "is": "opening", "of": of, "before": null,
+            "source": serde_json::to_value(crate::testing::receiving(&of)).unwrap()["source"],
+            "record": {
+                "job": of.job, "account": "opening", "source": "web1", "target": "transit1",
+                "epoch": 4, "fenced_at_unix": 1, "committed_at_unix_ms": 1,
+            },
+        }))
+        .unwrap();
+        put(&agent, "opening", &opening).await;
+        // An open that waits for an order or a database, and a fence's end that does.
+        let _open_hangs = agent.order(&"opening".parse().unwrap()).await;
+        let _end_hangs = agent.order(&"aaa".parse().unwrap()).await;
+        for name in ["aaa", "shop", "zzz"] {
+            put(&agent, name, &fenced(&a_move(), &before_the_reboot())).await;
+        }
+        let (_stop, _watch) = watched(&agent);
+        until(&agent, "shop", taken_back).await;
+        until(&agent, "zzz", taken_back).await;
+        // A later one does not wait either.
+        put(&agent, "late", &fenced(&a_move(), &before_the_reboot())).await;
+        until(&agent, "late", taken_back).await;
+        drop(_end_hangs);
+        until(&agent, "aaa", taken_back).await;
+        assert_eq!(agent.account(&"opening".parse().unwrap()).unwrap().epoch, Epoch(3));
+    }
+
+    #[tokio::test]
+    async fn a_ledger_that_cannot_be_written_is_not_tried_in_a_hot_loop() {
+        let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+        let (ledger, kernel) = on_failing();
+        let agent = agent_with(&authority, dir.path(), ledger);
+        put(&agent, "shop", &fenced(&a_move(), &before_the_reboot())).await;
+        let rung = *agent.changed.borrow();
+        kernel.lock().unwrap().broken = Some(EIO);
+        let name = "shop".parse().unwrap();
+        for _ in 0..3 {
+            let fault = unfence::at_deadline(&agent, &name).await.unwrap_err();
+            assert_eq!(fault.class, ferry_proto::FaultClass::Transient, "{fault}");
+        }
+        assert_eq!(*agent.changed.borrow(), rung, "what changed nothing rings");
+        let (_stop, _watch) = watched(&agent);
+        kernel.lock().unwrap().broken = None;
+        until(&agent, "shop", taken_back).await;
+        assert!(*agent.changed.borrow() > rung);
+    }
+
+    #[tokio::test]
+    async fn the_pulse_goes_on_while_nothing_happens_and_shows_when_it_stops() {
+        let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+        let agent = agent(&authority, dir.path());
+        let pulse = Arc::new(Pulse(AtomicU64::new(0)));
+        assert!(pulse.age() > IDLE);
+        let stop = CancellationToken::new();
+        let watch = tokio::spawn(watch(agent, pulse.clone(), stop.clone()));
+        let beats = async {
+            for _ in 0..2 {
+                pulse.0.store(0, Ordering::Relaxed);
+                while pulse.age() > IDLE * 2 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), beats).await.unwrap();
+        stop.cancel();
+        watch.await.unwrap();
+    }
 }

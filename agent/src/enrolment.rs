@@ -116,11 +116,13 @@ pub async fn keep_fresh(agent: Arc<Agent>, controller: String, stop: Cancellatio
         if !agent.identity.leaf().renewal_due(unix_now()) {
             continue;
         }
-        match renew(&agent, &controller).await {
-            Ok(()) => {
-                tracing::info!(not_after = agent.identity.leaf().not_after, "certificate renewed")
+        // A renewal that is cut off is begun again at the next start.
+        match stop.run_until_cancelled(renew(&agent, &controller)).await {
+            Some(Ok(())) => {
+                tracing::info!(not_after = agent.identity.leaf().not_after, "certificate renewed");
             }
-            Err(fault) => tracing::warn!("the certificate was not renewed: {fault}"),
+            Some(Err(fault)) => tracing::warn!("the certificate was not renewed: {fault}"),
+            None => return,
         }
     }
 }

@@ -20,13 +20,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{Agent, blocking};
+use crate::backoff::Backoff;
 use crate::commands::{Command, Commands, Known, Told};
+use crate::definitions::Definitions;
 use crate::ledger::Entry;
 use crate::work::inspect::server_facts;
 
-/// Waits between attempts: doubled each time, jittered, up to the last.
-const FIRST_WAIT: Duration = Duration::from_millis(500);
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// A session that lasted this long was a good one: the next wait is short again.
 const GOOD_SESSION: Duration = Duration::from_secs(60);
 /// Outcomes kept until the controller acknowledges them. The ledger has them all; a controller that
@@ -65,7 +64,7 @@ impl Link {
 
     /// Keeps a session with the controller until `stop` fires.
     pub async fn run(mut self, stop: CancellationToken) {
-        let mut wait = FIRST_WAIT;
+        let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
             let started = tokio::time::Instant::now();
             let ended = tokio::select! {
@@ -74,10 +73,9 @@ impl Link {
             };
             self.connected.send_replace(false);
             if started.elapsed() > GOOD_SESSION {
-                wait = FIRST_WAIT;
+                backoff = Backoff::default();
             }
-            let jitter = rand::random_range(0.5..1.0);
-            let pause = wait.mul_f64(jitter);
+            let pause = backoff.next();
             match ended {
                 Ok(()) => tracing::info!("the controller ended the session"),
                 Err(fault) => tracing::warn!(
@@ -89,7 +87,6 @@ impl Link {
                 () = tokio::time::sleep(pause) => {}
                 () = stop.cancelled() => break,
             }
-            wait = (wait * 2).min(LONGEST_WAIT);
         }
     }
 
@@ -144,7 +141,11 @@ impl Link {
         match message.body {
             Some(Incoming::Command(command)) => {
                 let number = command.number;
-                self.commands.submit(read_command(command)?).await;
+                let command = read_command(command)?;
+                let id = command.id;
+                if let Some(outcome) = self.commands.submit(command).await {
+                    outgoing.ended(id, outcome).await?;
+                }
                 outgoing.send(session_request::Body::CommandAck(number)).await
             }
             Some(Incoming::EventAck(number)) => {
@@ -257,15 +258,23 @@ impl Agent {
     }
 }
 
-/// Reports the accounts whenever one changed, and the inventory anew from time to time, until the
-/// session ends.
+/// Reports the accounts whenever one changed, the inventory anew when a definition changed and from
+/// time to time, until the session ends.
 async fn report(agent: Arc<Agent>, out: mpsc::Sender<v1::SessionRequest>) -> Result<(), Fault> {
     let mut changed = agent.changed.subscribe();
+    let mut definitions = Definitions::watch(&agent.config);
     let mut tick = tokio::time::interval(INVENTORY);
     let mut inventory = Inventory::default();
     loop {
         tokio::select! {
-            _ = tick.tick() => inventory = agent.inventory().await?,
+            _ = tick.tick() => {
+                definitions.watch_again();
+                inventory = agent.inventory().await?;
+            }
+            () = definitions.changed() => {
+                definitions.settle().await;
+                inventory = agent.inventory().await?;
+            }
             changed = changed.changed() => if changed.is_err() { return Ok(()) },
         }
         changed.mark_unchanged();
@@ -373,4 +382,127 @@ fn lost(status: &tonic::Status) -> Fault {
         _ => FaultClass::Transient,
     };
     Fault::new(class, format!("the controller ended the call: {}", status.message()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::enrolment::keep_fresh;
+    use crate::ledger::Ledger;
+    use crate::testing::authority::Authority;
+    use crate::testing::controller::Controller;
+    use crate::testing::{a_move, agent_as};
+    use ferry_proto::channel::Identity;
+    use ferry_proto::command::{Intent, Progress, Receipt};
+
+    /// An agent whose certificate is due for renewal, with a link to `controller`.
+    struct Linked {
+        agent: Arc<Agent>,
+        told: mpsc::Sender<Told>,
+        stop: CancellationToken,
+        link: tokio::task::JoinHandle<()>,
+        dir: tempfile::TempDir,
+    }
+
+    fn linked(authority: &Authority, controller: &str, told: usize) -> Linked {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = dir.path().join("identity");
+        let party = Party::Agent("web1".parse().unwrap());
+        authority.credentials(&party, 40, 60).store(&identity).unwrap();
+        let ledger = Ledger::open(&dir.path().join("ledger")).unwrap();
+        let identity = Identity::load(&identity).unwrap();
+        let agent = agent_as(authority, dir.path(), ledger, &identity);
+        let stop = CancellationToken::new();
+        let (told, heard) = mpsc::channel(told);
+        let commands = Commands::new(agent.clone(), told.clone(), stop.clone());
+        let (connected, _) = watch::channel(false);
+        let link = Link::new(agent.clone(), commands, heard, controller.to_owned(), connected);
+        let link = tokio::spawn(link.run(stop.clone()));
+        Linked { agent, told, stop, link, dir }
+    }
+
+    fn disarm() -> (CommandId, Intent) {
+        (CommandId::new_now(), Intent::Disarm { of: a_move() })
+    }
+
+    #[tokio::test]
+    async fn a_certificate_renews_over_a_live_link_and_no_command_is_dropped() {
+        let authority = Arc::new(Authority::new());
+        let mut controller = Controller::start(&authority).await;
+        let linked = linked(&authority, &controller.address, 16);
+        let mut session = controller.session().await;
+        let (id, intent) = disarm();
+        let under_way = linked.agent.order(intent.account()).await;
+        session.send(id, &intent).await;
+        session.hear_taken().await;
+        let old = linked.agent.identity.leaf();
+        let fresh = tokio::spawn(keep_fresh(
+            linked.agent.clone(),
+            controller.address.clone(),
+            linked.stop.clone(),
+        ));
+        let renewed = async {
+            while linked.agent.identity.leaf().not_after <= old.not_after {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), renewed).await.unwrap();
+        let stored = Identity::load(&linked.dir.path().join("identity")).unwrap();
+        assert_eq!(stored.leaf().not_after, linked.agent.identity.leaf().not_after);
+        drop(under_way);
+        let done = session.hear_done().await;
+        assert_eq!(done.id, id.to_string());
+        let receipt = serde_json::from_slice::<Receipt>(&done.receipt).unwrap();
+        assert!(matches!(receipt, Receipt::Done { .. }));
+        assert!(!controller.has_another_session(), "the link was made anew");
+        // And a new link is made with the new certificate.
+        drop(session);
+        controller.session().await;
+        linked.stop.cancel();
+        fresh.await.unwrap();
+        linked.link.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_repeated_command_is_answered_although_much_is_waiting_to_be_told() {
+        let authority = Arc::new(Authority::new());
+        let mut controller = Controller::start(&authority).await;
+        let linked = linked(&authority, &controller.address, 1);
+        let mut session = controller.session().await;
+        let (id, intent) = disarm();
+        session.send(id, &intent).await;
+        let first = session.hear_done().await;
+        // More than fits, all the time.
+        let (told, of) = (linked.told.clone(), CommandId::new_now());
+        let flood = tokio::spawn(async move {
+            while told.send(Told::Progress(of, Progress::default())).await.is_ok() {}
+        });
+        for _ in 0..20 {
+            session.send(id, &intent).await;
+            assert_eq!(session.hear_done().await, first);
+        }
+        linked.stop.cancel();
+        linked.link.await.unwrap();
+        flood.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_definition_that_is_written_is_reported_at_once() {
+        let authority = Arc::new(Authority::new());
+        let mut controller = Controller::start(&authority).await;
+        let linked = linked(&authority, &controller.address, 16);
+        let directory = linked.agent.config.accounts_directory.clone();
+        std::fs::create_dir(&directory).unwrap();
+        let mut session = controller.session().await;
+        session.hear_accounts(|names| names.is_empty()).await;
+        let definition = "name = \"shop\"\nuser = \"shop\"\nhome = \"/home/shop\"\n";
+        std::fs::write(directory.join("shop.toml"), definition).unwrap();
+        let written = std::time::Instant::now();
+        session.hear_accounts(|names| names == ["shop"]).await;
+        assert!(written.elapsed() < INVENTORY / 2);
+        std::fs::remove_file(directory.join("shop.toml")).unwrap();
+        session.hear_accounts(|names| names.is_empty()).await;
+        linked.stop.cancel();
+        linked.link.await.unwrap();
+    }
 }

@@ -1,19 +1,25 @@
 //! Ferry's agent: runs on every client and transit server.
 
 mod agent;
+mod backoff;
 mod clock;
 mod commands;
 mod config;
 mod deadlines;
+mod definitions;
 mod enrolment;
 mod ledger;
 mod link;
 mod peer;
 mod status;
+#[cfg(test)]
+mod testing;
+mod unhook;
 mod work;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -22,15 +28,19 @@ use ferry_traffic::client::Redirector;
 use ferry_traffic::control::CONTROL_SOCKET;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
 use crate::commands::Commands;
 use crate::config::Config;
+use crate::deadlines::Pulse;
 use crate::enrolment::Enrolled;
 use crate::ledger::Ledger;
 use crate::link::Link;
 
+/// How long what is under way may take to stop; with the runtime's end less than TimeoutStopSec=.
+const STOP_WITHIN: Duration = Duration::from_secs(7);
 /// What commands tell, waiting for the link.
 const TOLD: usize = 256;
 
@@ -66,6 +76,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Take Ferry's hooks out of Postfix and Dovecot, before the package is removed.
+    Unhook {
+        /// Also while an account is on the move: nobody may serve it afterwards.
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -79,7 +95,7 @@ fn main() -> anyhow::Result<()> {
             start_log(&config)?;
             let result = runtime.block_on(run(config));
             // What blocks (a child that does not end) does not hold up the stop.
-            runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+            runtime.shutdown_timeout(Duration::from_secs(2));
             result
         }
         Command::Check => {
@@ -93,6 +109,11 @@ fn main() -> anyhow::Result<()> {
             Ok(())
         }
         Command::Accounts { json } => show_accounts(&config, json),
+        Command::Unhook { force } => {
+            runtime.block_on(unhook::unhook(&config, force))?;
+            println!("Postfix and Dovecot no longer know Ferry");
+            Ok(())
+        }
     }
 }
 
@@ -139,9 +160,7 @@ fn show_accounts(config: &Config, json: bool) -> anyhow::Result<()> {
 fn start_log(config: &Config) -> anyhow::Result<()> {
     use tracing_subscriber::layer::SubscriberExt;
     use tracing_subscriber::util::SubscriberInitExt;
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.log)
-        .with_context(|| format!("log = {:?} is no filter", config.log))?;
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(config.log_filter()?);
     if std::env::var_os("JOURNAL_STREAM").is_some()
         && let Ok(journal) = tracing_journald::layer()
     {
@@ -160,62 +179,104 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let connections = Connections::new(Limits::default());
     let redirector = Redirector::at(CONTROL_SOCKET);
     let controller = config.controller.clone().unwrap_or(enrolled.controller);
-    let peer_listen = config.peer_listen;
     let agent = Agent::new(config, identity, enrolled.grant_key, connections, ledger, redirector)?;
 
     let stop = CancellationToken::new();
+    let mut parts = JoinSet::new();
+    // First, and whatever else cannot start: a fence may be waiting for its end.
+    let pulse = Arc::new(Pulse::default());
+    spawn(&mut parts, "deadlines", deadlines::watch(agent.clone(), pulse.clone(), stop.clone()));
+    spawn(&mut parts, "firewall", work::arm::keep(agent.clone(), stop.clone()));
+    spawn(&mut parts, "watchdog", watchdog(agent.clone(), pulse, stop.clone()));
+    let metrics = status::record()?;
     let (told, heard) = mpsc::channel(TOLD);
     let (connected, connection) = watch::channel(false);
     let commands = Commands::new(agent.clone(), told, stop.clone());
-    let listener = Listener::bind(&peer_listen.to_string()).await?;
-    let peers = PeerListener::new(listener, &agent.identity, &agent.connections)?;
-    status::serve(agent.clone(), connection, stop.clone()).await?;
     let link = Link::new(agent.clone(), commands.clone(), heard, controller.clone(), connected);
-    let tasks = [
-        tokio::spawn(peer::serve(agent.clone(), peers, stop.clone())),
-        tokio::spawn(deadlines::watch(agent.clone(), stop.clone())),
-        tokio::spawn(enrolment::keep_fresh(agent.clone(), controller, stop.clone())),
-        tokio::spawn(link.run(stop.clone())),
-        tokio::spawn(watchdog(agent.clone(), stop.clone())),
-    ];
+    spawn(&mut parts, "link", link.run(stop.clone()));
+    spawn(&mut parts, "peers", serve_peers(agent.clone(), stop.clone()));
+    spawn(&mut parts, "renewal", enrolment::keep_fresh(agent.clone(), controller, stop.clone()));
+    // Nothing needs it, and it goes on while the others stop.
+    let status = tokio::spawn(status::serve(agent.clone(), metrics, connection, stop.clone()));
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(server = %agent.name, version = env!("CARGO_PKG_VERSION"), "agent is ready");
-    stopped(&stop).await;
-    for task in tasks {
-        task.await.context("a part of the agent panicked")?;
+
+    let ended = tokio::select! {
+        () = asked_to_stop() => Ok(()),
+        Some(part) = parts.join_next() => Err(too_early(part)),
+    };
+    notify(&[sd_notify::NotifyState::Stopping]);
+    stop.cancel();
+    let all = async {
+        while parts.join_next().await.is_some() {}
+        commands.stopped().await;
+    };
+    if tokio::time::timeout(STOP_WITHIN, all).await.is_err() {
+        tracing::warn!("something is still under way; it is gone on with at the next start");
     }
-    commands.stopped().await;
+    status.abort();
     tracing::info!("agent has stopped; what stands, stands");
-    Ok(())
+    ended
 }
 
-/// Waits for the service manager or a person, and tells everybody.
-async fn stopped(stop: &CancellationToken) {
+/// Starts a part that ends only when it is told to.
+fn spawn(
+    parts: &mut JoinSet<&'static str>,
+    name: &'static str,
+    part: impl Future<Output = ()> + Send + 'static,
+) {
+    parts.spawn(async move {
+        part.await;
+        name
+    });
+}
+
+/// Half an agent is none: the service manager starts it again.
+fn too_early(part: Result<&'static str, tokio::task::JoinError>) -> anyhow::Error {
+    match part {
+        Ok(name) => anyhow::anyhow!("a part of the agent ended by itself: {name}"),
+        Err(error) => anyhow::Error::new(error).context("a part of the agent panicked"),
+    }
+}
+
+/// Answers peers, from when the port can be had.
+async fn serve_peers(agent: Arc<Agent>, stop: CancellationToken) {
+    let address = agent.config.peer_listen.to_string();
+    let bind = || async {
+        let listener =
+            Listener::bind(&address).await.map_err(|f| f.context("peers are not answered"))?;
+        PeerListener::new(listener, &agent.identity, &agent.connections)
+    };
+    if let Some(listener) = backoff::until_done(&stop, bind).await {
+        peer::serve(agent.clone(), listener, stop).await;
+    }
+}
+
+/// Waits for the service manager or a person.
+async fn asked_to_stop() {
     let (Ok(mut terminate), Ok(mut interrupt)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         tracing::error!("cannot listen for signals; stop the process with SIGKILL");
-        return stop.cancelled().await;
+        return std::future::pending().await;
     };
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    notify(&[sd_notify::NotifyState::Stopping]);
-    stop.cancel();
 }
 
-/// Tells the service manager that the runtime turns and the ledger can be looked into.
-async fn watchdog(agent: Arc<Agent>, stop: CancellationToken) {
-    let Some(period) = sd_notify::watchdog_enabled() else { return };
+/// Tells the service manager that the runtime turns, the ledger can be looked into, and the fences
+/// are watched.
+async fn watchdog(agent: Arc<Agent>, pulse: Arc<Pulse>, stop: CancellationToken) {
+    let Some(period) = sd_notify::watchdog_enabled() else { return stop.cancelled().await };
     let mut tick = tokio::time::interval(period / 3);
-    loop {
-        tokio::select! {
-            _ = tick.tick() => {
-                agent.look(|_| ());
-                notify(&[sd_notify::NotifyState::Watchdog]);
-            }
-            () = stop.cancelled() => return,
+    while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        agent.look(|_| ());
+        if pulse.age() < period {
+            notify(&[sd_notify::NotifyState::Watchdog]);
+        } else {
+            tracing::error!("the fences are not watched: the service manager shall start us again");
         }
     }
 }

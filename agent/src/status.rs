@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
+use crate::backoff;
 
 /// How often gauges are read, and the exporter's own upkeep runs.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -25,49 +26,61 @@ struct Shared {
     agent: Arc<Agent>,
     metrics: PrometheusHandle,
     connected: watch::Receiver<bool>,
+    stop: CancellationToken,
 }
 
-/// Serves until `stop` fires.
-///
-/// # Errors
-/// If the address cannot be used.
+/// Serves until it is dropped: what stops can be watched stopping.
 pub async fn serve(
     agent: Arc<Agent>,
+    metrics: PrometheusHandle,
     connected: watch::Receiver<bool>,
     stop: CancellationToken,
-) -> Result<(), Fault> {
+) {
     let address: SocketAddr = agent.config.metrics_listen;
-    let metrics = PrometheusBuilder::new()
-        .install_recorder()
-        .map_err(|e| Fault::bug("metrics cannot be recorded").caused_by(&e))?;
-    describe();
-    let listener = tokio::net::TcpListener::bind(address).await.map_err(|e| {
-        Fault::io(format!("cannot listen on {address}"), &e)
-            .remedy("change metrics_listen in /etc/ferry/agent.toml, or end what listens there")
-    })?;
+    let bind = || async {
+        tokio::net::TcpListener::bind(address).await.map_err(|e| {
+            Fault::io(format!("metrics are not served: cannot listen on {address}"), &e)
+                .remedy("change metrics_listen in /etc/ferry/agent.toml, or end what listens there")
+        })
+    };
+    let Some(listener) = backoff::until_done(&stop, bind).await else { return };
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
-    let shared = Shared { agent, metrics, connected };
-    tokio::spawn(upkeep(shared.clone(), stop.clone()));
+    let shared = Shared { agent, metrics, connected, stop: stop.clone() };
     let router = Router::new()
         .route("/metrics", get(|State(s): State<Shared>| async move { s.metrics.render() }))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .with_state(shared)
+        .with_state(shared.clone())
         .merge(tonic::service::Routes::new(health).into_axum_router());
-    tokio::spawn(async move {
-        let served = axum::serve(listener, router)
-            .with_graceful_shutdown(async move { stop.cancelled().await })
-            .await;
-        if let Err(error) = served {
-            tracing::error!(%error, "the status address failed");
-        }
-    });
-    Ok(())
+    let stopping = async {
+        stop.cancelled().await;
+        reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+        std::future::pending().await
+    };
+    tokio::select! {
+        served = axum::serve(listener, router) => tracing::error!(?served, "the status address failed"),
+        () = upkeep(&shared) => {}
+        () = stopping => {}
+    }
+}
+
+/// Takes what is counted, from now on.
+///
+/// # Errors
+/// If something else in this process takes it already.
+pub fn record() -> Result<PrometheusHandle, Fault> {
+    let metrics = PrometheusBuilder::new()
+        .install_recorder()
+        .map_err(|e| Fault::bug("metrics cannot be recorded").caused_by(&e))?;
+    describe();
+    Ok(metrics)
 }
 
 async fn ready(State(shared): State<Shared>) -> (StatusCode, &'static str) {
-    if *shared.connected.borrow() {
+    if shared.stop.is_cancelled() {
+        (StatusCode::SERVICE_UNAVAILABLE, "stopping\n")
+    } else if *shared.connected.borrow() {
         (StatusCode::OK, "ready\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "not connected to the controller\n")
@@ -89,14 +102,11 @@ fn describe() {
     metrics::describe_counter!("ferry_commands_total", "Commands by kind and outcome");
 }
 
-async fn upkeep(shared: Shared, stop: CancellationToken) {
+async fn upkeep(shared: &Shared) {
     let mut tick = tokio::time::interval(UPKEEP);
     loop {
-        tokio::select! {
-            _ = tick.tick() => {}
-            () = stop.cancelled() => return,
-        }
-        gauges(&shared).await;
+        tick.tick().await;
+        gauges(shared).await;
         shared.metrics.run_upkeep();
     }
 }

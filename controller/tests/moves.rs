@@ -341,7 +341,7 @@ fn receipt(intent: &Intent) -> Receipt {
             server: ServerFacts::default(),
             uid: 1000,
             gid: 1000,
-            free_bytes: 1 << 30,
+            rooms: vec![],
             findings: vec![],
         })),
         Intent::Commit { of } => Receipt::Committed(CommitRecord {
@@ -353,9 +353,13 @@ fn receipt(intent: &Intent) -> Receipt {
             fenced_at_unix: 0,
             committed_at_unix_ms: 0,
         }),
-        Intent::Release { .. } => {
-            Receipt::Released { outage_ms: Some(1.0), fenced_ms: 2.0, held: 3, refused: 0 }
-        }
+        Intent::Release { .. } => Receipt::Released {
+            outage_ms: Some(1.0),
+            fenced_ms: 2.0,
+            held: 3,
+            refused: 0,
+            ended: 0,
+        },
         Intent::Open { commit, .. } => {
             assert!(commit.is_some(), "the open carries the commit record");
             Receipt::Done { summary: "open".into(), figures: Default::default() }

@@ -299,6 +299,9 @@ pub enum Receipt {
         held: u64,
         /// How many were refused.
         refused: u64,
+        /// How many requests that were running when the fence began it had to end.
+        #[serde(default)]
+        ended: u64,
     },
 }
 
@@ -360,7 +363,7 @@ pub struct ServerFacts {
     pub agent_version: String,
     /// Versions of the services found, by name.
     pub services: BTreeMap<String, String>,
-    /// The clock, Unix milliseconds.
+    /// The clock, Unix milliseconds: the last thing read before this was sent.
     pub clock_unix_ms: i64,
 }
 
@@ -416,10 +419,26 @@ pub struct TargetFacts {
     pub uid: u32,
     /// The numeric group id that the account would get.
     pub gid: u32,
-    /// Bytes free where the home would be.
-    pub free_bytes: u64,
+    /// The room for each part of the account; a part whose service does not answer has none.
+    #[serde(default)]
+    pub rooms: Vec<Room>,
     /// What was seen.
     pub findings: Vec<Finding>,
+}
+
+/// Where the target would keep a part of an account.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    /// The engine whose databases these are; none: the home.
+    pub engine: Option<crate::account::EngineKind>,
+    /// The directory.
+    pub path: String,
+    /// Which file system it is on: rooms on one share what is free.
+    pub file_system: String,
+    /// Bytes free on it.
+    pub free_bytes: u64,
+    /// Bytes of the account that are there already, of an earlier move.
+    pub present_bytes: u64,
 }
 
 /// How an account stands on a server.

@@ -24,7 +24,7 @@ pub type Progress<'a> = &'a (dyn Fn(u64) + Send + Sync);
 
 /// One database engine of this server. Every operation may be repeated after a crash at any point
 /// and converges. For one account and engine, the caller runs one of [`Engine::load`],
-/// [`Engine::rehearse`], [`Engine::open`] and [`Engine::deprovision`] at a time: each ends what an
+/// [`Engine::rehearse`], [`Engine::open`], [`Engine::deprovision`] and [`Engine::drop_closed`] at a time: each ends what an
 /// interrupted one left behind.
 #[async_trait]
 pub trait Engine: Send + Sync {
@@ -71,6 +71,14 @@ pub trait Engine: Send + Sync {
     /// mark, and every temporary user of this account. If the receipt was lost, pass
     /// [`Provisioned::all_of`]: the mark decides.
     async fn deprovision(&self, spec: &Spec, created: &Provisioned) -> Result<(), Fault>;
+
+    /// For erasing a copy, at a server that no longer serves the account: drops exactly those of the
+    /// account's databases and users that are in `created` (what [`Engine::provision`] returned here),
+    /// though [`Engine::open`] took their marks away. They must be closed: if one of the account's
+    /// users can log in or is connected, or an event is on, it is a fault of class Fenced and nothing
+    /// is dropped. What is gone already is no fault, so it may be repeated; what `created` does not
+    /// name stays.
+    async fn drop_closed(&self, spec: &Spec, created: &Provisioned) -> Result<(), Fault>;
 
     /// The state that a fence would change, to be journalled before [`Engine::fence`] acts.
     async fn plan_fence(&self, spec: &Spec) -> Result<FenceRecord, Fault>;

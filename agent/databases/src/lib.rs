@@ -11,7 +11,8 @@
 //! (journalled by the caller) and [`Engine::fence`] at the source, [`Engine::record`] again with
 //! the fence's record, [`Engine::dump`] streamed into [`Engine::load`], [`Engine::manifest`] on
 //! both ends and [`compare`], [`Engine::rehearse`], and after the commit [`Engine::open`]. The way
-//! back before the commit is [`Engine::unfence`] and [`Engine::deprovision`].
+//! back before the commit is [`Engine::unfence`] and [`Engine::deprovision`]; a copy that has served
+//! and is to be erased goes by [`Engine::drop_closed`].
 //!
 //! Whatever comes from the other server (records and dumps) is hostile: records are checked
 //! against the [`Spec`] and rebuilt from typed fields, dumps are loaded with the account's own
@@ -28,7 +29,7 @@ mod record;
 mod secret;
 
 pub use engine::{Engine, Progress, mariadb, postgresql};
-pub use manifest::{DatabaseManifest, Difference, compare};
+pub use manifest::{DatabaseManifest, Difference, compare, not_compared};
 pub use mariadb::MariadbConfig;
 pub use model::{
     Availability, DatabaseFacts, DumpReport, Existing, Facts, Finding, Level, LoadReport,

@@ -8,9 +8,17 @@ use std::fmt;
 use ferry_proto::account::EngineKind;
 use serde::{Deserialize, Serialize};
 
-/// Facts whose name begins so are texts that a server writes anew in each release (a view's
-/// definition, an expression): they are compared only between servers of one release.
+/// Facts whose name begins so are texts that a server writes anew from what it has stored, in words
+/// that change from release to release (a query, the options of a table, the version of an
+/// extension): they are compared only between servers of one release. Between others a different
+/// query of a view, a rule or a routine in standard SQL goes unseen, though not different columns, rows
+/// or arguments; [`not_compared`] names what was left out.
 pub(crate) const SAME_RELEASE: char = '~';
+
+/// Facts whose name begins so are expressions (a default, a check, an index, a policy) that the
+/// releases which an engine knows write alike: they are compared between those, and between servers
+/// of one release.
+pub(crate) const EXPRESSION: char = '^';
 
 /// At most this many differences are listed.
 const MAX_DIFFERENCES: usize = 200;
@@ -40,6 +48,9 @@ pub struct DatabaseManifest {
     pub engine: EngineKind,
     /// The server's release: texts written by servers of one release are comparable literally.
     pub release: String,
+    /// Whether this is a release that writes expressions as other such releases do.
+    #[serde(default)]
+    pub alike: bool,
     /// The database.
     pub database: String,
     /// Facts by object; an object is named by its kind and name, such as `table orders`.
@@ -48,7 +59,7 @@ pub struct DatabaseManifest {
 
 impl DatabaseManifest {
     pub(crate) fn new(engine: EngineKind, release: String, database: String) -> Self {
-        Self { engine, release, database, objects: BTreeMap::new() }
+        Self { engine, release, alike: false, database, objects: BTreeMap::new() }
     }
 
     pub(crate) fn object(&mut self, kind: &str, name: &str) -> &mut ObjectFacts {
@@ -89,10 +100,45 @@ impl fmt::Display for Difference {
         };
         write!(f, "{}", self.object)?;
         if !self.fact.is_empty() {
-            write!(f, ", {}", self.fact.trim_start_matches(SAME_RELEASE))?;
+            write!(f, ", {}", self.fact.trim_start_matches([SAME_RELEASE, EXPRESSION]))?;
         }
         write!(f, ": {} against {}", shown(&self.first), shown(&self.second))
     }
+}
+
+/// Which facts of two servers can be compared.
+#[derive(Clone, Copy)]
+struct Scope {
+    texts: bool,
+    expressions: bool,
+}
+
+impl Scope {
+    fn of(a: &DatabaseManifest, b: &DatabaseManifest) -> Self {
+        let texts = a.release == b.release;
+        Self { texts, expressions: texts || (a.alike && b.alike) }
+    }
+
+    fn covers(self, fact: &str) -> bool {
+        match fact.chars().next() {
+            Some(SAME_RELEASE) => self.texts,
+            Some(EXPRESSION) => self.expressions,
+            _ => true,
+        }
+    }
+}
+
+/// What [`compare`] leaves out because both servers' releases write it differently, such as
+/// `view orders_of_today, definition`.
+pub fn not_compared(a: &DatabaseManifest, b: &DatabaseManifest) -> Vec<String> {
+    let scope = Scope::of(a, b);
+    let facts = a.objects.iter().flat_map(|(name, facts)| facts.keys().map(move |f| (name, f)));
+    facts
+        .filter(|(_, fact)| !scope.covers(fact))
+        .map(|(name, fact)| {
+            format!("{name}, {}", fact.trim_start_matches([SAME_RELEASE, EXPRESSION]))
+        })
+        .collect()
 }
 
 /// What is not the same in `a` and `b`; empty: they are equal. At most 200 are listed.
@@ -107,14 +153,14 @@ pub fn compare(a: &DatabaseManifest, b: &DatabaseManifest) -> Vec<Difference> {
         });
         return found;
     }
-    let literal = a.release == b.release;
+    let scope = Scope::of(a, b);
     let mut names: Vec<&String> = a.objects.keys().chain(b.objects.keys()).collect();
     names.sort();
     names.dedup();
     for name in names {
         match (a.objects.get(name), b.objects.get(name)) {
             (Some(first), Some(second)) => {
-                compare_facts(name, first, second, literal, &mut found);
+                compare_facts(name, first, second, scope, &mut found);
             }
             (first, second) => found.push(Difference {
                 object: name.clone(),
@@ -135,14 +181,14 @@ fn compare_facts(
     object: &str,
     first: &ObjectFacts,
     second: &ObjectFacts,
-    literal: bool,
+    scope: Scope,
     found: &mut Vec<Difference>,
 ) {
     let mut facts: Vec<&String> = first.keys().chain(second.keys()).collect();
     facts.sort();
     facts.dedup();
     for fact in facts {
-        if fact.starts_with(SAME_RELEASE) && !literal {
+        if !scope.covers(fact) {
             continue;
         }
         let (one, other) = (first.get(fact), second.get(fact));
@@ -166,7 +212,8 @@ mod tests {
             DatabaseManifest::new(EngineKind::Mariadb, release.to_owned(), "shop".to_owned());
         let table = m.object("table", "orders");
         table.insert("rows".to_owned(), "2".to_owned());
-        table.insert("~check".to_owned(), "a > 0".to_owned());
+        table.insert("~options".to_owned(), "a > 0".to_owned());
+        table.insert("^check".to_owned(), "a > 0".to_owned());
         m
     }
 
@@ -192,10 +239,27 @@ mod tests {
     #[test]
     fn texts_of_different_releases_are_not_compared() {
         let mut b = manifest("10.11");
-        b.object("table", "orders").insert("~check".to_owned(), "(a > 0)".to_owned());
-        assert_eq!(compare(&manifest("10.11"), &b).len(), 1);
-        b.release = "11.8".to_owned();
+        b.object("table", "orders").insert("~options".to_owned(), "(a > 0)".to_owned());
+        b.object("table", "orders").insert("^check".to_owned(), "(a > 0)".to_owned());
+        assert_eq!(compare(&manifest("10.11"), &b).len(), 2);
+        assert_eq!(not_compared(&manifest("10.11"), &b), Vec::<String>::new());
+        b.release = "10.5".to_owned();
         assert_eq!(compare(&manifest("10.11"), &b).len(), 0);
+        let left_out = ["table orders, check", "table orders, options"];
+        assert_eq!(not_compared(&manifest("10.11"), &b), left_out);
+    }
+
+    #[test]
+    fn expressions_of_releases_that_write_them_alike_are_compared() {
+        let (mut a, mut b) = (manifest("10.11"), manifest("11.8"));
+        b.object("table", "orders").insert("^check".to_owned(), "a > 1".to_owned());
+        (a.alike, b.alike) = (true, true);
+        let found = compare(&a, &b);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].to_string(), "table orders, check: a > 0 against a > 1");
+        assert_eq!(not_compared(&a, &b), ["table orders, options"]);
+        a.alike = false;
+        assert_eq!(compare(&a, &b).len(), 0, "one that is not known to");
     }
 
     #[test]

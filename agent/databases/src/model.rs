@@ -212,6 +212,15 @@ impl Provisioned {
     }
 }
 
+/// The fault for a copy that is to be dropped and is not closed.
+pub(crate) fn not_closed(spec: &Spec, engine: EngineKind) -> Fault {
+    Fault::fenced(format!(
+        "the {engine} databases of account {} are not closed here: nothing of them is dropped",
+        spec.account
+    ))
+    .remedy("find out which server serves the account; only a copy that serves nobody is erased")
+}
+
 /// How a user is written in messages and receipts.
 pub(crate) fn user_label(user: &DatabaseUser) -> String {
     match user.engine {

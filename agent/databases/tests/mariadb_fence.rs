@@ -102,7 +102,7 @@ async fn what_is_missing_or_foreign_is_named() {
     );
     server
         .run([
-            "GRANT SELECT ON `sh%`.* TO bystander@localhost",
+            "GRANT INSERT ON `sh%`.* TO bystander@localhost",
             "CREATE USER shop@'10.0.0.1'",
             "CREATE VIEW shop.v AS SELECT 1",
             "GRANT PROCESS ON *.* TO shop@localhost",
@@ -121,5 +121,91 @@ async fn what_is_missing_or_foreign_is_named() {
     let warned: Vec<&str> = facts.findings.iter().map(|f| f.message.as_str()).collect();
     for part in ["PROCESS", "\"mysql\", outside the account"] {
         assert!(warned.iter().any(|m| m.contains(part)), "{part}: {warned:?}");
+    }
+}
+
+/// A fence locks the account's users: whoever else could write is in the way, and named.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_could_write_through_a_fence_is_named() {
+    let server = Maria::start();
+    server.run(SHOP).await;
+    let engine = server.engine();
+    let quiet = engine.inspect(&shop()).await.expect("inspected").findings;
+    assert_eq!(quiet, Vec::new(), "the server's own administrators need no word");
+    let harmless = [
+        // A role that only the account will have.
+        "CREATE ROLE shop_role",
+        "GRANT INSERT ON shop.* TO shop_role",
+        // Locked, elsewhere, or for backups.
+        "CREATE USER locked@localhost ACCOUNT LOCK",
+        "GRANT ALL ON shop.* TO locked@localhost",
+        "CREATE DATABASE other",
+        "GRANT ALL ON other.* TO bystander@localhost",
+        "CREATE USER backup@localhost",
+        "GRANT SELECT, LOCK TABLES, SHOW VIEW, TRIGGER, EVENT, RELOAD, PROCESS ON *.* TO backup@localhost",
+    ];
+    server.run(harmless).await;
+    let quiet = engine.inspect(&shop()).await.expect("inspected").findings;
+    assert_eq!(quiet, Vec::new());
+    server.run(["GRANT shop_role TO shop@localhost"]).await;
+    let facts = engine.inspect(&shop()).await.expect("inspected");
+    assert_eq!(facts.blockers().count(), 0, "{:?}", facts.findings);
+    for (change, undo, part) in [
+        (
+            "GRANT INSERT ON shop.* TO PUBLIC",
+            "REVOKE INSERT ON shop.* FROM PUBLIC",
+            "everybody on the server (PUBLIC) has rights in database shop",
+        ),
+        (
+            "GRANT UPDATE ON *.* TO PUBLIC",
+            "REVOKE UPDATE ON *.* FROM PUBLIC",
+            "everybody on the server (PUBLIC) may write in every database",
+        ),
+        (
+            "GRANT INSERT ON shop.t TO ''@localhost IDENTIFIED BY ''",
+            "DROP USER ''@localhost",
+            "the anonymous user ''@localhost has rights in database shop",
+        ),
+        (
+            "GRANT DELETE ON *.* TO bystander@localhost",
+            "REVOKE DELETE ON *.* FROM bystander@localhost",
+            "bystander@localhost may write in every database",
+        ),
+        (
+            "GRANT UPDATE (a) ON shop.t TO bystander@localhost",
+            "REVOKE UPDATE (a) ON shop.t FROM bystander@localhost",
+            "bystander@localhost has rights in database shop",
+        ),
+        (
+            "GRANT shop_role TO bystander@localhost",
+            "REVOKE shop_role FROM bystander@localhost",
+            "bystander@localhost has rights in database shop",
+        ),
+        (
+            "CREATE DEFINER = shop@localhost EVENT other.e ON SCHEDULE EVERY 1 DAY DO INSERT INTO shop.t VALUES (1)",
+            "DROP EVENT other.e",
+            "event other.e runs with the rights of shop@localhost",
+        ),
+    ] {
+        server.run([change]).await;
+        let facts = engine.inspect(&shop()).await.expect("inspected");
+        let said: Vec<String> = facts.blockers().map(|f| f.message.clone()).collect();
+        assert!(said.len() == 1 && said[0].contains(part), "{change}: {said:?}");
+        server.run([undo]).await;
+    }
+    server
+        .run([
+            "GRANT SELECT ON shop.* TO bystander@localhost",
+            "GRANT ALL ON *.* TO chief@'%' IDENTIFIED BY 'c'",
+        ])
+        .await;
+    let facts = engine.inspect(&shop()).await.expect("inspected");
+    assert_eq!(facts.blockers().count(), 0, "{:?}", facts.findings);
+    for part in
+        ["bystander@localhost has rights in database shop", "administrators of the server: chief@%"]
+    {
+        let warned = |f: &&ferry_databases::Finding| f.message.contains(part);
+        let found = facts.findings.iter().find(warned).unwrap_or_else(|| panic!("{part}"));
+        assert_eq!(found.level, ferry_databases::Level::Warning);
     }
 }

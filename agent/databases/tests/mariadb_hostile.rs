@@ -212,6 +212,35 @@ async fn taken_names_are_refused_and_undo_takes_only_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_has_served_is_dropped_once_it_is_closed() {
+    let (a, b) = (Maria::start(), Maria::start());
+    a.run(SHOP).await;
+    let (source, target) = (a.engine(), b.engine());
+    let state = "SELECT User, Host, Priv FROM mysql.global_priv ORDER BY 1, 2";
+    let before = b.text(state).await;
+    let record = source.record(&shop(), None).await.expect("recorded");
+    let created = target.provision(&shop(), &record, Existing::Refuse).await.expect("provisioned");
+    transfer(&*source, &*target, &shop(), &record).await.expect("transferred");
+    target.open(&shop(), &record).await.expect("opened");
+    let fault = target.drop_closed(&shop(), &created).await.expect_err("is open");
+    assert_eq!(fault.class, FaultClass::Fenced, "{fault}");
+    assert_eq!(b.text("SELECT COUNT(*) FROM shop.t").await, "2", "nothing was dropped");
+    let plan = target.plan_fence(&shop()).await.expect("planned");
+    target.fence(&shop(), &plan, std::time::Duration::ZERO).await.expect("fenced");
+    target.deprovision(&shop(), &created).await.expect("no undo of what has served");
+    target.drop_closed(&shop(), &Provisioned::default()).await.expect("not ours to drop");
+    assert_eq!(b.text("SELECT COUNT(*) FROM shop.t").await, "2", "was not created by Ferry");
+    // Cut off between databases and users.
+    let half = Provisioned { users: std::collections::BTreeSet::new(), ..created.clone() };
+    target.drop_closed(&shop(), &half).await.expect("dropped");
+    target.drop_closed(&shop(), &created).await.expect("and the rest");
+    target.drop_closed(&shop(), &created).await.expect("repeated");
+    assert_eq!(b.text(state).await, before);
+    assert_eq!(b.text("SHOW DATABASES LIKE 'shop'").await, "");
+    target.provision(&shop(), &record, Existing::Refuse).await.expect("the names are free again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_account_comes_back_to_its_fenced_copy() {
     let (a, b) = (Maria::start(), Maria::start());
     a.run(SHOP).await;

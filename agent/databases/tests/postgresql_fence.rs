@@ -110,3 +110,28 @@ async fn what_is_missing_or_foreign_is_named() {
     let facts = engine.inspect(&spec(&["shop"], &["shop", "off"])).await.expect("inspected");
     assert!(facts.blockers().any(|f| f.message.contains("is a superuser")));
 }
+
+/// A fence keeps everybody but superusers out of the account's databases.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_could_write_is_stopped_or_named() {
+    let (server, spec) = start();
+    let engine = server.engine();
+    let quiet = engine.inspect(&spec).await.expect("inspected").findings;
+    assert_eq!(quiet, Vec::new(), "the server's own superuser needs no word");
+    server.run(
+        "postgres",
+        "GRANT pg_write_all_data TO bystander; GRANT CREATE ON DATABASE shop TO bystander; \
+         CREATE ROLE chief SUPERUSER LOGIN; CREATE ROLE friend LOGIN PASSWORD 'f'; GRANT shop TO friend",
+    );
+    let facts = engine.inspect(&spec).await.expect("inspected");
+    assert_eq!(facts.blockers().count(), 0, "{:?}", facts.findings);
+    let warned: Vec<&str> = facts.findings.iter().map(|f| f.message.as_str()).collect();
+    for part in ["superusers of the server: chief", "friend is a member of shop", "bystander"] {
+        assert!(warned.iter().any(|m| m.contains(part)), "{part}: {warned:?}");
+    }
+    let plan = engine.plan_fence(&spec).await.expect("planned");
+    engine.fence(&spec, &plan, Duration::ZERO).await.expect("fenced");
+    for (role, password) in [("bystander", "b"), ("friend", "f"), ("shop", "pw")] {
+        server.connect(role, password, "shop").await.expect_err("kept out");
+    }
+}

@@ -218,6 +218,33 @@ async fn taken_names_are_refused_and_undo_takes_only_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_has_served_is_dropped_once_it_is_closed() {
+    let (a, b) = (source(), Postgres::start());
+    let (source, target, spec) = (a.engine(), b.engine(), shop());
+    let state = "SELECT datname, datacl FROM pg_database ORDER BY 1; SELECT rolname FROM pg_roles ORDER BY 1";
+    let empty = b.run("postgres", state);
+    let record = source.record(&spec, None).await.expect("recorded");
+    let created = target.provision(&spec, &record, Existing::Refuse).await.expect("provisioned");
+    transfer(&*source, &*target, &spec, &record).await.expect("transferred");
+    target.open(&spec, &record).await.expect("opened");
+    let fault = target.drop_closed(&spec, &created).await.expect_err("is open");
+    assert_eq!(fault.class, FaultClass::Fenced, "{fault}");
+    assert_eq!(b.run("shop", "SELECT count(*) FROM t"), "2", "nothing was dropped");
+    let plan = target.plan_fence(&spec).await.expect("planned");
+    target.fence(&spec, &plan, std::time::Duration::ZERO).await.expect("fenced");
+    target.deprovision(&spec, &created).await.expect("no undo of what has served");
+    target.drop_closed(&spec, &Provisioned::default()).await.expect("not ours to drop");
+    assert_eq!(b.run("shop", "SELECT count(*) FROM t"), "2", "was not created by Ferry");
+    // Cut off between databases and roles.
+    let half = Provisioned { users: std::collections::BTreeSet::new(), ..created.clone() };
+    target.drop_closed(&spec, &half).await.expect("dropped");
+    target.drop_closed(&spec, &created).await.expect("and the rest");
+    target.drop_closed(&spec, &created).await.expect("repeated");
+    assert_eq!(b.run("postgres", state), empty);
+    target.provision(&spec, &record, Existing::Refuse).await.expect("the names are free again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_account_comes_back_to_its_fenced_copy() {
     let (a, b) = (source(), Postgres::start());
     let (home, away, spec) = (a.engine(), b.engine(), shop());

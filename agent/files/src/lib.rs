@@ -52,5 +52,5 @@ pub use receive::{receive_pass, verify_target};
 pub use report::{
     Bounded, Comparison, Difference, LIST_LIMIT, Note, NoteKind, PassReport, Progress, Refusal,
 };
-pub use scan::{TreeStats, scan};
+pub use scan::{TreeStats, scan, survey};
 pub use send::{send_pass, verify_source};

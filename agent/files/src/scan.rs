@@ -1,7 +1,8 @@
-//! Counting a tree for inspection: how many files, how many bytes. It reads no contents and must not
-//! know whose tree it is.
+//! Looking through a tree for inspection: how many files, how many bytes, and what a pass would not
+//! let through. It reads no contents.
 
 use std::collections::HashSet;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,11 +10,15 @@ use ferry_proto::{Fault, FaultClass};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use crate::attributes::{self, Attribute, Unread};
 use crate::confine::{MAX_DEPTH, Node, Tree};
-use crate::metadata::{Kind, Stat};
-use crate::names::Names;
-use crate::report::show;
-use crate::walk::MAX_LINKS;
+use crate::entries::{Entry, What, Withheld};
+use crate::guard;
+use crate::metadata::{Handle, Kind, Stat};
+use crate::names::{self, Names};
+use crate::options::{IdMap, SourceOptions};
+use crate::report::{Bounded, Refusal, show};
+use crate::walk::{MAX_LINKS, Owners};
 
 /// How many of the biggest files are named.
 const BIGGEST: usize = 10;
@@ -33,7 +38,7 @@ pub struct TreeStats {
     pub allocated: u64,
     /// The biggest files, biggest first.
     pub biggest: Vec<(String, u64)>,
-    /// Directories that could not be read, are too deep, or are mounts, which are not entered.
+    /// Directories that could not be read, are too deep, are refused, or are mounts, which are not entered.
     pub skipped: u64,
 }
 
@@ -42,8 +47,34 @@ pub struct TreeStats {
 /// # Errors
 /// The root cannot be opened, or `cancel` was cancelled.
 pub fn scan(root: &Path, cancel: &CancellationToken) -> Result<TreeStats, Fault> {
+    walk(root, None, cancel).map(|(stats, _)| stats)
+}
+
+/// Counts what a tree holds, and finds what a pass with these `options`, to a target that maps its
+/// ids by `ids`, would refuse. It blocks: call it where blocking is allowed.
+///
+/// # Errors
+/// As [`scan`].
+pub fn survey(
+    root: &Path,
+    options: &SourceOptions,
+    ids: &IdMap,
+    cancel: &CancellationToken,
+) -> Result<(TreeStats, Bounded<Refusal>), Fault> {
+    walk(root, Some(&Admission { owners: Owners::of(options), ids }), cancel)
+}
+
+fn walk(
+    root: &Path,
+    admission: Option<&Admission<'_>>,
+    cancel: &CancellationToken,
+) -> Result<(TreeStats, Bounded<Refusal>), Fault> {
     let tree = Tree::open_root(root)?;
     let mut stats = TreeStats::default();
+    let mut refused = Bounded::default();
+    if let Some(reason) = admission.and_then(|a| a.root_refusal(tree.root_fd())) {
+        refused.push(Refusal { path: show(b""), reason });
+    }
     let mut seen = HashSet::new();
     let mut stack = vec![(None::<Arc<Node>>, Box::<[u8]>::default())];
     while let Some((parent, name)) = stack.pop() {
@@ -64,9 +95,14 @@ pub fn scan(root: &Path, cancel: &CancellationToken) -> Result<TreeStats, Fault>
             let Ok(stat) = Stat::of(&fd, name) else {
                 continue;
             };
+            let refusal = admission.and_then(|a| a.refusal(fd.as_fd(), &node, name, &stat));
+            let enters = refusal.is_none();
+            if let Some(reason) = refusal {
+                refused.push(Refusal { path: show(&node.path_of(name)), reason });
+            }
             stats.allocated += stat.blocks.saturating_mul(512);
             match stat.kind {
-                Kind::Directory if stat.is_mount || node.depth() + 1 >= MAX_DEPTH => {
+                Kind::Directory if stat.is_mount || !enters || node.depth() + 1 >= MAX_DEPTH => {
                     stats.skipped += 1;
                 }
                 Kind::Directory => stack.push((Some(Arc::clone(&node)), name.into())),
@@ -84,7 +120,71 @@ pub fn scan(root: &Path, cancel: &CancellationToken) -> Result<TreeStats, Fault>
             }
         }
     }
-    Ok(stats)
+    Ok((stats, refused))
+}
+
+/// Whose files are let through, at the source and at the target.
+struct Admission<'a> {
+    owners: Owners,
+    ids: &'a IdMap,
+}
+
+impl Admission<'_> {
+    /// Why `name` in `dir` would be refused; none also if it has gone meanwhile: a pass looks again.
+    fn refusal(
+        &self,
+        dir: BorrowedFd<'_>,
+        node: &Node,
+        name: &[u8],
+        stat: &Stat,
+    ) -> Option<String> {
+        if names::is_reserved(name) {
+            return None;
+        }
+        let too_deep = stat.kind == Kind::Directory && node.depth() + 1 >= MAX_DEPTH;
+        let withheld = if stat.is_mount {
+            Some(Withheld::Mount)
+        } else if too_deep {
+            Some(Withheld::TooDeep)
+        } else {
+            self.owners.withhold(stat)
+        };
+        let what = match (withheld, stat.kind) {
+            (None, Kind::Socket) => return None,
+            (Some(why), _) => What::Withheld(why),
+            (None, Kind::File) => What::File(stat.size),
+            (None, Kind::Directory) => What::Directory,
+            (None, Kind::Fifo) => What::Fifo,
+            (None, Kind::Device) => What::Device,
+            (None, Kind::Symlink) => What::Symlink(Vec::new()),
+        };
+        let read = match what {
+            What::File(_) | What::Directory | What::Fifo => attributes::read_at(dir, name, stat),
+            _ => Ok(Vec::new()),
+        };
+        self.judge(stat, what, read)
+    }
+
+    /// Why the root itself would be refused.
+    fn root_refusal(&self, root: BorrowedFd<'_>) -> Option<String> {
+        let stat = Stat::of_fd(root).ok()?;
+        self.judge(&stat, What::Directory, attributes::read_all(Handle::Open(root)))
+    }
+
+    fn judge(
+        &self,
+        stat: &Stat,
+        what: What,
+        read: Result<Vec<Attribute>, Unread>,
+    ) -> Option<String> {
+        let (what, attributes) = match read {
+            Ok(attributes) => (what, attributes),
+            Err(Unread::TooLarge) => (What::Withheld(Withheld::Attributes), Vec::new()),
+            Err(Unread::Failed(_)) => return None,
+        };
+        let Stat { mode, uid, gid, .. } = *stat;
+        guard::admit(&Entry { mode, uid, gid, attributes, ..Entry::of(what) }, self.ids).err()
+    }
 }
 
 impl TreeStats {

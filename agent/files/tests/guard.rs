@@ -69,6 +69,48 @@ async fn privileges_are_refused_and_the_rest_arrives() {
 }
 
 #[tokio::test]
+async fn a_survey_names_what_a_pass_would_refuse() {
+    let trees = Trees::new();
+    foreign_things(&trees.source);
+    mkdir(&trees.source.join("in"));
+    write(&trees.source.join("in/shared"), "www");
+    std::os::unix::fs::chown(trees.source.join("in/shared"), Some(33), Some(33)).expect("chown");
+    let cancel = tokio_util::sync::CancellationToken::new();
+    let survey =
+        |options, ids| ferry_files::survey(&trees.source, &options, &ids, &cancel).expect("survey");
+    let named = |refused: &ferry_files::Bounded<ferry_files::Refusal>| {
+        let mut all: Vec<_> =
+            refused.items.iter().map(|r| (r.path.clone(), r.reason.clone())).collect();
+        all.sort_unstable();
+        all
+    };
+    let report = trees.pass().await;
+    let (stats, refused) = survey(source_options(), ids());
+    assert_eq!(named(&refused), named(&report.refused));
+    assert_eq!(refused.total, 8);
+    assert_eq!(stats.skipped, 1, "what is refused is not entered");
+    // The web server's own files below the home are let through, as shared.
+    let (mut options, mut ids) = (source_options(), ids());
+    options.shared_uids.insert(33);
+    ids.uids.insert(33, 33);
+    ids.gids.insert(33, 33);
+    ids.shared_uids.insert(33);
+    ids.shared_gids.insert(33);
+    assert_eq!(survey(options, ids).1.total, 7);
+}
+
+#[tokio::test]
+async fn a_root_that_is_not_the_accounts_is_named_too() {
+    let trees = Trees::quick();
+    std::os::unix::fs::chown(&trees.source, Some(0), Some(0)).expect("chown");
+    let cancel = tokio_util::sync::CancellationToken::new();
+    let (_, refused) =
+        ferry_files::survey(&trees.source, &source_options(), &ids(), &cancel).expect("survey");
+    assert_eq!(refused.items[0].path, ".");
+    assert!(refused.items[0].reason.contains("owner 0"), "{refused:?}");
+}
+
+#[tokio::test]
 async fn a_source_that_gives_everything_away_is_refused_by_the_target() {
     // As a stolen source would: it withholds nothing.
     let trees = Trees::new();

@@ -22,6 +22,10 @@ pub const ACCOUNTS_DIRECTORY: &str = "/etc/ferry/accounts.d";
 /// Where executables that print definitions are.
 pub const INVENTORY_DIRECTORY: &str = "/etc/ferry/inventory.d";
 
+/// What to do about a field that is not right.
+const EXAMPLE: &str =
+    "mend this line; /usr/share/doc/ferry-agent/examples/account.toml shows every field";
+
 /// The largest definition file.
 const FILE_CAP: u64 = 1 << 20;
 /// The most entries of a directory that are looked at.
@@ -211,8 +215,7 @@ fn parse(file: &Path, text: &str) -> Result<Definition, Problem> {
     let definition: Definition = toml::from_str(text).map_err(|e| {
         let line = e.span().map(|span| line_of(text.as_bytes(), span.start));
         let message = e.message().trim().replace('\n', "; ");
-        Problem::new(file, message, "mend this line; the fields are described in accounts(5)")
-            .at(line)
+        Problem::new(file, message, EXAMPLE).at(line)
     })?;
     definition.check().map_err(|e| {
         let line = locate(text, &e.field);

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sysinfo::System;
 
 use crate::run::Run;
-use crate::{Layout, durable, php};
+use crate::{Layout, durable, php, processes};
 
 /// The packages whose versions matter for a move.
 const PACKAGES: &[&str] = &[
@@ -159,7 +159,7 @@ fn packages() -> Result<BTreeMap<String, String>, Fault> {
 /// # Errors
 /// What asking the filesystem failed of.
 pub fn space(path: &Path) -> Result<Space, Fault> {
-    let there = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+    let there = nearest(path);
     let stat = rustix::fs::statvfs(there).map_err(|e| {
         Fault::io(format!("the free space of {} is not known", path.display()), &e.into())
     })?;
@@ -169,6 +169,23 @@ pub fn space(path: &Path) -> Result<Space, Fault> {
         // btrfs makes inodes as it needs them and says 0 of 0.
         free_inodes: (stat.f_files > 0).then_some(stat.f_favail),
     })
+}
+
+/// Which filesystem holds `path`, or would hold it: equal for paths that share their room.
+///
+/// # Errors
+/// If the mounts cannot be read.
+pub fn file_system(path: &Path) -> Result<String, Fault> {
+    let there = nearest(path);
+    // A symlink may lead to another filesystem.
+    let real = fs::canonicalize(there)
+        .map_err(|e| Fault::io(format!("{} could not be followed", there.display()), &e))?;
+    processes::device_of(&real)
+}
+
+/// The path itself or the nearest directory above it that exists.
+fn nearest(path: &Path) -> &Path {
+    path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"))
 }
 
 /// The time since boot, suspended time included: the clock of deadlines.
@@ -205,6 +222,17 @@ mod tests {
         assert!(facts.booted_at > 0);
         let text = serde_json::to_string(&facts).unwrap();
         assert_eq!(serde_json::from_str::<ServerFacts>(&text).unwrap(), facts);
+    }
+
+    #[test]
+    fn paths_of_one_filesystem_share_their_room() {
+        let directory = tempfile::tempdir().unwrap();
+        let here = file_system(directory.path()).unwrap();
+        assert_eq!(file_system(&directory.path().join("not/yet/made")).unwrap(), here);
+        assert_ne!(file_system(Path::new("/proc")).unwrap(), here);
+        let link = directory.path().join("elsewhere");
+        std::os::unix::fs::symlink("/proc", &link).unwrap();
+        assert_eq!(file_system(&link).unwrap(), file_system(Path::new("/proc")).unwrap());
     }
 
     #[test]

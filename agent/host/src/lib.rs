@@ -25,6 +25,7 @@ pub mod processes;
 mod run;
 pub mod sites;
 pub mod sites_fence;
+pub mod sites_wind_down;
 mod systemd;
 pub mod users;
 

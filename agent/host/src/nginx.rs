@@ -4,8 +4,10 @@
 //! There is one configuration for all accounts, so there is one lock: changing files, checking and
 //! reloading is done by one at a time.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -40,9 +42,19 @@ pub(crate) fn lock() -> MutexGuard<'static, ()> {
 
 /// Checks the configuration as it is on disk.
 pub(crate) fn check(layout: &Layout) -> Result<(), Fault> {
+    test(layout, &[])
+}
+
+/// Checks another configuration: it has no effect.
+pub(crate) fn check_file(layout: &Layout, file: &Path) -> Result<(), Fault> {
+    test(layout, &["-c".as_ref(), file.as_os_str()])
+}
+
+fn test(layout: &Layout, more: &[&OsStr]) -> Result<(), Fault> {
     Run::new(&layout.programs.nginx)
         .argument("-t")
         .argument("-q")
+        .arguments(more)
         .succeed("nginx does not accept its configuration")
         .map(|_| ())
         .map_err(|fault| fault.remedy("run nginx -t and mend what it names"))
@@ -93,6 +105,23 @@ pub(crate) fn apply(layout: &Layout, if_down: IfDown) -> Result<(), Fault> {
                 TURNOVER.as_secs()
             ))
             .remedy("look at /var/log/nginx/error.log"));
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Waits, at most for `limit`, for the workers of earlier configurations: they close at once the
+/// connections that wait for nothing, and the others after the answer that is due. True if none is
+/// left.
+pub(crate) fn wait_old_workers(layout: &Layout, limit: Duration) -> Result<bool, Fault> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let Some(master) = master(layout) else { return Ok(true) };
+        if !workers(master)?.iter().any(|pid| worker(*pid, master) == Some(true)) {
+            return Ok(true);
+        }
+        if Instant::now() >= deadline {
+            return Ok(false);
         }
         std::thread::sleep(PAUSE);
     }

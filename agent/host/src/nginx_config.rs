@@ -1,9 +1,19 @@
 //! Reads nginx configuration as far as the fence needs it: which names a file serves, where it
-//! listens, with which certificate. Follows no include. Knows no accounts.
+//! listens, with which certificate; and makes a copy of which the web server closes each connection
+//! after its answer. Follows no include. Knows no accounts.
 
-/// A directive: its name and its arguments. Blocks are given by their heads, their content follows.
+use std::ops::Range;
+
+/// A directive. Blocks are given by their heads, their content follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Directive(Vec<String>);
+struct Directive {
+    /// Its name and its arguments.
+    words: Vec<String>,
+    /// Where it stands in the text, the last sign included.
+    span: Range<usize>,
+    /// Whether it is the head of a block.
+    opens: bool,
+}
 
 /// What a file says about its server blocks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,7 +71,7 @@ impl Listen {
 pub(crate) fn summarise(text: &str) -> Summary {
     let mut summary = Summary::default();
     let (mut certificate, mut key) = (None, None);
-    for Directive(words) in directives(text) {
+    for Directive { words, .. } in directives(text) {
         match words[0].as_str() {
             "server_name" => summary.names.extend(words[1..].iter().map(|n| n.to_lowercase())),
             "listen" => {
@@ -78,6 +88,27 @@ pub(crate) fn summarise(text: &str) -> Summary {
     }
     summary.certificate = certificate.zip(key);
     summary
+}
+
+/// The same configuration, but connections to its server blocks are closed after each answer.
+pub(crate) fn closing(text: &str) -> String {
+    let mut closing = String::with_capacity(text.len() + 64);
+    let mut copied = 0;
+    for Directive { words, span, opens } in directives(text) {
+        let (upto, next) = match (words[0].as_str(), opens) {
+            // Other values, also those of locations.
+            ("keepalive_timeout", false) => (span.start, span.end),
+            ("server", true) if words.len() == 1 => (span.end, span.end),
+            _ => continue,
+        };
+        closing.push_str(&text[copied..upto]);
+        if opens {
+            closing.push_str(" keepalive_timeout 0;");
+        }
+        copied = next;
+    }
+    closing.push_str(&text[copied..]);
+    closing
 }
 
 fn listen(words: &[String]) -> Option<Listen> {
@@ -98,19 +129,23 @@ fn directives(text: &str) -> Vec<Directive> {
     let mut found = Vec::new();
     let mut words: Vec<String> = Vec::new();
     let mut word = String::new();
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
+    let mut start = 0;
+    let mut chars = text.char_indices().peekable();
+    while let Some((at, c)) = chars.next() {
+        if words.is_empty() && word.is_empty() {
+            start = at;
+        }
         match c {
-            '#' if word.is_empty() => while chars.next_if(|c| *c != '\n').is_some() {},
+            '#' if word.is_empty() => while chars.next_if(|(_, c)| *c != '\n').is_some() {},
             '\'' | '"' if word.is_empty() => {
                 quoted(c, &mut chars, &mut word);
                 words.push(std::mem::take(&mut word));
             }
-            '\\' => word.extend(chars.next()),
+            '\\' => word.extend(chars.next().map(|(_, c)| c)),
             // A variable in braces is part of the word.
-            '$' if chars.peek() == Some(&'{') => {
+            '$' if chars.peek().is_some_and(|(_, c)| *c == '{') => {
                 word.push(c);
-                for c in chars.by_ref() {
+                for (_, c) in chars.by_ref() {
                     word.push(c);
                     if c == '}' {
                         break;
@@ -122,7 +157,8 @@ fn directives(text: &str) -> Vec<Directive> {
                     words.push(std::mem::take(&mut word));
                 }
                 if !words.is_empty() {
-                    found.push(Directive(std::mem::take(&mut words)));
+                    let words = std::mem::take(&mut words);
+                    found.push(Directive { words, span: start..at + 1, opens: c == '{' });
                 }
             }
             c if c.is_whitespace() => {
@@ -136,10 +172,14 @@ fn directives(text: &str) -> Vec<Directive> {
     found
 }
 
-fn quoted(quote: char, chars: &mut std::iter::Peekable<std::str::Chars<'_>>, word: &mut String) {
-    while let Some(c) = chars.next() {
+fn quoted(
+    quote: char,
+    chars: &mut std::iter::Peekable<std::str::CharIndices<'_>>,
+    word: &mut String,
+) {
+    while let Some((_, c)) = chars.next() {
         match c {
-            '\\' => word.extend(chars.next()),
+            '\\' => word.extend(chars.next().map(|(_, c)| c)),
             c if c == quote => return,
             c => word.push(c),
         }
@@ -182,6 +222,20 @@ server { listen 80; server_name api.shop.example; return 301 https://$host; }
         );
         let pair = ("/etc/ssl/shop.pem".to_owned(), "/etc/ssl/shop.key".to_owned());
         assert_eq!(summary.certificate, Some(pair));
+    }
+
+    #[test]
+    fn only_the_closing_of_connections_changes() {
+        let text = "# server { keepalive_timeout 1;\nupstream x { server 127.0.0.1:1; }\n\
+                    server{ listen 80; keepalive_timeout 5s 5;\n  set $a \"server {\";\n\
+                    location /ü { keepalive_timeout 9; return 204; } }\nserver\n{ listen 81; }\n";
+        let expected = "# server { keepalive_timeout 1;\nupstream x { server 127.0.0.1:1; }\n\
+                    server{ keepalive_timeout 0; listen 80; \n  set $a \"server {\";\n\
+                    location /ü {  return 204; } }\nserver\n{ keepalive_timeout 0; listen 81; }\n";
+        assert_eq!(closing(text), expected);
+        let nothing = "map $a $b { default 1; }\n";
+        assert_eq!(closing(nothing), nothing);
+        assert_eq!(summarise(&closing(TEXT)), summarise(TEXT));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! PHP-FPM on this host: its versions, its pools, and making it take a new configuration. Knows no
 //! accounts.
 
+use std::ffi::OsStr;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ferry_proto::Fault;
@@ -56,8 +57,18 @@ fn unit(version: &str) -> String {
 
 /// Checks the configuration of a version as it is on disk.
 pub(crate) fn check(layout: &Layout, version: &str) -> Result<(), Fault> {
+    test(layout, version, &[])
+}
+
+/// Checks another configuration: it has no effect.
+pub(crate) fn check_file(layout: &Layout, version: &str, file: &Path) -> Result<(), Fault> {
+    test(layout, version, &["-y".as_ref(), file.as_os_str()])
+}
+
+fn test(layout: &Layout, version: &str, more: &[&OsStr]) -> Result<(), Fault> {
     Run::new(program(layout, version))
         .argument("-t")
+        .arguments(more)
         .succeed(&format!("PHP-FPM {version} does not accept its configuration"))
         .map(|_| ())
         .map_err(|fault| fault.remedy(format!("run php-fpm{version} -t and mend what it names")))

@@ -3,14 +3,18 @@
 //! whoever starts such processes has to be closed first.
 
 mod keep;
+mod linger;
 mod mounts;
 mod stop;
 mod table;
 mod writers;
 
 pub use keep::{
-    KeptStopped, StoppedUnit, allow, keep_stopped, plan_keep_stopped, prepare_keep_stopped,
+    KeptStopped, StoppedUnit, allow, forget, keep_stopped, plan_keep_stopped, prepare_keep_stopped,
+    unit_findings,
 };
+pub use linger::{lingers, remove as remove_linger};
+pub(crate) use mounts::device_of;
 pub(crate) use stop::kill_one;
 pub use stop::{StopReport, stop_all};
 pub use table::{Process, of_users};

@@ -4,9 +4,11 @@
 
 mod act;
 mod plan;
+mod rehearse;
 
 pub use act::{Services, fence, unfence};
 pub use plan::plan_fence;
+pub use rehearse::rehearse;
 
 use std::path::PathBuf;
 

@@ -6,10 +6,14 @@ mod groups;
 mod logins;
 pub(crate) mod passwd;
 mod provision;
+mod refresh;
+mod web;
 
 pub use deprovision::deprovision;
 pub use logins::{LoginRecord, close_logins, open_logins, plan_close_logins};
 pub use provision::{Existing, Policy, Provision, plan_provision, provision};
+pub use refresh::{FormerUser, former, refresh, restore};
+pub use web::{WebIds, web_ids};
 
 use std::fmt;
 use std::path::PathBuf;
@@ -150,7 +154,7 @@ pub fn describe(layout: &Layout, definition: &Definition) -> Result<UserRecord, 
         uid: user.uid,
         group: Group { name: group_name, gid: user.gid },
         gecos: user.gecos.clone(),
-        shell: PathBuf::from(if user.shell.is_empty() { "/bin/sh" } else { &user.shell }),
+        shell: PathBuf::from(user.shell()),
         home: definition.home.clone(),
         password_hash: PasswordHash(shadow.map_or("!".to_owned(), |s| s.hash.clone())),
         aging: shadow.map(|s| s.aging).unwrap_or_default(),

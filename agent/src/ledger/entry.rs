@@ -5,6 +5,7 @@ use ferry_databases as databases;
 use ferry_host as host;
 use ferry_proto::account::{Definition, EngineKind};
 use ferry_proto::command::{CommitRecord, Move, Outcome, StandingKind};
+use ferry_proto::grant::SignedGrant;
 use ferry_proto::ids::{AccountName, CommandId, Epoch, JobId, ServerName};
 use ferry_traffic::mail;
 use serde::{Deserialize, Serialize};
@@ -70,6 +71,12 @@ pub struct Account {
     /// Whose redirector passes its visitors on to this server: where it came from.
     #[serde(default)]
     pub came_from: Option<std::net::IpAddr>,
+    /// The last move whose fence ended without a commit: it must not fence again, unasked.
+    #[serde(default)]
+    pub taken_back: Option<JobId>,
+    /// What winding down its kept-alive connections changed, while that stands.
+    #[serde(default)]
+    pub wound_down: Option<Box<host::sites_wind_down::WindDown>>,
     /// What denies it service here: the former state of all that the fence changes.
     pub closed: Option<Box<Closed>>,
 }
@@ -106,6 +113,12 @@ pub enum Standing {
         complete_unix: Option<i64>,
         /// It is being taken back: it can no longer be committed.
         ending: bool,
+        /// Its sites are open again already; the rest is still tried.
+        #[serde(default)]
+        open: bool,
+        /// How long running requests may go on; none in ledgers of old.
+        #[serde(default)]
+        grace_ms: Option<u32>,
     },
     /// Committed away.
     Moved {
@@ -117,6 +130,12 @@ pub enum Standing {
         fenced_unix_ms: i64,
         /// When connections were passed on, Unix milliseconds; none: not yet.
         released_unix_ms: Option<i64>,
+        /// Mail is passed on too, and nothing of the release is left to do.
+        #[serde(default)]
+        settled: bool,
+        /// What lets this server tell the target itself; none in ledgers of old.
+        #[serde(default)]
+        grant: Option<SignedGrant>,
     },
     /// Committed to this server; being opened.
     Opening {
@@ -174,6 +193,9 @@ pub struct SourceRecord {
     pub databases: Vec<(EngineKind, databases::Record)>,
     /// Mailboxes.
     pub mail: mail::MailRecord,
+    /// The web server's ids there, which own files in many homes.
+    #[serde(default)]
+    pub web: Option<host::users::WebIds>,
 }
 
 impl Account {

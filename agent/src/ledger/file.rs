@@ -4,12 +4,13 @@
 //!
 //! Space is reserved ahead, so that taking an account back needs no free disk.
 
+use std::fmt::Debug;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use ferry_proto::{Fault, FaultClass};
+use ferry_proto::Fault;
 
 const MAGIC: &[u8; 8] = b"ferryL1\n";
 /// Length (u32 little-endian) and the first 8 bytes of the BLAKE3 of the document.
@@ -19,10 +20,51 @@ const MAX_FRAME: usize = 16 << 20;
 /// Bytes reserved beyond the end.
 const RESERVE: u64 = 4 << 20;
 
+/// What the log asks of its file. Tests put a disk in its place that fails and forgets as disks do.
+pub trait Disk: Debug + Send {
+    /// Everything in it.
+    fn read(&mut self) -> io::Result<Vec<u8>>;
+    /// Writes all of `bytes` at `at`.
+    fn write(&mut self, bytes: &[u8], at: u64) -> io::Result<()>;
+    /// Cuts or extends it.
+    fn set_len(&mut self, len: u64) -> io::Result<()>;
+    /// Waits until what was written is durable. Says once what failed: what was lost then is not
+    /// tried again by calling it again.
+    fn sync(&mut self) -> io::Result<()>;
+    /// Reserves blocks beyond the end without changing the length.
+    fn reserve(&mut self, at: u64, len: u64) -> io::Result<()>;
+}
+
+impl Disk for File {
+    fn read(&mut self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.seek(SeekFrom::Start(0))?;
+        self.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn write(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.write_all_at(bytes, at)
+    }
+
+    fn set_len(&mut self, len: u64) -> io::Result<()> {
+        Self::set_len(self, len)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_data()
+    }
+
+    fn reserve(&mut self, at: u64, len: u64) -> io::Result<()> {
+        let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&*self, flags, at, len).map_err(io::Error::from)
+    }
+}
+
 /// An open log.
 #[derive(Debug)]
 pub struct LogFile {
-    file: File,
+    file: Box<dyn Disk>,
     path: PathBuf,
     end: u64,
     reserved: u64,
@@ -36,6 +78,8 @@ impl LogFile {
     /// # Errors
     /// If it cannot be read, or is damaged before its end.
     pub fn open(path: &Path) -> Result<(Self, Vec<Vec<u8>>), Fault> {
+        let failed =
+            |e: &io::Error| Fault::io(format!("cannot open the ledger {}", path.display()), e);
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -43,7 +87,13 @@ impl LogFile {
             .truncate(false)
             .mode(0o600)
             .open(path)
-            .map_err(|e| Fault::io(format!("cannot open the ledger {}", path.display()), &e))?;
+            .map_err(|e| failed(&e))?;
+        sync_parent(path).map_err(|e| failed(&e))?;
+        Self::on(Box::new(file), path)
+    }
+
+    /// [`Self::open`], on an open file.
+    pub(super) fn on(file: Box<dyn Disk>, path: &Path) -> Result<(Self, Vec<Vec<u8>>), Fault> {
         let mut log = Self { file, path: path.to_owned(), end: 0, reserved: 0, unsure: true };
         let documents = log.reread()?;
         Ok((log, documents))
@@ -52,30 +102,23 @@ impl LogFile {
     /// Appends a document and waits until it is durable.
     ///
     /// # Errors
-    /// If it is not known to be durable. The next append, or [`Self::reread`], finds out.
+    /// If it is not known to be durable. [`Self::reread`] finds out.
     pub fn append(&mut self, document: &[u8]) -> Result<(), Fault> {
         if self.unsure {
-            return Err(Fault::new(
-                FaultClass::Transient,
-                "the ledger's last write failed and has not been reread",
-            ));
+            return Err(Fault::transient("the ledger's last write failed and has not been reread"));
         }
         let frame = frame(document)?;
         self.unsure = true;
-        self.write(&frame).map_err(|e| {
-            Fault::io(format!("cannot write to the ledger {}", self.path.display()), &e).remedy(
-                "free space on its file system, and look at the kernel's log for disk errors",
-            )
-        })?;
+        self.write(&frame, self.end).map_err(|e| self.failed("write to", &e))?;
         self.end += frame.len() as u64;
         self.unsure = false;
         self.reserve();
         Ok(())
     }
 
-    fn write(&self, frame: &[u8]) -> std::io::Result<()> {
-        self.file.write_all_at(frame, self.end)?;
-        self.file.sync_data()
+    fn write(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.file.write(bytes, at)?;
+        self.file.sync()
     }
 
     /// Whether a write failed since the last reading.
@@ -88,39 +131,45 @@ impl LogFile {
         self.end
     }
 
-    /// Reads everything again from the disk: what is there is what counts.
+    /// Reads everything again: what is there is what counts, once it is known to be durable.
     ///
     /// # Errors
-    /// If it cannot be read, or is damaged before its end.
+    /// If it cannot be read or made durable, or is damaged before its end.
     pub fn reread(&mut self) -> Result<Vec<Vec<u8>>, Fault> {
-        let failed = |e: &std::io::Error| {
-            Fault::io(format!("cannot read the ledger {}", self.path.display()), e)
-        };
-        let mut bytes = Vec::new();
-        self.file.seek(SeekFrom::Start(0)).map_err(|e| failed(&e))?;
-        self.file.read_to_end(&mut bytes).map_err(|e| failed(&e))?;
-        if bytes.len() < MAGIC.len() {
-            // New, or made by a start that was cut off before anything was recorded.
-            self.file.write_all_at(MAGIC, 0).map_err(|e| failed(&e))?;
-            self.file.set_len(MAGIC.len() as u64).map_err(|e| failed(&e))?;
-            bytes = MAGIC.to_vec();
-        }
-        if !bytes.starts_with(MAGIC) {
-            return Err(Fault::permanent(format!(
-                "{} is not a ledger of this version",
-                self.path.display()
-            ))
-            .remedy("restore it, or install the version of Ferry that wrote it"));
-        }
+        self.unsure = true;
+        let bytes = self.read().map_err(|e| self.failed("read", &e))?;
         let (documents, end) = parse(&bytes, &self.path)?;
-        // Cut a frame that never became whole, and make the cut durable before anything follows it.
-        self.file.set_len(end).map_err(|e| failed(&e))?;
-        self.file.sync_all().map_err(|e| failed(&e))?;
-        self.end = end;
-        self.reserved = end;
+        // Cut a frame that never became whole.
+        self.file.set_len(end as u64).map_err(|e| self.failed("cut", &e))?;
+        // What was read may be the kernel's memory alone: a sync that failed is reported once, and
+        // the next one has nothing to write. So what the failure may have lost, the last frame at
+        // most, is written again; with it the cut becomes durable.
+        let last = documents.last().map_or(MAGIC.len(), |d| HEADER + d.len());
+        self.write(&bytes[end - last..end], (end - last) as u64)
+            .map_err(|e| self.failed("write to", &e))?;
+        self.end = end as u64;
+        self.reserved = self.end;
         self.unsure = false;
         self.reserve();
         Ok(documents)
+    }
+
+    fn read(&mut self) -> io::Result<Vec<u8>> {
+        let bytes = self.file.read()?;
+        if bytes.len() >= MAGIC.len() {
+            return Ok(bytes);
+        }
+        // New, or made by a start that was cut off before anything was recorded.
+        self.file.write(MAGIC, 0)?;
+        self.file.set_len(MAGIC.len() as u64)?;
+        Ok(MAGIC.to_vec())
+    }
+
+    fn failed(&self, what: &str, error: &io::Error) -> Fault {
+        // Whatever the error: it says nothing of what is recorded.
+        Fault::transient(format!("cannot {what} the ledger {}", self.path.display()))
+            .caused_by(error)
+            .remedy("free space on its file system, and look at the kernel's log for disk errors")
     }
 
     /// Reserves blocks beyond the end. Best effort: a full disk is what it is for.
@@ -128,8 +177,7 @@ impl LogFile {
         if self.reserved >= self.end + RESERVE / 2 {
             return;
         }
-        let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
-        if rustix::fs::fallocate(&self.file, flags, self.end, RESERVE).is_ok() {
+        if self.file.reserve(self.end, RESERVE).is_ok() {
             self.reserved = self.end + RESERVE;
         }
     }
@@ -139,7 +187,7 @@ impl LogFile {
     /// # Errors
     /// If the new file cannot be made; the old one stands then.
     pub fn replace(&mut self, documents: &[Vec<u8>]) -> Result<(), Fault> {
-        let failed = |e: &std::io::Error| {
+        let failed = |e: &io::Error| {
             Fault::io(format!("cannot compact the ledger {}", self.path.display()), e)
         };
         let next = self.path.with_extension("next");
@@ -158,16 +206,31 @@ impl LogFile {
         file.write_all(&bytes).map_err(|e| failed(&e))?;
         file.sync_all().map_err(|e| failed(&e))?;
         std::fs::rename(&next, &self.path).map_err(|e| failed(&e))?;
-        if let Some(directory) = self.path.parent() {
-            File::open(directory).and_then(|d| d.sync_all()).map_err(|e| failed(&e))?;
-        }
-        self.file = file;
+        sync_parent(&self.path).map_err(|e| failed(&e))?;
+        self.file = Box::new(file);
         self.end = bytes.len() as u64;
         self.reserved = self.end;
         self.unsure = false;
         self.reserve();
         Ok(())
     }
+}
+
+/// The whole documents of the log at `path`, which is not changed.
+///
+/// # Errors
+/// If it cannot be read, or is damaged before its end.
+pub fn documents_at(path: &Path) -> Result<Vec<Vec<u8>>, Fault> {
+    let bytes = std::fs::read(path)
+        .map_err(|e| Fault::io(format!("cannot read the ledger {}", path.display()), &e))?;
+    if bytes.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(parse(&bytes, path)?.0)
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
 }
 
 fn frame(document: &[u8]) -> Result<Vec<u8>, Fault> {
@@ -190,7 +253,14 @@ fn checksum(document: &[u8]) -> [u8; 8] {
 }
 
 /// The documents, and where the last whole frame ends.
-fn parse(bytes: &[u8], path: &Path) -> Result<(Vec<Vec<u8>>, u64), Fault> {
+fn parse(bytes: &[u8], path: &Path) -> Result<(Vec<Vec<u8>>, usize), Fault> {
+    if !bytes.starts_with(MAGIC) {
+        return Err(Fault::permanent(format!(
+            "{} is not a ledger of this version",
+            path.display()
+        ))
+        .remedy("restore it, or install the version of Ferry that wrote it"));
+    }
     let mut documents = Vec::new();
     let mut at = MAGIC.len();
     while let Some(document) = whole_frame(&bytes[at..]) {
@@ -207,7 +277,7 @@ fn parse(bytes: &[u8], path: &Path) -> Result<(Vec<Vec<u8>>, u64), Fault> {
         return Err(Fault::permanent(format!("the ledger {} is damaged at byte {at}", path.display()))
             .remedy("restore it from a backup; do not delete it: it says which accounts this server must not serve"));
     }
-    Ok((documents, at as u64))
+    Ok((documents, at))
 }
 
 fn whole_frame(bytes: &[u8]) -> Option<&[u8]> {

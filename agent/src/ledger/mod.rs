@@ -2,14 +2,16 @@
 //! it once; every change of how an account stands is in it before it takes effect.
 
 mod entry;
+#[cfg(test)]
+pub mod failing;
 mod file;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
 
-use ferry_proto::Fault;
 use ferry_proto::command::Outcome;
 use ferry_proto::ids::{AccountName, CommandId, ServerName};
+use ferry_proto::{Fault, FaultClass};
 
 pub use entry::{Account, Closed, Entry, Made, SourceRecord, Standing};
 use file::LogFile;
@@ -73,15 +75,27 @@ impl Ledger {
         Ok(ledger)
     }
 
+    /// The accounts in the ledger at `path`, which another process may have open: changes nothing.
+    ///
+    /// # Errors
+    /// If it cannot be read or is damaged.
+    pub fn accounts_at(path: &Path) -> Result<BTreeMap<AccountName, Account>, Fault> {
+        Ok(State::read(&file::documents_at(path)?)?.accounts)
+    }
+
     /// Records an entry. It has taken effect only if this succeeds; if it fails, what the disk
     /// holds is read again and counts, so the caller looks at the state before it decides.
     ///
     /// # Errors
-    /// If the entry is not recorded, or cannot be found to be.
+    /// Of class Transient, whatever the cause: the entry is not recorded, or not known to be.
     pub fn record(&mut self, entry: Entry) -> Result<(), Fault> {
+        self.try_record(entry).map_err(|fault| Fault { class: FaultClass::Transient, ..fault })
+    }
+
+    fn try_record(&mut self, entry: Entry) -> Result<(), Fault> {
         let document = to_json(&entry)?;
         if self.log.is_unsure() {
-            self.reread()?;
+            self.catch_up(&entry)?;
         }
         match self.log.append(&document) {
             Ok(()) => {
@@ -96,6 +110,20 @@ impl Ledger {
                 if there { Ok(()) } else { Err(fault) }
             }
         }
+    }
+
+    /// Rereads before `entry` is recorded. Whoever made the entry knew only the state before: if the
+    /// account stands otherwise, a failed write was recorded after all, and he must look again.
+    fn catch_up(&mut self, entry: &Entry) -> Result<(), Fault> {
+        let Entry::Account { name, .. } = entry else { return self.reread() };
+        let before = self.account(name).map(serde_json::to_value).transpose().ok();
+        self.reread()?;
+        if self.account(name).map(serde_json::to_value).transpose().ok() == before {
+            return Ok(());
+        }
+        Err(Fault::transient(format!(
+            "an earlier change of account {name} was found to be recorded"
+        )))
     }
 
     fn reread(&mut self) -> Result<(), Fault> {
@@ -113,6 +141,11 @@ impl Ledger {
         account: Option<Account>,
     ) -> Result<(), Fault> {
         self.record(Entry::Account { name: name.clone(), account: account.map(Box::new) })
+    }
+
+    /// Bytes of everything recorded: another number when something was.
+    pub fn len(&self) -> u64 {
+        self.log.len()
     }
 
     /// How an account stands, if the ledger knows it.
@@ -217,6 +250,7 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use super::failing::{EIO, ENOSPC, EROFS, after_power_cut, on_failing};
     use super::*;
     use ferry_proto::command::Receipt;
 
@@ -247,6 +281,50 @@ mod tests {
         assert!(matches!(ledger.command(CommandId::new_now()), CommandState::Unknown));
         assert_eq!(ledger.generation(), 3);
         assert_eq!(ledger.revocations().0, ["01".to_owned()]);
+    }
+
+    #[test]
+    fn what_is_called_recorded_survives_a_power_cut_whatever_syncs_fail() {
+        for fails in 0..32_u32 {
+            let (mut ledger, kernel) = on_failing();
+            ledger.record(Entry::Generation { generation: 1 }).unwrap();
+            kernel.lock().unwrap().syncs =
+                (0..5).map(|n| if fails >> n & 1 == 1 { Err(EIO) } else { Ok(()) }).collect();
+            let mut recorded = 1;
+            for generation in 2..5 {
+                match ledger.record(Entry::Generation { generation }) {
+                    Ok(()) => recorded = generation,
+                    Err(fault) => assert_eq!(fault.class, FaultClass::Transient, "{fault}"),
+                }
+            }
+            let found = after_power_cut(&kernel).generation();
+            assert!(found >= recorded, "{fails:b}: {recorded} was recorded, {found} is there");
+        }
+    }
+
+    #[test]
+    fn an_entry_that_is_there_but_not_durable_is_not_taken_into_the_state() {
+        let (mut ledger, kernel) = on_failing();
+        kernel.lock().unwrap().syncs = [Err(EIO), Err(EIO)].into();
+        ledger.record(Entry::Generation { generation: 2 }).unwrap_err();
+        assert_eq!(ledger.generation(), 0);
+        // Written again with the next entry, and durable now.
+        ledger.record(Entry::Revocations { serials: vec![], servers: vec![] }).unwrap();
+        assert_eq!(ledger.generation(), 2);
+        assert_eq!(after_power_cut(&kernel).generation(), 2);
+    }
+
+    #[test]
+    fn a_full_disk_or_a_broken_one_is_transient_and_the_next_record_goes_through() {
+        for code in [EIO, ENOSPC, EROFS] {
+            let (mut ledger, kernel) = on_failing();
+            kernel.lock().unwrap().writes = [Err(code)].into();
+            let fault = ledger.record(Entry::Generation { generation: 2 }).unwrap_err();
+            assert_eq!(fault.class, FaultClass::Transient, "{fault}");
+            assert_eq!(ledger.generation(), 0);
+            ledger.record(Entry::Generation { generation: 3 }).unwrap();
+            assert_eq!(after_power_cut(&kernel).generation(), 3);
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use ferry_files::{Progress, TargetOptions};
 use ferry_proto::Fault;
 use ferry_proto::channel::{PeerConnection, PeerListener, SecureStream, unix_now};
 use ferry_proto::grant::Grant;
+use ferry_proto::ids::{Epoch, ServerName};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -71,7 +72,7 @@ async fn answer(agent: &Arc<Agent>, connection: PeerConnection) -> Result<(), Fa
 }
 
 /// The grant, if it lets this peer do this here.
-fn check(agent: &Agent, request: &Request, peer: &ferry_proto::ids::ServerName) -> Answer<Grant> {
+fn check(agent: &Agent, request: &Request, peer: &ServerName) -> Answer<Grant> {
     let grant = match &request.operation {
         // What stands, stands: a commit is delivered however old its grant is.
         Operation::Open { .. } => request.grant.verify_signature(&agent.grant_key)?,
@@ -97,7 +98,47 @@ fn check(agent: &Agent, request: &Request, peer: &ferry_proto::ids::ServerName) 
             "a controller was restored from an old backup: see docs/what-if/controller-restored.md",
         ));
     }
+    fits(agent, &grant, &request.operation)?;
     Ok(grant)
+}
+
+/// Whether the account stands as the grant's move needs it. A grant outlives its move by days: it
+/// must be good for nothing when the account has moved on, or another move has it.
+fn fits(agent: &Agent, grant: &Grant, operation: &Operation) -> Answer<()> {
+    let account = agent.account(&grant.account);
+    let fits = match operation {
+        Operation::Record => may_be_told(account.as_ref(), grant),
+        Operation::Open { commit } => {
+            (&commit.account, commit.job, commit.epoch)
+                == (&grant.account, grant.job, grant.epoch.next())
+                && (&commit.source, &commit.target) == (&grant.source, &grant.target)
+        }
+        _ => account.as_ref().is_some_and(|a| {
+            matches!(&a.standing, Standing::Receiving { of, .. } if of.job == grant.job && of.epoch == grant.epoch)
+        }),
+    };
+    if fits {
+        return Ok(());
+    }
+    let standing = account
+        .map_or_else(|| "in no move".to_owned(), |a| format!("{} at epoch {}", a.kind(), a.epoch));
+    Err(Fault::precondition(format!(
+        "the grant is for job {} at epoch {}, but account {} is {standing} on {}",
+        grant.job, grant.epoch, grant.account, agent.name
+    ))
+    .remedy("plan the move again; if no move is under way, find out who uses an old grant"))
+}
+
+/// Whether the target of the grant's move may be told what the account is: while this server serves
+/// it at the grant's epoch, and no other move has it.
+fn may_be_told(account: Option<&Account>, grant: &Grant) -> bool {
+    let Some(account) = account else { return grant.epoch == Epoch::default() };
+    let free = match &account.standing {
+        Standing::Serving => true,
+        Standing::Armed { of } => of.job == grant.job,
+        _ => false,
+    };
+    free && account.epoch == grant.epoch
 }
 
 async fn carry_out(
@@ -107,14 +148,7 @@ async fn carry_out(
     mut stream: SecureStream,
 ) -> Result<(), Fault> {
     let activity = agent.activity(&grant.account);
-    let admitted = match &operation {
-        Operation::Record | Operation::Open { .. } => Ok(None),
-        _ => receiving(agent, grant).map(Some),
-    };
-    let received = match admitted {
-        Ok(received) => received,
-        Err(fault) => return send(&mut stream, &Err::<(), Fault>(fault)).await,
-    };
+    let received = receiving(agent, grant);
     send(&mut stream, &Ok::<(), Fault>(())).await?;
     let reply = match (operation, received) {
         (Operation::Record, _) => work::record::of_account(agent, &grant.account)
@@ -145,7 +179,10 @@ async fn carry_out(
                 () = activity.cancelled() => Err(stopped()),
             }
         }
-        (_, None) => Err(Fault::bug("an operation on a copy came without one")),
+        (_, None) => Err(Fault::precondition(format!(
+            "account {} is no longer received on {}",
+            grant.account, agent.name
+        ))),
     };
     send(&mut stream, &reply).await?;
     let _ = stream.shutdown().await;
@@ -156,27 +193,15 @@ fn stopped() -> Fault {
     Fault::new(ferry_proto::FaultClass::Cancelled, "the move was undone here")
 }
 
-/// The closed copy that the grant's move makes here.
-fn receiving(agent: &Agent, grant: &Grant) -> Answer<(Account, Box<SourceRecord>)> {
-    let account = agent.account(&grant.account);
-    match account {
-        Some(account) => match &account.standing {
-            Standing::Receiving { of, source, .. } if of.job == grant.job => {
-                let source = source.clone();
-                Ok((account, source))
-            }
-            _ => Err(Fault::precondition(format!(
-                "account {} is {} on {}, not being received by job {}",
-                grant.account,
-                account.kind(),
-                agent.name,
-                grant.job
-            ))),
-        },
-        None => Err(Fault::precondition(format!(
-            "account {} was not provisioned on {}",
-            grant.account, agent.name
-        ))),
+/// The closed copy that the grant's move makes here, if it does.
+fn receiving(agent: &Agent, grant: &Grant) -> Option<(Account, Box<SourceRecord>)> {
+    let account = agent.account(&grant.account)?;
+    match &account.standing {
+        Standing::Receiving { of, source, .. } if of.job == grant.job => {
+            let source = source.clone();
+            Some((account, source))
+        }
+        _ => None,
     }
 }
 
@@ -217,4 +242,113 @@ async fn load(
     let bytes = taken.into_inner();
     tracing::info!(account = %account.definition.name, %database, bytes, seconds = started.elapsed().map_or(0.0, |d| d.as_secs_f64()), "loaded");
     Ok(Reply::Loaded { bytes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Deadline;
+    use crate::testing::authority::Authority;
+    use crate::testing::{a_move, account, agent, fenced, grant, receiving};
+    use ferry_proto::command::{CommitRecord, Move};
+
+    async fn put(agent: &Agent, standing: &Standing, epoch: u64) {
+        let mut account = account("shop", standing);
+        account.epoch = Epoch(epoch);
+        agent.set_account(&"shop".parse().unwrap(), Some(account)).await.unwrap();
+    }
+
+    fn asks(
+        authority: &Authority,
+        agent: &Agent,
+        of: &Move,
+        operation: Operation,
+        peer: &str,
+    ) -> Answer<Grant> {
+        let request = Request { grant: grant(authority, of), operation };
+        check(agent, &request, &peer.parse().unwrap())
+    }
+
+    #[tokio::test]
+    async fn an_account_is_told_only_to_the_move_that_may_have_it() {
+        let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+        let agent = agent(&authority, dir.path());
+        let (of, other) = (a_move(), a_move());
+        let ask = || asks(&authority, &agent, &of, Operation::Record, "transit1");
+        // In no move, and known from its definition alone: it is at epoch 0.
+        assert!(ask().is_err());
+        let first = Move { epoch: Epoch::default(), ..of.clone() };
+        asks(&authority, &agent, &first, Operation::Record, "transit1").unwrap();
+        for standing in [Standing::Serving, Standing::Armed { of: of.clone() }] {
+            put(&agent, &standing, 3).await;
+            ask().unwrap();
+            // Moved away and come back since; or never so far.
+            for epoch in [2, 4, 5] {
+                put(&agent, &standing, epoch).await;
+                let fault = ask().unwrap_err();
+                assert!(fault.message.contains("at epoch 3"), "{fault}");
+            }
+        }
+        let far = Deadline::after(Duration::from_secs(600)).unwrap();
+        for standing in [
+            Standing::Armed { of: other.clone() },
+            fenced(&other, &far),
+            fenced(&of, &far),
+            receiving(&of),
+            Standing::Finalized { to: "transit1".parse().unwrap() },
+        ] {
+            put(&agent, &standing, 3).await;
+            assert!(ask().is_err(), "{standing:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_copy_is_changed_only_by_the_move_that_makes_it() {
+        let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+        let agent = agent(&authority, dir.path());
+        // The same server as target.
+        let of =
+            Move { source: "web2".parse().unwrap(), target: "web1".parse().unwrap(), ..a_move() };
+        let ask = |of: &Move| asks(&authority, &agent, of, Operation::Files, "web2");
+        assert!(ask(&of).is_err(), "not provisioned");
+        put(&agent, &receiving(&of), 0).await;
+        ask(&of).unwrap();
+        let other_job = Move { job: a_move().job, ..of.clone() };
+        let other_epoch = Move { epoch: Epoch(2), ..of.clone() };
+        for wrong in [other_job, other_epoch] {
+            assert!(ask(&wrong).is_err(), "{wrong:?}");
+        }
+        put(&agent, &Standing::Serving, 4).await;
+        assert!(ask(&of).is_err(), "open since");
+    }
+
+    #[tokio::test]
+    async fn a_commit_is_taken_only_as_its_grant_names_it() {
+        let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+        let agent = agent(&authority, dir.path());
+        let of =
+            Move { source: "web2".parse().unwrap(), target: "web1".parse().unwrap(), ..a_move() };
+        put(&agent, &receiving(&of), 0).await;
+        let commit = CommitRecord {
+            job: of.job,
+            account: of.account.clone(),
+            source: of.source.clone(),
+            target: of.target.clone(),
+            epoch: Epoch(4),
+            fenced_at_unix: 1,
+            committed_at_unix_ms: 1,
+        };
+        let ask = |commit: &CommitRecord| {
+            let operation = Operation::Open { commit: commit.clone() };
+            asks(&authority, &agent, &of, operation, "web2").map(|_| ())
+        };
+        ask(&commit).unwrap();
+        for wrong in [
+            CommitRecord { epoch: Epoch(5), ..commit.clone() },
+            CommitRecord { job: a_move().job, ..commit.clone() },
+            CommitRecord { account: "other".parse().unwrap(), ..commit.clone() },
+        ] {
+            assert!(ask(&wrong).is_err(), "{wrong:?}");
+        }
+    }
 }

@@ -5,15 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferry_proto::command::{CommitRecord, Receipt};
+use ferry_proto::ids::AccountName;
 use ferry_proto::{Fault, FaultClass};
+use tokio::sync::{OwnedMutexGuard, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
 use crate::clock::unix_ms;
 use crate::ledger::Standing;
-use crate::work::{Job, release};
+use crate::work::{Job, fence, release};
 
-/// How long to wait before the target is told again.
-const AGAIN: Duration = Duration::from_secs(2);
+/// How long to wait before the target is told again, at first and at most.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
+/// How long the target may take to open before it is asked again. It goes on meanwhile.
+const OPEN: Duration = Duration::from_secs(60);
 
 /// Commits, unless the fence's deadline has passed.
 ///
@@ -22,10 +27,17 @@ const AGAIN: Duration = Duration::from_secs(2);
 pub async fn commit(job: &Job) -> Result<Receipt, Fault> {
     let agent = &job.agent;
     let _order = agent.order(&job.of.account).await;
-    if let Some(record) = committed(job)? {
+    if let Some(record) = committed(job) {
+        resume(agent, &job.of.account);
         return Ok(Receipt::Committed(record));
     }
-    let mut account = job.fenced()?;
+    let account = job.fenced().map_err(surely_not)?;
+    fence::still_closed(&account).await.map_err(|fault| match fault.class {
+        FaultClass::Fenced => fault,
+        _ => not_known(job, &fault),
+    })?;
+    // Looking has taken time.
+    let mut account = job.fenced().map_err(surely_not)?;
     let Standing::Fenced { began_unix_ms, complete_unix: Some(fenced_at_unix), .. } =
         account.standing
     else {
@@ -46,58 +58,95 @@ pub async fn commit(job: &Job) -> Result<Receipt, Fault> {
         record: record.clone(),
         fenced_unix_ms: began_unix_ms,
         released_unix_ms: None,
+        settled: false,
+        grant: job.grant.clone(),
     };
     account.came_from = None;
     if let Err(fault) = job.set(account).await {
         // Neither yes nor no until it has been reread; what the ledger holds now is what counts.
-        return match committed(job) {
-            Ok(Some(record)) => Ok(Receipt::Committed(record)),
-            Ok(None) | Err(_) => Err(Fault::new(
-                FaultClass::Transient,
-                format!("whether account {} is committed is not known yet", job.of.account),
-            )
-            .caused_by(&fault)),
-        };
+        let record = committed(job).ok_or_else(|| not_known(job, &fault))?;
+        resume(agent, &job.of.account);
+        return Ok(Receipt::Committed(record));
     }
     tracing::info!(account = %job.of.account, epoch = %record.epoch, target = %record.target, "committed");
-    deliver(job.clone(), record.clone());
+    resume(agent, &job.of.account);
     Ok(Receipt::Committed(record))
 }
 
+/// Whatever keeps an account from being committed before anything was recorded.
+fn surely_not(fault: Fault) -> Fault {
+    Fault { class: FaultClass::Fenced, ..fault }
+}
+
+fn not_known(job: &Job, fault: &Fault) -> Fault {
+    Fault::transient(format!("whether account {} is committed is not known yet", job.of.account))
+        .caused_by(fault)
+        .remedy("ask again; the fence's deadline ends the question")
+}
+
 /// The record, if this move has committed.
-fn committed(job: &Job) -> Result<Option<CommitRecord>, Fault> {
-    match job.account()?.standing {
-        Standing::Moved { of, record, .. } if of.job == job.of.job => Ok(Some(record)),
-        _ => Ok(None),
+fn committed(job: &Job) -> Option<CommitRecord> {
+    match job.agent.account(&job.of.account)?.standing {
+        Standing::Moved { of, record, .. } if of.job == job.of.job => Some(record),
+        _ => None,
     }
 }
 
-/// Tells the target until it is open, then releases what is held. The controller does the same;
-/// whoever is sooner. Ends when the move is released or the account stands otherwise.
-fn deliver(job: Job, record: CommitRecord) {
-    tokio::spawn(async move {
-        while standing_unreleased(&job.agent, &record) {
-            let delivered = match job.peer() {
-                Ok(peer) => peer.open_account(record.clone()).await,
-                Err(fault) => Err(fault),
-            };
-            let released = match delivered {
-                Ok(()) => release::release(&job).await.map(|_| ()),
-                Err(fault) => Err(fault),
-            };
-            match released {
-                Ok(()) => return,
-                Err(fault) => {
-                    tracing::warn!(account = %record.account, "the target was not opened directly: {fault}");
-                }
-            }
-            tokio::time::sleep(AGAIN).await;
-        }
-    });
+/// Tells the target of a commit until it is open, then releases what is held, until nothing of that is
+/// left to do; if nobody does already. The controller does the same; whoever is sooner.
+pub fn resume(agent: &Arc<Agent>, name: &AccountName) {
+    if !Away::of(agent, name).is_some_and(|away| !away.settled) {
+        return;
+    }
+    if let Some(turn) = agent.delivery(name) {
+        tokio::spawn(deliver(agent.clone(), name.clone(), turn));
+    }
 }
 
-fn standing_unreleased(agent: &Arc<Agent>, record: &CommitRecord) -> bool {
-    agent.account(&record.account).is_some_and(|a| {
-        matches!(a.standing, Standing::Moved { released_unix_ms: None, record: r, .. } if r == *record)
-    })
+/// An account that has moved away, and the means to tell its target.
+struct Away {
+    job: Job,
+    record: CommitRecord,
+    settled: bool,
+}
+
+impl Away {
+    fn of(agent: &Arc<Agent>, name: &AccountName) -> Option<Self> {
+        let Standing::Moved { of, record, settled, grant: Some(grant), .. } =
+            agent.account(name)?.standing
+        else {
+            return None;
+        };
+        let job = Job {
+            agent: agent.clone(),
+            of,
+            grant: Some(grant),
+            cancel: CancellationToken::new(),
+            progress: watch::Sender::default(),
+        };
+        Some(Self { job, record, settled })
+    }
+
+    async fn tell(&self) -> Result<(), Fault> {
+        let peer = self.job.peer()?;
+        tokio::time::timeout(OPEN, peer.open_account(self.record.clone())).await.map_err(
+            |_| Fault::transient(format!("{} is still opening the account", self.record.target)),
+        )??;
+        release::release(&self.job).await.map(|_| ())
+    }
+}
+
+/// Ends when what is committed is released in full, or the account stands otherwise.
+async fn deliver(agent: Arc<Agent>, name: AccountName, turn: OwnedMutexGuard<()>) {
+    let mut wait = AGAIN.0;
+    while let Some(away) = Away::of(&agent, &name).filter(|away| !away.settled) {
+        if let Err(fault) = away.tell().await {
+            tracing::warn!(account = %name, "the target was not opened directly: {fault}");
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(AGAIN.1);
+        }
+    }
+    drop(turn);
+    // Another commit may have come when this one had ended but still held the turn.
+    resume(&agent, &name);
 }

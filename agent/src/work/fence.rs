@@ -2,14 +2,21 @@
 //! former state of all that it changes, before anything is changed; and it fails closed: what it
 //! denies is denied by the services' own persistent state.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ferry_host::processes::{keep_stopped, plan_keep_stopped, stop_all, wait_no_writers};
+use ferry_host::processes::{
+    Process, Writer, keep_stopped, of_users, plan_keep_stopped, stop_all, wait_no_writers,
+    writers_below,
+};
 use ferry_host::sites_fence::{self, Services};
 use ferry_host::{cron, hooks, users};
 use ferry_proto::Fault;
 use ferry_proto::command::Receipt;
+use tokio::sync::OwnedMutexGuard;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::agent::{Agent, ENGINES, blocking, engine};
 use crate::clock::{Deadline, unix_ms};
@@ -20,6 +27,8 @@ use crate::work::{Job, arm, done_with, mail_spec, spec};
 const HOOK: Duration = Duration::from_secs(60);
 /// How long to wait for the last writer to let go.
 const WRITERS: Duration = Duration::from_secs(10);
+/// What is named of what has come back.
+const NAMED: usize = 8;
 
 /// Fences the account.
 ///
@@ -39,22 +48,53 @@ pub async fn fence(job: &Job, deadline_seconds: u32, grace_ms: u32) -> Result<Re
     };
     let account = match &account.standing {
         Standing::Armed { of } if of.job == job.of.job => {
-            begin(job, account, deadline_seconds).await?
+            if account.taken_back == Some(job.of.job) {
+                return Err(taken_back(job));
+            }
+            begin(job, account, deadline_seconds, grace_ms).await?
         }
         Standing::Fenced { of, ending: false, .. } if of.job == job.of.job => account,
         _ => return Err(job.stands_otherwise(&account, "armed by this move")),
     };
-    let closed = account
-        .closed
-        .clone()
-        .ok_or_else(|| Fault::bug("a fence was recorded without what it changes"))?;
-    // The deadline's watcher needs the order to take the account back; as long as closing goes on it
-    // must not, or both would act at once. So closing ends at the deadline too.
-    let left = match &account.standing {
-        Standing::Fenced { deadline, .. } => deadline.left(),
-        _ => Duration::ZERO,
+    // Goes on to its end also if nobody waits for it any more: who acts next needs the order.
+    tokio::spawn(complete(job.clone(), account, grace, order))
+        .await
+        .map_err(|e| Fault::bug("the fence panicked").caused_by(&e))??;
+    Ok(done_with(
+        format!(
+            "no process writes, connections are held; ends by itself after {deadline_seconds} s"
+        ),
+        [("fence_ms", started.elapsed().as_secs_f64() * 1000.0)],
+    ))
+}
+
+/// An engine that did not hear of the first fence would else fence again and again, unasked.
+fn taken_back(job: &Job) -> Fault {
+    Fault::fenced(format!(
+        "the fence of account {} has ended already, and {} serves it again",
+        job.of.account, job.agent.name
+    ))
+    .remedy("undo this move; then move the account again, with a longer --deadline if it ran out")
+}
+
+/// Closes everything and records that it is closed, before the deadline or not at all. The
+/// deadline's watcher needs the order to take the account back: it is held until closing has really
+/// ended, or both would act at once.
+async fn complete(
+    job: Job,
+    account: Account,
+    grace: Duration,
+    _order: OwnedMutexGuard<()>,
+) -> Result<(), Fault> {
+    let (Some(closed), Standing::Fenced { deadline, .. }) = (&account.closed, &account.standing)
+    else {
+        return Err(Fault::bug("a fence was recorded without what it changes"));
     };
-    tokio::time::timeout(left, close(agent, &account, &closed, grace)).await.map_err(|_| {
+    let closing = Closing::default();
+    let work = close(&job.agent, &account, closed, grace, &closing);
+    let closed = tokio::time::timeout(deadline.left(), work).await;
+    closing.end().await;
+    closed.map_err(|_| {
         Fault::fenced(format!(
             "account {} could not be closed before the fence's deadline",
             job.of.account
@@ -65,14 +105,7 @@ pub async fn fence(job: &Job, deadline_seconds: u32, grace_ms: u32) -> Result<Re
     if let Standing::Fenced { complete_unix, .. } = &mut account.standing {
         *complete_unix = Some(unix_ms() / 1000);
     }
-    job.set(account).await?;
-    drop(order);
-    Ok(done_with(
-        format!(
-            "no process writes, connections are held; ends by itself after {deadline_seconds} s"
-        ),
-        [("fence_ms", started.elapsed().as_secs_f64() * 1000.0)],
-    ))
+    job.set(account).await
 }
 
 fn is_complete(job: &Job, account: &Account) -> bool {
@@ -81,7 +114,12 @@ fn is_complete(job: &Job, account: &Account) -> bool {
 }
 
 /// Runs the account's hook, then records the fence and all that it will change.
-async fn begin(job: &Job, mut account: Account, deadline_seconds: u32) -> Result<Account, Fault> {
+async fn begin(
+    job: &Job,
+    mut account: Account,
+    deadline_seconds: u32,
+    grace_ms: u32,
+) -> Result<Account, Fault> {
     let agent = &job.agent;
     if let Some(hook) = account.definition.hooks.before_fence.clone() {
         let (layout, definition) = (agent.layout.clone(), account.definition.clone());
@@ -94,6 +132,8 @@ async fn begin(job: &Job, mut account: Account, deadline_seconds: u32) -> Result
         began_unix_ms: unix_ms(),
         complete_unix: None,
         ending: false,
+        open: false,
+        grace_ms: Some(grace_ms),
     };
     job.set(account.clone()).await?;
     Ok(account)
@@ -119,26 +159,55 @@ async fn plan(agent: &Arc<Agent>, account: &Account) -> Result<Closed, Fault> {
     .await
 }
 
+/// What of closing cannot be dropped: work on threads.
+#[derive(Default)]
+struct Closing {
+    /// Looked at between steps.
+    stop: CancellationToken,
+    threads: TaskTracker,
+}
+
+/// A step that blocks.
+type Step = Box<dyn FnOnce() -> Result<(), Fault> + Send>;
+
+impl Closing {
+    /// Carries out `steps` one after the other, on a thread; begins none after the stop.
+    async fn in_turn(&self, steps: Vec<Step>) -> Result<(), Fault> {
+        let (stop, running) = (self.stop.clone(), self.threads.token());
+        blocking(move || {
+            let _running = running;
+            for step in steps {
+                if stop.is_cancelled() {
+                    return Err(Fault::fenced("closing was stopped at the fence's deadline"));
+                }
+                step()?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Begins nothing more, and waits until what was begun has ended.
+    async fn end(&self) {
+        self.stop.cancel();
+        self.threads.close();
+        self.threads.wait().await;
+    }
+}
+
 /// Closes everything, in the order of the critical section. May be repeated.
 async fn close(
     agent: &Arc<Agent>,
     account: &Account,
     closed: &Closed,
     grace: Duration,
+    closing: &Closing,
 ) -> Result<(), Fault> {
     // New connections are held from here on.
     arm::reconcile(agent).await?;
     agent.redirector.drain(&account.definition.name, grace).await?;
     let mail = mail_spec(&account.definition, account.uid, account.gid)?;
-    let (layout, plan) = (agent.layout.clone(), closed.clone());
-    let (user, uid) = (account.definition.user.clone(), account.uid);
-    let host = blocking(move || {
-        sites_fence::fence(&layout, &plan.sites, Services::Running, grace)?;
-        users::close_logins(&layout, &plan.logins)?;
-        cron::disable(&layout, &user)?;
-        keep_stopped(&layout, &plan.units)?;
-        stop_all(&layout, &[uid], &[], grace).map(|_| ())
-    });
+    let host = closing.in_turn(host_steps(agent, account, closed, grace));
     // Mail and the host's services do not wait for each other.
     let (host, mail) = tokio::join!(host, agent.mail.fence(&mail));
     host?;
@@ -146,11 +215,70 @@ async fn close(
     for (kind, record) in &closed.databases {
         engine(*kind).fence(&spec(account, *kind), record, grace).await?;
     }
-    let (layout, roots) = (agent.layout.clone(), vec![account.definition.home.clone()]);
-    blocking(move || {
-        // Once more: something may have slipped in before the last door was closed.
-        stop_all(&layout, &[uid], &[], Duration::ZERO)?;
-        wait_no_writers(&roots, &[std::process::id()], WRITERS).map(|_| ())
+    let (layout, uid, roots) = (agent.layout.clone(), account.uid, roots(account));
+    closing
+        .in_turn(vec![
+            // Once more: something may have slipped in before the last door was closed.
+            Box::new(move || stop_all(&layout, &[uid], &[], Duration::ZERO).map(|_| ())),
+            Box::new(move || wait_no_writers(&roots, &[], WRITERS)),
+        ])
+        .await
+}
+
+/// Sites, logins, cron, units, processes.
+fn host_steps(
+    agent: &Arc<Agent>,
+    account: &Account,
+    closed: &Closed,
+    grace: Duration,
+) -> Vec<Step> {
+    let (user, uid) = (account.definition.user.clone(), account.uid);
+    let (sites, logins, units) =
+        (closed.sites.clone(), closed.logins.clone(), closed.units.clone());
+    let layout = || agent.layout.clone();
+    let (l1, l2, l3, l4, l5) = (layout(), layout(), layout(), layout(), layout());
+    vec![
+        Box::new(move || sites_fence::fence(&l1, &sites, Services::Running, grace).map(|_| ())),
+        Box::new(move || users::close_logins(&l2, &logins)),
+        Box::new(move || cron::disable(&l3, &user)),
+        Box::new(move || keep_stopped(&l4, &units)),
+        Box::new(move || stop_all(&l5, &[uid], &[], grace).map(|_| ())),
+    ]
+}
+
+/// Below which nobody may write.
+fn roots(account: &Account) -> Vec<PathBuf> {
+    vec![account.definition.home.clone()]
+}
+
+/// Looks whether the account is still as closed as the fence left it: something that the fence does
+/// not know may have started a process of it, or write into its home.
+///
+/// # Errors
+/// Of class Fenced, naming what has come back; else what could not be looked at.
+pub async fn still_closed(account: &Account) -> Result<(), Fault> {
+    let (uid, roots) = (account.uid, roots(account));
+    let mut found = blocking(move || {
+        let processes = of_users(&[uid], &[])?;
+        let writers = writers_below(&roots, &[])?;
+        let found = processes.iter().map(Process::to_string);
+        Ok(found.chain(writers.iter().map(Writer::to_string)).collect::<Vec<_>>())
     })
-    .await
+    .await?;
+    for kind in ENGINES {
+        let spec = spec(account, kind);
+        if !spec.is_empty() && !engine(kind).is_fenced(&spec).await? {
+            found.push(format!("{kind} lets the account in"));
+        }
+    }
+    if found.is_empty() {
+        return Ok(());
+    }
+    let mut fault = Fault::fenced(format!(
+        "account {} was closed, but something has come back since",
+        account.definition.name
+    ))
+    .remedy("find what starts it, stop that, and move again");
+    fault.causes = found.into_iter().take(NAMED).collect();
+    Err(fault)
 }

@@ -1,13 +1,13 @@
 //! Copies files from the source: ahead, while the account is live, and once more when it is fenced.
 
-use ferry_files::{PassReport, Progress as FileProgress, SourceOptions, send_pass};
+use ferry_files::{PassReport, Progress as FileProgress, send_pass};
 use ferry_proto::command::{Progress, Receipt};
 use ferry_proto::{Fault, FaultClass};
 use tokio::sync::watch;
 
 use crate::ledger::Account;
 use crate::work::record::here;
-use crate::work::{Job, done_with};
+use crate::work::{Job, done_with, source_options};
 
 /// Refusals that are named in a fault.
 const NAMED: usize = 5;
@@ -84,7 +84,7 @@ async fn pass(job: &Job, account: &Account, doing: &str) -> Result<PassReport, F
     let telling = tokio::spawn(tell(seen, job.progress.clone(), doing.to_owned()));
     let cancel = job.cancel.clone();
     let root = account.definition.home.clone();
-    let options = SourceOptions::new([account.uid]);
+    let options = source_options(&job.agent.layout, account.uid)?;
     let report = send_pass(&root, stream, options, progress, cancel).await;
     // Ends by itself: its sender is gone.
     telling.await.map_err(|e| Fault::bug("progress failed").caused_by(&e))?;

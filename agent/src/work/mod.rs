@@ -13,6 +13,8 @@ pub mod provision;
 pub mod record;
 pub mod rehearse;
 pub mod release;
+#[cfg(test)]
+mod tests;
 pub mod unfence;
 pub mod verify;
 
@@ -20,7 +22,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ferry_databases as databases_engine;
-use ferry_files::IdMap;
+use ferry_files::{IdMap, SourceOptions};
 use ferry_host::users;
 use ferry_proto::account::{Definition, EngineKind};
 use ferry_proto::command::{Move, Progress, Receipt};
@@ -185,7 +187,8 @@ pub fn database_record(
         .ok_or_else(|| Fault::permanent(format!("the source said nothing of {kind}")))
 }
 
-/// The account's numeric ids at the source, and what they are here.
+/// The account's numeric ids at the source, and what they are here. The web server's come along as
+/// shared: it owns files in many homes, but no setuid file of it is taken, and no other name of one.
 ///
 /// # Errors
 /// If the account's user is not here.
@@ -198,7 +201,29 @@ pub fn id_map(agent: &Agent, account: &Account, source: &SourceRecord) -> Result
             map.shared_gids.insert(known.gid);
         }
     }
+    if let (Some(there), Some(here)) = (source.web, users::web_ids(&agent.layout)?) {
+        share_web(&mut map, there, here);
+    }
     Ok(map)
+}
+
+/// Adds the web server's ids `there` as `here`. An id that is the account's stays the account's,
+/// whatever the source calls it.
+pub fn share_web(map: &mut IdMap, there: users::WebIds, here: users::WebIds) {
+    map.uids.entry(there.uid).or_insert(here.uid);
+    map.gids.entry(there.gid).or_insert(here.gid);
+    map.shared_uids.insert(here.uid);
+    map.shared_gids.insert(here.gid);
+}
+
+/// Whose files the source gives out of an account's home.
+///
+/// # Errors
+/// If the user database cannot be read.
+pub fn source_options(layout: &ferry_host::Layout, uid: u32) -> Result<SourceOptions, Fault> {
+    let mut options = SourceOptions::new([uid]);
+    options.shared_uids.extend(users::web_ids(layout)?.map(|web| web.uid));
+    Ok(options)
 }
 
 /// Ends with a fault if `cancel` fires first.

@@ -46,6 +46,9 @@ pub async fn open(agent: &Arc<Agent>, job: JobId, commit: &CommitRecord) -> Resu
     })?;
     let (account, of, source) = match account.standing.clone() {
         Standing::Serving if account.epoch == commit.epoch => {
+            // What came after this was recorded may have failed: the source sends visitors on this.
+            arm::reconcile(agent).await?;
+            start_cron(agent, &account, commit);
             return Ok(done("open already"));
         }
         Standing::Receiving { of, source, before } if matches(&of, job, commit) => {

@@ -92,6 +92,8 @@ async fn plan(agent: &Arc<Agent>, of: &Move, source: SourceRecord) -> Result<Acc
         standing,
         made: Some(Made { user: Some(user), databases: Vec::new(), sites }),
         came_from: None,
+        taken_back: None,
+        wound_down: None,
         closed: None,
     };
     let mut databases = Vec::new();

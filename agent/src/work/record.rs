@@ -17,10 +17,10 @@ use crate::work::{definition, mail_spec, spec};
 pub async fn of_account(agent: &Arc<Agent>, name: &AccountName) -> Result<SourceRecord, Fault> {
     let account = here(agent, name).await?;
     let (layout, definition) = (agent.layout.clone(), account.definition.clone());
-    let (user, cron) = blocking(move || {
+    let (user, cron, web) = blocking(move || {
         let user = users::describe(&layout, &definition)?;
         let cron = cron::describe(&layout, &definition.user)?;
-        Ok((user, cron))
+        Ok((user, cron, users::web_ids(&layout)?))
     })
     .await?;
     let mut databases = Vec::new();
@@ -42,7 +42,7 @@ pub async fn of_account(agent: &Arc<Agent>, name: &AccountName) -> Result<Source
         // The fence lets logins expire; what counts is what was before.
         user.aging.expire = closed.logins.expire;
     }
-    Ok(SourceRecord { definition: account.definition, user, cron, databases, mail })
+    Ok(SourceRecord { definition: account.definition, user, cron, databases, mail, web })
 }
 
 /// The account as this server has it: from the ledger, or as the inventory defines it.
@@ -72,6 +72,8 @@ pub async fn here(agent: &Arc<Agent>, name: &AccountName) -> Result<Account, Fau
             standing: Standing::Serving,
             made: None,
             came_from: None,
+            taken_back: None,
+            wound_down: None,
             closed: None,
         })
     })

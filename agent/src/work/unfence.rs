@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use ferry_databases::Availability;
 use ferry_host::processes::allow;
 use ferry_host::sites_fence::{self, Services};
 use ferry_host::{cron, users};
 use ferry_proto::Fault;
 use ferry_proto::command::Receipt;
 use ferry_proto::ids::{AccountName, JobId};
+use ferry_traffic::control::Target;
 
 use crate::agent::{Agent, blocking, engine};
 use crate::ledger::{Account, Closed, Standing};
@@ -48,28 +50,28 @@ async fn take_back(
     job: Option<JobId>,
 ) -> Result<bool, Fault> {
     let Some(mut account) = agent.account(name) else { return Ok(false) };
-    match &mut account.standing {
-        Standing::Fenced { of, ending, .. } if job.is_none_or(|j| j == of.job) => {
-            if !*ending {
-                // From here on a commit is refused, also after a crash.
-                *ending = true;
-                agent.set_account(name, Some(account.clone())).await?;
-            }
-        }
+    let of = match &account.standing {
+        Standing::Fenced { of, .. } if job.is_none_or(|j| j == of.job) => of.clone(),
         Standing::Moved { of, .. } if job == Some(of.job) => {
             return Err(Fault::fenced(format!(
                 "account {name} was committed: going back is a rollback"
             )));
         }
         _ => return Ok(false),
-    }
-    agent.stop_activity(name);
-    if let Some(closed) = &account.closed {
-        reopen(agent, &account, closed).await?;
-    }
-    let Standing::Fenced { of, .. } = account.standing else {
-        return Err(Fault::bug("a fence changed while it was ended"));
     };
+    end(agent, &mut account).await?;
+    agent.stop_activity(name);
+    let mut first = None;
+    if let Some(closed) = account.closed.clone() {
+        let opened = open_to_visitors(agent, &mut account, &closed, &mut first).await;
+        keep_first(&mut first, opened);
+        keep_first(&mut first, open_the_rest(agent, &account).await);
+    }
+    if let Some(fault) = first {
+        // Still ending: the deadline's watcher tries again what did not open.
+        return Err(fault);
+    }
+    account.taken_back = Some(of.job);
     account.standing = Standing::Armed { of };
     account.closed = None;
     agent.set_account(name, Some(account)).await?;
@@ -77,24 +79,68 @@ async fn take_back(
     Ok(true)
 }
 
-/// Restores the former state of all that the fence changed: databases first, sites last.
-///
-/// # Errors
-/// What does not open; everything else is tried all the same.
-pub async fn reopen(agent: &Arc<Agent>, account: &Account, closed: &Closed) -> Result<(), Fault> {
-    let mut first = None;
-    for (kind, record) in &closed.databases {
-        keep_first(&mut first, engine(*kind).unfence(&spec(account, *kind), record).await);
+/// From here on a commit is refused, also after a crash.
+async fn end(agent: &Arc<Agent>, account: &mut Account) -> Result<(), Fault> {
+    let name = account.definition.name.clone();
+    let Standing::Fenced { ending, deadline, .. } = &mut account.standing else { return Ok(()) };
+    if *ending {
+        return Ok(());
     }
+    *ending = true;
+    let passed = deadline.has_passed();
+    match agent.set_account(&name, Some(account.clone())).await {
+        // Past the deadline a commit is refused in any case: a disk that is full or broken does not
+        // keep the account from being served.
+        Err(fault) if passed => {
+            tracing::error!(account = %name, "the end of a fence is not recorded yet: {fault}");
+            Ok(())
+        }
+        recorded => recorded,
+    }
+}
+
+/// Opens what visitors need, databases before sites, and lets those in who are held. Mail and cron
+/// may fail without keeping them waiting, and so may a database server that is down: it was not
+/// the fence that stopped it.
+async fn open_to_visitors(
+    agent: &Arc<Agent>,
+    account: &mut Account,
+    closed: &Closed,
+    first: &mut Option<Fault>,
+) -> Result<(), Fault> {
+    let mut answering = true;
+    for (kind, record) in &closed.databases {
+        let engine = engine(*kind);
+        if let Err(fault) = engine.unfence(&spec(account, *kind), record).await {
+            answering &= !matches!(engine.available().await, Availability::Running(_));
+            keep_first(first, Err(fault));
+        }
+    }
+    if !matches!(account.standing, Standing::Fenced { open: true, .. }) {
+        reopen_without_cron(agent, account, closed).await?;
+        if !answering {
+            return Ok(());
+        }
+        if let Standing::Fenced { open, .. } = &mut account.standing {
+            *open = true;
+        }
+        let name = account.definition.name.clone();
+        keep_first(first, agent.set_account(&name, Some(account.clone())).await);
+    }
+    agent.redirector.release(&account.definition.name, account.epoch, Target::Local).await
+}
+
+/// Mail and cron.
+async fn open_the_rest(agent: &Arc<Agent>, account: &Account) -> Result<(), Fault> {
     let mail = mail_spec(&account.definition, account.uid, account.gid)?;
+    let mut first = None;
     keep_first(&mut first, agent.mail.release(&mail).await);
-    keep_first(&mut first, reopen_without_cron(agent, account, closed).await);
     let (layout, user) = (agent.layout.clone(), account.definition.user.clone());
     keep_first(&mut first, blocking(move || cron::enable(&layout, &user)).await);
     first.map_or(Ok(()), Err)
 }
 
-/// The host's part of [`reopen`], but for cron.
+/// Restores the former state of the host's part of a fence, but for cron.
 ///
 /// # Errors
 /// The first of what does not open.

@@ -1,13 +1,13 @@
 //! Compares both ends: every file, every database. Nothing is committed on an exit status alone.
 
-use ferry_files::{Progress as FileProgress, SourceOptions, verify_source};
+use ferry_files::{Progress as FileProgress, verify_source};
 use ferry_proto::Fault;
 use ferry_proto::command::Receipt;
 use tokio::sync::watch;
 
 use crate::agent::engine;
 use crate::ledger::Account;
-use crate::work::{Job, done_with, files, spec, unless_cancelled};
+use crate::work::{Job, done_with, files, source_options, spec, unless_cancelled};
 
 /// Differences that are named in a fault.
 const NAMED: usize = 8;
@@ -42,7 +42,7 @@ async fn compare_files(job: &Job, account: &Account) -> Result<(u64, u64), Fault
     let (progress, seen) = watch::channel(FileProgress::default());
     let telling =
         tokio::spawn(files::tell(seen, job.progress.clone(), "comparing files".to_owned()));
-    let options = SourceOptions::new([account.uid]);
+    let options = source_options(&job.agent.layout, account.uid)?;
     let root = account.definition.home.clone();
     let compared = verify_source(&root, stream, options, progress, job.cancel.clone()).await;
     telling.await.map_err(|e| Fault::bug("progress failed").caused_by(&e))?;

@@ -268,11 +268,11 @@ pub struct Traffic {
     pub held_now: u64,
     /// Bytes kept for those held now.
     pub held_bytes: u64,
-    /// Those that were ever held.
+    /// Those held since the last hold began.
     pub held_total: u64,
-    /// Those refused: beyond the hold limit, or no target reached.
+    /// Those refused since then: beyond the hold limit, or no target reached.
     pub refused_total: u64,
-    /// Those ended by the redirector because the grace of a hold was over.
+    /// Those ended by the redirector since then because the grace of the hold was over.
     pub ended_total: u64,
     /// The first request held or refused since the last hold began.
     pub first_held_at: Option<Stamp>,

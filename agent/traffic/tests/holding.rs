@@ -2,13 +2,15 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ferry_traffic::control::{HoldLimits, RouteState, Target};
 use support::origin::Origin;
 use support::{Running, body, get, limits, read_all, read_until, route, start, status};
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 
 /// Starts a redirector in front of a server for the account alice.
 async fn alice() -> (Running, Origin) {
@@ -48,6 +50,64 @@ async fn two_hundred_held_requests_are_all_answered_by_the_target() {
     assert!(outage < held.elapsed() + Duration::from_secs(10), "{outage:?}");
     let (from, to) = (traffic.first_held_at.unwrap(), traffic.first_answered_at.unwrap());
     assert!(from.unix_ns < to.unix_ns && from.monotonic_ns < to.monotonic_ns);
+}
+
+/// A web server with room for few requests at once, as Debian's: beyond it, connections are broken
+/// off. Returns its address.
+async fn with_room_for(most: usize) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let room = Arc::new(Semaphore::new(most));
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let Ok(place) = Arc::clone(&room).try_acquire_owned() else { continue };
+            tokio::spawn(async move {
+                read_until(&mut stream, "\r\n\r\n").await;
+                // What an answer takes to be made.
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                drop(place);
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn those_that_were_held_do_not_overrun_the_web_server() {
+    let running = start().await;
+    let small = with_room_for(100).await;
+    running.local("alice", 1, &["a.example"], small).await;
+    running.hold("alice", 1, limits()).await;
+    let http = running.http();
+    let asking: Vec<_> =
+        (0..600).map(|_| tokio::spawn(async move { get(http, "a.example", "/").await })).collect();
+    running.until("alice", |s| s.traffic.held_now == 600).await;
+    running.release("alice", 1, Target::Local).await;
+    for one in asking {
+        assert_eq!(body(&one.await.unwrap()), "ok");
+    }
+    let traffic = running.status("alice").await.traffic;
+    assert_eq!((traffic.passed, traffic.refused_total), (600, 0));
+}
+
+#[tokio::test]
+async fn one_that_gets_no_answer_keeps_its_turn_only_for_a_while() {
+    let (running, origin) = alice().await;
+    running.hold("alice", 1, limits()).await;
+    let http = running.http();
+    let slow: Vec<_> = (0..64)
+        .map(|_| tokio::spawn(async move { get(http, "a.example", "/slow").await }))
+        .collect();
+    running.until("alice", |s| s.traffic.held_now == 64).await;
+    let next = tokio::spawn(async move { get(http, "a.example", "/").await });
+    running.until("alice", |s| s.traffic.held_now == 65).await;
+    running.release("alice", 1, Target::Local).await;
+    assert_eq!(body(&next.await.unwrap()), "a");
+    origin.go_on(64);
+    for one in slow {
+        assert_eq!(body(&one.await.unwrap()), "a");
+    }
 }
 
 #[tokio::test]

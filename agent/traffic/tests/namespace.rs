@@ -232,12 +232,16 @@ fn connections_from_outside_and_from_the_server_itself_are_redirected() {
 async fn websocket(visitor: &str) -> std::net::TcpStream {
     visit(visitor.to_owned(), async {
         let mut socket = TcpStream::connect(at(SERVER_V4, 80)).await.unwrap();
-        let head = "GET /ws HTTP/1.1\r\nHost: b.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
-        socket.write_all(head.as_bytes()).await.unwrap();
-        read_until(&mut socket, "101").await;
+        ask_for_websocket(&mut socket).await;
         socket.into_std().unwrap()
     })
     .await
+}
+
+async fn ask_for_websocket(socket: &mut TcpStream) {
+    let head = "GET /ws HTTP/1.1\r\nHost: b.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    socket.write_all(head.as_bytes()).await.unwrap();
+    read_until(socket, "101").await;
 }
 
 /// Bob's site had no route when the connection passed the redirector.
@@ -284,6 +288,39 @@ async fn disarm_gently(visitor: &str, rules: &Rules, web: &Origin) {
         assert!(!left.contains("fwmark"), "{left}");
         assert!(!run("ip", &[family, "route", "show", "table", "all"]).contains("7480"));
     }
+}
+
+/// The kernel has not followed the connection so far: no other rules asked it to.
+#[test]
+fn connections_made_before_arming_go_on_where_they_were() {
+    let network = Network::lay("k");
+    let visitor = network.visitor.clone();
+    let server = network.on_server(async move {
+        let _http = web(80, "http").await;
+        let rules = Rules::usual(UID);
+        let dir = tempfile::tempdir().unwrap();
+        let _redirector = start_redirector(dir.path(), true, "");
+        connect(dir.path()).await;
+        firewall::disarm().await.unwrap();
+        let outside = websocket(&visitor).await;
+        let mut itself = TcpStream::connect(at("127.0.0.1", 80)).await.unwrap();
+        ask_for_websocket(&mut itself).await;
+
+        firewall::arm(&rules).await.unwrap();
+        visit(visitor.clone(), async move {
+            let mut outside = TcpStream::from_std(outside).unwrap();
+            outside.write_all(b"from outside").await.unwrap();
+            read_until(&mut outside, "from outside").await;
+        })
+        .await;
+        itself.write_all(b"from the server").await.unwrap();
+        read_until(&mut itself, "from the server").await;
+        // Those made now come by the redirector.
+        let answer = visit(visitor.clone(), get(at(SERVER_V4, 80), "a.example", "/")).await;
+        assert_eq!(body(&answer), "http");
+        firewall::disarm().await.unwrap();
+    });
+    server.join().unwrap();
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod support;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ferry_traffic::control::Target;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -12,7 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-/// A TLS server for one name that answers a line with its name, and the visitors that trust it.
+/// A TLS server for one name that answers a line with its name, but "wait" not at all, and the
+/// visitors that trust it.
 struct Site {
     address: SocketAddr,
     connector: TlsConnector,
@@ -45,8 +47,12 @@ async fn site(name: &'static str) -> Site {
             tokio::spawn(async move {
                 let mut stream = acceptor.accept(stream).await?;
                 let mut buffer = [0; 64];
-                while stream.read(&mut buffer).await? > 0 {
-                    stream.write_all(name.as_bytes()).await?;
+                loop {
+                    match stream.read(&mut buffer).await? {
+                        0 => break,
+                        read if &buffer[..read] == b"wait" => {}
+                        _ => stream.write_all(name.as_bytes()).await?,
+                    }
                 }
                 stream.shutdown().await
             });
@@ -99,6 +105,33 @@ async fn tls_is_held_and_released_and_closed_beyond_the_limit() {
     // Only the new server's certificate is trusted, so only it can have answered.
     assert_eq!(asking.await.unwrap().unwrap(), "a.example");
     assert!(source.status("alice").await.traffic.outage().is_some());
+}
+
+/// A kept-alive connection must not make every fence last for its whole grace.
+#[tokio::test]
+async fn a_tunnel_that_waits_for_nothing_is_ended_at_once() {
+    let running = start().await;
+    let a = site("a.example").await;
+    running.local("alice", 1, &["a.example"], a.address).await;
+    let connect = || async {
+        let stream = TcpStream::connect(running.https()).await.unwrap();
+        let name = ServerName::try_from("a.example").unwrap();
+        let mut stream = a.connector.connect(name, stream).await.unwrap();
+        stream.write_all(b"who?").await.unwrap();
+        stream.read_exact(&mut [0; 9]).await.unwrap();
+        stream
+    };
+    let (mut idle, mut asking) = (connect().await, connect().await);
+    asking.write_all(b"wait").await.unwrap();
+    let account = "alice".parse().unwrap();
+    let long = ferry_traffic::control::HoldLimits { grace_ms: 60_000, ..limits() };
+    assert_eq!(running.hold("alice", 1, long).await, 2);
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(LONG, idle.read_to_end(&mut rest)).await;
+    assert!(ended.expect("ended").is_err(), "without a close_notify");
+    // The one whose visitor is still owed an answer has its grace.
+    assert_eq!(running.client.drain(&account, Duration::from_millis(1_500)).await.unwrap(), 1);
+    assert_eq!(running.status("alice").await.traffic.ended_total, 0);
 }
 
 #[tokio::test]

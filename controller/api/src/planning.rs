@@ -4,19 +4,22 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ferry_fleet::Fleet;
 use ferry_fleet::commands::Order;
-use ferry_plan::{Inputs, Plan, Policy, plan};
+use ferry_fleet::{Fleet, now_ms};
+use ferry_plan::{Heard, Inputs, Plan, Policy, plan};
 use ferry_proto::Fault;
 use ferry_proto::command::{
     AccountFacts, AccountState, Direction, End, Intent, Move, Receipt, StandingKind, TargetFacts,
 };
+use ferry_proto::grant::SignedGrant;
 use ferry_proto::ids::{AccountName, CommandId, JobId, ServerName};
 use ferry_store::{ServerState, Store};
 use tokio_util::sync::CancellationToken;
 
 /// How long an end may take to say how it stands: it may have millions of files to count.
 const INSPECTION: Duration = Duration::from_secs(300);
+/// How long the target may take to begin to ask the source for its record, in seconds.
+const GRANT_SECONDS: i64 = 900;
 
 /// What is wanted.
 #[derive(Debug, Clone)]
@@ -79,9 +82,18 @@ impl Planner {
             target,
             epoch: at.serving.1.epoch,
         };
+        if of.source == of.target {
+            return Err(Fault::precondition(format!(
+                "{} serves account {} already",
+                of.target, of.account
+            ))
+            .remedy("name another server"));
+        }
         let facts = self.inspect_source(&of).await?;
+        let source_unix_ms = now_ms();
         let target = self.inspect_target(&of, &facts).await?;
-        Ok(plan(&Inputs { of, source: facts, target, policy: wish.policy.clone() }))
+        let heard = Heard { source_unix_ms, target_unix_ms: now_ms() };
+        Ok(plan(&Inputs { of, source: facts, target, heard, policy: wish.policy.clone() }))
     }
 
     /// Plans the end of a move.
@@ -166,7 +178,7 @@ impl Planner {
             source: None,
             peer: Some(of.target_peer),
         };
-        match self.ask(&of.source, intent).await? {
+        match self.ask(&of.source, intent, None).await? {
             Receipt::Source(facts) => Ok(*facts),
             other => {
                 Err(Fault::bug(format!("{} answered an inspection with {other:?}", of.source)))
@@ -181,7 +193,8 @@ impl Planner {
             source: Some(Box::new(facts.clone())),
             peer: Some(of.source_peer),
         };
-        match self.ask(&of.target, intent).await? {
+        let grant = ferry_steps::grant(&self.fleet, of, GRANT_SECONDS)?;
+        match self.ask(&of.target, intent, Some(grant)).await? {
             Receipt::Target(facts) => Ok(*facts),
             other => {
                 Err(Fault::bug(format!("{} answered an inspection with {other:?}", of.target)))
@@ -189,14 +202,14 @@ impl Planner {
         }
     }
 
-    async fn ask(&self, server: &ServerName, intent: Intent) -> Result<Receipt, Fault> {
-        let order = Order {
-            server: server.clone(),
-            id: CommandId::new_now(),
-            job: None,
-            intent,
-            grant: None,
-        };
+    async fn ask(
+        &self,
+        server: &ServerName,
+        intent: Intent,
+        grant: Option<SignedGrant>,
+    ) -> Result<Receipt, Fault> {
+        let order =
+            Order { server: server.clone(), id: CommandId::new_now(), job: None, intent, grant };
         let never = CancellationToken::new();
         let answer = self.fleet.run(&order, None, &never);
         tokio::time::timeout(INSPECTION, answer).await.map_err(|_| {

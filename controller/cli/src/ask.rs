@@ -1,10 +1,11 @@
 //! Questions to the person at the terminal. Whoever cannot be asked is told how to agree in
 //! advance.
+//!
+//! The terminal stays as it is: an answer is a line, edited by the terminal itself. Nothing has to
+//! be restored, whenever and however the program ends.
 
-use std::io::ErrorKind;
+use std::io::{self, BufRead, Write};
 
-use dialoguer::console::Term;
-use dialoguer::{Confirm, Input};
 use ferry_proto::Fault;
 use ferry_proto::ids::AccountName;
 use tokio::signal::unix::{SignalKind, signal};
@@ -15,17 +16,26 @@ use crate::screen::Screen;
 /// Whether the person says yes. The usual answer is no.
 pub async fn yes(screen: &Screen, question: String) -> Result<bool, Failure> {
     refuse_unless_askable(screen)?;
-    in_a_thread(move || Confirm::new().with_prompt(question).default(false).interact()).await
+    in_a_thread(move || {
+        loop {
+            let answer = line(&format!("{question} [y/N] "))?;
+            match answer.as_deref().map(|text| text.trim().to_ascii_lowercase()).as_deref() {
+                Some("y" | "yes") => return Ok(true),
+                Some("" | "n" | "no") | None => return Ok(false),
+                Some(_) => {}
+            }
+        }
+    })
+    .await
 }
 
 /// Whether the person types the account's name.
 pub async fn typed(screen: &Screen, account: &AccountName) -> Result<bool, Failure> {
     refuse_unless_askable(screen)?;
-    let prompt = "Type the account's name to go on";
     let name = account.to_string();
     in_a_thread(move || {
-        let typed: String = Input::new().with_prompt(prompt).allow_empty(true).interact_text()?;
-        Ok(typed.trim() == name)
+        let typed = line("Type the account's name to go on: ")?;
+        Ok(typed.is_some_and(|typed| typed.trim() == name))
     })
     .await
 }
@@ -50,10 +60,20 @@ fn refuse_unless_askable(screen: &Screen) -> Result<(), Failure> {
         .into())
 }
 
-/// The terminal is read by blocking calls. Interrupting a question is saying no; its thread may be
-/// left reading, and the cursor is hidden meanwhile.
+/// The line that answers `prompt`; none if the input has ended.
+fn line(prompt: &str) -> io::Result<Option<String>> {
+    let mut screen = io::stderr();
+    write!(screen, "{prompt}")?;
+    screen.flush()?;
+    let mut answer = String::new();
+    let read = io::stdin().lock().read_line(&mut answer)?;
+    Ok((read > 0).then_some(answer))
+}
+
+/// Reading a line blocks. Interrupting a question is saying no; its thread may be left reading,
+/// which changes nothing of the terminal.
 async fn in_a_thread(
-    question: impl FnOnce() -> dialoguer::Result<bool> + Send + 'static,
+    question: impl FnOnce() -> io::Result<bool> + Send + 'static,
 ) -> Result<bool, Failure> {
     // Before anything is asked: from here on an interruption is an answer.
     let mut interrupted = signal(SignalKind::interrupt())
@@ -62,15 +82,14 @@ async fn in_a_thread(
     let answer = tokio::select! {
         answer = answer => answer,
         _ = interrupted.recv() => {
-            // A cursor that cannot be shown was not hidden.
-            let _ = Term::stderr().show_cursor();
+            // The terminal has shown ^C behind the question.
+            eprintln!();
             return Ok(false);
         }
     };
     match answer {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(dialoguer::Error::IO(e))) if e.kind() == ErrorKind::Interrupted => Ok(false),
-        Ok(Err(dialoguer::Error::IO(e))) => Err(Failure::io("the answer cannot be read", &e)),
+        Ok(Err(e)) => Err(Failure::io("the answer cannot be read", &e)),
         Err(e) => Err(Fault::bug("the question failed").caused_by(&e).into()),
     }
 }

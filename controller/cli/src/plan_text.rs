@@ -2,7 +2,7 @@
 
 use ferry_proto::command::{Finding, Severity};
 
-use crate::plan_view::PlanView;
+use crate::plan_view::{PlanView, PlannedDatabaseView};
 use crate::text;
 
 /// The whole plan.
@@ -21,8 +21,9 @@ pub fn plan(plan: &PlanView) -> String {
         plan.epoch.next()
     );
     lines.push_str(&text::table(&["  #", "step", "server"], rows.collect(), &[]));
+    lines.push_str(&databases(&plan.databases));
     lines.push_str("\nForecast\n");
-    lines.push_str(&text::pairs(&[
+    let mut pairs = vec![
         ("to move", text::bytes(plan.forecast.bytes)),
         (
             "copied ahead",
@@ -40,9 +41,35 @@ pub fn plan(plan: &PlanView) -> String {
                 plan.source
             ),
         ),
-    ]));
+    ];
+    if let Some(seconds) = plan.forecast.rollback_outage_seconds {
+        let outage = text::duration(seconds);
+        pairs.push((
+            "rollback",
+            format!("an outage of about {outage} again: it copies back, and nothing is lost"),
+        ));
+    }
+    lines.push_str(&text::pairs(&pairs));
     lines.push_str(&findings(&plan.findings));
     lines
+}
+
+/// How each database is copied, and why so.
+fn databases(databases: &[PlannedDatabaseView]) -> String {
+    if databases.is_empty() {
+        return String::new();
+    }
+    let rows = databases.iter().map(|d| {
+        vec![
+            format!("  {}", d.name),
+            d.engine.to_string(),
+            text::bytes(d.bytes),
+            d.mode.clone(),
+            d.reason.clone(),
+        ]
+    });
+    let header = ["  database", "engine", "size", "mode", "why"];
+    format!("\n{}", text::table(&header, rows.collect(), &[2]))
 }
 
 /// What preflight saw, gravest first.
@@ -92,7 +119,12 @@ mod tests {
             "job": "01900000-0000-7000-8000-000000000000",
             "account": "shop", "direction": "outbound", "source": "web1", "target": "transit1",
             "epoch": 3, "deadline_seconds": 30, "blocked": true,
-            "forecast": {"precopy_seconds": 121.0, "outage_seconds": 7.2, "bytes": 1_300_000_000_u64},
+            "forecast": {"precopy_seconds": 121.0, "outage_seconds": 7.2,
+                         "rollback_outage_seconds": 9.0, "bytes": 1_300_000_000_u64},
+            "databases": [
+                {"engine": "mariadb", "name": "shop", "mode": "dump", "bytes": 20_000_000,
+                 "reason": "this version copies by dump and load"},
+            ],
             "findings": [
                 {"severity": "note", "server": "web1", "message": "database shop is copied by dump", "remedy": ""},
                 {"severity": "blocker", "server": "transit1", "message": "the user \u{1b}[31mshop is taken",

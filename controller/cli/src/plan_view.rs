@@ -2,6 +2,7 @@
 //! else a plan holds (the intents) is passed on by `--json` and otherwise ignored, so that a newer
 //! controller can add to it.
 
+use ferry_proto::account::EngineKind;
 use ferry_proto::command::{Direction, Finding};
 use ferry_proto::ids::{AccountName, Epoch, ServerName};
 use serde::Deserialize;
@@ -23,6 +24,9 @@ pub struct PlanView {
     pub deadline_seconds: u32,
     /// How long it will take.
     pub forecast: ForecastView,
+    /// How each database will be copied.
+    #[serde(default)]
+    pub databases: Vec<PlannedDatabaseView>,
     /// What preflight saw.
     #[serde(default)]
     pub findings: Vec<Finding>,
@@ -41,7 +45,25 @@ pub struct ForecastView {
     pub precopy_seconds: f64,
     /// The outage, in seconds.
     pub outage_seconds: f64,
+    /// The outage of a rollback afterwards, in seconds.
+    #[serde(default)]
+    pub rollback_outage_seconds: Option<f64>,
     /// Bytes to move in all.
+    pub bytes: u64,
+}
+
+/// A database of a plan.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct PlannedDatabaseView {
+    /// The engine.
+    pub engine: EngineKind,
+    /// Its name.
+    pub name: String,
+    /// How it is copied.
+    pub mode: String,
+    /// Why so.
+    pub reason: String,
+    /// Bytes of data and indexes.
     pub bytes: u64,
 }
 

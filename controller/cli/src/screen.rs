@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 
-use dialoguer::console::style;
+use console::style;
 use ferry_proto::Fault;
 use serde::Serialize;
 

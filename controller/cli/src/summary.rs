@@ -101,7 +101,7 @@ fn headline(job: &JobView) -> String {
 
 fn facts(job: &JobView) -> Vec<(&'static str, String)> {
     let mut facts = vec![("job", job.job.to_string())];
-    if let Some(Receipt::Released { outage_ms, fenced_ms, held, refused }) = job
+    if let Some(Receipt::Released { outage_ms, fenced_ms, held, refused, ended }) = job
         .steps
         .iter()
         .rev()
@@ -121,7 +121,12 @@ fn facts(job: &JobView) -> Vec<(&'static str, String)> {
         facts.push(("fenced", text::duration(fenced_ms / 1000.0)));
         facts.push((
             "visitors",
-            format!("{} connections held, {} refused", text::count(*held), text::count(*refused)),
+            format!(
+                "{} connections held, {} refused, {} ended by the fence",
+                text::count(*held),
+                text::count(*refused),
+                text::count(*ended)
+            ),
         ));
     }
     if is_move(job) {
@@ -196,6 +201,7 @@ mod tests {
             fenced_ms: 2410.0,
             held: 14,
             refused: 0,
+            ended: 2,
         });
         insta::assert_snapshot!(job(&done));
         assert_eq!(exit(&done, Hope::Done), Exit::Done);

@@ -32,6 +32,10 @@ pub struct Forecast {
     pub precopy_seconds: f64,
     /// The outage, in seconds.
     pub outage_seconds: f64,
+    /// The outage of a rollback afterwards, in seconds: without replication back, it copies back what
+    /// the account is then, and nothing is lost. As the account is now.
+    #[serde(default)]
+    pub rollback_outage_seconds: f64,
     /// Bytes to move in all.
     pub bytes: u64,
 }
@@ -49,6 +53,12 @@ const DATABASE_BYTES_PER_SECOND: f64 = 8e6;
 const CUTOVER_SECONDS: f64 = 6.0;
 /// The shortest fence deadline.
 pub const SHORTEST_DEADLINE_SECONDS: u32 = 30;
+/// How long, how many and how much the redirector holds per account: the usual hold limit.
+pub const HOLD_SECONDS: f64 = 30.0;
+/// See [`HOLD_SECONDS`].
+pub const HOLD_REQUESTS: u32 = 1000;
+/// See [`HOLD_SECONDS`].
+pub const HOLD_MIB: u32 = 64;
 /// The longest fence deadline that can be asked for.
 pub const LONGEST_DEADLINE_SECONDS: u32 = 24 * 3600;
 
@@ -57,12 +67,15 @@ pub const LONGEST_DEADLINE_SECONDS: u32 = 24 * 3600;
 pub fn forecast(account: &AccountFacts) -> Forecast {
     let database_bytes: u64 = account.databases.iter().map(|d| d.bytes).sum();
     let files = account.files as f64;
+    let outage_seconds = CUTOVER_SECONDS
+        + files / FILES_SEEN_PER_SECOND
+        + database_bytes as f64 / DATABASE_BYTES_PER_SECOND;
     Forecast {
         precopy_seconds: (files / FILES_PER_SECOND).max(account.bytes as f64 / BYTES_PER_SECOND)
             + 1.0,
-        outage_seconds: CUTOVER_SECONDS
-            + files / FILES_SEEN_PER_SECOND
-            + database_bytes as f64 / DATABASE_BYTES_PER_SECOND,
+        outage_seconds,
+        // The way back is walked, dumped and loaded like the way there.
+        rollback_outage_seconds: outage_seconds,
         bytes: account.bytes + database_bytes,
     }
 }

@@ -10,4 +10,4 @@ pub mod plan;
 pub mod preflight;
 
 pub use forecast::{Forecast, Policy};
-pub use plan::{Inputs, Plan, PlannedStep, finalize, plan};
+pub use plan::{Heard, Inputs, Plan, PlannedDatabase, PlannedStep, finalize, plan};

@@ -1,5 +1,6 @@
 //! The steps of a move, in the order of the critical section in the design.
 
+use ferry_proto::account::EngineKind;
 use ferry_proto::command::{AccountFacts, Direction, Finding, Intent, Move, Severity, TargetFacts};
 use ferry_proto::ids::{AccountName, Epoch, JobId, ServerName};
 use serde::{Deserialize, Serialize};
@@ -16,8 +17,34 @@ pub struct Inputs {
     pub source: AccountFacts,
     /// What the target said.
     pub target: TargetFacts,
+    /// When they said it.
+    pub heard: Heard,
     /// What may be set.
     pub policy: Policy,
+}
+
+/// The controller's clock when each end's answer arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heard {
+    /// The source's, Unix milliseconds.
+    pub source_unix_ms: i64,
+    /// The target's, Unix milliseconds.
+    pub target_unix_ms: i64,
+}
+
+/// How a database of the account will be copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedDatabase {
+    /// The engine.
+    pub engine: EngineKind,
+    /// Its name.
+    pub name: String,
+    /// The mode.
+    pub mode: String,
+    /// Why not a faster one, and what would have to change.
+    pub reason: String,
+    /// Bytes of data and indexes.
+    pub bytes: u64,
 }
 
 /// A plan.
@@ -39,6 +66,9 @@ pub struct Plan {
     pub deadline_seconds: u32,
     /// How long it will take.
     pub forecast: Forecast,
+    /// How each database will be copied, and why so.
+    #[serde(default)]
+    pub databases: Vec<PlannedDatabase>,
     /// What preflight saw, gravest first.
     pub findings: Vec<Finding>,
     /// Whether a finding forbids it.
@@ -93,11 +123,23 @@ pub fn plan(inputs: &Inputs) -> Plan {
         target: inputs.of.target.clone(),
         epoch: inputs.of.epoch,
         deadline_seconds: deadline,
+        databases: databases(&inputs.source),
         forecast,
         blocked: findings.iter().any(|f| f.severity == Severity::Blocker),
         findings,
         steps: steps(&inputs.of, &inputs.policy, deadline),
     }
+}
+
+fn databases(source: &AccountFacts) -> Vec<PlannedDatabase> {
+    let planned = |d: &ferry_proto::command::DatabaseSummary| PlannedDatabase {
+        engine: d.engine,
+        name: d.name.clone(),
+        mode: d.mode.clone(),
+        reason: d.mode_reason.clone(),
+        bytes: d.bytes,
+    };
+    source.databases.iter().map(planned).collect()
 }
 
 /// The critical section of the design, and what goes before and after it.
@@ -156,7 +198,13 @@ pub fn finalize(of: &Move, erase: bool) -> Plan {
         target: of.target.clone(),
         epoch: of.epoch,
         deadline_seconds: 0,
-        forecast: Forecast { precopy_seconds: 0.0, outage_seconds: 0.0, bytes: 0 },
+        forecast: Forecast {
+            precopy_seconds: 0.0,
+            outage_seconds: 0.0,
+            rollback_outage_seconds: 0.0,
+            bytes: 0,
+        },
+        databases: Vec::new(),
         findings: Vec::new(),
         blocked: false,
         steps: vec![PlannedStep::new(

@@ -1,12 +1,17 @@
 //! What stands in the way of a move, from what both ends said. Each finding says what to do.
 
-use ferry_proto::command::{AccountFacts, Finding, Severity, TargetFacts};
+use std::collections::BTreeMap;
 
-use crate::forecast::{Forecast, LONGEST_DEADLINE_SECONDS, Policy, SHORTEST_DEADLINE_SECONDS};
-use crate::plan::Inputs;
+use ferry_proto::command::{AccountFacts, Finding, Room, Severity, TargetFacts};
 
-/// Free space beyond the account's own bytes that the target must have: dumps are streamed, but
-/// databases write logs.
+use crate::forecast::{
+    Forecast, HOLD_MIB, HOLD_REQUESTS, HOLD_SECONDS, LONGEST_DEADLINE_SECONDS, Policy,
+    SHORTEST_DEADLINE_SECONDS,
+};
+use crate::plan::{Heard, Inputs};
+
+/// What each missing byte of the account takes at the target: dumps are streamed, but file systems
+/// and databases keep books.
 const SPACE_MARGIN: f64 = 1.2;
 /// Offset between the clocks that is worth telling, in milliseconds. Cron and certificates read
 /// the clock.
@@ -22,56 +27,78 @@ pub fn findings(inputs: &Inputs, forecast: &Forecast) -> Vec<Finding> {
         message,
         remedy: remedy.to_owned(),
     };
-    if inputs.of.source == inputs.of.target {
-        found.push(to(
-            Severity::Blocker,
-            format!("{} serves account {} already", inputs.of.target, inputs.of.account),
-            "name another server",
-        ));
-    }
-    found.extend(space(inputs, forecast).map(|message| {
+    found.extend(space(inputs).into_iter().map(|message| {
         to(Severity::Blocker, message, "free space on the target, or choose a larger server")
     }));
-    found.extend(clocks(&inputs.source, &inputs.target).map(|message| {
+    found.extend(clocks(inputs.heard, &inputs.source, &inputs.target).map(|message| {
         to(Severity::Warning, message, "set both servers' clocks (chrony or systemd-timesyncd)")
     }));
-    found
-        .extend(ids(&inputs.source, &inputs.target).map(|message| to(Severity::Note, message, "")));
     found.extend(deadline(&inputs.policy, forecast).map(|(severity, message)| {
         to(severity, message, "leave --deadline out, or give a longer one")
+    }));
+    found.extend(holding(&inputs.source, forecast).map(|message| Finding {
+        server: inputs.of.source.clone(),
+        ..to(
+            Severity::Warning,
+            message,
+            "move the account when few visitors come, or have its owner make its databases smaller",
+        )
     }));
     found.sort_by_key(|f| std::cmp::Reverse(f.severity));
     found
 }
 
+/// A sentence for each file system of the target that lacks room for what is missing there.
 #[allow(clippy::cast_precision_loss)]
-fn space(inputs: &Inputs, forecast: &Forecast) -> Option<String> {
-    let needed = forecast.bytes as f64 * SPACE_MARGIN;
-    // What is there of an earlier pass is not subtracted: a return or rollback rewrites it.
-    let free = inputs.target.free_bytes;
-    ((free as f64) < needed).then(|| {
-        format!(
-            "{} has {} MB free for account {}, which needs {:.0} MB",
-            inputs.of.target,
-            free / 1_000_000,
-            inputs.of.account,
-            needed / 1e6
-        )
-    })
+fn space(inputs: &Inputs) -> Vec<String> {
+    let mut shared: BTreeMap<&str, Vec<&Room>> = BTreeMap::new();
+    for room in &inputs.target.rooms {
+        shared.entry(&room.file_system).or_default().push(room);
+    }
+    let lacks = |rooms: &Vec<&Room>| {
+        let missing: u64 = rooms.iter().map(|room| missing(&inputs.source, room)).sum();
+        let needed = missing as f64 * SPACE_MARGIN;
+        let free = rooms.iter().map(|r| r.free_bytes).min().unwrap_or(0);
+        let paths: Vec<&str> = rooms.iter().map(|r| r.path.as_str()).collect();
+        ((free as f64) < needed).then(|| {
+            format!(
+                "{} has {} MB free at {} for account {}, which needs {:.0} MB there",
+                inputs.of.target,
+                free / 1_000_000,
+                paths.join(" and "),
+                inputs.of.account,
+                needed / 1e6
+            )
+        })
+    };
+    shared.values().filter_map(lacks).collect()
 }
 
-fn clocks(source: &AccountFacts, target: &TargetFacts) -> Option<String> {
-    let offset = target.server.clock_unix_ms - source.server.clock_unix_ms;
-    // Both were asked one after the other; the questions themselves take some of it.
+/// What the source has of a part of the account beyond what is there.
+fn missing(source: &AccountFacts, room: &Room) -> u64 {
+    let whole = match room.engine {
+        None => source.bytes,
+        Some(kind) => source.databases.iter().filter(|d| d.engine == kind).map(|d| d.bytes).sum(),
+    };
+    whole.saturating_sub(room.present_bytes)
+}
+
+/// Each clock is compared with the controller's own at the moment that its reading arrived, so that
+/// neither an inspection's length nor the time between the two counts.
+fn clocks(heard: Heard, source: &AccountFacts, target: &TargetFacts) -> Option<String> {
+    let offset = (target.server.clock_unix_ms - heard.target_unix_ms)
+        - (source.server.clock_unix_ms - heard.source_unix_ms);
     (offset.abs() > CLOCK_OFFSET_MS)
         .then(|| format!("its clock is about {:.1} s off the source's", offset as f64 / 1000.0))
 }
 
-fn ids(source: &AccountFacts, target: &TargetFacts) -> Option<String> {
-    ((source.uid, source.gid) != (target.uid, target.gid)).then(|| {
+/// Beyond the hold limit visitors are refused, not held.
+fn holding(source: &AccountFacts, forecast: &Forecast) -> Option<String> {
+    let has_visitors = !source.definition.sites.is_empty();
+    (has_visitors && forecast.outage_seconds > HOLD_SECONDS).then(|| {
         format!(
-            "numeric ids {}:{} are taken there; the account's files will belong to {}:{}",
-            source.uid, source.gid, target.uid, target.gid
+            "the forecast outage of {:.0} s is longer than visitors are held ({HOLD_SECONDS:.0} s, {HOLD_REQUESTS} requests, {HOLD_MIB} MiB): those beyond get the answer 503 with Retry-After",
+            forecast.outage_seconds
         )
     })
 }

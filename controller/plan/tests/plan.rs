@@ -1,11 +1,28 @@
 //! The order of a move's steps is the design's critical section; findings block what cannot work.
 
-use ferry_plan::{Inputs, Policy, plan};
-use ferry_proto::account::Definition;
+use ferry_plan::{Heard, Inputs, Policy, plan};
+use ferry_proto::account::{Definition, EngineKind};
 use ferry_proto::command::{
-    AccountFacts, DatabaseSummary, Direction, Move, ServerFacts, Severity, TargetFacts,
+    AccountFacts, DatabaseSummary, Direction, Move, Room, ServerFacts, Severity, TargetFacts,
 };
 use ferry_proto::ids::{Epoch, JobId};
+
+/// Room on a file system of its own, named like the path.
+fn room(engine: Option<EngineKind>, path: &str, free_bytes: u64) -> Room {
+    let file_system = path.to_owned();
+    Room { engine, path: path.to_owned(), file_system, free_bytes, present_bytes: 0 }
+}
+
+fn database(engine: EngineKind, bytes: u64) -> DatabaseSummary {
+    DatabaseSummary {
+        engine,
+        name: "big".into(),
+        bytes,
+        tables: 1,
+        mode: "dump".into(),
+        mode_reason: "binlog is off".into(),
+    }
+}
 
 fn inputs() -> Inputs {
     let definition: Definition = serde_json::from_value(serde_json::json!({
@@ -38,9 +55,10 @@ fn inputs() -> Inputs {
             server: ServerFacts::default(),
             uid: 1000,
             gid: 1000,
-            free_bytes: 1 << 40,
+            rooms: vec![room(None, "/home", 1 << 40)],
             findings: vec![],
         },
+        heard: Heard { source_unix_ms: 0, target_unix_ms: 0 },
         policy: Policy::default(),
     }
 }
@@ -74,14 +92,7 @@ fn the_steps_are_the_critical_section_in_its_order() {
 #[test]
 fn the_deadline_is_twice_the_forecast_unless_asked() {
     let mut inputs = inputs();
-    inputs.source.databases.push(DatabaseSummary {
-        engine: ferry_proto::account::EngineKind::Mariadb,
-        name: "big".into(),
-        bytes: 8_000_000_000,
-        tables: 1,
-        mode: "dump".into(),
-        mode_reason: String::new(),
-    });
+    inputs.source.databases.push(database(EngineKind::Mariadb, 8_000_000_000));
     let long = plan(&inputs);
     assert!((long.forecast.outage_seconds - 1006.0).abs() < 1.0, "{:?}", long.forecast);
     assert_eq!(f64::from(long.deadline_seconds), (2.0 * long.forecast.outage_seconds).ceil());
@@ -96,27 +107,80 @@ fn the_deadline_is_twice_the_forecast_unless_asked() {
 }
 
 #[test]
-fn no_space_and_the_same_server_block_and_say_what_to_do() {
+fn each_file_system_of_the_target_must_have_room_for_what_goes_there() {
+    // A full data directory is not made up for by an empty home.
     let mut inputs = inputs();
-    inputs.target.free_bytes = 5_000_000;
-    let plan1 = plan(&inputs);
-    assert!(plan1.blocked);
-    assert!(plan1.findings[0].message.contains("transit has 5 MB free"), "{:?}", plan1.findings);
-    assert!(!plan1.findings[0].remedy.is_empty());
+    inputs.source.databases.push(database(EngineKind::Mariadb, 60_000_000));
+    inputs.target.rooms.push(room(Some(EngineKind::Mariadb), "/var/lib/mysql", 5_000_000));
+    let full = plan(&inputs);
+    assert!(full.blocked);
+    let text = "transit has 5 MB free at /var/lib/mysql for account demo, which needs 72 MB there";
+    assert_eq!(full.findings[0].message, text);
+    assert!(!full.findings[0].remedy.is_empty());
 
-    let mut inputs = self::inputs();
-    inputs.of.target = inputs.of.source.clone();
-    assert!(plan(&inputs).blocked);
+    // On one file system both parts count against what is free once.
+    for room in &mut inputs.target.rooms {
+        room.file_system = "8:1".into();
+        room.free_bytes = 80_000_000;
+    }
+    let shared = plan(&inputs);
+    let text = "80 MB free at /home and /var/lib/mysql for account demo, which needs 84 MB";
+    assert!(shared.findings[0].message.contains(text), "{:?}", shared.findings);
+    inputs.target.rooms[0].file_system = "8:2".into();
+    assert!(!plan(&inputs).blocked);
 }
 
 #[test]
-fn mapped_ids_and_clock_offsets_are_told_but_do_not_block() {
+fn what_is_there_already_needs_no_room() {
     let mut inputs = inputs();
-    inputs.target.uid = 10_007;
-    inputs.target.server.clock_unix_ms = 60_000;
+    inputs.source.bytes = 60_000_000_000;
+    inputs.target.rooms = vec![room(None, "/home", 40_000_000_000)];
+    assert!(plan(&inputs).blocked);
+    inputs.target.rooms[0].present_bytes = 58_000_000_000;
+    assert!(!plan(&inputs).blocked, "{:?}", plan(&inputs).findings);
+}
+
+#[test]
+fn a_clock_is_compared_with_the_controllers_when_its_reading_arrives() {
+    // The target was asked a minute after the source; both clocks are right.
+    let mut inputs = inputs();
+    inputs.heard = Heard { source_unix_ms: 1_000_000, target_unix_ms: 1_060_000 };
+    inputs.source.server.clock_unix_ms = 1_000_000;
+    inputs.target.server.clock_unix_ms = 1_060_000;
+    assert!(plan(&inputs).findings.is_empty(), "{:?}", plan(&inputs).findings);
+    inputs.target.server.clock_unix_ms = 1_000_000;
+    let off = plan(&inputs);
+    assert_eq!(off.findings[0].severity, Severity::Warning);
+    assert!(off.findings[0].message.contains("-60.0 s off"), "{:?}", off.findings);
+    assert!(!off.blocked);
+}
+
+#[test]
+fn an_outage_beyond_the_hold_limit_is_told_to_those_with_visitors() {
+    let mut inputs = inputs();
+    inputs.source.databases.push(database(EngineKind::Postgresql, 800_000_000));
+    assert!(plan(&inputs).findings.is_empty(), "nobody visits it");
+    inputs.source.definition.sites = serde_json::from_value(serde_json::json!([
+        {"name": "main", "domains": ["demo.example"], "root": "www"},
+    ]))
+    .unwrap();
+    let long = plan(&inputs);
+    assert_eq!(long.findings[0].severity, Severity::Warning);
+    for text in ["106 s", "30 s, 1000 requests, 64 MiB", "503"] {
+        assert!(long.findings[0].message.contains(text), "{text}: {:?}", long.findings);
+    }
+    inputs.source.databases.clear();
+    assert!(plan(&inputs).findings.is_empty());
+}
+
+#[test]
+fn the_plan_says_how_each_database_is_copied_and_what_a_rollback_would_take() {
+    let mut inputs = inputs();
+    inputs.source.databases.push(database(EngineKind::Postgresql, 80_000_000));
     let plan = plan(&inputs);
-    assert!(!plan.blocked);
-    assert_eq!(plan.findings.len(), 2);
-    assert!(plan.findings[0].message.contains("60.0 s off"));
-    assert!(plan.findings[1].message.contains("10007"));
+    let planned = &plan.databases[0];
+    assert_eq!((planned.engine, planned.name.as_str()), (EngineKind::Postgresql, "big"));
+    assert_eq!((planned.mode.as_str(), planned.bytes), ("dump", 80_000_000));
+    assert_eq!(planned.reason, "binlog is off");
+    assert!(plan.forecast.rollback_outage_seconds >= 16.0, "{:?}", plan.forecast);
 }

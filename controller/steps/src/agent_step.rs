@@ -8,11 +8,11 @@ use ferry_fleet::Fleet;
 use ferry_fleet::commands::Order;
 use ferry_plan::PlannedStep;
 use ferry_proto::Fault;
-use ferry_proto::channel::unix_now;
 use ferry_proto::command::{Intent, Move, Receipt};
-use ferry_proto::grant::{Grant, SignedGrant};
 use ferry_proto::ids::{CommandId, ServerName};
 use tokio_util::sync::CancellationToken;
+
+use crate::grant::grant;
 
 /// How long a grant lets two agents *start* together, in seconds: a precopy may take days, and
 /// each attempt gets a new one.
@@ -76,24 +76,8 @@ impl AgentStep {
         server: ServerName,
         intent: Intent,
     ) -> Result<Order, Fault> {
-        let grant = intent.of().map(|of| self.grant(of)).transpose()?;
+        let grant = intent.of().map(|of| grant(&self.fleet, of, GRANT_SECONDS)).transpose()?;
         Ok(Order { server, id: command_id(context, action), job: Some(context.job), intent, grant })
-    }
-
-    fn grant(&self, of: &Move) -> Result<SignedGrant, Fault> {
-        let now = unix_now();
-        self.fleet.authority().sign_grant(&Grant {
-            id: uuid::Uuid::now_v7(),
-            job: of.job,
-            account: of.account.clone(),
-            direction: of.direction,
-            source: of.source.clone(),
-            target: of.target.clone(),
-            epoch: of.epoch,
-            not_before: now,
-            expires: now + GRANT_SECONDS,
-            controller_generation: self.fleet.generation(),
-        })
     }
 }
 

@@ -9,12 +9,15 @@ mod copy_databases;
 mod fence;
 mod final_pass;
 mod finalize;
+mod grant;
 mod open;
 mod precopy;
 mod provision;
 mod rehearse;
 mod release;
 mod verify;
+
+pub use grant::grant;
 
 use std::sync::Arc;
 

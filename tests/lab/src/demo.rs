@@ -131,10 +131,12 @@ fn did(step: &StepView) -> String {
 
 fn as_agents_saw(leg: &Leg) -> String {
     match leg.released() {
-        Some(Receipt::Released { outage_ms, fenced_ms, held, refused }) => {
+        Some(Receipt::Released { outage_ms, fenced_ms, held, refused, ended }) => {
             let outage =
                 outage_ms.map_or_else(|| "nobody came".to_owned(), |ms| format!("{ms:.0} ms"));
-            format!("{outage} ({held} held, {refused} refused; fenced for {fenced_ms:.0} ms)")
+            format!(
+                "{outage} ({held} held, {refused} refused, {ended} ended; fenced for {fenced_ms:.0} ms)"
+            )
         }
         _ => "not measured".to_owned(),
     }

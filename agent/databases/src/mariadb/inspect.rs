@@ -8,7 +8,7 @@ use ferry_proto::account::EngineKind;
 
 use super::record::{DatabaseRecord, EventName, MariadbRecord, PLUGINS};
 use super::session::{Session, ident, text, text_list};
-use super::{MariadbFence, grants, users};
+use super::{MariadbFence, grants, strangers, users};
 use crate::model::{
     DatabaseFacts, Facts, Finding, Level, ServerFacts, Spec, free_bytes, host_of, user_label,
 };
@@ -88,7 +88,7 @@ pub(super) async fn inspect(session: &mut Session, spec: &Spec) -> Result<Facts,
         databases.push(database_facts(session, name.as_str()).await?);
     }
     let mut findings = definers(session, spec).await?;
-    findings.extend(strangers(session, spec).await?);
+    findings.extend(strangers::findings(session, spec).await?);
     findings.extend(oddities(session, spec).await?);
     for login in users::read(session, &user_condition(spec, "User", "Host")).await? {
         let (_, more) = grants::read(session, spec, &login.name, &login.host).await?;
@@ -168,45 +168,6 @@ async fn definers(session: &mut Session, spec: &Spec) -> Result<Vec<Finding>, Fa
 
 pub(super) fn is_ours(spec: &Spec, name: &str, host: &str) -> bool {
     spec.users.iter().any(|u| u.name.as_str() == name && host_of(u) == host)
-}
-
-/// Users outside the account who can write to its databases: the fence would not hold them.
-async fn strangers(session: &mut Session, spec: &Spec) -> Result<Vec<Finding>, Fault> {
-    let list = database_list(spec);
-    let mine = user_condition(spec, "User", "Host");
-    let sql = format!(
-        "SELECT DISTINCT d.User, d.Host, s.SCHEMA_NAME FROM mysql.db d \
-         JOIN information_schema.SCHEMATA s ON s.SCHEMA_NAME LIKE d.Db OR s.SCHEMA_NAME = d.Db \
-         WHERE s.SCHEMA_NAME IN {list} AND NOT ({mine}) AND User NOT LIKE 'ferry\\_%' \
-         UNION SELECT User, Host, Db FROM mysql.tables_priv WHERE Db IN {list} AND NOT ({mine})"
-    );
-    let mut findings = Vec::new();
-    for row in session.rows(WHAT, &sql).await? {
-        let (user, host, database) = (row.text(0), row.text(1), row.text(2));
-        let everybody = user.is_empty() || user == "PUBLIC";
-        let (level, who) = if everybody {
-            (Level::Warning, "everybody on the server".to_owned())
-        } else {
-            (Level::Blocker, format!("{user}@{host}"))
-        };
-        findings.push(Finding::new(
-            level,
-            format!("database {database}"),
-            format!("{who} has rights in database {database} and is not of the account; a fence would not stop such writes"),
-            "add the user to the account's definition, or revoke the rights",
-        ));
-    }
-    let names = text_list(spec.users.iter().map(|u| u.name.as_str()));
-    for login in users::read(session, &format!("User IN {names} AND NOT ({mine})")).await? {
-        let label = format!("{}@{}", login.name, login.host);
-        findings.push(Finding::new(
-            Level::Blocker,
-            format!("MariaDB user {label}"),
-            format!("{label} has the name of a user of the account but is not in its definition; their connections cannot be told apart"),
-            "add it to the account's definition with its host, or drop it",
-        ));
-    }
-    Ok(findings)
 }
 
 /// Views that are broken, transactions left prepared, history that a dump would lose.

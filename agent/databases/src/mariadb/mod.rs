@@ -18,6 +18,7 @@ mod rehearse;
 mod rows;
 mod session;
 mod single;
+mod strangers;
 mod target;
 mod temporary;
 mod users;
@@ -131,6 +132,10 @@ impl Engine for Mariadb {
 
     async fn deprovision(&self, spec: &Spec, created: &Provisioned) -> Result<(), Fault> {
         provision::deprovision(&mut self.session().await?, spec, created).await
+    }
+
+    async fn drop_closed(&self, spec: &Spec, created: &Provisioned) -> Result<(), Fault> {
+        provision::drop_closed(&mut self.session().await?, spec, created).await
     }
 
     async fn plan_fence(&self, spec: &Spec) -> Result<FenceRecord, Fault> {

@@ -4,12 +4,13 @@
 //! a user. Opening replaces both by the account's own.
 
 use ferry_proto::Fault;
+use ferry_proto::account::{DatabaseUser, EngineKind};
 
 use super::grants::{self, Scope};
 use super::record::{DatabaseRecord, MariadbRecord, UserRecord};
 use super::session::{Session, ident, text, user};
-use super::{events, target, temporary, users};
-use crate::model::{Existing, Provisioned, Spec, user_label};
+use super::{events, fence, target, temporary, users};
+use crate::model::{Existing, Provisioned, Spec, host_of, not_closed, user_label};
 
 pub(super) async fn provision(
     session: &mut Session,
@@ -99,18 +100,49 @@ pub(super) async fn deprovision(
     temporary::drop_all(session, spec).await?;
     let present = target::present(session, spec).await?;
     for name in present.marked_databases.intersection(&created.databases) {
-        let sql = format!("DROP DATABASE IF EXISTS {}", ident(name));
-        session.run(&format!("database {name} cannot be dropped"), &sql).await?;
+        drop_database(session, name).await?;
     }
     for account_user in &spec.users {
         let label = user_label(account_user);
         if present.marked_users.contains(&label) && created.users.contains(&label) {
-            let quoted = user(account_user.name.as_str(), crate::model::host_of(account_user));
-            let sql = format!("DROP USER IF EXISTS {quoted}");
-            session.run(&format!("MariaDB user {label} cannot be dropped"), &sql).await?;
+            drop_user(session, account_user).await?;
         }
     }
     Ok(())
+}
+
+/// Databases first: until the last is gone, the users are there and show that it is closed.
+pub(super) async fn drop_closed(
+    session: &mut Session,
+    spec: &Spec,
+    created: &Provisioned,
+) -> Result<(), Fault> {
+    temporary::drop_all(session, spec).await?;
+    if !fence::is_fenced(session, spec).await? {
+        return Err(not_closed(spec, EngineKind::Mariadb));
+    }
+    for name in spec.databases.iter().map(|d| d.as_str()) {
+        if created.databases.contains(name) {
+            drop_database(session, name).await?;
+        }
+    }
+    for account_user in &spec.users {
+        if created.users.contains(&user_label(account_user)) {
+            drop_user(session, account_user).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn drop_database(session: &mut Session, name: &str) -> Result<(), Fault> {
+    let sql = format!("DROP DATABASE IF EXISTS {}", ident(name));
+    session.run(&format!("database {name} cannot be dropped"), &sql).await
+}
+
+async fn drop_user(session: &mut Session, account_user: &DatabaseUser) -> Result<(), Fault> {
+    let quoted = user(account_user.name.as_str(), host_of(account_user));
+    let what = format!("MariaDB user {} cannot be dropped", user_label(account_user));
+    session.run(&what, &format!("DROP USER IF EXISTS {quoted}")).await
 }
 
 pub(super) async fn open(

@@ -27,7 +27,7 @@ pub(super) enum Purpose {
 }
 
 impl Purpose {
-    const ALL: [Self; 3] = [Self::Load, Self::Rehearse, Self::Define];
+    pub(super) const ALL: [Self; 3] = [Self::Load, Self::Rehearse, Self::Define];
 
     pub(super) fn user(self, spec: &Spec) -> String {
         spec.temporary_user(match self {

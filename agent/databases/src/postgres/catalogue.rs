@@ -1,5 +1,5 @@
 //! The catalogue queries of a manifest. Each yields object, fact and value; a fact whose name
-//! begins with `~` is a text that releases write differently. Names are qualified by the server,
+//! begins with `~` is a text that releases write differently, with `^` an expression. Names are qualified by the server,
 //! since the session's search path holds nothing of the account's.
 
 /// A query.
@@ -37,7 +37,7 @@ pub(super) const QUERIES: &[Query] = &[
     ),
     of(
         "schema",
-        "SELECT n.nspname, 'rights of ' || coalesce(r.rolname, 'everybody'), string_agg(a.privilege_type || CASE WHEN a.is_grantable THEN '*' ELSE '' END, ' ' ORDER BY 1) \
+        "SELECT n.nspname, 'rights of ' || coalesce(r.rolname, 'everybody'), string_agg(a.privilege_type || CASE WHEN a.is_grantable THEN '*' ELSE '' END, ' ' ORDER BY a.privilege_type) \
         FROM pg_namespace n CROSS JOIN LATERAL aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a \
         LEFT JOIN pg_roles r ON r.oid = a.grantee WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
         AND a.grantee <> n.nspowner AND NOT coalesce(r.rolsuper, false) AND NOT (n.nspname = 'public' AND \
@@ -49,7 +49,7 @@ pub(super) const QUERIES: &[Query] = &[
         JOIN pg_roles r ON r.oid = c.relowner CROSS JOIN LATERAL (VALUES ('kind', c.relkind::text), ('owner', r.rolname::text), \
         ('persistence', c.relpersistence::text), ('row security', c.relrowsecurity::text || c.relforcerowsecurity::text), \
         ('options', array_to_string(c.reloptions, ' ')), ('replica identity', c.relreplident::text), ('populated', c.relispopulated::text), \
-        ('~partition', pg_get_expr(c.relpartbound, c.oid)), ('comment', obj_description(c.oid, 'pg_class'))) f(fact, value) \
+        ('^partition', pg_get_expr(c.relpartbound, c.oid)), ('comment', obj_description(c.oid, 'pg_class'))) f(fact, value) \
         WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'c', 'f') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
         AND NOT EXISTS (SELECT 1 FROM pg_depend e WHERE e.classid = 'pg_class'::regclass AND e.objid = c.oid AND e.deptype = 'e')",
     ),
@@ -76,7 +76,7 @@ pub(super) const QUERIES: &[Query] = &[
     ),
     of(
         "relation",
-        "SELECT n.nspname || '.' || c.relname, '~default of ' || a.attname, pg_get_expr(d.adbin, d.adrelid) \
+        "SELECT n.nspname || '.' || c.relname, '^default of ' || a.attname, pg_get_expr(d.adbin, d.adrelid) \
         FROM pg_attrdef d JOIN pg_class c ON c.oid = d.adrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
         JOIN pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'",
     ),
@@ -85,14 +85,14 @@ pub(super) const QUERIES: &[Query] = &[
         "SELECT n.nspname || '.' || c.relname, f.fact || k.conname, f.value FROM pg_constraint k \
         JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL (VALUES \
         ('constraint ', concat_ws(' ', k.contype, k.condeferrable, k.condeferred, k.convalidated)), \
-        ('~constraint ', pg_get_constraintdef(k.oid))) f(fact, value) WHERE k.contype <> 'n' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'",
+        ('^constraint ', pg_get_constraintdef(k.oid))) f(fact, value) WHERE k.contype <> 'n' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'",
     ),
     of(
         "relation",
         "SELECT n.nspname || '.' || c.relname, f.fact || x.relname, f.value FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid \
         JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_am m ON m.oid = x.relam CROSS JOIN LATERAL (VALUES \
         ('index ', concat_ws(' ', m.amname, i.indisunique, i.indisprimary, i.indisvalid, i.indisclustered, i.indisreplident, i.indkey)), \
-        ('~index ', pg_get_indexdef(x.oid))) f(fact, value) WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
+        ('^index ', pg_get_indexdef(x.oid))) f(fact, value) WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
         AND NOT EXISTS (SELECT 1 FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attisdropped)",
     ),
     of(
@@ -105,14 +105,14 @@ pub(super) const QUERIES: &[Query] = &[
         "relation",
         "SELECT n.nspname || '.' || c.relname, f.fact || t.tgname, f.value FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid \
         JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL (VALUES ('trigger ', concat_ws(' ', t.tgtype, t.tgenabled, t.tgfoid::regproc)), \
-        ('~trigger ', pg_get_triggerdef(t.oid))) f(fact, value) WHERE NOT t.tgisinternal AND n.nspname !~ '^pg_'",
+        ('^trigger ', pg_get_triggerdef(t.oid))) f(fact, value) WHERE NOT t.tgisinternal AND n.nspname !~ '^pg_'",
     ),
     of(
         "relation",
         "SELECT n.nspname || '.' || c.relname, f.fact || p.polname, f.value FROM pg_policy p JOIN pg_class c ON c.oid = p.polrelid \
         JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL (VALUES ('policy ', concat_ws(' ', p.polcmd, p.polpermissive, \
-        (SELECT string_agg(CASE WHEN o = 0 THEN 'everybody' ELSE pg_get_userbyid(o) END, ',' ORDER BY 1) FROM unnest(p.polroles) o))), \
-        ('~policy ', concat_ws(' / ', pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid)))) f(fact, value)",
+        (SELECT string_agg(w, ',' ORDER BY w) FROM (SELECT CASE WHEN o = 0 THEN 'everybody' ELSE pg_get_userbyid(o)::text END FROM unnest(p.polroles) o) p(w)))), \
+        ('^policy ', concat_ws(' / ', pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid)))) f(fact, value)",
     ),
     of(
         "relation",
@@ -130,7 +130,7 @@ pub(super) const QUERIES: &[Query] = &[
         JOIN pg_language l ON l.oid = p.prolang JOIN pg_roles r ON r.oid = p.proowner CROSS JOIN LATERAL (VALUES ('owner', r.rolname::text), \
         ('shape', concat_ws(' ', p.prokind, l.lanname, p.provolatile, p.prosecdef, p.proleakproof, p.proisstrict, p.proparallel, p.procost, p.prorows)), \
         ('result', pg_get_function_result(p.oid)), ('arguments', pg_get_function_identity_arguments(p.oid)), \
-        ('~default arguments', pg_get_function_arguments(p.oid)), ('settings', array_to_string(p.proconfig, '; ')), \
+        ('^default arguments', pg_get_function_arguments(p.oid)), ('settings', array_to_string(p.proconfig, '; ')), \
         ('body', p.prosrc), ('comment', obj_description(p.oid, 'pg_proc'))) f(fact, value) WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
         AND NOT EXISTS (SELECT 1 FROM pg_depend e WHERE e.classid = 'pg_proc'::regclass AND e.objid = p.oid AND e.deptype = 'e')",
     ),
@@ -143,7 +143,7 @@ pub(super) const QUERIES: &[Query] = &[
     },
     of(
         "routine",
-        "SELECT p.oid::regprocedure::text, 'rights of ' || coalesce(r.rolname, 'everybody'), string_agg(a.privilege_type || CASE WHEN a.is_grantable THEN '*' ELSE '' END, ' ' ORDER BY 1) \
+        "SELECT p.oid::regprocedure::text, 'rights of ' || coalesce(r.rolname, 'everybody'), string_agg(a.privilege_type || CASE WHEN a.is_grantable THEN '*' ELSE '' END, ' ' ORDER BY a.privilege_type) \
         FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a \
         LEFT JOIN pg_roles r ON r.oid = a.grantee WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND NOT coalesce(r.rolsuper, false) \
         AND NOT EXISTS (SELECT 1 FROM pg_depend e WHERE e.classid = 'pg_proc'::regclass AND e.objid = p.oid AND e.deptype = 'e') GROUP BY 1, 2",
@@ -153,7 +153,7 @@ pub(super) const QUERIES: &[Query] = &[
         "SELECT t.oid::regtype::text, f.fact, f.value FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace JOIN pg_roles r ON r.oid = t.typowner \
         CROSS JOIN LATERAL (VALUES ('owner', r.rolname::text), ('shape', concat_ws(' ', t.typtype, t.typnotnull, format_type(nullif(t.typbasetype, 0), t.typtypmod))), \
         ('labels', (SELECT string_agg(quote_literal(e.enumlabel), ', ' ORDER BY e.enumsortorder) FROM pg_enum e WHERE e.enumtypid = t.oid)), \
-        ('~default', t.typdefault), ('~checks', (SELECT string_agg(k.conname || ' ' || pg_get_constraintdef(k.oid), '; ' ORDER BY k.conname) FROM pg_constraint k WHERE k.contypid = t.oid)), \
+        ('^default', t.typdefault), ('^checks', (SELECT string_agg(k.conname || ' ' || pg_get_constraintdef(k.oid), '; ' ORDER BY k.conname) FROM pg_constraint k WHERE k.contypid = t.oid)), \
         ('rights', t.typacl::text), ('comment', obj_description(t.oid, 'pg_type'))) f(fact, value) WHERE t.typtype IN ('d', 'e', 'r') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
         AND NOT EXISTS (SELECT 1 FROM pg_depend e WHERE e.classid = 'pg_type'::regclass AND e.objid = t.oid AND e.deptype = 'e')",
     ),
@@ -162,15 +162,23 @@ pub(super) const QUERIES: &[Query] = &[
         "SELECT e.extname, f.fact, f.value FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace \
         CROSS JOIN LATERAL (VALUES ('schema', n.nspname::text), ('~version', e.extversion)) f(fact, value)",
     ),
+    // Only what differs from the server's own defaults, so that an entry that says just what they say
+    // is like none; without MAINTAIN, as for relations.
     of(
         "defaults",
-        "SELECT concat_ws(' ', r.rolname, n.nspname, d.defaclobjtype), 'rights', (SELECT string_agg(i::text, ' ' ORDER BY i::text) FROM unnest(d.defaclacl) i) \
-        FROM pg_default_acl d JOIN pg_roles r ON r.oid = d.defaclrole LEFT JOIN pg_namespace n ON n.oid = d.defaclnamespace",
+        "SELECT concat_ws(' ', r.rolname, n.nspname, d.defaclobjtype), 'rights of ' || coalesce(g.rolname, 'everybody'), coalesce(x.given, 'none') \
+        FROM pg_default_acl d JOIN pg_roles r ON r.oid = d.defaclrole LEFT JOIN pg_namespace n ON n.oid = d.defaclnamespace CROSS JOIN LATERAL (\
+        SELECT grantee, a.rights AS given, b.rights AS own FROM (SELECT grantee, string_agg(privilege_type || CASE WHEN is_grantable THEN '*' ELSE '' END, ' ' ORDER BY privilege_type) AS rights \
+        FROM aclexplode(d.defaclacl) WHERE privilege_type <> 'MAINTAIN' GROUP BY grantee) a FULL JOIN \
+        (SELECT grantee, string_agg(privilege_type || CASE WHEN is_grantable THEN '*' ELSE '' END, ' ' ORDER BY privilege_type) AS rights \
+        FROM aclexplode(acldefault(CASE WHEN d.defaclobjtype = 'S' THEN 's' ELSE d.defaclobjtype END, d.defaclrole)) \
+        WHERE privilege_type <> 'MAINTAIN' AND d.defaclnamespace = 0 GROUP BY grantee) b USING (grantee)) x \
+        LEFT JOIN pg_roles g ON g.oid = x.grantee WHERE x.given IS DISTINCT FROM x.own",
     ),
     of(
         "publication",
         "SELECT p.pubname, 'shape', concat_ws(' ', r.rolname, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot, \
-        (SELECT string_agg(x.prrelid::regclass::text, ',' ORDER BY 1) FROM pg_publication_rel x WHERE x.prpubid = p.oid)) \
+        (SELECT string_agg(x.prrelid::regclass::text, ',' ORDER BY x.prrelid::regclass::text) FROM pg_publication_rel x WHERE x.prpubid = p.oid)) \
         FROM pg_publication p JOIN pg_roles r ON r.oid = p.pubowner",
     ),
     of(
@@ -191,7 +199,7 @@ pub(super) const QUERIES: &[Query] = &[
     ),
     of(
         "statistics",
-        "SELECT n.nspname || '.' || s.stxname, '~shape', pg_get_statisticsobjdef(s.oid) FROM pg_statistic_ext s JOIN pg_namespace n ON n.oid = s.stxnamespace",
+        "SELECT n.nspname || '.' || s.stxname, '^shape', pg_get_statisticsobjdef(s.oid) FROM pg_statistic_ext s JOIN pg_namespace n ON n.oid = s.stxnamespace",
     ),
     of(
         "comment",

@@ -61,6 +61,7 @@ pub(super) async fn inspect(config: &PostgresqlConfig, spec: &Spec) -> Result<Fa
     let session = Session::open(config, &config.maintenance_database).await?;
     check_present(&session, spec).await?;
     let mut findings = roles(&session, spec).await?;
+    findings.extend(strangers(config, &session, spec).await?);
     findings.extend(cluster(&session, spec).await?);
     let mut databases = Vec::new();
     for name in &spec.databases {
@@ -145,6 +146,49 @@ async fn roles(session: &Session, spec: &Spec) -> Result<Vec<Finding>, Fault> {
                 "",
             ));
         }
+    }
+    Ok(findings)
+}
+
+/// Who could write while the account is fenced. The fence takes every connection of its databases
+/// away, whoever's rights they are used with, so that only superusers are left, and members of the
+/// account's roles, who could lift it.
+async fn strangers(
+    config: &PostgresqlConfig,
+    session: &Session,
+    spec: &Spec,
+) -> Result<Vec<Finding>, Fault> {
+    let list = role_list(spec);
+    let mut findings = Vec::new();
+    let sql = format!(
+        "SELECT string_agg(rolname, ', ' ORDER BY rolname) FROM pg_roles \
+         WHERE rolsuper AND rolcanlogin AND rolname <> {} AND rolname NOT IN {list}",
+        text(&config.admin)
+    );
+    if let Some(named) = session.value(WHAT, &sql).await? {
+        findings.push(Finding::new(
+            Level::Warning,
+            "PostgreSQL superusers",
+            format!("a fence does not stop superusers of the server: {named}"),
+            "let nobody write to the account's databases as one of them during the move",
+        ));
+    }
+    let sql = format!(
+        "SELECT m.rolname, r.rolname FROM pg_auth_members a JOIN pg_roles m ON m.oid = a.member \
+         JOIN pg_roles r ON r.oid = a.roleid WHERE r.rolname IN {list} AND m.rolname NOT IN {list} \
+         AND NOT m.rolsuper AND m.rolname <> {} ORDER BY 1, 2",
+        text(&super::temporary::name(spec))
+    );
+    for row in session.rows(WHAT, &sql).await? {
+        let subject = format!("PostgreSQL role {}", row.text(0));
+        findings.push(warning(
+            &subject,
+            format!(
+                "is a member of {} and not of the account: it is kept out by a fence, but could lift it; that is not carried",
+                row.text(1)
+            ),
+            "add that role to the account's definition, if it is the account's, or revoke the membership",
+        ));
     }
     Ok(findings)
 }

@@ -15,6 +15,10 @@ use super::session::{Session, ident, text};
 use crate::manifest::{DatabaseManifest, digest};
 use crate::model::Spec;
 
+/// The releases seen to write expressions alike. Queries are not: since 16 a view of one table names
+/// its columns without the table.
+const ALIKE: std::ops::RangeInclusive<u32> = 15..=17;
+
 pub(super) async fn manifest(
     config: &PostgresqlConfig,
     spec: &Spec,
@@ -28,6 +32,7 @@ pub(super) async fn manifest(
         what: format!("database {database} cannot be read for comparison"),
         session,
     };
+    reading.manifest.alike = ALIKE.contains(&reading.session.major());
     for query in catalogue::QUERIES {
         reading.facts(query).await?;
     }

@@ -144,6 +144,10 @@ impl Engine for Postgresql {
         provision::deprovision(&self.config, spec, created).await
     }
 
+    async fn drop_closed(&self, spec: &Spec, created: &Provisioned) -> Result<(), Fault> {
+        provision::drop_closed(&self.config, spec, created).await
+    }
+
     async fn plan_fence(&self, spec: &Spec) -> Result<FenceRecord, Fault> {
         Ok(FenceRecord::Postgresql(fence::plan(&self.session().await?, spec).await?))
     }

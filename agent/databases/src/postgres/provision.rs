@@ -7,11 +7,12 @@
 use std::collections::BTreeSet;
 
 use ferry_proto::Fault;
+use ferry_proto::account::EngineKind;
 
 use super::record::{AclItem, DatabaseRecord, PostgresqlRecord, Provider, RoleRecord, Setting};
 use super::session::{Session, ident, text};
-use super::{PostgresqlConfig, recording, target, temporary};
-use crate::model::{Existing, Provisioned, Spec};
+use super::{PostgresqlConfig, fence, recording, target, temporary};
+use crate::model::{Existing, Provisioned, Spec, not_closed};
 
 pub(super) async fn provision(
     config: &PostgresqlConfig,
@@ -235,10 +236,39 @@ pub(super) async fn deprovision(
     }
     temporary::drop_role(config, &session, spec).await?;
     for name in present.marked_roles.intersection(&created.users) {
-        let what = format!("PostgreSQL role {name} cannot be dropped");
-        session.run(&what, &format!("DROP ROLE IF EXISTS {}", ident(name))).await?;
+        drop_role(&session, name).await?;
     }
     Ok(())
+}
+
+/// Databases first: until the last is gone, the roles are there and show that it is closed.
+pub(super) async fn drop_closed(
+    config: &PostgresqlConfig,
+    spec: &Spec,
+    created: &Provisioned,
+) -> Result<(), Fault> {
+    let session = Session::open(config, &config.maintenance_database).await?;
+    temporary::drop_role(config, &session, spec).await?;
+    if !fence::is_fenced(&session, spec).await? {
+        return Err(not_closed(spec, EngineKind::Postgresql));
+    }
+    for name in spec.databases.iter().map(|d| d.as_str()) {
+        drop_database(&session, &ident(&unnamed(spec, name))).await?;
+        if created.databases.contains(name) {
+            drop_database(&session, &ident(name)).await?;
+        }
+    }
+    for name in spec.users.iter().map(|u| u.name.as_str()) {
+        if created.users.contains(name) {
+            drop_role(&session, name).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn drop_role(session: &Session, name: &str) -> Result<(), Fault> {
+    let what = format!("PostgreSQL role {name} cannot be dropped");
+    session.run(&what, &format!("DROP ROLE IF EXISTS {}", ident(name))).await
 }
 
 /// Gives a database its settings.

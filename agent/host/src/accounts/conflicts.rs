@@ -23,13 +23,14 @@ pub(super) fn sort_out(all: Vec<Sourced>) -> (Vec<Definition>, Vec<Problem>) {
     for (a, b, what) in clashes.0 {
         for (one, other) in [(a, b), (b, a)] {
             let (one, other) = (&all[one], &all[other]);
+            let (here, there) = (one.file.display(), other.file.display());
             let message = format!(
-                "account {} and account {} ({}) both claim {what}",
-                one.definition.name,
-                other.definition.name,
-                other.file.display()
+                "account {} in {here} and account {} in {there} both claim {what}: neither of the two \
+                 can be moved",
+                one.definition.name, other.definition.name
             );
-            problems.push(Problem::new(&one.file, message, "let one account claim it"));
+            let remedy = format!("let one of them claim it: correct {here} or {there}");
+            problems.push(Problem::new(&one.file, message, remedy));
         }
     }
     (good, problems)

@@ -78,6 +78,9 @@ fn a_bad_definition_names_its_line_and_disturbs_no_other() {
     assert_eq!(at("unknown.toml").line, Some(4));
     assert_eq!(at("other.toml").line, Some(1));
     assert!(found.problems.iter().all(|p| !p.remedy.is_empty()));
+    // A remedy names what there is: the package installs this file.
+    let remedy = &at("unknown.toml").remedy;
+    assert!(remedy.contains("/usr/share/doc/ferry-agent/examples/account.toml"), "{remedy}");
     assert!(!found.incomplete);
 }
 
@@ -150,5 +153,9 @@ fn accounts_that_claim_the_same_are_both_left_out() {
     assert_eq!(place.names(), ["beside"]);
     let found = place.load();
     assert_eq!(found.problems.len(), 6, "{:#?}", found.problems);
-    assert!(found.problems.iter().any(|p| p.message.contains("shop.example")));
+    let shop = found.problems.iter().find(|p| p.message.contains("shop.example")).unwrap();
+    for file in ["shop1.toml", "shop2.toml"] {
+        assert!(shop.message.contains(file) && shop.remedy.contains(file), "{shop}");
+    }
+    assert!(shop.message.contains("neither"), "{shop}");
 }

@@ -12,6 +12,7 @@ use ferry_proto::Fault;
 use ferry_proto::ids::UnixName;
 use serde::{Deserialize, Serialize};
 
+use super::linger;
 use crate::durable::{self, Ownership};
 use crate::{Finding, Layout, systemd};
 
@@ -21,7 +22,6 @@ const UNIT_DIRECTORIES: &[&str] =
 /// The most entries of a directory of units, and the largest unit, that are looked at.
 const ENTRIES_CAP: usize = 10_000;
 const FILE_CAP: u64 = 1 << 20;
-const LINGER: &str = "/var/lib/systemd/linger";
 const FLAGS: &str = "/etc/ferry/fenced";
 /// Sorted after every other drop-in, which could take the condition back.
 const DROP_IN: &str = "zzz-ferry-fence.conf";
@@ -66,7 +66,7 @@ impl KeptStopped {
 /// # Errors
 /// If systemd does not answer.
 pub fn plan_keep_stopped(layout: &Layout, user: &UnixName, uid: u32) -> Result<KeptStopped, Fault> {
-    let linger = durable::exists(&layout.path(LINGER).join(user.as_str()))?;
+    let linger = linger::lingers(layout, user)?;
     let mut plan =
         KeptStopped { user: user.clone(), uid, linger, manager_active: false, units: Vec::new() };
     if !systemd::is_booted(layout) {
@@ -145,11 +145,6 @@ fn flag(layout: &Layout, plan: &KeptStopped) -> PathBuf {
     layout.path(FLAGS).join(plan.user.as_str())
 }
 
-fn linger_aside(layout: &Layout, user: &UnixName) -> PathBuf {
-    // systemd passes over hidden files.
-    layout.path(LINGER).join(format!(".ferry-aside-{user}"))
-}
-
 /// Prepares `keep_stopped`, so that it is quick: changes nothing yet for the account. Undone by `allow`.
 ///
 /// # Errors
@@ -211,10 +206,7 @@ pub fn keep_stopped(layout: &Layout, plan: &KeptStopped) -> Result<(), Fault> {
     let flag = flag(layout, plan);
     durable::make_directory(durable::parent(&flag), 0o755)?;
     durable::write_if_changed(&flag, b"", Ownership::root(0o644))?;
-    let linger = layout.path(LINGER).join(plan.user.as_str());
-    if durable::exists(&linger)? {
-        durable::rename(&linger, &linger_aside(layout, &plan.user))?;
-    }
+    linger::put_aside(layout, &plan.user)?;
     if !systemd::is_booted(layout) {
         return Ok(());
     }
@@ -232,14 +224,7 @@ pub fn keep_stopped(layout: &Layout, plan: &KeptStopped) -> Result<(), Fault> {
 /// What removing or systemd failed of.
 pub fn allow(layout: &Layout, plan: &KeptStopped) -> Result<Vec<Finding>, Fault> {
     durable::remove(&flag(layout, plan))?;
-    let linger = layout.path(LINGER).join(plan.user.as_str());
-    let aside = linger_aside(layout, &plan.user);
-    if durable::exists(&aside)? {
-        durable::rename(&aside, &linger)?;
-    } else if plan.linger && !durable::exists(&linger)? {
-        durable::make_directory(durable::parent(&linger), 0o755)?;
-        durable::write(&linger, b"", Ownership::root(0o644))?;
-    }
+    linger::set(layout, &plan.user, plan.linger)?;
     let mut findings = Vec::new();
     if systemd::is_booted(layout) {
         let active = plan.units.iter().filter(|u| u.active).map(|u| u.name.clone());
@@ -251,14 +236,47 @@ pub fn allow(layout: &Layout, plan: &KeptStopped) -> Result<Vec<Finding>, Fault>
             }
         }
     }
+    remove_drop_ins(layout, plan)?;
+    Ok(findings)
+}
+
+/// Removes what keeps the plan's units stopped, starts none of them, and ends lingering: for an account
+/// that is erased here.
+///
+/// # Errors
+/// What removing or systemd failed of.
+pub fn forget(layout: &Layout, plan: &KeptStopped) -> Result<(), Fault> {
+    linger::remove(layout, &plan.user)?;
+    remove_drop_ins(layout, plan)?;
+    // Last: until systemd has forgotten the condition, it holds.
+    durable::remove(&flag(layout, plan)).map(|_| ())
+}
+
+fn remove_drop_ins(layout: &Layout, plan: &KeptStopped) -> Result<(), Fault> {
     let mut changed = false;
     for name in plan.names() {
         let directory = drop_in(layout, &name)?;
         changed |= durable::remove(&directory.join(DROP_IN))?;
         durable::remove_empty_directory(&directory)?;
     }
-    if changed {
-        systemd::reload_units(layout)?;
-    }
-    Ok(findings)
+    if changed { systemd::reload_units(layout) } else { Ok(()) }
+}
+
+/// The system's units that run as `user`: they are stopped with the account, but do not move.
+///
+/// # Errors
+/// If systemd does not answer.
+pub fn unit_findings(layout: &Layout, user: &UnixName, uid: u32) -> Result<Vec<Finding>, Fault> {
+    let units = plan_keep_stopped(layout, user, uid)?.units;
+    let finding = |unit: StoppedUnit| {
+        Finding::new(
+            format!(
+                "{} of this system runs as user {user}: it is stopped with the account, but does not \
+                 move",
+                unit.name
+            ),
+            "install it at the target too, or make it a unit of the user (systemctl --user)",
+        )
+    };
+    Ok(units.into_iter().map(finding).collect())
 }

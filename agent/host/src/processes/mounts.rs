@@ -3,6 +3,19 @@
 
 use std::path::{Path, PathBuf};
 
+use ferry_proto::Fault;
+
+/// The device of the filesystem that holds `path`, as mountinfo says it: the same for all subvolumes
+/// of one btrfs, whose files do not say so.
+pub(crate) fn device_of(path: &Path) -> Result<String, Fault> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo")
+        .map_err(|e| Fault::io("the mounts could not be read", &e))?;
+    let place = Mounts::parse(&text).place(path, None);
+    place
+        .map(|p| p.device)
+        .ok_or_else(|| Fault::permanent(format!("{} is below no mount", path.display())))
+}
+
 /// A place in a filesystem.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Place {

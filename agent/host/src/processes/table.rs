@@ -44,9 +44,11 @@ impl Status {
             text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
         };
         let mut uids = field("Uid")?.split_whitespace().map_while(|id| id.parse().ok());
+        // One whose first thread has ended looks like a zombie while its other threads work on.
+        let alone = field("Threads").is_none_or(|n| n.parse::<u32>().is_ok_and(|n| n <= 1));
         Some(Self {
             comm: printable(field("Name")?.as_bytes(), 32),
-            zombie: field("State")?.starts_with(['Z', 'X']),
+            zombie: field("State")?.starts_with(['Z', 'X']) && alone,
             uids: [uids.next()?, uids.next()?, uids.next()?],
         })
     }
@@ -57,7 +59,10 @@ impl Status {
     }
 
     pub(super) fn describe(&self, pid: u32) -> Process {
-        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        // The first thread has no command line any more once it has ended.
+        let lines = |task: u32| fs::read(format!("/proc/{pid}/task/{task}/cmdline")).ok();
+        let command = tasks(pid).into_iter().filter_map(lines).find(|line| !line.is_empty());
+        let command = command.unwrap_or_default();
         Process {
             pid,
             uid: self.uids[1],
@@ -78,6 +83,15 @@ pub(crate) fn pids() -> Result<Vec<u32>, Fault> {
         }
     }
     Ok(pids)
+}
+
+/// The threads of a process, the first one first; none if it is gone.
+pub(super) fn tasks(pid: u32) -> Vec<u32> {
+    let entries = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut tasks: Vec<u32> =
+        entries.filter_map(|e| e.file_name().to_str().and_then(|name| name.parse().ok())).collect();
+    tasks.sort_unstable_by_key(|task| (*task != pid, *task));
+    tasks
 }
 
 /// The title of a process: its command line, or what it has put in its place. A process may call

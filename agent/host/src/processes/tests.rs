@@ -142,6 +142,81 @@ fn an_open_file_counts_only_if_it_can_be_written() {
     wait_no_writers(&roots, &[], Duration::from_secs(5)).unwrap();
 }
 
+/// A process whose first thread ends while another one goes on, with what it was given as arguments: a
+/// file that it holds by a descriptor, or only by a shared mapping.
+const HIDDEN: &str = r#"
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+static void *work(void *first) {
+    char path[64], line[256];
+    snprintf(path, sizeof path, "/proc/self/task/%d/stat", getpid());
+    for (;;) {
+        FILE *stat = fopen(path, "r");
+        if (stat && fgets(line, sizeof line, stat) && strstr(line, ") Z ")) break;
+        if (stat) fclose(stat);
+        nanosleep(&(struct timespec){0, 1000000}, 0);
+    }
+    puts("ready");
+    fflush(stdout);
+    for (;;) pause();
+}
+
+int main(int count, char **arguments) {
+    pthread_t other;
+    int file = open(arguments[1], O_RDWR | O_CREAT, 0600);
+    if (count > 2) {
+        if (ftruncate(file, 4096)) return 1;
+        if (mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0) == MAP_FAILED) return 1;
+        close(file);
+    }
+    if (pthread_create(&other, 0, work, 0)) return 1;
+    syscall(SYS_exit, 0);
+}
+"#;
+
+#[test]
+fn a_process_whose_first_thread_has_ended_is_seen_and_ended() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let directory = tempfile::tempdir().unwrap();
+    let root = real(&directory);
+    std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(root.join("hidden.c"), HIDDEN).unwrap();
+    let compiled = Command::new("cc")
+        .args(["-pthread", "-o", "hidden", "hidden.c"])
+        .current_dir(&root)
+        .status()
+        .expect("this test needs a C compiler, as cargo does");
+    assert!(compiled.success());
+    for (arguments, how) in
+        [(&["home/file"][..], How::Descriptor), (&["home/file", "map"], How::Mapping)]
+    {
+        let uid = own_uid();
+        std::fs::create_dir_all(root.join("home")).unwrap();
+        chown(root.join("home"), Some(uid), Some(uid)).unwrap();
+        let mut command = Command::new(root.join("hidden"));
+        command.args(arguments).current_dir(&root).uid(uid).gid(uid);
+        let mut hidden = Running::ready(command);
+        let found = writers_below(&[root.join("home")], &[]).unwrap();
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!((found[0].pid, found[0].how), (hidden.pid(), how));
+        let seen = of_users(&[uid], &[]).unwrap();
+        assert_eq!(seen.len(), 1, "{seen:?}");
+        assert!(seen[0].command.contains("home/file"), "{seen:?}");
+        let (_keep, layout) = no_systemd();
+        stop_all(&layout, &[uid], &[], Duration::from_millis(100)).unwrap();
+        assert!(hidden.has_ended());
+        wait_no_writers(&[root.join("home")], &[], Duration::ZERO).unwrap();
+        std::fs::remove_dir_all(root.join("home")).unwrap();
+    }
+}
+
 #[test]
 fn a_file_reached_by_another_mount_counts() {
     let directory = tempfile::tempdir().unwrap();
@@ -277,4 +352,56 @@ fn units_are_kept_stopped_and_restored() {
         assert_eq!(std::fs::read_dir(layout.path("/etc/systemd/system")).unwrap().count(), 0);
         assert_eq!(std::fs::read_dir(linger.parent().unwrap()).unwrap().count(), 1);
     }
+}
+
+#[test]
+fn lingering_becomes_what_it_is_at_the_source() {
+    let (_keep, layout) = with_systemctl();
+    let directory = layout.path("/var/lib/systemd/linger");
+    let user = "shop".parse().unwrap();
+    assert!(!lingers(&layout, &user).unwrap());
+    let mut plan = plan_keep_stopped(&layout, &user, 1501).unwrap();
+    plan.units.clear();
+    // It lingers at the source: here too from now on, and its user units start.
+    plan.linger = true;
+    allow(&layout, &plan).unwrap();
+    assert!(directory.join("shop").exists());
+    assert!(asked(&layout).contains("start --no-block -- user@1501.service"));
+    keep_stopped(&layout, &plan).unwrap();
+    assert!(!directory.join("shop").exists());
+    assert!(lingers(&layout, &user).unwrap(), "while it is fenced too");
+    // It has ended at the other server.
+    plan.linger = false;
+    asked(&layout);
+    allow(&layout, &plan).unwrap();
+    assert!(!lingers(&layout, &user).unwrap());
+    assert!(!asked(&layout).contains("start"));
+}
+
+#[test]
+fn what_kept_units_stopped_is_forgotten_without_starting_any() {
+    let (_keep, layout) = with_systemctl();
+    let linger = layout.path("/var/lib/systemd/linger/shop");
+    std::fs::create_dir_all(linger.parent().unwrap()).unwrap();
+    std::fs::write(&linger, "").unwrap();
+    let plan = plan_keep_stopped(&layout, &"shop".parse().unwrap(), 1501).unwrap();
+    keep_stopped(&layout, &plan).unwrap();
+    asked(&layout);
+    for reload in ["daemon-reload", ""] {
+        forget(&layout, &plan).unwrap();
+        assert_eq!(asked(&layout), reload);
+        assert_eq!(std::fs::read_dir(linger.parent().unwrap()).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(layout.path("/etc/systemd/system")).unwrap().count(), 0);
+        assert!(!layout.path("/etc/ferry/fenced/shop").exists());
+    }
+}
+
+#[test]
+fn the_systems_units_of_an_account_are_named() {
+    let (_keep, layout) = with_systemctl();
+    let found = unit_findings(&layout, &"shop".parse().unwrap(), 1501).unwrap();
+    let messages: Vec<&str> = found.iter().map(|f| f.message.as_str()).collect();
+    assert_eq!(messages.len(), 2, "{messages:?}");
+    assert!(messages[0].contains("tick.service") && messages[1].contains("worker.service"));
+    assert_eq!(unit_findings(&layout, &"nobody".parse().unwrap(), 1502).unwrap(), []);
 }

@@ -15,7 +15,7 @@ use ferry_proto::{Fault, FaultClass};
 use serde::{Deserialize, Serialize};
 
 use super::mounts::{Mounts, Place, unescape};
-use super::table::{Status, pids};
+use super::table::{Status, pids, tasks};
 
 /// How a process can write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,20 +111,26 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
+    /// Looks at every thread: each may have descriptors and mounts of its own, and those of the first
+    /// one are gone once it has ended, though the others work on.
     fn process(&self, pid: u32) -> Option<Writer> {
-        // Read only for the few processes that live among other mounts than ours.
-        let foreign = fs::read_link(format!("/proc/{pid}/ns/mnt"))
-            .ok()
-            .filter(|namespace| *namespace != self.namespace)
-            .and_then(|_| fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok())
-            .map(|text| Mounts::parse(&text));
-        let mounts = foreign.as_ref().unwrap_or(&self.here);
-        let (path, how) = self
-            .descriptor(pid, mounts)
-            .map(|path| (path, How::Descriptor))
-            .or_else(|| self.mapping(pid, mounts).map(|path| (path, How::Mapping)))?;
+        let mut threads = tasks(pid).into_iter().map(|task| format!("/proc/{pid}/task/{task}"));
+        let (path, how) = threads.find_map(|thread| self.thread(&thread))?;
         let process = Status::read(pid)?.describe(pid);
         Some(Writer { pid, uid: process.uid, comm: process.comm, path, how })
+    }
+
+    fn thread(&self, thread: &str) -> Option<(PathBuf, How)> {
+        // Read only for the few that live among other mounts than ours.
+        let foreign = fs::read_link(format!("{thread}/ns/mnt"))
+            .ok()
+            .filter(|namespace| *namespace != self.namespace)
+            .and_then(|_| fs::read_to_string(format!("{thread}/mountinfo")).ok())
+            .map(|text| Mounts::parse(&text));
+        let mounts = foreign.as_ref().unwrap_or(&self.here);
+        self.descriptor(thread, mounts)
+            .map(|path| (path, How::Descriptor))
+            .or_else(|| self.mapping(thread, mounts).map(|path| (path, How::Mapping)))
     }
 
     fn is_below(&self, path: &Path, mount: Option<u64>, mounts: &Mounts) -> bool {
@@ -134,8 +140,8 @@ impl Search<'_> {
         }
     }
 
-    fn descriptor(&self, pid: u32, mounts: &Mounts) -> Option<PathBuf> {
-        let directory = format!("/proc/{pid}/fd");
+    fn descriptor(&self, thread: &str, mounts: &Mounts) -> Option<PathBuf> {
+        let directory = format!("{thread}/fd");
         for entry in fs::read_dir(&directory).ok()?.flatten() {
             // The kernel shows in the link's own mode how the file was opened.
             if !entry.metadata().is_ok_and(|m| m.mode() & 0o200 != 0) {
@@ -147,7 +153,7 @@ impl Search<'_> {
             if !link.as_os_str().as_bytes().starts_with(b"/") {
                 continue;
             }
-            let info = PathBuf::from(format!("/proc/{pid}/fdinfo")).join(entry.file_name());
+            let info = PathBuf::from(format!("{thread}/fdinfo")).join(entry.file_name());
             let Ok(info) = fs::read_to_string(info) else {
                 continue;
             };
@@ -159,8 +165,8 @@ impl Search<'_> {
         None
     }
 
-    fn mapping(&self, pid: u32, mounts: &Mounts) -> Option<PathBuf> {
-        let maps = fs::read(format!("/proc/{pid}/maps")).ok()?;
+    fn mapping(&self, thread: &str, mounts: &Mounts) -> Option<PathBuf> {
+        let maps = fs::read(format!("{thread}/maps")).ok()?;
         let maps = String::from_utf8_lossy(&maps);
         for line in maps.lines() {
             let mut fields = line.splitn(6, ' ');
@@ -172,7 +178,7 @@ impl Search<'_> {
             }
             let path = unescape(path);
             if self.is_below(&without_deleted(&path), None, mounts)
-                && (permissions.contains('w') || may_write(pid, range))
+                && (permissions.contains('w') || may_write(thread, range))
             {
                 return Some(path);
             }
@@ -182,8 +188,8 @@ impl Search<'_> {
 }
 
 /// Whether a shared mapping that is not writable now may be made so: `mw` in its flags.
-fn may_write(pid: u32, range: &str) -> bool {
-    let Ok(smaps) = fs::read(format!("/proc/{pid}/smaps")) else {
+fn may_write(thread: &str, range: &str) -> bool {
+    let Ok(smaps) = fs::read(format!("{thread}/smaps")) else {
         return false;
     };
     let smaps = String::from_utf8_lossy(&smaps);

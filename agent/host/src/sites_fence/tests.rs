@@ -124,6 +124,35 @@ fn a_fence_cut_short_at_any_file_can_be_finished_or_undone() {
 }
 
 #[test]
+fn what_is_aside_is_rehearsed_without_being_served() {
+    let (web, definition) = provider();
+    let plan = plan_fence(&web.layout, &definition).unwrap();
+    fence(&web.layout, &plan, Services::Running, GRACE).unwrap();
+    let fenced = [web.snapshot("/etc/nginx"), web.snapshot("/etc/php")];
+    let jobs = web.jobs();
+    assert!(rehearse(&web.layout, &plan).unwrap(), "it was tried");
+    // While it was away something broke.
+    let server = web.layout.path("/etc/nginx/sites-available/shop.conf");
+    let text = fs::read_to_string(&server).unwrap();
+    fs::write(&server, text.replace("listen", "lissen")).unwrap();
+    let fault = rehearse(&web.layout, &plan).unwrap_err();
+    assert!(fault.to_string().contains("lissen"), "{fault:?}");
+    fs::write(&server, &text).unwrap();
+    let pool = plan.files.iter().find(|f| f.target.is_none()).unwrap();
+    let text = fs::read_to_string(&pool.aside).unwrap();
+    fs::write(&pool.aside, text.replace("pm = static", "pm = wrong")).unwrap();
+    let fault = rehearse(&web.layout, &plan).unwrap_err();
+    assert!(fault.to_string().contains("PHP-FPM"), "{fault:?}");
+    fs::write(&pool.aside, text).unwrap();
+    assert_eq!(web.jobs(), jobs, "no service was told anything");
+    assert_eq!([web.snapshot("/etc/nginx"), web.snapshot("/etc/php")], fenced);
+    assert_eq!(fs::read_dir(web.layout.path("/run/ferry/rehearsal")).unwrap().count(), 0);
+    assert_fenced(&web);
+    unfence(&web.layout, &plan, Services::Running).unwrap();
+    assert!(rehearse(&web.layout, &plan).unwrap(), "what is back is what is checked");
+}
+
+#[test]
 fn the_last_pool_is_stood_in_for() {
     let (web, definition) = provider();
     let pools = crate::php::pools(&web.layout, &web.php);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ferry_proto::Fault;
 use ferry_proto::ids::UnixName;
 
-use super::logins::tree;
+use super::logins::{chroot, tree};
 use super::passwd::{self, Database};
 use super::provision::{Policy, changed};
 use super::{FIRST_MAPPED_ID, Group, LAST_ID, WEB_USER, is_account_id};
@@ -44,19 +44,23 @@ const POWERFUL: &[&str] = &[
     "www-data",
 ];
 
-/// The id of a group that is here and may be joined; `None` if it has to be made.
+/// The id of a group that is here and may be joined; `None` if it has to be made. `kept`: the account's
+/// user, if it lived here, which stays in the groups that it is in.
 pub(super) fn join(
     database: &Database,
     group: &Group,
+    kept: Option<&passwd::User>,
     policy: &Policy,
 ) -> Result<Option<u32>, Fault> {
     let name = group.name.as_str();
-    let allowed = policy.allow_groups.contains(&group.name);
+    let is_in = kept.is_some_and(|user| database.groups_of(&user.name).any(|g| g == name));
+    let allowed = is_in || policy.allow_groups.contains(&group.name);
     let refuse = |why: &str| {
         Err(Fault::precondition(format!("the account may not join group {name} here: {why}"))
-            .remedy(
-                "remove it from `groups` in the definition, or allow it in the target's agent.toml",
-            ))
+            .remedy(format!(
+                "remove {name} from `groups` in the account's definition at the source; or rename \
+                 the group at the target, if another thing has the same name there by chance"
+            )))
     };
     if POWERFUL.contains(&name) && !allowed {
         return refuse("its members have power over the system or over others");
@@ -117,6 +121,23 @@ pub(super) fn join_group(
         .arguments(tree(layout))
         .arguments(["--append", "--groups", group.as_str(), user])
         .succeed(&format!("user {user} could not be added to group {group}"))?;
+    Ok(())
+}
+
+/// Takes a user out of a group. `database` may be of a moment ago.
+pub(super) fn leave_group(
+    layout: &Layout,
+    database: &Database,
+    group: &UnixName,
+    user: &str,
+) -> Result<(), Fault> {
+    if !database.groups_of(user).any(|g| g == group.as_str()) {
+        return Ok(());
+    }
+    Run::new("/usr/bin/gpasswd")
+        .arguments(chroot(layout))
+        .arguments(["--delete", user, group.as_str()])
+        .succeed(&format!("user {user} could not be taken out of group {group}"))?;
     Ok(())
 }
 

@@ -83,3 +83,8 @@ fn set(layout: &Layout, user: &UnixName, expire: Option<i64>) -> Result<(), Faul
 pub(super) fn tree(layout: &Layout) -> Vec<std::ffi::OsString> {
     if layout.is_system() { Vec::new() } else { vec!["--prefix".into(), layout.root().into()] }
 }
+
+/// chpasswd, chage and gpasswd know no prefix, only another root.
+pub(super) fn chroot(layout: &Layout) -> Vec<std::ffi::OsString> {
+    if layout.is_system() { Vec::new() } else { vec!["--root".into(), layout.root().into()] }
+}

@@ -18,7 +18,14 @@ pub(crate) struct User {
     pub(crate) gid: u32,
     pub(crate) gecos: String,
     pub(crate) home: String,
-    pub(crate) shell: String,
+    shell: String,
+}
+
+impl User {
+    /// The login shell; none stands for this one.
+    pub(crate) fn shell(&self) -> &str {
+        if self.shell.is_empty() { "/bin/sh" } else { &self.shell }
+    }
 }
 
 /// A line of `/etc/group`.
@@ -79,6 +86,12 @@ impl Database {
 
     pub(crate) fn groups(&self) -> &[Group] {
         &self.groups
+    }
+
+    /// The supplementary groups of a user.
+    pub(crate) fn groups_of<'a>(&'a self, user: &'a str) -> impl Iterator<Item = &'a str> {
+        let member = move |g: &&Group| g.members.iter().any(|m| m == user);
+        self.groups.iter().filter(member).map(|g| g.name.as_str())
     }
 
     pub(crate) fn shadow(&self, name: &str) -> Option<&Shadow> {

@@ -13,10 +13,11 @@ use ferry_proto::account::Definition;
 use ferry_proto::ids::UnixName;
 use serde::{Deserialize, Serialize};
 
-use super::groups::{group_id, join, join_group, make_group};
+use super::groups::{group_id, join, make_group};
 use super::logins::{CLOSED, tree};
-use super::passwd::Database;
-use super::{Group, IdPlan, UserRecord, WEB_USER, ids_in};
+use super::passwd::{self, Database};
+use super::refresh::refresh;
+use super::{Group, IdPlan, UserRecord, ids_in};
 use crate::run::Run;
 use crate::{Finding, Layout, durable};
 
@@ -57,6 +58,22 @@ pub struct Provision {
     pub findings: Vec<Finding>,
 }
 
+impl Provision {
+    /// This plan, made again for a user that `first` may have made already: what is made here, and may
+    /// be taken away again, stays what was planned first.
+    #[must_use]
+    pub fn again(mut self, first: &Self) -> Self {
+        self.ids = first.ids;
+        self.create = first.create;
+        self.create_parents.clone_from(&first.create_parents);
+        for group in &first.create_groups {
+            self.create_groups.retain(|g| g.name != group.name);
+            self.create_groups.push(group.clone());
+        }
+        self
+    }
+}
+
 /// What making the account's user here would change.
 ///
 /// # Errors
@@ -76,7 +93,6 @@ pub fn plan_provision(
         )));
     }
     check_text(record)?;
-    check_shell(layout, record)?;
     let mut findings = Vec::new();
     let mut taken: BTreeSet<u32> = policy.reserved_ids.iter().copied().collect();
     let (ids, create) = match (existing, database.user(record.name.as_str())) {
@@ -90,6 +106,9 @@ pub fn plan_provision(
             (ids_in(&database, record, &policy.reserved_ids)?, true)
         }
     };
+    // What it has here already gives it nothing new.
+    let kept = database.user(record.name.as_str()).filter(|_| !create);
+    check_shell(layout, record, kept)?;
     taken.insert(ids.gid);
     if ids.mapped {
         findings.push(Finding::new(
@@ -103,7 +122,7 @@ pub fn plan_provision(
     let mut create_groups = Vec::new();
     let mut groups = Vec::new();
     for group in &record.groups {
-        match join(&database, group, policy)? {
+        match join(&database, group, kept, policy)? {
             Some(gid) => groups.push(Group { name: group.name.clone(), gid }),
             None => {
                 let gid = group_id(&database, group, &taken)?;
@@ -159,9 +178,14 @@ fn check_text(record: &UserRecord) -> Result<(), Fault> {
     .remedy("look at the user's lines in /etc/passwd and /etc/shadow at the source"))
 }
 
-fn check_shell(layout: &Layout, record: &UserRecord) -> Result<(), Fault> {
+fn check_shell(
+    layout: &Layout,
+    record: &UserRecord,
+    kept: Option<&passwd::User>,
+) -> Result<(), Fault> {
     let denying = ["/usr/sbin/nologin", "/sbin/nologin", "/bin/false", "/usr/bin/false"];
-    if denying.iter().any(|s| Path::new(s) == record.shell) {
+    let has = kept.is_some_and(|user| Path::new(user.shell()) == record.shell);
+    if has || denying.iter().any(|s| Path::new(s) == record.shell) {
         return Ok(());
     }
     let shells = durable::read(&layout.path("/etc/shells"), 1 << 20)?.unwrap_or_default();
@@ -207,7 +231,8 @@ fn parents(layout: &Layout, home: &Path) -> Result<Vec<PathBuf>, Fault> {
     Ok(missing)
 }
 
-/// Makes what the plan says: the account's user cannot log in yet.
+/// Makes what the plan says, and gives a user that is here already what the plan says of it: it cannot
+/// log in yet.
 ///
 /// # Errors
 /// Precondition if the user database has changed since the plan was made.
@@ -221,15 +246,7 @@ pub fn provision(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
         make_user(layout, plan)?;
         make_home(layout, plan)?;
     }
-    let database = Database::read(layout)?;
-    let user = plan.record.name.as_str();
-    for group in &plan.groups {
-        join_group(layout, &database, &group.name, user)?;
-    }
-    if plan.record.web_group_member && database.user(WEB_USER).is_some() {
-        join_group(layout, &database, &plan.record.group.name, WEB_USER)?;
-    }
-    Ok(())
+    refresh(layout, plan)
 }
 
 pub(super) fn changed(what: &str) -> Fault {
@@ -259,51 +276,6 @@ fn make_user(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
                 .succeed(&format!("user {name} could not be made"))?;
         }
     }
-    set_password(layout, record)?;
-    set_aging(layout, record)
-}
-
-/// By standard input: the arguments of a program can be read by everybody.
-fn set_password(layout: &Layout, record: &UserRecord) -> Result<(), Fault> {
-    let name = record.name.as_str();
-    // No password at all would let everybody in; a locked one lets nobody in.
-    let hash = match record.password_hash.expose() {
-        "" => "!",
-        hash => hash,
-    };
-    let is_set = |database: &Database| database.shadow(name).is_some_and(|s| s.hash == hash);
-    if is_set(&Database::read(layout)?) {
-        return Ok(());
-    }
-    let what = format!("the password hash of user {name} could not be set");
-    Run::new("/usr/sbin/chpasswd")
-        .argument("--encrypted")
-        .arguments(chroot(layout))
-        .input(format!("{name}:{hash}\n").into_bytes())
-        .succeed(&what)?;
-    if is_set(&Database::read(layout)?) { Ok(()) } else { Err(Fault::permanent(what)) }
-}
-
-/// chpasswd and chage know no prefix, only another root.
-fn chroot(layout: &Layout) -> Vec<std::ffi::OsString> {
-    if layout.is_system() { Vec::new() } else { vec!["--root".into(), layout.root().into()] }
-}
-
-fn set_aging(layout: &Layout, record: &UserRecord) -> Result<(), Fault> {
-    let name = record.name.as_str();
-    let wanted = super::Aging { expire: Some(CLOSED), ..record.aging };
-    let now = Database::read(layout)?.shadow(name).map(|s| s.aging);
-    if now == Some(wanted) {
-        return Ok(());
-    }
-    let day = |day: Option<i64>| day.map_or("-1".to_owned(), |d| d.to_string());
-    Run::new("/usr/bin/chage")
-        .arguments(chroot(layout))
-        .arguments(["--lastday", &day(wanted.last_change), "--mindays", &day(wanted.minimum)])
-        .arguments(["--maxdays", &day(wanted.maximum), "--warndays", &day(wanted.warning)])
-        .arguments(["--inactive", &day(wanted.inactive), "--expiredate", &day(wanted.expire)])
-        .argument(name)
-        .succeed(&format!("the password age of user {name} could not be set"))?;
     Ok(())
 }
 

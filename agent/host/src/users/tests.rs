@@ -265,10 +265,96 @@ fn an_account_that_lived_here_keeps_its_user() {
     record.web_group_member = false;
     let plan = keep(&record).unwrap();
     assert_eq!(plan.ids, IdPlan { uid: 1777, gid: 1777, mapped: true });
-    let before = tree.snapshot();
     provision(&tree.layout, &plan).unwrap();
     deprovision(&tree.layout, &plan).unwrap();
-    assert_eq!(tree.snapshot(), before);
+    assert!(tree.line("passwd", "shop").contains(":1777:1777:"));
+}
+
+/// The user as the former server of an account has it: closed, with values of its own.
+fn lived_here() -> (Tree, Vec<String>) {
+    let tree = Tree::new();
+    tree.add("passwd", "shop:x:1777:1777:Old:/home/clients/shop:/bin/sh");
+    tree.add("group", "shop:x:1777:");
+    tree.add("gshadow", "shop:!::");
+    tree.add("shadow", "shop:$y$j9T$old$old:18000:1:90:6:5:1:");
+    let before = tree.snapshot();
+    (tree, before)
+}
+
+#[test]
+fn a_user_that_lived_here_becomes_what_it_is_at_the_source_and_back() {
+    let (tree, before) = lived_here();
+    let plan =
+        plan_provision(&tree.layout, &definition(), &record(), Existing::Keep, &Policy::default())
+            .unwrap();
+    let own = former(&tree.layout, &definition()).unwrap();
+    for _ in 0..2 {
+        provision(&tree.layout, &plan).unwrap();
+        let line = "shop:x:1777:1777:The shop,,,:/home/clients/shop:/bin/bash";
+        assert_eq!(tree.line("passwd", "shop"), line);
+        // Everything but the expiry, which keeps it closed.
+        assert_eq!(tree.line("shadow", "shop"), format!("shop:{HASH}:19500:0:99999:7::1:"));
+        assert_eq!(tree.line("group", "sftponly"), "sftponly:x:1900:shop");
+        assert_eq!(tree.line("group", "crew"), "crew:x:1700:shop");
+        assert_eq!(tree.line("group", "shop"), "shop:x:1777:www-data");
+    }
+    for _ in 0..2 {
+        restore(&tree.layout, &plan, &own).unwrap();
+        assert_eq!(tree.snapshot(), before);
+    }
+}
+
+#[test]
+fn a_user_made_here_follows_its_source() {
+    let tree = Tree::new();
+    let first = tree.plan(&record()).unwrap();
+    provision(&tree.layout, &first).unwrap();
+    let mut later = record();
+    later.password_hash = PasswordHash("$y$j9T$new$new".to_owned());
+    later.aging.last_change = Some(20_000);
+    later.shell = "/bin/sh".into();
+    later.gecos = "Renamed".to_owned();
+    let again =
+        plan_provision(&tree.layout, &definition(), &later, Existing::Keep, &Policy::default())
+            .unwrap()
+            .again(&first);
+    provision(&tree.layout, &again).unwrap();
+    let line = "shop:x:1501:1501:Renamed:/home/clients/shop:/bin/sh";
+    assert_eq!(tree.line("passwd", "shop"), line);
+    assert_eq!(tree.line("shadow", "shop"), "shop:$y$j9T$new$new:20000:0:99999:7::1:");
+    // What the first plan made is still what may be taken away.
+    assert_eq!((again.create, &again.create_groups), (true, &first.create_groups));
+    deprovision(&tree.layout, &again).unwrap();
+    assert_eq!(tree.line("passwd", "shop") + &tree.line("group", "crew"), "");
+}
+
+#[test]
+fn an_account_that_lived_here_stays_in_its_groups() {
+    let (tree, _) = lived_here();
+    tree.add("group", "jailed:x:111:shop\nothers:x:112:");
+    let joined = |name: &str| {
+        let mut record = record();
+        record.groups = vec![Group { name: name.parse().unwrap(), gid: 1950 }];
+        plan_provision(&tree.layout, &definition(), &record, Existing::Keep, &Policy::default())
+    };
+    // At the other server it is no group of the system, and has another id.
+    assert_eq!(joined("jailed").unwrap().groups[0].gid, 111);
+    let fault = joined("others").unwrap_err();
+    assert!(fault.message.contains("system"), "{fault}");
+    assert!(!fault.remedy.contains("agent.toml"), "no such key: {}", fault.remedy);
+}
+
+#[test]
+fn an_account_that_lived_here_keeps_a_shell_that_is_not_listed() {
+    let (tree, _) = lived_here();
+    let with = |shell: &str| {
+        let mut record = record();
+        record.shell = shell.into();
+        plan_provision(&tree.layout, &definition(), &record, Existing::Keep, &Policy::default())
+    };
+    tree.put("shells", "/bin/bash\n");
+    with("/bin/sh").unwrap();
+    assert!(with("/bin/zsh").is_err());
 }
 
 #[test]

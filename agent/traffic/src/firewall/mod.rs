@@ -33,6 +33,11 @@ pub const REDIRECTOR_USER: &str = "ferry-redirector";
 /// How often [`withdraw`] asks the redirector.
 const LOOK_AFTER: Duration = Duration::from_millis(100);
 
+/// Only a connection that opens now. Arming may be what makes the kernel follow connections at all; to
+/// it the next packet of one that was made before is then the first, and would be sent to a socket
+/// that does not know it. One that matches no rule stays where it is, for good.
+const OPENS: &str = "tcp flags & (fin | syn | rst | ack) == syn";
+
 /// Before other tables' destination NAT (-100), so that a container's port mapping does not win.
 const NAT_PRIORITY: i32 = -110;
 
@@ -104,7 +109,7 @@ impl Rules {
                 // Writing to a String cannot fail.
                 let _ = writeln!(
                     text,
-                    "    {destination} tcp dport {port} redirect to :{to} comment \"{comment}\""
+                    "    {destination} tcp dport {port} {OPENS} redirect to :{to} comment \"{comment}\""
                 );
             }
         }
@@ -113,14 +118,17 @@ impl Rules {
     /// The whole table, replacing what was there in one transaction. It is made of numbers and
     /// addresses only.
     fn script(&self, redirecting: bool) -> String {
+        self.table(redirecting, &self.comment())
+    }
+
+    fn table(&self, redirecting: bool, comment: &str) -> String {
         let mut text = format!(
             "add table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n\
              \x20 chain prerouting {{\n\
              \x20   type nat hook prerouting priority {NAT_PRIORITY}; policy accept;\n"
         );
-        let comment = self.comment();
         if redirecting {
-            self.redirects(&mut text, &comment);
+            self.redirects(&mut text, comment);
         }
         let _ = write!(
             text,
@@ -133,7 +141,7 @@ impl Rules {
                 writeln!(text, "    meta skuid 0 meta mark {mark:#x} return comment \"{comment}\"");
         }
         if redirecting {
-            self.redirects(&mut text, &comment);
+            self.redirects(&mut text, comment);
         }
         text.push_str("  }\n");
         if self.keep_visitor_address {
@@ -152,10 +160,10 @@ impl Rules {
         text
     }
 
-    /// Identifies these rules in a listing.
+    /// Identifies these rules in a listing, and those that an older version made of the same.
     fn comment(&self) -> String {
         // FNV-1a: it only has to tell different rules apart, and must not change with the compiler.
-        let hash = format!("{self:?}").bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        let hash = self.table(true, "").bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
         });
         format!("ferry {hash:016x}")
@@ -198,7 +206,7 @@ pub fn redirector_uid() -> Result<u32, Fault> {
 }
 
 /// Puts the redirector in front of the web server, in one transaction that replaces what stood.
-/// Connections made before are not redirected. Repeating it changes nothing.
+/// Connections made before go on where they are. Repeating it changes nothing.
 ///
 /// # Errors
 /// Rules that make no sense, or `nft` or `ip` failed; then what was armed before is still armed.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -15,8 +16,8 @@ use super::dial::{Arrival, Dialed, Dialer, Unreached, has_left};
 use super::gate::{Admission, Ask, Gate, Goal, Refusal};
 use super::http::{self, BadRequest};
 use super::ingress::{self, Kind, Passage};
-use super::pass::{Pass, Waited};
-use super::relay::{Finish, Shape, linger, relay};
+use super::pass::{Pass, Turn, Waited};
+use super::relay::{Ends, Finish, Shape, linger, relay};
 use super::tls::{self, Hello};
 use crate::config::Config;
 
@@ -28,6 +29,12 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long the own web server of an account is looked for: a restart of it takes less.
 const LOOK_LOCAL: Duration = Duration::from_secs(5);
+
+/// How long a request that was held keeps its turn if no answer comes.
+const TURN: Duration = Duration::from_secs(2);
+
+/// The same for TLS, whose first answer is only the handshake's: always so long.
+const TURN_OF_TLS: Duration = Duration::from_millis(500);
 
 /// How often a waiting visitor is looked after.
 const LOOK_AFTER: Duration = Duration::from_millis(500);
@@ -53,6 +60,15 @@ struct Opening {
     first: Vec<u8>,
     shape: Shape,
     is_head: bool,
+}
+
+/// What a request goes on with.
+struct Found {
+    pass: Pass,
+    dialed: Dialed,
+    /// The turn of one that was held. All that were held are released at once: without turns they
+    /// would overrun a web server that would have served them one after the other.
+    turn: Option<Turn>,
 }
 
 /// How a connection ends that is not passed on.
@@ -123,7 +139,7 @@ pub async fn serve(context: &Context, mut stream: TcpStream, arrival: Arrival) {
     drop(bytes);
     let is_head = opening.is_head;
     match find_server(context, &stream, &arrival, &opening).await {
-        Ok((pass, dialed)) => match pass_on(context, &mut stream, pass, dialed, opening).await {
+        Ok(found) => match pass_on(context, &mut stream, found, opening).await {
             End::Linger => linger(stream).await,
             End::Unanswered => {
                 let answer = status(502, "the web server of this site gave no answer");
@@ -196,7 +212,7 @@ async fn find_server(
     stream: &TcpStream,
     arrival: &Arrival,
     opening: &Opening,
-) -> Result<(Pass, Dialed), Answer> {
+) -> Result<Found, Answer> {
     let arrived = Instant::now();
     let mut waited_before = false;
     loop {
@@ -234,8 +250,10 @@ async fn find_server(
                 }
             }
             Admission::Pass(pass) => {
-                if let Some(dialed) = look(context, arrival, &pass, arrived).await? {
-                    return Ok((pass, dialed));
+                if let Some((dialed, turn)) = look(context, arrival, &pass, arrived).await? {
+                    let limit = if arrival.kind == Kind::Http { TURN } else { TURN_OF_TLS };
+                    let turn = turn.filter(|_| waited_before).map(|turn| Turn::keep(turn, limit));
+                    return Ok(Found { pass, dialed, turn });
                 }
             }
         }
@@ -255,7 +273,7 @@ async fn look(
     arrival: &Arrival,
     pass: &Pass,
     arrived: Instant,
-) -> Result<Option<Dialed>, Answer> {
+) -> Result<Option<(Dialed, Option<OwnedSemaphorePermit>)>, Answer> {
     let deadline = match pass.goal {
         Goal::Remote { .. } => arrived + pass.look,
         _ => Instant::now() + pass.look.min(LOOK_LOCAL),
@@ -264,11 +282,11 @@ async fn look(
     let search = async {
         loop {
             let attempt = async {
-                let _turn = pass.turn().await;
-                context.dialer.dial(&pass.goal, arrival).await
+                let turn = pass.turn().await;
+                context.dialer.dial(&pass.goal, arrival).await.map(|dialed| (dialed, turn))
             };
             match attempt.await {
-                Ok(dialed) => return Ok(dialed),
+                Ok(found) => return Ok(found),
                 Err(Unreached::Loop) => return Err(status(508, "servers send this in a circle")),
                 Err(Unreached::Nowhere(why)) => return Err(status(421, why)),
                 Err(Unreached::Failed(error)) => {
@@ -303,25 +321,32 @@ enum End {
 async fn pass_on(
     context: &Context,
     stream: &mut TcpStream,
-    pass: Pass,
-    mut dialed: Dialed,
+    Found { pass, mut dialed, turn }: Found,
     opening: Opening,
 ) -> End {
     pass.passed();
+    // The first answer within TLS says nothing of the request's.
+    let (turn, turn_of_tls) = match opening.shape {
+        Shape::Tunnel => (None, turn),
+        _ => (turn, None),
+    };
     let mut first = std::mem::take(&mut dialed.preface);
     first.extend_from_slice(&opening.first);
-    let idle = context.config.idle_timeout();
-    let answered = || pass.answered();
-    let relaying = relay(stream, &mut dialed.stream, &first, opening.shape, idle, answered);
+    let answered = || {
+        drop(turn);
+        pass.answered();
+    };
+    let ends = Ends { idle: context.config.idle_timeout(), fencing: pass.fencing() };
+    let relaying = relay(stream, &mut dialed.stream, &first, opening.shape, ends, answered);
     let finish = tokio::select! {
         finish = relaying => Some(finish),
         () = pass.cut().cancelled() => None,
         () = context.ending.cancelled() => None,
     };
     // The server's side goes first: who waits for the end of this request counts on it.
-    drop(dialed);
+    drop((dialed, turn_of_tls));
     match finish {
-        Some(Finish::Done) => End::Linger,
+        Some(Finish::Done | Finish::Idle) => End::Linger,
         Some(Finish::Unanswered) => {
             pass.refused();
             End::Unanswered

@@ -332,13 +332,12 @@ impl Gate {
         tracing::info!(%account, epoch = %after.epoch, state = ?after.state, "route changed");
         if let Cut::After(grace) = live.apply(before, after) {
             let (gate, account) = (Arc::downgrade(self), account.clone());
-            let cutter = tokio::spawn(async move {
+            tokio::spawn(async move {
                 tokio::time::sleep(grace).await;
                 if let Some(gate) = gate.upgrade() {
-                    gate.with_live(&account, Live::cut);
+                    gate.with_live(&account, |live| live.cut(Instant::now()));
                 }
             });
-            live.set_cutter(cutter.abort_handle());
         }
     }
 

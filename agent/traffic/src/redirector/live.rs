@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
-use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::{AccountRoute, HoldLimits, RouteState, Stamp, Traffic};
@@ -40,6 +40,13 @@ impl Generation {
     }
 }
 
+/// A generation that nobody enters any more.
+struct Old {
+    generation: Arc<Generation>,
+    /// When what still runs of it is ended.
+    due: Option<Instant>,
+}
+
 struct Waiter {
     id: u64,
     bytes: u64,
@@ -51,12 +58,13 @@ struct Waiter {
 pub enum Cut {
     /// Nothing.
     Leave,
-    /// End them after this time.
+    /// After this time, end those that are due then.
     After(Duration),
 }
 
-/// How many requests of one account look for their target at once: those held are released in
-/// order and must not overrun a web server that has just started.
+/// How many requests of one account burden their target at once: those held are released in order
+/// and must not overrun a web server that has just started, nor the number of connections that
+/// Debian's web server takes at once.
 const PACE: usize = 64;
 
 /// One account.
@@ -66,10 +74,8 @@ pub struct Live {
     measuring: bool,
     limits: HoldLimits,
     current: Arc<Generation>,
-    old: Vec<Arc<Generation>>,
+    old: Vec<Old>,
     waiters: VecDeque<Waiter>,
-    /// Ends the old generations after the grace.
-    cutter: Option<AbortHandle>,
     pace: Arc<Semaphore>,
 }
 
@@ -82,7 +88,6 @@ impl Default for Live {
             current: Arc::default(),
             old: Vec::new(),
             waiters: VecDeque::new(),
-            cutter: None,
             pace: Arc::new(Semaphore::new(PACE)),
         }
     }
@@ -99,20 +104,20 @@ impl Live {
         self.limits.wait()
     }
 
-    /// Grants, in order, the right to look for a target.
+    /// Grants, in order, the right to burden a target.
     pub fn pace(&self) -> &Arc<Semaphore> {
         &self.pace
     }
 
     /// How many connections of earlier generations run.
     pub fn leftover(&mut self) -> u64 {
-        self.old.retain(|generation| generation.running() > 0);
-        self.old.iter().map(|generation| generation.running()).sum()
+        self.old.retain(|old| old.generation.running() > 0);
+        self.old.iter().map(|old| old.generation.running()).sum()
     }
 
     /// Counters and measurements.
     pub fn traffic(&self) -> Traffic {
-        let old: u64 = self.old.iter().map(|generation| generation.running()).sum();
+        let old: u64 = self.old.iter().map(|old| old.generation.running()).sum();
         Traffic {
             running: old + self.current.running(),
             held_now: self.waiters.len() as u64,
@@ -127,7 +132,7 @@ impl Live {
 
     /// Connections that began before the account had a route.
     pub fn adopt(&mut self, generation: Arc<Generation>) {
-        self.old.push(generation);
+        self.old.push(Old { generation, due: None });
     }
 
     /// Lets a request wait; None if that is beyond the limits. `again` tells that it waited before.
@@ -195,15 +200,13 @@ impl Live {
             }
             (_, RouteState::Hold { limits }) => {
                 self.limits = *limits;
-                self.measuring = true;
-                self.traffic.first_held_at = None;
-                self.traffic.first_answered_at = None;
+                self.begin_measuring();
                 self.rotate();
                 self.cut_leftover(limits.grace())
             }
             (Some(RouteState::Hold { .. }), RouteState::Local) => {
                 // The hold was given up: what survived it may go on.
-                self.stop_cutter();
+                self.old.iter_mut().for_each(|old| old.due = None);
                 self.release();
                 Cut::Leave
             }
@@ -226,12 +229,22 @@ impl Live {
         }
     }
 
+    /// A move's figures are its own, not those of the moves before it.
+    fn begin_measuring(&mut self) {
+        self.measuring = true;
+        self.traffic.first_held_at = None;
+        self.traffic.first_answered_at = None;
+        self.traffic.held_total = 0;
+        self.traffic.refused_total = 0;
+        self.traffic.ended_total = 0;
+    }
+
     /// What runs now becomes the past.
     fn rotate(&mut self) {
         let generation = std::mem::take(&mut self.current);
-        self.old.push(generation);
-        for generation in &self.old {
-            generation.fencing.cancel();
+        self.old.push(Old { generation, due: None });
+        for old in &self.old {
+            old.generation.fencing.cancel();
         }
     }
 
@@ -243,35 +256,29 @@ impl Live {
         }
     }
 
+    /// Old generations are due after `grace`, unless they are sooner.
     fn cut_leftover(&mut self, grace: Duration) -> Cut {
-        let running = self.leftover() > 0;
-        let planned = self.cutter.as_ref().is_some_and(|cutter| !cutter.is_finished());
-        if running && !planned { Cut::After(grace) } else { Cut::Leave }
-    }
-
-    /// The task that will end the old generations.
-    pub fn set_cutter(&mut self, cutter: AbortHandle) {
-        self.cutter = Some(cutter);
-    }
-
-    fn stop_cutter(&mut self) {
-        if let Some(cutter) = self.cutter.take() {
-            cutter.abort();
+        let due = Instant::now() + grace;
+        let mut cut = Cut::Leave;
+        self.old.retain(|old| old.generation.running() > 0);
+        for old in self.old.iter_mut().filter(|old| old.due.is_none_or(|sooner| due < sooner)) {
+            old.due = Some(due);
+            cut = Cut::After(grace);
         }
+        cut
     }
 
-    /// Ends what runs of earlier generations.
-    pub fn cut(&mut self) {
-        for generation in &self.old {
-            generation.cut.cancel();
+    /// Ends what runs of the generations that are due.
+    pub fn cut(&mut self, now: Instant) {
+        for old in self.old.iter().filter(|old| old.due.is_some_and(|due| due <= now)) {
+            old.generation.cut.cancel();
         }
     }
 
     /// The account is forgotten. What was to end, ends now; who waits learns it by the drop.
-    pub fn forget(mut self, state: &RouteState) {
-        self.stop_cutter();
+    pub fn forget(self, state: &RouteState) {
         if !matches!(state, RouteState::Local) {
-            self.cut();
+            self.old.iter().for_each(|old| old.generation.cut.cancel());
         }
     }
 }
@@ -362,6 +369,46 @@ mod tests {
     }
 
     #[test]
+    fn each_generation_has_its_own_end() {
+        let mut live = Live::default();
+        let remote = RouteState::Remote { peer: ([192, 0, 2, 1], 7481).into() };
+        live.apply(None, &route(remote.clone()));
+        let with_peer = Arc::clone(live.current());
+        with_peer.enter();
+        live.apply(Some(&route(remote)), &route(RouteState::Local));
+        let here = Arc::clone(live.current());
+        here.enter();
+        // Fenced again while those with the peer still have their time: none of them outlives the
+        // grace of this fence.
+        let cut = live.apply(Some(&route(RouteState::Local)), &hold(2, 100));
+        assert_eq!(cut, Cut::After(HoldLimits::default().grace()));
+        live.cut(Instant::now());
+        assert!(!here.cut.is_cancelled() && !with_peer.cut.is_cancelled());
+        // Holding on does not prolong it.
+        assert_eq!(live.apply(Some(&hold(2, 100)), &hold(3, 100)), Cut::Leave);
+        live.cut(Instant::now() + HoldLimits::default().grace());
+        assert!(here.cut.is_cancelled() && with_peer.cut.is_cancelled());
+    }
+
+    #[test]
+    fn an_earlier_end_does_not_come_over_a_hold_that_was_given_up() {
+        let mut live = Live::default();
+        live.apply(None, &route(RouteState::Local));
+        let running = Arc::clone(live.current());
+        running.enter();
+        live.apply(Some(&route(RouteState::Local)), &hold(2, 100));
+        live.apply(Some(&hold(2, 100)), &route(RouteState::Local));
+        live.cut(Instant::now() + HoldLimits::default().grace());
+        assert!(!running.cut.is_cancelled());
+        // The figures of the next hold begin with it.
+        live.ended();
+        live.refused();
+        live.apply(Some(&route(RouteState::Local)), &hold(2, 100));
+        let traffic = live.traffic();
+        assert_eq!((traffic.held_total, traffic.refused_total, traffic.ended_total), (0, 0, 0));
+    }
+
+    #[test]
     fn holding_sends_back_and_later_ends_what_ran() {
         let mut live = Live::default();
         live.apply(None, &route(RouteState::Local));
@@ -371,7 +418,9 @@ mod tests {
         assert_eq!(cut, Cut::After(HoldLimits::default().grace()));
         assert!(running.fencing.is_cancelled() && !running.cut.is_cancelled());
         assert_eq!(live.leftover(), 1);
-        live.cut();
+        live.cut(Instant::now());
+        assert!(!running.cut.is_cancelled(), "it has its grace");
+        live.cut(Instant::now() + HoldLimits::default().grace());
         assert!(running.cut.is_cancelled());
         assert!(running.leave());
         assert_eq!(live.leftover(), 0);

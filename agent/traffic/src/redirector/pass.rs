@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferry_proto::ids::AccountName;
-use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 
 use super::gate::{Gate, Goal};
@@ -33,11 +33,11 @@ impl Drop for Pass {
 }
 
 impl Pass {
-    /// Waits for its turn to look for its target. Dropped when it has found it.
-    pub async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+    /// Waits for its turn to burden its target.
+    pub async fn turn(&self) -> Option<OwnedSemaphorePermit> {
         match &self.pace {
             // The semaphore is never closed.
-            Some(pace) => pace.acquire().await.ok(),
+            Some(pace) => Arc::clone(pace).acquire_owned().await.ok(),
             None => None,
         }
     }
@@ -76,6 +76,24 @@ impl Pass {
     /// It was ended.
     pub fn ended(&self) {
         self.note(Live::ended);
+    }
+}
+
+/// A turn that goes on beyond finding the target. Dropping it gives it back.
+pub struct Turn {
+    _kept: oneshot::Sender<()>,
+}
+
+impl Turn {
+    /// Keeps the turn, at most for `limit`: who waits long for an answer must not hold up the rest.
+    pub fn keep(permit: OwnedSemaphorePermit, limit: Duration) -> Self {
+        let (kept, given_back) = oneshot::channel();
+        tokio::spawn(async move {
+            let _permit = permit;
+            // Given back or over: the same.
+            let _ = tokio::time::timeout(limit, given_back).await;
+        });
+        Self { _kept: kept }
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::body::BodyEnd;
 
@@ -21,6 +22,13 @@ const MAX_EXTRA: usize = 64 * 1024;
 /// in vain if the web server keeps it open. After so much silence it is closed, and the visitor
 /// asks again on a new one.
 const AFTER_EXTRA: Duration = Duration::from_secs(5);
+
+/// A tunnel in which the server spoke last and so long ago, and has said so much, waits for nothing.
+const QUIET: Duration = Duration::from_millis(200);
+const ANSWER: u64 = 1024;
+
+/// The same if it has said less: that may have been a handshake's end, and the answer is to come.
+const QUIET_AFTER_LITTLE: Duration = Duration::from_secs(1);
 
 /// How long, and for how much, a visitor is read after the answer, so that closing does not destroy
 /// what it has not yet received.
@@ -39,6 +47,15 @@ pub enum Shape {
     Upgrade(Vec<u8>),
 }
 
+/// What ends passing beside the two sides.
+#[derive(Debug, Clone, Copy)]
+pub struct Ends<'a> {
+    /// So much silence.
+    pub idle: Duration,
+    /// Once this is cancelled, a tunnel that waits for nothing ends.
+    pub fencing: &'a CancellationToken,
+}
+
 /// How passing ended.
 #[derive(Debug)]
 pub enum Finish {
@@ -48,6 +65,8 @@ pub enum Finish {
     Unanswered,
     /// Nothing moved for too long.
     Silent,
+    /// It was a tunnel that waited for nothing, and a hold has begun.
+    Idle,
     /// Either side broke off.
     Broken(io::Error),
 }
@@ -57,6 +76,8 @@ struct Pulse {
     started: Instant,
     last_ms: AtomicU64,
     limit_ms: AtomicU64,
+    /// How many bytes the server has said since the visitor spoke last.
+    said: AtomicU64,
 }
 
 impl Pulse {
@@ -65,11 +86,38 @@ impl Pulse {
             started: Instant::now(),
             last_ms: AtomicU64::new(0),
             limit_ms: AtomicU64::new(milliseconds(limit)),
+            said: AtomicU64::new(0),
         }
     }
 
     fn beat(&self) {
         self.last_ms.store(milliseconds(self.started.elapsed()), Ordering::Relaxed);
+    }
+
+    fn visitor_spoke(&self) {
+        self.said.store(0, Ordering::Relaxed);
+        self.beat();
+    }
+
+    fn server_spoke(&self, bytes: usize) {
+        self.said.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.beat();
+    }
+
+    /// Returns when the server spoke last, and nothing has moved for a while.
+    async fn quiet(&self) {
+        loop {
+            let wanted = match self.said.load(Ordering::Relaxed) {
+                ANSWER.. => QUIET,
+                _ => QUIET_AFTER_LITTLE,
+            };
+            let due = self.last_ms.load(Ordering::Relaxed) + milliseconds(wanted);
+            let left = due.saturating_sub(milliseconds(self.started.elapsed()));
+            if left == 0 && self.said.load(Ordering::Relaxed) > 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(left).max(QUIET / 4)).await;
+        }
     }
 
     fn shorten(&self) {
@@ -101,10 +149,15 @@ pub async fn relay(
     server: &mut TcpStream,
     first: &[u8],
     shape: Shape,
-    idle: Duration,
+    ends: Ends<'_>,
     answered: impl FnOnce() + Send,
 ) -> Finish {
-    let pulse = Pulse::new(idle);
+    let pulse = Pulse::new(ends.idle);
+    let is_tunnel = matches!(shape, Shape::Tunnel);
+    let idle = async {
+        ends.fencing.cancelled().await;
+        pulse.quiet().await;
+    };
     let (from_visitor, to_visitor) = visitor.split();
     let (from_server, to_server) = server.split();
     let (switch, switched) = oneshot::channel();
@@ -121,6 +174,7 @@ pub async fn relay(
         finish = down => finish,
         error = up => Finish::Broken(error),
         () = pulse.silence() => Finish::Silent,
+        () = idle, if is_tunnel => Finish::Idle,
     }
 }
 
@@ -180,7 +234,7 @@ async fn up(
 async fn send(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8], pulse: &Pulse) -> Result<(), Side> {
     for piece in bytes.chunks(BUFFER) {
         to.write_all(piece).await.map_err(|_| Side::Server)?;
-        pulse.beat();
+        pulse.visitor_spoke();
     }
     Ok(())
 }
@@ -203,7 +257,7 @@ async fn down(
             Ok(read) => read,
             Err(error) => return Finish::Broken(error),
         };
-        pulse.beat();
+        pulse.server_spoke(read);
         if let Some(answered) = answered.take() {
             answered();
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dialoguer::console::Term;
+use console::Term;
 use ferry_proto::Fault;
 use ferry_proto::ids::JobId;
 use ferry_proto::view::{JobView, StepPhase};

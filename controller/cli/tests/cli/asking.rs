@@ -26,12 +26,23 @@ async fn whoever_cannot_be_asked_is_told_what_to_do() {
 
 /// Runs the program on a terminal of its own, and types `typed` when it has asked `prompt`.
 async fn on_a_terminal(controller: &Controller, line: &str, prompt: &str, typed: &str) -> i32 {
+    // Not as a child of the shell: some shells take an interruption too, and end by it.
+    let line = format!("exec {} {line}", env!("CARGO_BIN_EXE_ferry"));
+    shell_on_a_terminal(controller, &line, prompt, typed).await
+}
+
+async fn shell_on_a_terminal(
+    controller: &Controller,
+    line: &str,
+    prompt: &str,
+    typed: &str,
+) -> i32 {
     let mut command = tokio::process::Command::new("script");
-    let line = format!("{} {line}", env!("CARGO_BIN_EXE_ferry"));
-    command.args(["-qefc", &line, "/dev/null"]);
+    command.args(["-qefc", line, "/dev/null"]);
     controller.point(&mut command);
     command
         .env("TERM", "xterm")
+        .env("SHELL", "/bin/sh")
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
         .kill_on_drop(true);
@@ -57,11 +68,11 @@ async fn at_a_terminal_one_is_asked() {
     let controller = Controller::start(moving("done", "done")).await;
     let answer =
         async |typed| on_a_terminal(&controller, "move shop --to transit1", "[y/N]", typed).await;
-    for no in ["n", "\r", "\x03"] {
+    for no in ["n\r", "\r", "\x03", "\x04"] {
         assert_eq!(answer(no).await, 4, "{no:?}");
     }
     assert!(!controller.calls().contains(&"start p1".to_owned()));
-    assert_eq!(answer("y").await, 0);
+    assert_eq!(answer("what\ry\r").await, 0);
     assert!(controller.calls().contains(&"start p1".to_owned()));
 }
 
@@ -70,10 +81,25 @@ async fn erasing_wants_the_name_typed() {
     let controller = Controller::start(moving("done", "done")).await;
     let answer =
         async |typed| on_a_terminal(&controller, "finalize shop --erase", "to go on", typed).await;
-    for no in ["y\r", "\r", "\x03"] {
+    for no in ["y\r", "\r", "\x03", "\x04"] {
         assert_eq!(answer(no).await, 4, "{no:?}");
     }
     assert_eq!(controller.calls(), [] as [&str; 0]);
     assert_eq!(answer("shop\r").await, 0);
     assert_eq!(controller.calls()[0], "finalize shop true");
+}
+
+/// However a question ends, the person's terminal is as it was: nothing makes it raw.
+#[tokio::test]
+async fn a_question_leaves_the_terminal_as_it_is() {
+    let controller = Controller::start(moving("done", "done")).await;
+    let ferry = format!("{} move shop --to transit1", env!("CARGO_BIN_EXE_ferry"));
+    let line = format!(
+        "trap : INT; before=$(stty -g); {ferry}; code=$?; \
+         [ \"$(stty -g)\" = \"$before\" ] && exit $code; exit 99"
+    );
+    for typed in ["n\r", "\x03"] {
+        let code = shell_on_a_terminal(&controller, &line, "[y/N]", typed).await;
+        assert_eq!(code, 4, "{typed:?}");
+    }
 }

@@ -47,7 +47,8 @@ impl Filter {
                 Some([b"\nCREATE SCHEMA IF NOT EXISTS", rest].concat())
             }
             ["alter", "schema", "public" | "\"public\"", "owner", ..] => None,
-            ["grant" | "revoke", ..] => self.grant(statement, &body),
+            ["grant" | "revoke", ..] => self.grant(statement, start),
+            ["alter", "default", "privileges", ..] => self.default_privileges(statement, start),
             ["alter", "table", .., "set", "compression", _] if self.major < 14 => {
                 self.note("the compression of columns is chosen by the target".to_owned());
                 None
@@ -79,27 +80,72 @@ impl Filter {
 
     /// Grants on the schema that every database begins with are given from the record; a privilege
     /// that the target does not know is left out.
-    fn grant(&mut self, statement: &[u8], body: &str) -> Option<Vec<u8>> {
+    fn grant(&mut self, statement: &[u8], start: usize) -> Option<Vec<u8>> {
+        let body = &statement[start..];
         let lower = body.to_ascii_lowercase();
-        if lower.contains(" on schema public ") || lower.contains(" on schema \"public\" ") {
+        let public: [&[u8]; 2] = [b" on schema public ", b" on schema \"public\" "];
+        if public.iter().any(|schema| find(&lower, schema).is_some()) {
             return None;
         }
-        let Some((privileges, object)) = body.split_once(" ON ") else {
-            return Some(statement.to_vec());
-        };
-        if self.major >= 17 || !privileges.contains("MAINTAIN") {
-            return Some(statement.to_vec());
+        match self.known_privileges(body) {
+            Privileges::AsTheyAre => Some(statement.to_vec()),
+            Privileges::Fewer(clause) => Some([b"\n", clause.as_slice()].concat()),
+            Privileges::None => None,
         }
+    }
+
+    /// The same for privileges that are given on what will be created.
+    fn default_privileges(&mut self, statement: &[u8], start: usize) -> Option<Vec<u8>> {
+        let body = &statement[start..];
+        let Some(verb) = unquoted_verb(body) else { return Some(statement.to_vec()) };
+        match self.known_privileges(&body[verb..]) {
+            Privileges::AsTheyAre => Some(statement.to_vec()),
+            Privileges::Fewer(clause) => Some([b"\n", &body[..verb], &clause].concat()),
+            Privileges::None => None,
+        }
+    }
+
+    /// What of a clause, from GRANT or REVOKE on, the target knows.
+    fn known_privileges(&mut self, clause: &[u8]) -> Privileges {
+        let Some(at) = find(clause, b" ON ") else { return Privileges::AsTheyAre };
+        let (privileges, object) = clause.split_at(at);
+        let privileges = String::from_utf8_lossy(privileges);
+        if self.major >= 17 || !privileges.contains("MAINTAIN") {
+            return Privileges::AsTheyAre;
+        }
+        let Some((verb, list)) = privileges.split_once(' ') else { return Privileges::AsTheyAre };
         self.note("the privilege MAINTAIN was left out: the target does not know it".to_owned());
-        let (verb, list) = privileges.split_once(' ')?;
         let (option, list) = match list.strip_prefix("GRANT OPTION FOR ") {
             Some(list) => ("GRANT OPTION FOR ", list),
             None => ("", list),
         };
         let kept: Vec<&str> = list.split(',').map(str::trim).filter(|p| *p != "MAINTAIN").collect();
         if kept.is_empty() {
-            return None;
+            return Privileges::None;
         }
-        Some(format!("\n{verb} {option}{} ON {object}", kept.join(",")).into_bytes())
+        let kept = format!("{verb} {option}{}", kept.join(","));
+        Privileges::Fewer([kept.as_bytes(), object].concat())
     }
+}
+
+/// What is left of a clause once unknown privileges are taken out.
+enum Privileges {
+    AsTheyAre,
+    Fewer(Vec<u8>),
+    None,
+}
+
+fn find(text: &[u8], part: &[u8]) -> Option<usize> {
+    text.windows(part.len()).position(|window| window == part)
+}
+
+/// Where GRANT or REVOKE stands outside the quotes of names.
+fn unquoted_verb(text: &[u8]) -> Option<usize> {
+    let mut quoted = false;
+    text.iter().enumerate().find_map(|(at, byte)| {
+        quoted ^= *byte == b'"';
+        let rest = &text[at..];
+        let verb = rest.starts_with(b" GRANT ") || rest.starts_with(b" REVOKE ");
+        (!quoted && verb).then_some(at + 1)
+    })
 }

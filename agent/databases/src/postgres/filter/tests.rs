@@ -95,3 +95,20 @@ fn newer_dumps_are_made_fit_for_older_servers() {
     assert!(new.contains("transaction_timeout") && new.contains("SELECT,MAINTAIN,INSERT"));
     assert!(!new.contains("unknown_thing") && new.contains("SET COMPRESSION"));
 }
+
+#[test]
+fn default_privileges_lose_what_older_servers_do_not_know() {
+    let dump = "ALTER DEFAULT PRIVILEGES FOR ROLE shop IN SCHEMA public GRANT SELECT,MAINTAIN ON TABLES TO reader;\n\
+        ALTER DEFAULT PRIVILEGES FOR ROLE \"a GRANT b\" IN SCHEMA \" REVOKE \"\"\" GRANT MAINTAIN,UPDATE ON TABLES TO \"x ON y\" WITH GRANT OPTION;\n\
+        ALTER DEFAULT PRIVILEGES FOR ROLE shop GRANT MAINTAIN ON TABLES TO reader;\n\
+        ALTER DEFAULT PRIVILEGES FOR ROLE shop REVOKE GRANT OPTION FOR MAINTAIN,SELECT ON TABLES FROM shop;\n\
+        ALTER DEFAULT PRIVILEGES FOR ROLE shop REVOKE ALL ON TABLES FROM shop;\n\
+        ALTER DEFAULT PRIVILEGES FOR ROLE shop GRANT ALL ON TABLES TO \"MAINTAIN\";\n";
+    let old = "\nALTER DEFAULT PRIVILEGES FOR ROLE shop IN SCHEMA public GRANT SELECT ON TABLES TO reader;\
+        \nALTER DEFAULT PRIVILEGES FOR ROLE \"a GRANT b\" IN SCHEMA \" REVOKE \"\"\" GRANT UPDATE ON TABLES TO \"x ON y\" WITH GRANT OPTION;\
+        \nALTER DEFAULT PRIVILEGES FOR ROLE shop REVOKE GRANT OPTION FOR SELECT ON TABLES FROM shop;\
+        \nALTER DEFAULT PRIVILEGES FOR ROLE shop REVOKE ALL ON TABLES FROM shop;\
+        \nALTER DEFAULT PRIVILEGES FOR ROLE shop GRANT ALL ON TABLES TO \"MAINTAIN\";";
+    assert_eq!(each_way(15, dump).expect("passes"), old);
+    assert_eq!(each_way(17, dump).expect("passes"), dump.trim_end());
+}

@@ -1,0 +1,60 @@
+//! Lingering: whether an account's user units run without a login. systemd-logind keeps it as a file of
+//! the user's name, and looks at the file itself.
+
+use std::path::PathBuf;
+
+use ferry_proto::Fault;
+use ferry_proto::ids::UnixName;
+
+use crate::Layout;
+use crate::durable::{self, Ownership};
+
+const LINGER: &str = "/var/lib/systemd/linger";
+
+fn file(layout: &Layout, user: &UnixName) -> PathBuf {
+    layout.path(LINGER).join(user.as_str())
+}
+
+fn aside(layout: &Layout, user: &UnixName) -> PathBuf {
+    // systemd passes over hidden files.
+    layout.path(LINGER).join(format!(".ferry-aside-{user}"))
+}
+
+/// Whether the user's units run without a login, or would if it were not fenced.
+///
+/// # Errors
+/// If that cannot be looked up.
+pub fn lingers(layout: &Layout, user: &UnixName) -> Result<bool, Fault> {
+    Ok(durable::exists(&file(layout, user))? || durable::exists(&aside(layout, user))?)
+}
+
+/// Ends lingering for as long as a fence lasts.
+pub(super) fn put_aside(layout: &Layout, user: &UnixName) -> Result<(), Fault> {
+    let file = file(layout, user);
+    if durable::exists(&file)? { durable::rename(&file, &aside(layout, user)) } else { Ok(()) }
+}
+
+/// Makes lingering what it shall be when the account is served. Needs no free disk to be what it was.
+pub(super) fn set(layout: &Layout, user: &UnixName, linger: bool) -> Result<(), Fault> {
+    let (file, aside) = (file(layout, user), aside(layout, user));
+    if !linger {
+        return remove(layout, user);
+    }
+    if durable::exists(&aside)? {
+        return durable::rename(&aside, &file);
+    }
+    if durable::exists(&file)? {
+        return Ok(());
+    }
+    durable::make_directory(durable::parent(&file), 0o755)?;
+    durable::write(&file, b"", Ownership::root(0o644))
+}
+
+/// Ends lingering for good.
+///
+/// # Errors
+/// What removing failed of.
+pub fn remove(layout: &Layout, user: &UnixName) -> Result<(), Fault> {
+    durable::remove(&file(layout, user))?;
+    durable::remove(&aside(layout, user)).map(|_| ())
+}

@@ -1,0 +1,78 @@
+//! How much room the target has for each part of an account, and what of the account is there already.
+
+use std::path::Path;
+
+use ferry_databases::Spec;
+use ferry_host::facts;
+use ferry_proto::Fault;
+use ferry_proto::account::EngineKind;
+use ferry_proto::command::Room;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::{blocking, engine};
+
+/// Where the home is or would be. What is there is counted only if the account lived here.
+///
+/// # Errors
+/// If the file system does not say.
+pub async fn home(home: &Path, lived_here: bool) -> Result<Room, Fault> {
+    let home = home.to_owned();
+    blocking(move || {
+        let present_bytes = match lived_here && home.exists() {
+            true => ferry_files::scan(&home, &CancellationToken::new())?.bytes,
+            false => 0,
+        };
+        room(None, &home, present_bytes)
+    })
+    .await
+}
+
+/// Where a running server of `kind` keeps its data.
+///
+/// # Errors
+/// If the file system does not say.
+pub async fn databases(
+    kind: EngineKind,
+    data_dir: &str,
+    spec: &Spec,
+    lived_here: bool,
+) -> Result<Room, Fault> {
+    let mut present_bytes = 0;
+    if lived_here {
+        // Without some of its databases the copy is not whole, and none of it is counted on.
+        let facts = engine(kind).inspect(spec).await.ok();
+        present_bytes = facts.map_or(0, |f| f.databases.iter().map(|d| d.size_bytes).sum());
+    }
+    let path = data_dir.to_owned();
+    blocking(move || room(Some(kind), Path::new(&path), present_bytes)).await
+}
+
+fn room(engine: Option<EngineKind>, path: &Path, present_bytes: u64) -> Result<Room, Fault> {
+    Ok(Room {
+        engine,
+        path: path.display().to_string(),
+        file_system: facts::file_system(path)?,
+        free_bytes: facts::space(path)?.free_bytes,
+        present_bytes,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_there_counts_only_if_the_account_lived_here() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("shop");
+        let before = home(&path, true).await.unwrap();
+        assert_eq!(before.present_bytes, 0);
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join("file"), [1; 5000]).unwrap();
+        assert_eq!(home(&path, false).await.unwrap().present_bytes, 0);
+        let room = home(&path, true).await.unwrap();
+        assert_eq!((room.engine, room.present_bytes), (None, 5000));
+        assert_eq!(room.file_system, before.file_system);
+        assert!(room.free_bytes > 0);
+    }
+}

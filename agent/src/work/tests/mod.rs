@@ -1,0 +1,7 @@
+//! The critical section on a real ledger, with a real redirector and real firewall rules in
+//! namespaces of the test's own. The account has a user, a home and a crontab, no services: those are
+//! tested where they are.
+
+mod delivery;
+mod fencing;
+mod host;
