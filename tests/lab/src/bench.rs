@@ -120,24 +120,27 @@ fn footprint(quick: bool) -> Result<Measured> {
     let (lab, build) = journey::fresh()?;
     let fleet = Fleet::install(&lab, &build)?;
     let client = lab.host("client")?;
-    let (times, window, journeys) =
-        if quick { (3, Duration::from_secs(2), 1) } else { (5, Duration::from_secs(60), 3) };
+    let (times, window) =
+        if quick { (3, Duration::from_secs(2)) } else { (5, Duration::from_secs(60)) };
     let mut rows = Vec::new();
-    for (unit, goals) in [("ferry-agent", true), ("ferry-redirector", false)] {
-        let task = Task::start(format!("{unit} at rest"));
-        let (memory, cpu) = at_rest(client, unit, times, window)?;
-        task.done();
+    let units = ["ferry-agent", "ferry-redirector"];
+    for (unit, (memory, cpu)) in units.into_iter().zip(at_rest(client, units, times, window)?) {
+        let goals = unit == "ferry-agent";
         let memory = Row::new(format!("{unit} at rest"), "resident memory", "MB", &memory);
         let cpu = Row::new(format!("{unit} at rest"), "processor", "% of a core", &cpu);
         rows.push(if goals { memory.at_most(MEMORY_GOAL) } else { memory });
         rows.push(if goals { cpu.at_most(CPU_GOAL) } else { cpu });
     }
     journey::prepare(&fleet)?;
+    let ferry = |argv: &[&str]| fleet.ferry(argv)?.ok().map(|_| ());
     let mut steps: BTreeMap<(usize, String), Vec<f64>> = BTreeMap::new();
-    for turn in 1..=journeys {
+    for turn in 1..=3 {
         let name = format!("footprint-{turn}");
-        let journey =
-            journey::run(&fleet, &name, Cron::InForce, |argv| fleet.ferry(argv)?.ok().map(|_| ()))?;
+        let journey = if quick {
+            journey::there_and_back(&fleet, &name, ferry)?
+        } else {
+            journey::run(&fleet, &name, Cron::InForce, ferry)?
+        };
         journey.legs.iter().try_for_each(|leg| leg.verdict.expect_clean())?;
         collect(&journey, &mut steps);
     }
@@ -150,30 +153,40 @@ fn footprint(quick: bool) -> Result<Measured> {
     Ok((rows, circumstances(&lab, &commands, quick)?))
 }
 
-/// Samples of memory in megabytes, and of the processor in percent of a core.
-fn at_rest(
+/// Of each unit samples of memory in megabytes, and of the processor in percent of a core.
+type Samples = (Vec<f64>, Vec<f64>);
+
+/// Looks at units that have nothing to do.
+fn at_rest<const N: usize>(
     host: &Host,
-    unit: &str,
+    units: [&str; N],
     times: usize,
     window: Duration,
-) -> Result<(Vec<f64>, Vec<f64>)> {
-    let (mut memory, mut cpu) = (Vec::new(), Vec::new());
-    let mut before = ticks(host, unit)?;
+) -> Result<[Samples; N]> {
+    let task = Task::start(format!("{} at rest", units.join(" and ")));
+    let mut samples = units.map(|_| Samples::default());
     for _ in 0..times {
+        let before = units.iter().map(|unit| ticks(host, unit)).collect::<Result<Vec<_>>>()?;
         // The window of the measurement, not a wait for anything.
         thread::sleep(window);
         interrupt::check()?;
-        let now = ticks(host, unit)?;
-        #[allow(clippy::cast_precision_loss)]
-        cpu.push((now - before) as f64 / window.as_secs_f64());
-        before = now;
-        let status =
-            host.sh(&format!("cat /proc/$(systemctl show -p MainPID --value {unit})/status"))?;
-        let kib = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
-        let kib = kib.and_then(|l| l.split_whitespace().next()).context("no VmRSS")?;
-        memory.push(kib.parse::<f64>().context("VmRSS")? * 1024.0 / 1e6);
+        for (n, unit) in units.iter().enumerate() {
+            #[allow(clippy::cast_precision_loss)]
+            samples[n].1.push((ticks(host, unit)? - before[n]) as f64 / window.as_secs_f64());
+            samples[n].0.push(megabytes(host, unit)?);
+        }
     }
-    Ok((memory, cpu))
+    task.done();
+    Ok(samples)
+}
+
+/// The unit's resident memory.
+fn megabytes(host: &Host, unit: &str) -> Result<f64> {
+    let status =
+        host.sh(&format!("cat /proc/$(systemctl show -p MainPID --value {unit})/status"))?;
+    let kib = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    let kib = kib.and_then(|l| l.split_whitespace().next()).context("no VmRSS")?;
+    Ok(kib.parse::<f64>().context("VmRSS")? * 1024.0 / 1e6)
 }
 
 /// Hundredths of a second that the unit's process has used of a processor.

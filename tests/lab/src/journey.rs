@@ -167,6 +167,32 @@ pub fn run(
     Ok(Journey { legs, facts: before.tree.len(), log: place()?.join(format!("{name}.jsonl")) })
 }
 
+/// The same without the comparisons on the way, for measurements: the checker looks once, in the end.
+pub fn there_and_back(
+    fleet: &Fleet<'_>,
+    name: &str,
+    ferry: impl Fn(&[&str]) -> Result<()>,
+) -> Result<Journey> {
+    let mut visitors = come(fleet, name)?;
+    let mut jobs = Vec::new();
+    for way in [THERE, BACK] {
+        ferry(way.argv).with_context(|| fleet.journals())?;
+        visitors.await_server(way.ends[1])?;
+        jobs.push(fleet.last_job(sample::ACCOUNT)?);
+    }
+    let log = visitors.stop()?;
+    let world = settled(fleet, fleet.lab().host("client")?, &log)?;
+    let verdict = checker::check(&log, &world, BACK.owners);
+    let leg = |job: JobView| {
+        let to = job.ended_unix_ms.unwrap_or(job.started_unix_ms) * 1000 + 1_000_000;
+        let outage = checker::outage(&log, job.started_unix_ms * 1000, to);
+        let failures = failures(&log, 0, &job);
+        Leg { job, outage, verdict: verdict.clone(), failures, stale: Vec::new() }
+    };
+    let legs = jobs.into_iter().map(leg).collect();
+    Ok(Journey { legs, facts: 0, log: place()?.join(format!("{name}.jsonl")) })
+}
+
 /// Visitors who have begun to come, all answered by the client server.
 pub fn come(fleet: &Fleet<'_>, name: &str) -> Result<Visitors> {
     say(format!("visitors come to {} at {RATE} requests a second", sample::DOMAIN));
