@@ -307,6 +307,7 @@ async fn dispatch(job: &Job, intent: &Intent) -> Outcome {
             | Intent::Deprovision { .. }
             | Intent::Rehearse { .. }
             | Intent::Open { .. }
+            | Intent::Prove { .. }
     );
     let expected = if at_target { &job.of.target } else { &job.of.source };
     if expected != &job.agent.name {
@@ -335,6 +336,7 @@ async fn dispatch(job: &Job, intent: &Intent) -> Outcome {
         Intent::Commit { .. } => work::commit::commit(job).await,
         Intent::Open { commit, .. } => work::open::on_command(job, commit.as_ref()).await,
         Intent::Release { .. } => work::release::release(job).await,
+        Intent::Prove { .. } => work::prove::prove(job).await,
         Intent::Finalize { erase, .. } => work::finalize::finalize(job, *erase).await,
     }
 }

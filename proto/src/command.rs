@@ -182,6 +182,11 @@ pub enum Intent {
         /// The move.
         of: Move,
     },
+    /// Target, of a move that has long ended: say that it serves the account, whole, at this epoch.
+    Prove {
+        /// The move.
+        of: Move,
+    },
     /// End a move: take down what stands for it on the server that no longer serves.
     Finalize {
         /// The move.
@@ -222,6 +227,7 @@ impl Intent {
             | Self::Commit { of }
             | Self::Open { of, .. }
             | Self::Release { of }
+            | Self::Prove { of }
             | Self::Finalize { of, .. } => Some(of),
         }
     }
@@ -244,6 +250,7 @@ impl Intent {
             Self::Commit { .. } => "commit",
             Self::Open { .. } => "open",
             Self::Release { .. } => "release",
+            Self::Prove { .. } => "prove",
             Self::Finalize { .. } => "finalize",
         }
     }

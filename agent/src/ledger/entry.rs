@@ -152,6 +152,9 @@ pub enum Standing {
     Finalized {
         /// Who serves the account.
         to: ServerName,
+        /// Since when: its commit, Unix milliseconds; none in ledgers of old.
+        #[serde(default)]
+        since_unix_ms: Option<i64>,
     },
 }
 
@@ -226,7 +229,7 @@ impl Account {
     pub fn moved_to(&self) -> Option<&ServerName> {
         match &self.standing {
             Standing::Moved { record, .. } => Some(&record.target),
-            Standing::Finalized { to } => Some(to),
+            Standing::Finalized { to, .. } => Some(to),
             _ => None,
         }
     }

@@ -295,7 +295,7 @@ mod tests {
             fenced(&other, &far),
             fenced(&of, &far),
             receiving(&of),
-            Standing::Finalized { to: "transit1".parse().unwrap() },
+            Standing::Finalized { to: "transit1".parse().unwrap(), since_unix_ms: None },
         ] {
             put(&agent, &standing, 3).await;
             assert!(ask().is_err(), "{standing:?}");

@@ -12,6 +12,7 @@ mod finalize;
 mod grant;
 mod open;
 mod precopy;
+mod prove;
 mod provision;
 mod rehearse;
 mod release;
@@ -29,7 +30,7 @@ use ferry_proto::Fault;
 use crate::agent_step::{AgentStep, Recipe};
 
 /// Every kind, by name.
-const RECIPES: [Recipe; 12] = [
+const RECIPES: [Recipe; 13] = [
     provision::RECIPE,
     precopy::RECIPE,
     arm::RECIPE,
@@ -41,6 +42,7 @@ const RECIPES: [Recipe; 12] = [
     commit::RECIPE,
     open::RECIPE,
     release::RECIPE,
+    prove::RECIPE,
     finalize::RECIPE,
 ];
 
