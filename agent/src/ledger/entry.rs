@@ -39,6 +39,11 @@ pub enum Entry {
         /// Its state; none: forgotten.
         account: Option<Box<Account>>,
     },
+    /// A move was undone here: its grants are good for nothing any more.
+    Undone {
+        /// The move's job.
+        job: JobId,
+    },
     /// The highest controller generation seen.
     Generation {
         /// It.
