@@ -26,6 +26,7 @@ use ferry_engine::{JobSpec, StepSpec, Steps};
 use ferry_fleet::Fleet;
 use ferry_plan::Plan;
 use ferry_proto::Fault;
+use ferry_proto::command::Intent;
 
 use crate::agent_step::{AgentStep, Recipe};
 
@@ -73,6 +74,8 @@ pub fn job(plan: &Plan) -> Result<JobSpec, Fault> {
                     .map_err(|e| Fault::bug("a planned step has no JSON").caused_by(&e))?,
                 timeout_seconds: step.timeout_seconds,
                 commit_point: step.commit_point,
+                // What finalizing takes down no undo puts up again.
+                forward_only: matches!(step.intent, Intent::Finalize { .. }),
             })
         })
         .collect::<Result<_, Fault>>()?;
