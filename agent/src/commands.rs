@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ferry_proto::command::{End, Intent, Outcome, Progress};
 use ferry_proto::grant::SignedGrant;
-use ferry_proto::ids::CommandId;
+use ferry_proto::ids::{CommandId, JobId};
 use ferry_proto::{Fault, FaultClass};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -137,10 +137,21 @@ impl Commands {
                     work::check_epoch(&self.agent, of)?;
                     let entry = Entry::Taken { id, digest: digest.clone() };
                     self.agent.write(move |l| l.record(entry)).await?;
+                    self.note_undone(&intent, of.job).await?;
                 }
                 Ok(Admitted::Begin(intent, digest))
             }
         }
+    }
+
+    /// Remembers that a move is being undone: nobody goes on with it afterwards, so whoever still
+    /// shows its grant is refused.
+    async fn note_undone(&self, intent: &Intent, job: JobId) -> Result<(), Fault> {
+        let undone = matches!(intent, Intent::Disarm { .. } | Intent::Unfence { .. });
+        if !undone || self.agent.look(|l| l.is_undone(job)) {
+            return Ok(());
+        }
+        self.agent.write(move |l| l.record(Entry::Undone { job })).await
     }
 
     /// A controller restored from an old backup is refused until support resolves it.
@@ -307,6 +318,7 @@ async fn dispatch(job: &Job, intent: &Intent) -> Outcome {
             | Intent::Deprovision { .. }
             | Intent::Rehearse { .. }
             | Intent::Open { .. }
+            | Intent::Prove { .. }
     );
     let expected = if at_target { &job.of.target } else { &job.of.source };
     if expected != &job.agent.name {
@@ -335,6 +347,7 @@ async fn dispatch(job: &Job, intent: &Intent) -> Outcome {
         Intent::Commit { .. } => work::commit::commit(job).await,
         Intent::Open { commit, .. } => work::open::on_command(job, commit.as_ref()).await,
         Intent::Release { .. } => work::release::release(job).await,
+        Intent::Prove { .. } => work::prove::prove(job).await,
         Intent::Finalize { erase, .. } => work::finalize::finalize(job, *erase).await,
     }
 }
@@ -432,6 +445,7 @@ mod tests {
         assert!(matches!(fixture.commands.known(id), Known::Ended(o) if *o == first));
         let mut fixture = fixture.restarted();
         assert_eq!(fixture.commands.submit(disarm(id, 1, &of)).await, Some(first.clone()));
+        assert!(fixture.agent.look(|l| l.is_undone(of.job)));
         // The same id with other bytes is another command under a false name.
         let fault = fixture.refusal(disarm(id, 1, &Move { epoch: Epoch(4), ..of.clone() })).await;
         assert_eq!(fault.class, FaultClass::Permanent);

@@ -100,12 +100,14 @@ impl Link {
         outgoing.send(session_request::Body::Hello(self.hello().await?)).await?;
         let mut incoming =
             client.session(ReceiverStream::new(queue)).await.map_err(|s| lost(&s))?.into_inner();
-        for (id, outcome) in std::mem::take(&mut self.waiting) {
-            outgoing.ended(id, outcome).await?;
-        }
+        let waiting = std::mem::take(&mut self.waiting);
+        outgoing.note(waiting);
         self.connected.send_replace(true);
         tracing::info!(controller = %self.controller, "connected");
-        let ended = self.converse(&mut incoming, &mut outgoing).await;
+        let ended = match outgoing.tell_again().await {
+            Ok(()) => self.converse(&mut incoming, &mut outgoing).await,
+            Err(fault) => Err(fault),
+        };
         self.waiting = outgoing.unacknowledged.into_iter().map(|(_, id, o)| (id, o)).collect();
         ended
     }
@@ -318,18 +320,37 @@ impl Outgoing {
         self.send(session_request::Body::Event(v1::Event { number, body: Some(body) })).await
     }
 
+    /// Numbers outcomes and keeps them until they are acknowledged.
+    fn note(&mut self, outcomes: impl IntoIterator<Item = (CommandId, Outcome)>) {
+        for (id, outcome) in outcomes {
+            self.number += 1;
+            self.unacknowledged.push_back((self.number, id, outcome));
+            if self.unacknowledged.len() > UNACKNOWLEDGED {
+                self.unacknowledged.pop_front();
+            }
+        }
+    }
+
+    /// Tells what an earlier session could not.
+    async fn tell_again(&self) -> Result<(), Fault> {
+        for (number, id, outcome) in &self.unacknowledged {
+            self.done(*number, *id, outcome).await?;
+        }
+        Ok(())
+    }
+
     async fn ended(&mut self, id: CommandId, outcome: Outcome) -> Result<(), Fault> {
-        self.number += 1;
-        let (receipt, fault) = match &outcome {
+        self.note([(id, outcome.clone())]);
+        self.done(self.number, id, &outcome).await
+    }
+
+    async fn done(&self, number: u64, id: CommandId, outcome: &Outcome) -> Result<(), Fault> {
+        let (receipt, fault) = match outcome {
             Ok(receipt) => (json(receipt)?, Vec::new()),
             Err(fault) => (Vec::new(), json(fault)?),
         };
-        self.unacknowledged.push_back((self.number, id, outcome));
-        if self.unacknowledged.len() > UNACKNOWLEDGED {
-            self.unacknowledged.pop_front();
-        }
         let done = v1::CommandDone { id: id.to_string(), receipt, fault };
-        self.event(self.number, event::Body::CommandDone(done)).await
+        self.event(number, event::Body::CommandDone(done)).await
     }
 
     async fn progress(

@@ -95,7 +95,7 @@ mod tests {
             assert!(fault.message.contains("shop ("), "{fault}");
             assert!(fault.remedy.contains("--force"), "{fault}");
         }
-        let finalized = Standing::Finalized { to: "transit1".parse().unwrap() };
+        let finalized = Standing::Finalized { to: "transit1".parse().unwrap(), since_unix_ms: None };
         for standing in [Standing::Serving, Standing::Armed { of }, finalized] {
             with(&standing).unwrap();
         }

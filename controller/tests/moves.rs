@@ -28,6 +28,7 @@ use ferry_proto::v1::{self, event, session_request, session_response};
 use ferry_proto::view::{JobPhase, JobView};
 use ferry_proto::{Fault, FaultClass};
 use ferry_store::{SqliteStore, Store};
+use sqlx::Connection;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -148,6 +149,7 @@ impl Controller {
             to: to.into(),
             direction: "outbound".into(),
             deadline_seconds: 0,
+            from: String::new(),
         };
         let answer = self.operators().await.plan_move(self.with_token(message)).await;
         answer
@@ -158,6 +160,56 @@ impl Controller {
     async fn start_move(&self, plan: &str) -> String {
         let message = v1::StartMoveRequest { plan_id: plan.into() };
         self.operators().await.start_move(self.with_token(message)).await.unwrap().into_inner().job
+    }
+
+    async fn is_connected(&self, server: &str) -> bool {
+        let message = self.with_token(v1::ListServersRequest {});
+        let list = self.operators().await.list_servers(message).await.unwrap().into_inner();
+        list.servers.iter().any(|s| s.name == server && s.connected)
+    }
+
+    async fn abort(&self, account: &str) -> Result<String, Fault> {
+        let message = v1::AbortMoveRequest { account: account.into() };
+        let answer = self.operators().await.abort_move(self.with_token(message)).await;
+        answer.map(|a| a.into_inner().job).map_err(|s| serde_json::from_slice(s.details()).unwrap())
+    }
+
+    async fn resume(&self, job: &str, account: &str) -> Result<String, Fault> {
+        let message = v1::ResumeJobRequest { job: job.into(), account: account.into() };
+        let answer = self.operators().await.resume_job(self.with_token(message)).await;
+        answer.map(|a| a.into_inner().job).map_err(|s| serde_json::from_slice(s.details()).unwrap())
+    }
+
+    async fn revoke(&self, name: &str) -> bool {
+        let message = v1::RevokeServerRequest { name: name.into() };
+        let answer = self.operators().await.revoke_server(self.with_token(message)).await;
+        answer.unwrap().into_inner().was_connected
+    }
+
+    /// What is journalled, a sentence each.
+    async fn journal(&self) -> Vec<String> {
+        let message = v1::ListEventsRequest::default();
+        let mut events = self
+            .operators()
+            .await
+            .list_events(self.with_token(message))
+            .await
+            .unwrap()
+            .into_inner();
+        let mut sentences = Vec::new();
+        while let Some(event) = events.message().await.unwrap() {
+            sentences.push(event.text);
+        }
+        sentences
+    }
+
+    /// A way into the store beside the controller's own.
+    async fn sql(&self, statement: String) {
+        let options =
+            sqlx::sqlite::SqliteConnectOptions::new().filename(self.dir.path().join("ferry.db"));
+        let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
     }
 
     /// Watches a job to its end.
@@ -200,19 +252,27 @@ struct World {
     outcomes: HashMap<String, Result<Receipt, Fault>>,
     /// What to answer instead of carrying out, by kind.
     failing: HashMap<String, Fault>,
-    /// Kinds that are never answered.
+    /// Kinds that are never answered, unless they are cancelled.
     silent: Vec<String>,
+    /// Commands that were received and not answered, by id.
+    waiting: HashMap<String, String>,
+    /// Kinds that were cancelled.
+    cancelled: Vec<String>,
+    /// Whom it must not trust, as it heard.
+    revocations: Vec<Vec<String>>,
 }
 
 #[derive(Clone)]
 struct Player {
     name: ServerName,
     world: Arc<Mutex<World>>,
+    /// Ends its sessions.
+    away: Arc<Mutex<CancellationToken>>,
 }
 
 impl Player {
     fn new(name: &str) -> Self {
-        Self { name: name.parse().unwrap(), world: Arc::default() }
+        Self { name: name.parse().unwrap(), world: Arc::default(), away: Arc::default() }
     }
 
     fn done(&self) -> Vec<String> {
@@ -226,6 +286,7 @@ impl Player {
         identity: &Arc<Identity>,
     ) -> tokio::task::JoinHandle<Result<(), Fault>> {
         let (player, address, identity) = (self.clone(), address.to_owned(), identity.clone());
+        let away = self.away.lock().unwrap().clone();
         tokio::spawn(async move {
             let channel = channel::connect(&address, &identity, &Party::Controller).await?;
             let (out, queue) = mpsc::channel(64);
@@ -241,10 +302,20 @@ impl Player {
                 .map_err(|s| Fault::transient(s.to_string()))?
                 .into_inner();
             out.send(player.accounts()).await.unwrap();
-            while let Ok(Some(message)) = incoming.message().await {
+            loop {
+                let message = tokio::select! {
+                    message = incoming.message() => message,
+                    () = away.cancelled() => break,
+                };
+                let Ok(Some(message)) = message else { break };
                 let answer = match message.body {
                     Some(session_response::Body::Command(command)) => player.answer(&command),
                     Some(session_response::Body::ObserveCommandId(id)) => player.observe(&id),
+                    Some(session_response::Body::CancelCommandId(id)) => player.cancel(&id),
+                    Some(session_response::Body::Revocations(told)) => {
+                        player.world.lock().unwrap().revocations.push(told.servers);
+                        None
+                    }
                     _ => None,
                 };
                 if let Some(answer) = answer
@@ -286,10 +357,45 @@ impl Player {
         Some(request(session_request::Body::Event(v1::Event { number: 0, body: Some(body) })))
     }
 
+    /// Stops a command that is under way.
+    fn cancel(&self, id: &str) -> Option<v1::SessionRequest> {
+        let mut world = self.world.lock().unwrap();
+        let kind = world.waiting.remove(id)?;
+        world.cancelled.push(kind);
+        let outcome = Err(Fault::new(FaultClass::Cancelled, "cancelled"));
+        world.outcomes.insert(id.to_owned(), outcome.clone());
+        let body = Some(done(id, &outcome));
+        Some(request(session_request::Body::Event(v1::Event { number: 1, body })))
+    }
+
+    /// Waits until the world is as told.
+    async fn until(&self, what: &str, is: impl Fn(&World) -> bool) {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        while !is(&self.world.lock().unwrap()) {
+            assert!(tokio::time::Instant::now() < deadline, "{}: {what}", self.name);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Ends its sessions, and returns when the controller has noticed.
+    async fn leave(&self, controller: &Controller) {
+        std::mem::take(&mut *self.away.lock().unwrap()).cancel();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        while controller.is_connected(self.name.as_str()).await {
+            assert!(tokio::time::Instant::now() < deadline, "{} is still connected", self.name);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn until_waiting(&self, kind: &str) {
+        self.until(kind, |world| world.waiting.values().any(|k| k == kind)).await;
+    }
+
     fn answer(&self, command: &v1::Command) -> Option<v1::SessionRequest> {
         let intent: Intent = serde_json::from_slice(&command.intent).unwrap();
         let mut world = self.world.lock().unwrap();
         if world.silent.iter().any(|k| k == intent.kind()) {
+            world.waiting.insert(command.id.clone(), intent.kind().to_owned());
             return None;
         }
         let outcome = match world.outcomes.get(&command.id) {
@@ -474,9 +580,7 @@ async fn bad_tokens_are_refused_each_with_its_reason() {
 #[tokio::test]
 async fn a_revoked_agent_is_cut_off_at_once_and_stays_out() {
     let (controller, client, _, identities) = pair().await;
-    let message = v1::RevokeServerRequest { name: "client".into() };
-    let answer = controller.operators().await.revoke_server(controller.with_token(message)).await;
-    assert!(answer.unwrap().into_inner().was_connected);
+    assert!(controller.revoke("client").await);
     let again = client.play(&controller.address, &identities[0]).await.unwrap();
     let fault = again.expect_err("a revoked agent connected again");
     assert!(fault.to_string().contains("revoked"), "{fault}");
@@ -501,4 +605,189 @@ async fn operators_without_the_token_and_wrong_wishes_are_refused() {
     let message = v1::StartMoveRequest { plan_id: plan.plan_id };
     let twice = controller.operators().await.start_move(controller.with_token(message)).await;
     assert_eq!(twice.unwrap_err().code(), tonic::Code::FailedPrecondition);
+}
+
+#[tokio::test]
+async fn a_stuck_undo_is_resumed_once_it_is_mended() {
+    let (controller, client, transit, _) = pair().await;
+    let broken = Fault::permanent("user demo has processes");
+    client.world.lock().unwrap().failing.insert("verify".into(), Fault::precondition("differs"));
+    transit.world.lock().unwrap().failing.insert("deprovision".into(), broken.clone());
+    let plan = controller.plan("demo", "transit").await.unwrap();
+    let job = controller.start_move(&plan.plan_id).await;
+    let view = controller.end_of(&job).await;
+    assert_eq!(view.phase, JobPhase::Stuck, "{view:?}");
+    assert!(view.advice.contains("ferry resume demo"), "{}", view.advice);
+    let provision = view.steps.iter().find(|s| s.name == "provision").unwrap();
+    assert_eq!((&provision.fault, &provision.undo_fault), (&None, &Some(broken)));
+
+    // Not mended: stuck again, and it can be resumed again.
+    assert_eq!(controller.resume("", "demo").await.unwrap(), job);
+    assert_eq!(controller.end_of(&job).await.phase, JobPhase::Stuck);
+    transit.world.lock().unwrap().failing.clear();
+    assert_eq!(controller.resume(&job, "").await.unwrap(), job);
+    let view = controller.end_of(&job).await;
+    assert_eq!(view.phase, JobPhase::Undone, "{view:?}");
+    assert!(controller.journal().await.contains(&"resumed by an operator".to_owned()));
+
+    let fault = controller.resume(&job, "").await.unwrap_err();
+    assert!(fault.message.contains("only a stuck job"), "{fault}");
+    let fault = controller.resume("", "nobody").await.unwrap_err();
+    assert!(fault.message.contains("has no job"), "{fault}");
+}
+
+#[tokio::test]
+async fn only_the_last_job_of_an_account_is_resumed() {
+    let (controller, client, transit, _) = pair().await;
+    client.world.lock().unwrap().failing.insert("verify".into(), Fault::precondition("differs"));
+    transit.world.lock().unwrap().failing.insert("deprovision".into(), Fault::permanent("busy"));
+    let plan = controller.plan("demo", "transit").await.unwrap();
+    let stuck = controller.start_move(&plan.plan_id).await;
+    assert_eq!(controller.end_of(&stuck).await.phase, JobPhase::Stuck);
+    client.world.lock().unwrap().silent.push("precopy".into());
+    let plan = controller.plan("demo", "transit").await.unwrap();
+    let later = controller.start_move(&plan.plan_id).await;
+    client.until_waiting("precopy").await;
+    let fault = controller.resume(&stuck, "").await.unwrap_err();
+    assert!(fault.message.contains("not the last"), "{fault}");
+    let fault = controller.resume(&later, "").await.unwrap_err();
+    assert!(fault.message.contains("is running"), "{fault}");
+}
+
+#[tokio::test]
+async fn an_abort_is_journalled_when_it_is_answered_and_outlives_controller_and_session() {
+    let (controller, client, transit, identities) = pair().await;
+    client.world.lock().unwrap().silent.push("precopy".into());
+    let plan = controller.plan("demo", "transit").await.unwrap();
+    let job = controller.start_move(&plan.plan_id).await;
+    client.until_waiting("precopy").await;
+    // The agent is away when the abort comes, and what it does not hear is not lost.
+    client.leave(&controller).await;
+    assert_eq!(controller.abort("demo").await.unwrap(), job);
+    assert!(controller.journal().await.contains(&"abort requested by an operator".to_owned()));
+    let dir = controller.crash().await;
+    let controller = Controller::start(dir).await;
+    client.play(&controller.address, &identities[0]);
+    transit.play(&controller.address, &identities[1]);
+    let view = controller.end_of(&job).await;
+    assert_eq!(view.phase, JobPhase::Undone, "{view:?}");
+    assert_eq!(client.world.lock().unwrap().cancelled, ["precopy"]);
+    let fault = controller.abort("demo").await.unwrap_err();
+    assert!(fault.message.contains("no job of account demo is running"), "{fault}");
+}
+
+#[tokio::test]
+async fn a_cancellation_that_an_agent_did_not_hear_is_told_again_when_it_connects() {
+    let (controller, client, _, identities) = pair().await;
+    client.world.lock().unwrap().silent.push("precopy".into());
+    let plan = controller.plan("demo", "transit").await.unwrap();
+    let job = controller.start_move(&plan.plan_id).await;
+    client.until_waiting("precopy").await;
+    client.leave(&controller).await;
+    controller.abort("demo").await.unwrap();
+    client.play(&controller.address, &identities[0]);
+    assert_eq!(controller.end_of(&job).await.phase, JobPhase::Undone);
+    assert_eq!(client.world.lock().unwrap().cancelled, ["precopy"]);
+}
+
+#[tokio::test]
+async fn a_job_whose_journal_fails_says_so_and_goes_on_by_itself() {
+    let (controller, client, _, _) = pair().await;
+    client.world.lock().unwrap().silent.push("precopy".into());
+    let plan = controller.plan("demo", "transit").await.unwrap();
+    let job = controller.start_move(&plan.plan_id).await;
+    client.until_waiting("precopy").await;
+    let message = v1::WatchJobRequest { job: job.clone() };
+    let mut operators = controller.operators().await;
+    let mut watched =
+        operators.watch_job(controller.with_token(message)).await.unwrap().into_inner();
+    controller
+        .sql("CREATE TRIGGER broken BEFORE INSERT ON journal BEGIN SELECT RAISE(ABORT, 'broken'); END".into())
+        .await;
+    let aborting = controller.abort("demo").await.unwrap_err();
+    assert!(aborting.to_string().contains("cannot write to the journal"), "{aborting}");
+    let told = loop {
+        match watched.message().await {
+            Ok(message) => assert!(message.is_some(), "a stream that ends says why"),
+            Err(status) => break serde_json::from_slice::<Fault>(status.details()).unwrap(),
+        }
+    };
+    assert!(told.message.contains("does not go on") && !told.remedy.is_empty(), "{told}");
+    controller.sql("DROP TRIGGER broken".into()).await;
+    client.until("cancelled", |world| world.cancelled == ["precopy"]).await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        let message = v1::ListJobsRequest::default();
+        let jobs = operators.list_jobs(controller.with_token(message)).await.unwrap().into_inner();
+        let view: JobView = serde_json::from_slice(&jobs.jobs[0]).unwrap();
+        if view.phase == JobPhase::Undone {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{view:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_job_does_not_hide_the_others() {
+    let (controller, _, _, _) = pair().await;
+    let mut jobs = Vec::new();
+    for _ in 0..2 {
+        let plan = controller.plan("demo", "transit").await.unwrap();
+        let job = controller.start_move(&plan.plan_id).await;
+        controller.end_of(&job).await;
+        jobs.push(job);
+    }
+    controller.sql(format!("UPDATE journal SET event = 'x' WHERE job = '{}'", jobs[0])).await;
+    let message = v1::ListJobsRequest::default();
+    let list = controller.operators().await.list_jobs(controller.with_token(message)).await;
+    let list = list.unwrap().into_inner();
+    assert_eq!(list.jobs.len(), 1);
+    assert!(list.problems[0].contains(&jobs[0]) && list.problems[0].contains("damaged"));
+}
+
+#[tokio::test]
+async fn a_server_that_comes_back_is_trusted_again_by_its_peers() {
+    let (controller, _, transit, _) = pair().await;
+    controller.revoke("client").await;
+    let client = vec!["client".to_owned()];
+    transit.until("revoked", |world| world.revocations.last() == Some(&client)).await;
+    controller.add("client", 60).await;
+    transit.until("trusted", |world| world.revocations.last() == Some(&vec![])).await;
+}
+
+#[tokio::test]
+async fn a_token_is_good_for_a_week_at_most() {
+    let controller = Controller::start(tempfile::tempdir().unwrap()).await;
+    controller.add("client", 7 * 86_400).await;
+    let message = v1::AddServerRequest {
+        name: "client".into(),
+        role: "client".into(),
+        token_seconds: 7 * 86_400 + 1,
+    };
+    let refused = controller.operators().await.add_server(controller.with_token(message)).await;
+    let fault: Fault = serde_json::from_slice(refused.unwrap_err().details()).unwrap();
+    assert!(fault.message.contains("at most 7 days") && !fault.remedy.is_empty(), "{fault}");
+}
+
+/// A connection that died unnoticed: the agent's old stream ends when it connects again.
+#[tokio::test]
+async fn a_session_that_is_replaced_ends() {
+    let (controller, client, _, identities) = pair().await;
+    let first = client.play(&controller.address, &identities[0]);
+    controller.until_connected("client").await;
+    client.play(&controller.address, &identities[0]);
+    tokio::time::timeout(Duration::from_secs(10), first).await.expect("it ends").unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_inspection_that_fails_says_where_and_that_nothing_was_changed() {
+    let (controller, client, _, _) = pair().await;
+    let broken = Fault::permanent("no such disk");
+    client.world.lock().unwrap().failing.insert("inspect".into(), broken);
+    let fault = controller.plan("demo", "transit").await.unwrap_err();
+    for part in ["client", "demo", "nothing was changed"] {
+        assert!(fault.message.contains(part), "{part}: {fault}");
+    }
+    assert_eq!(fault.causes, ["no such disk"]);
 }

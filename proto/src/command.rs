@@ -182,6 +182,11 @@ pub enum Intent {
         /// The move.
         of: Move,
     },
+    /// Target, of a move that has long ended: say that it serves the account, whole, at this epoch.
+    Prove {
+        /// The move.
+        of: Move,
+    },
     /// End a move: take down what stands for it on the server that no longer serves.
     Finalize {
         /// The move.
@@ -222,6 +227,7 @@ impl Intent {
             | Self::Commit { of }
             | Self::Open { of, .. }
             | Self::Release { of }
+            | Self::Prove { of }
             | Self::Finalize { of, .. } => Some(of),
         }
     }
@@ -244,6 +250,7 @@ impl Intent {
             Self::Commit { .. } => "commit",
             Self::Open { .. } => "open",
             Self::Release { .. } => "release",
+            Self::Prove { .. } => "prove",
             Self::Finalize { .. } => "finalize",
         }
     }
@@ -347,6 +354,23 @@ pub struct Finding {
     pub remedy: String,
 }
 
+/// How much the redirector of a server keeps waiting for one account during a fence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldLimit {
+    /// How long one request waits, in milliseconds.
+    pub wait_ms: u64,
+    /// How many requests wait at once.
+    pub requests: u32,
+    /// How many bytes of them are kept.
+    pub bytes: u64,
+}
+
+impl Default for HoldLimit {
+    fn default() -> Self {
+        Self { wait_ms: 30_000, requests: 1_000, bytes: 64 << 20 }
+    }
+}
+
 /// What a server is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -363,6 +387,8 @@ pub struct ServerFacts {
     pub agent_version: String,
     /// Versions of the services found, by name.
     pub services: BTreeMap<String, String>,
+    /// What its redirector keeps waiting; the usual limit if it does not say.
+    pub hold: HoldLimit,
     /// The clock, Unix milliseconds: the last thing read before this was sent.
     pub clock_unix_ms: i64,
 }

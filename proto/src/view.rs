@@ -57,7 +57,7 @@ pub enum StepPhase {
     Undoing,
     /// Undone.
     Undone,
-    /// Its undo failed.
+    /// Its undo failed for good; a person must look.
     Stuck,
 }
 
@@ -80,8 +80,11 @@ pub struct StepView {
     pub ended_unix_ms: Option<i64>,
     /// What it did.
     pub receipt: Option<Receipt>,
-    /// What went wrong last.
+    /// What went wrong last when it was executed.
     pub fault: Option<Fault>,
+    /// What went wrong last when it was undone.
+    #[serde(default)]
+    pub undo_fault: Option<Fault>,
     /// How far it is, while it runs.
     pub progress: Option<Progress>,
 }
@@ -103,6 +106,13 @@ pub struct JobView {
     pub phase: JobPhase,
     /// Whether the source has recorded the commit, as far as the controller knows.
     pub committed: bool,
+    /// Whether the commit was begun and the source has not said what came of it: the account may
+    /// have moved, or not.
+    #[serde(default)]
+    pub commit_unknown: bool,
+    /// Whether somebody asked for it to be undone.
+    #[serde(default)]
+    pub abort_requested: bool,
     /// What a person should know: who serves the account, what is safe, what to do next.
     pub advice: String,
     /// When it was started, Unix milliseconds.

@@ -187,6 +187,28 @@ async fn an_interrupted_load_is_repeated_and_a_change_is_noticed() {
     assert_eq!(left, "");
 }
 
+/// The server goes on creating a database for a client that is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_cut_off_at_any_moment_is_repeated() {
+    let (a, b) = (source(), Postgres::start());
+    let (source, target, spec) = (a.engine(), b.engine(), shop());
+    let record = source.record(&spec, None).await.expect("recorded");
+    target.provision(&spec, &record, Existing::Refuse).await.expect("provisioned");
+    let mut stream = Vec::new();
+    let database = "shop".parse().expect("a name");
+    source.dump(&spec, &database, &mut stream, &|_| ()).await.expect("dumped");
+    load(&*target, &record, &stream).await.expect("loaded");
+    for cut in (10..400).step_by(20) {
+        let limit = std::time::Duration::from_millis(cut);
+        let loading = load(&*target, &record, &stream);
+        if let Ok(loaded) = tokio::time::timeout(limit, loading).await {
+            loaded.expect("not in the way of itself");
+        }
+    }
+    load(&*target, &record, &stream).await.expect("loaded");
+    assert_eq!(differences(&*source, &*target, &spec).await, Vec::<String>::new());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn taken_names_are_refused_and_undo_takes_only_its_own() {
     let (a, b) = (source(), Postgres::start());

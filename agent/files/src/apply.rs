@@ -383,7 +383,8 @@ impl Visitor for Applier {
              was deleted"
         ))
         .remedy(
-            "check that the source's file system is mounted; if the tree really is empty, allow it",
+            "check that the source's file system is mounted; if the tree really is empty, put a \
+             file into its root",
         ))
     }
 

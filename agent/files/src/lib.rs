@@ -19,6 +19,7 @@ mod codec;
 mod confine;
 mod content;
 mod digest;
+mod directories;
 mod entries;
 mod exclusive;
 mod guard;
@@ -47,6 +48,7 @@ mod walk;
 mod window;
 mod wire;
 
+pub use directories::Directories;
 pub use options::{IdMap, SourceOptions, TargetOptions};
 pub use receive::{receive_pass, verify_target};
 pub use report::{

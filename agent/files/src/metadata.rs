@@ -21,6 +21,9 @@ pub struct Time {
 }
 
 impl Time {
+    /// The beginning of 1970.
+    pub const EPOCH: Self = Self { sec: 0, nsec: 0 };
+
     /// The clock that file systems stamp with: coarse, a few milliseconds behind.
     pub fn now_coarse() -> Self {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);

@@ -3,9 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
+
+use crate::directories::Directories;
 
 /// The numeric ids that files of the account may have, from the source's to the target's.
 /// An id that is not in the map is foreign: what belongs to it is refused.
@@ -43,7 +46,7 @@ impl IdMap {
 }
 
 /// What the source side decides.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct SourceOptions {
     /// The user ids, here at the source, whose files are the account's. Files of any other are
     /// withheld: the account may have hard-linked them into its home.
@@ -60,6 +63,13 @@ pub struct SourceOptions {
     /// if size and time look the same. Give the start of the previous pass, less a minute.
     /// When verifying, contents of older files are not read; none: every content is read.
     pub changed_since: Option<SystemTime>,
+    /// The directories of the walk that `changed_since` is about. Files in any other count as changed, and
+    /// another root is a fault: what is mounted there may be missing.
+    pub known: Option<Arc<Directories>>,
+    /// Files below the root that count as changed in any case.
+    pub doubted: BTreeSet<PathBuf>,
+    /// Where to note the directories of this walk.
+    pub seen: Option<Arc<Mutex<Directories>>>,
     /// Flush the source's file system first, so that later writes through a shared mapping show
     /// in the file's time. A pass while there are writers needs it; one behind a fence does not.
     pub settle: bool,
@@ -74,6 +84,9 @@ impl SourceOptions {
             excludes: Vec::new(),
             bandwidth: None,
             changed_since: None,
+            known: None,
+            doubted: BTreeSet::new(),
+            seen: None,
             settle: true,
         }
     }

@@ -14,7 +14,7 @@ use crate::attributes::{self, Attribute, Unread};
 use crate::confine::{MAX_DEPTH, Node, Tree};
 use crate::entries::{Entry, What, Withheld};
 use crate::guard;
-use crate::metadata::{Handle, Kind, Stat};
+use crate::metadata::{Handle, Kind, Stat, Time};
 use crate::names::{self, Names};
 use crate::options::{IdMap, SourceOptions};
 use crate::report::{Bounded, Refusal, show};
@@ -38,6 +38,10 @@ pub struct TreeStats {
     pub allocated: u64,
     /// The biggest files, biggest first.
     pub biggest: Vec<(String, u64)>,
+    /// What changed last, in content or metadata, and when, in Unix milliseconds. It may be behind by the
+    /// few that file systems are.
+    #[serde(default)]
+    pub latest: Option<(String, i64)>,
     /// Directories that could not be read, are too deep, are refused, or are mounts, which are not entered.
     pub skipped: u64,
 }
@@ -75,6 +79,9 @@ fn walk(
     if let Some(reason) = admission.and_then(|a| a.root_refusal(tree.root_fd())) {
         refused.push(Refusal { path: show(b""), reason });
     }
+    if let Ok(stat) = Stat::of_fd(tree.root_fd()) {
+        stats.change(&stat, || show(b""));
+    }
     let mut seen = HashSet::new();
     let mut stack = vec![(None::<Arc<Node>>, Box::<[u8]>::default())];
     while let Some((parent, name)) = stack.pop() {
@@ -100,6 +107,7 @@ fn walk(
             if let Some(reason) = refusal {
                 refused.push(Refusal { path: show(&node.path_of(name)), reason });
             }
+            stats.change(&stat, || show(&node.path_of(name)));
             stats.allocated += stat.blocks.saturating_mul(512);
             match stat.kind {
                 Kind::Directory if stat.is_mount || !enters || node.depth() + 1 >= MAX_DEPTH => {
@@ -188,6 +196,13 @@ impl Admission<'_> {
 }
 
 impl TreeStats {
+    fn change(&mut self, stat: &Stat, path: impl FnOnce() -> String) {
+        let at = stat.ctime.millis_since(Time::EPOCH);
+        if self.latest.as_ref().is_none_or(|(_, latest)| at > *latest) {
+            self.latest = Some((path(), at));
+        }
+    }
+
     fn big(&mut self, node: &Node, name: &[u8], size: u64) {
         let place = self.biggest.partition_point(|(_, other)| *other >= size);
         if place < BIGGEST {

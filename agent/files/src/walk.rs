@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use crate::attributes::{self, Unread};
 use crate::confine::{MAX_DEPTH, Node, Tree};
 use crate::digest::EntriesDigest;
+use crate::directories::Directories;
 use crate::entries::{Entry, Link, What, Withheld};
 use crate::halt::Halt;
 use crate::metadata::{Handle, Identity, Kind, Stat, Time};
@@ -90,6 +91,11 @@ pub struct Walker {
     excludes: HashSet<Vec<u8>>,
     owners: Owners,
     changed_since: Option<Time>,
+    doubted: HashSet<Vec<u8>>,
+    known: Option<Arc<Directories>>,
+    seen: Option<Arc<Mutex<Directories>>>,
+    /// Whether the walk that `changed_since` is about was in this directory.
+    in_known: bool,
     links: HashMap<Identity, Seen>,
     next_group: u64,
     next_batch: u64,
@@ -131,7 +137,7 @@ impl Walker {
         purpose: Purpose,
         options: &SourceOptions,
     ) -> Self {
-        let exclude = |path: &std::path::PathBuf| path.as_os_str().as_bytes().to_vec();
+        let bytes = |path: &std::path::PathBuf| path.as_os_str().as_bytes().to_vec();
         Self {
             tree,
             out,
@@ -141,9 +147,13 @@ impl Walker {
             findings,
             purpose,
             manifest: EntriesDigest::default(),
-            excludes: options.excludes.iter().map(exclude).collect(),
+            excludes: options.excludes.iter().map(bytes).collect(),
             owners: Owners::of(options),
             changed_since: options.changed_since.map(Time::from_system),
+            doubted: options.doubted.iter().map(bytes).collect(),
+            known: options.known.clone(),
+            seen: options.seen.clone(),
+            in_known: false,
             links: HashMap::new(),
             next_group: 0,
             next_batch: 0,
@@ -197,15 +207,17 @@ impl Walker {
         stack: &mut Vec<Pending>,
     ) -> Result<(), Fault> {
         let opened = self.tree.open(node).and_then(|fd| {
-            if expected.is_some_and(|e| Stat::of_fd(&fd).map(|s| s.identity()) != Ok(e)) {
+            let identity = Stat::of_fd(&fd)?.identity();
+            if expected.is_some_and(|e| identity != e) {
                 return Err(Errno::STALE);
             }
-            Names::read(&fd).map(|names| (fd, names))
+            Names::read(&fd).map(|names| (fd, identity, names))
         });
-        let (fd, names) = match opened {
+        let (fd, identity, names) = match opened {
             Ok(opened) => opened,
             Err(errno) => return self.unlisted(node, errno),
         };
+        self.enter(node, identity)?;
         self.out.put(&Frame::Dir(DirStatus::Listed))?;
         let first = stack.len();
         let mut batch = Collecting::default();
@@ -231,6 +243,26 @@ impl Walker {
         self.manifest.directory_end();
         stack[first..].reverse();
         self.out.put(&Frame::DirEnd).map(drop)
+    }
+
+    /// Notes the directory, and whether it was there before.
+    fn enter(&mut self, node: &Node, identity: Identity) -> Result<(), Fault> {
+        if self.known.is_none() && self.seen.is_none() {
+            self.in_known = true;
+            return Ok(());
+        }
+        let path = node.path();
+        self.in_known = self.known.as_ref().is_none_or(|known| known.has(&path, identity));
+        if !self.in_known && node.depth() == 0 {
+            return Err(Fault::precondition(
+                "the root of the tree is another directory than it was in the pass before",
+            )
+            .remedy("check that its file system is mounted, then begin anew"));
+        }
+        if let Some(seen) = &self.seen {
+            seen.lock().unwrap_or_else(PoisonError::into_inner).note(&path, identity);
+        }
+        Ok(())
     }
 
     fn unlisted(&mut self, node: &Node, errno: Errno) -> Result<(), Fault> {
@@ -333,7 +365,11 @@ impl Walker {
         let mut entry = described(&stat, what, attributes);
         entry.name = name.to_vec();
         entry.doubtful = match (self.purpose, self.changed_since) {
-            (_, Some(since)) => stat.ctime >= since,
+            (_, Some(since)) => {
+                stat.ctime >= since
+                    || !self.in_known
+                    || (!self.doubted.is_empty() && self.doubted.contains(&node.path_of(name)))
+            }
             (Purpose::Pass, None) => false,
             (Purpose::Verify, None) => true,
         };

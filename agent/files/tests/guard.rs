@@ -100,6 +100,25 @@ async fn a_survey_names_what_a_pass_would_refuse() {
 }
 
 #[tokio::test]
+async fn a_scan_names_what_changed_last_whatever_its_mtime_says() {
+    let trees = Trees::quick();
+    mkdir(&trees.source.join("in"));
+    write(&trees.source.join("in/old"), "o");
+    write(&trees.source.join("new"), "n");
+    let latest = || {
+        let cancel = tokio_util::sync::CancellationToken::new();
+        ferry_files::scan(&trees.source, &cancel).expect("scan").latest.expect("an entry")
+    };
+    let (_, before) = latest();
+    // A later tick of the clock of file systems, then a change that puts mtime back.
+    while latest().1 == before {
+        let file = std::fs::File::options().write(true).open(trees.source.join("in/old"));
+        file.expect("open").set_modified(std::time::UNIX_EPOCH).expect("mtime");
+    }
+    assert_eq!(latest().0, "in/old");
+}
+
+#[tokio::test]
 async fn a_root_that_is_not_the_accounts_is_named_too() {
     let trees = Trees::quick();
     std::os::unix::fs::chown(&trees.source, Some(0), Some(0)).expect("chown");

@@ -5,7 +5,9 @@ mod support;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 
+use ferry_files::SourceOptions;
 use support::{GID, Trees, UID, mkdir, own, own_all, run, write};
 
 /// One of everything that an account may have.
@@ -291,4 +293,88 @@ async fn a_write_through_a_mapping_is_seen_by_the_next_pass() {
         assert_eq!(copy[0], byte);
     }
     trees.assert_equal();
+}
+
+#[tokio::test]
+async fn a_pass_after_another_copies_what_its_times_hide() {
+    let trees = Trees::quick();
+    for directory in ["live", "next"] {
+        mkdir(&trees.source.join(directory));
+        write(&trees.source.join(directory).join("page"), directory);
+    }
+    write(&trees.source.join("edited"), "before");
+    let old = |path: &str| {
+        run(Command::new("touch").args(["-d", "2020-01-01"]).arg(trees.source.join(path)));
+    };
+    for path in ["live/page", "next/page", "edited"] {
+        old(path);
+    }
+    let seen = Arc::new(Mutex::new(ferry_files::Directories::default()));
+    let first = SourceOptions { seen: Some(Arc::clone(&seen)), ..support::source_options() };
+    trees.pass_with(first, support::target_options()).await.0.expect("first pass");
+    // Names change places and a content changes, sizes and times do not. `page` itself is as old as
+    // before: only its directory tells.
+    let until = std::time::SystemTime::now();
+    while std::fs::metadata(trees.source.join("edited"))
+        .and_then(|m| Ok(m.modified()? <= until))
+        .expect("stat")
+    {
+        write(&trees.source.join("edited"), "behind");
+    }
+    old("edited");
+    let at = |name: &str| trees.source.join(name);
+    std::fs::rename(at("live"), at("last")).expect("rename");
+    std::fs::rename(at("next"), at("live")).expect("rename");
+    let known = Arc::new(seen.lock().expect("no panic").clone());
+    let compare = || SourceOptions {
+        changed_since: Some(until),
+        known: Some(Arc::clone(&known)),
+        ..support::source_options()
+    };
+    let differing = trees.compare_with(compare()).await;
+    assert!(differing.differences.items.iter().any(|d| d.path == "live/page"), "{differing:?}");
+    trees.pass_with(compare(), support::target_options()).await.0.expect("second pass");
+    assert!(trees.compare().await.is_equal());
+    assert!(trees.compare_with(compare()).await.is_equal());
+    trees.assert_equal();
+}
+
+#[tokio::test]
+async fn what_is_doubted_is_copied_and_compared_whatever_its_times() {
+    let trees = Trees::quick();
+    write(&trees.source.join("page"), "source");
+    write(&trees.source.join("other"), "source");
+    trees.pass().await;
+    let mtime = std::fs::metadata(trees.target.join("page")).and_then(|m| m.modified());
+    std::fs::write(trees.target.join("page"), "target").expect("write");
+    let file = std::fs::File::options().write(true).open(trees.target.join("page"));
+    file.expect("open").set_modified(mtime.expect("mtime")).expect("mtime");
+    let since = std::time::SystemTime::now() + std::time::Duration::from_secs(3600);
+    let options = |doubted: &[&str]| SourceOptions {
+        changed_since: Some(since),
+        doubted: doubted.iter().map(std::path::PathBuf::from).collect(),
+        ..support::source_options()
+    };
+    assert!(trees.compare_with(options(&[])).await.is_equal());
+    assert_eq!(trees.compare_with(options(&["page"])).await.differences.total, 1);
+    let (sent, _) = trees.pass_with(options(&["page"]), support::target_options()).await;
+    assert_eq!(sent.expect("pass").files_sent, 1);
+    assert!(trees.compare().await.is_equal());
+}
+
+#[tokio::test]
+async fn another_root_than_before_is_a_fault() {
+    let trees = Trees::quick();
+    write(&trees.source.join("page"), "content");
+    trees.pass().await;
+    // What a file system that is no longer mounted looks like.
+    let options = SourceOptions {
+        changed_since: Some(std::time::UNIX_EPOCH),
+        known: Some(Arc::default()),
+        ..support::source_options()
+    };
+    let (sent, _) = trees.pass_with(options, support::target_options()).await;
+    let fault = sent.expect_err("another root");
+    assert!(fault.message.contains("another directory"), "{fault}");
+    assert!(trees.target.join("page").exists());
 }

@@ -38,17 +38,32 @@ pub(crate) struct Listen {
 impl Listen {
     /// The port on which plain HTTP is spoken here, if loopback connections reach it.
     pub(crate) fn plain_port(&self) -> Option<u16> {
-        if self.ssl || self.proxy_protocol || self.address.starts_with("unix:") {
+        if self.ssl || self.proxy_protocol {
             return None;
         }
-        let (host, port) = match self.address.rsplit_once(':') {
-            Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
-            _ if self.address.bytes().all(|b| b.is_ascii_digit()) => {
-                ("*", self.address.parse().ok()?)
-            }
-            _ => (self.address.as_str(), 80),
-        };
+        let (host, port) = self.host_and_port()?;
         ["*", "0.0.0.0", "127.0.0.1"].contains(&host).then_some(port)
+    }
+
+    /// The port at which visitors come here.
+    pub(crate) fn visitors_port(&self) -> Option<u16> {
+        if self.proxy_protocol {
+            return None;
+        }
+        self.host_and_port().map(|(_, port)| port)
+    }
+
+    fn host_and_port(&self) -> Option<(&str, u16)> {
+        if self.address.starts_with("unix:") {
+            return None;
+        }
+        match self.address.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => Some((host, port.parse().ok()?)),
+            _ if self.address.bytes().all(|b| b.is_ascii_digit()) => {
+                Some(("*", self.address.parse().ok()?))
+            }
+            _ => Some((self.address.as_str(), 80)),
+        }
     }
 
     /// As a directive.
@@ -248,6 +263,17 @@ server { listen 80; server_name api.shop.example; return 301 https://$host; }
         assert_eq!(port("443 ssl"), None);
         assert_eq!(port("[::]:80"), None);
         assert_eq!(port("192.0.2.1:80"), None);
+        assert_eq!(port("unix:/run/x.sock"), None);
+    }
+
+    #[test]
+    fn ports_that_visitors_reach() {
+        let port = |text: &str| summarise(&format!("listen {text};")).listens[0].visitors_port();
+        assert_eq!(port("443 ssl"), Some(443));
+        assert_eq!(port("[::]:8443 ssl"), Some(8443));
+        assert_eq!(port("[::1]"), Some(80));
+        assert_eq!(port("192.0.2.1"), Some(80));
+        assert_eq!(port("127.0.0.1:8080 proxy_protocol"), None);
         assert_eq!(port("unix:/run/x.sock"), None);
     }
 }

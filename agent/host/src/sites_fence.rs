@@ -3,10 +3,12 @@
 //! the services themselves and holds across reboots. Knows no redirector.
 
 mod act;
+mod discard;
 mod plan;
 mod rehearse;
 
 pub use act::{Services, fence, unfence};
+pub use discard::discard;
 pub use plan::plan_fence;
 pub use rehearse::rehearse;
 

@@ -39,6 +39,11 @@ pub enum Entry {
         /// Its state; none: forgotten.
         account: Option<Box<Account>>,
     },
+    /// A move was undone here: its grants are good for nothing any more.
+    Undone {
+        /// The move's job.
+        job: JobId,
+    },
     /// The highest controller generation seen.
     Generation {
         /// It.
@@ -152,6 +157,9 @@ pub enum Standing {
     Finalized {
         /// Who serves the account.
         to: ServerName,
+        /// Since when: its commit, Unix milliseconds; none in ledgers of old.
+        #[serde(default)]
+        since_unix_ms: Option<i64>,
     },
 }
 
@@ -226,7 +234,7 @@ impl Account {
     pub fn moved_to(&self) -> Option<&ServerName> {
         match &self.standing {
             Standing::Moved { record, .. } => Some(&record.target),
-            Standing::Finalized { to } => Some(to),
+            Standing::Finalized { to, .. } => Some(to),
             _ => None,
         }
     }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
 
 use ferry_proto::command::Outcome;
-use ferry_proto::ids::{AccountName, CommandId, ServerName};
+use ferry_proto::ids::{AccountName, CommandId, JobId, ServerName};
 use ferry_proto::{Fault, FaultClass};
 
 pub use entry::{Account, Closed, Entry, Made, SourceRecord, Standing};
@@ -19,6 +19,8 @@ use file::LogFile;
 /// Outcomes of ended commands that are kept for repeated questions. A controller asks again within
 /// the life of a job; this many commands are some hundreds of jobs.
 const KEPT_OUTCOMES: usize = 4096;
+/// Moves that are remembered as undone. Their grants end within days, of themselves.
+const KEPT_UNDONE: usize = 1024;
 /// The log is compacted when it is longer than this and mostly history.
 const COMPACT_ABOVE: u64 = 32 << 20;
 
@@ -47,6 +49,7 @@ struct State {
     accounts: BTreeMap<AccountName, Account>,
     commands: HashMap<CommandId, CommandState>,
     ended: VecDeque<CommandId>,
+    undone: VecDeque<JobId>,
     generation: u64,
     revoked_serials: Vec<String>,
     revoked_servers: Vec<ServerName>,
@@ -163,6 +166,11 @@ impl Ledger {
         self.state.commands.get(&id).cloned().unwrap_or(CommandState::Unknown)
     }
 
+    /// Whether a move was undone here.
+    pub fn is_undone(&self, job: JobId) -> bool {
+        self.state.undone.contains(&job)
+    }
+
     /// The highest controller generation seen.
     pub fn generation(&self) -> u64 {
         self.state.generation
@@ -212,6 +220,12 @@ impl State {
             Entry::Account { name, account: None } => {
                 self.accounts.remove(&name);
             }
+            Entry::Undone { job } => {
+                self.undone.push_back(job);
+                if self.undone.len() > KEPT_UNDONE {
+                    self.undone.pop_front();
+                }
+            }
             Entry::Generation { generation } => self.generation = generation,
             Entry::Revocations { serials, servers } => {
                 self.revoked_serials = serials;
@@ -229,6 +243,9 @@ impl State {
                 servers: self.revoked_servers.clone(),
             })?,
         ];
+        for job in &self.undone {
+            entries.push(to_json(&Entry::Undone { job: *job })?);
+        }
         for (name, account) in &self.accounts {
             let account = Some(Box::new(account.clone()));
             entries.push(to_json(&Entry::Account { name: name.clone(), account })?);
@@ -334,11 +351,14 @@ mod tests {
         let id = CommandId::new_now();
         ledger.record(Entry::Ended { id, digest: "d".into(), outcome: done() }).unwrap();
         ledger.record(Entry::Generation { generation: 7 }).unwrap();
+        let job = JobId::new_now();
+        ledger.record(Entry::Undone { job }).unwrap();
         let entries = ledger.state.entries().unwrap();
         ledger.log.replace(&entries).unwrap();
         drop(ledger);
         let ledger = Ledger::open(&dir.path().join("ledger")).unwrap();
         assert!(matches!(ledger.command(id), CommandState::Ended { .. }));
         assert_eq!(ledger.generation(), 7);
+        assert!(ledger.is_undone(job) && !ledger.is_undone(JobId::new_now()));
     }
 }

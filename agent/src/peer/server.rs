@@ -107,7 +107,9 @@ fn check(agent: &Agent, request: &Request, peer: &ServerName) -> Answer<Grant> {
 fn fits(agent: &Agent, grant: &Grant, operation: &Operation) -> Answer<()> {
     let account = agent.account(&grant.account);
     let fits = match operation {
-        Operation::Record => may_be_told(account.as_ref(), grant),
+        Operation::Record => {
+            !agent.look(|l| l.is_undone(grant.job)) && may_be_told(account.as_ref(), grant)
+        }
         Operation::Open { commit } => {
             (&commit.account, commit.job, commit.epoch)
                 == (&grant.account, grant.job, grant.epoch.next())
@@ -248,6 +250,7 @@ async fn load(
 mod tests {
     use super::*;
     use crate::clock::Deadline;
+    use crate::ledger::Entry;
     use crate::testing::authority::Authority;
     use crate::testing::{a_move, account, agent, fenced, grant, receiving};
     use ferry_proto::command::{CommitRecord, Move};
@@ -295,11 +298,17 @@ mod tests {
             fenced(&other, &far),
             fenced(&of, &far),
             receiving(&of),
-            Standing::Finalized { to: "transit1".parse().unwrap() },
+            Standing::Finalized { to: "transit1".parse().unwrap(), since_unix_ms: None },
         ] {
             put(&agent, &standing, 3).await;
             assert!(ask().is_err(), "{standing:?}");
         }
+        // As it was; but the move was undone.
+        put(&agent, &Standing::Serving, 3).await;
+        ask().unwrap();
+        agent.write(move |l| l.record(Entry::Undone { job: of.job })).await.unwrap();
+        assert!(ask().is_err(), "undone");
+        asks(&authority, &agent, &other, Operation::Record, "transit1").unwrap();
     }
 
     #[tokio::test]

@@ -13,7 +13,7 @@ pub use target::target;
 
 use ferry_host::facts;
 use ferry_proto::Fault;
-use ferry_proto::command::ServerFacts;
+use ferry_proto::command::{HoldLimit, ServerFacts};
 
 use crate::agent::{Agent, blocking};
 use crate::clock::unix_ms;
@@ -24,6 +24,7 @@ use crate::clock::unix_ms;
 /// If the host does not say.
 pub async fn server_facts(agent: &Agent) -> Result<ServerFacts, Fault> {
     let layout = agent.layout.clone();
+    let hold = agent.config.hold.limits();
     let facts = blocking(move || facts::server(&layout, &[])).await?;
     Ok(ServerFacts {
         system: facts.os,
@@ -32,6 +33,7 @@ pub async fn server_facts(agent: &Agent) -> Result<ServerFacts, Fault> {
         memory_bytes: facts.memory_bytes,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         services: facts.packages,
+        hold: HoldLimit { wait_ms: hold.wait_ms, requests: hold.requests, bytes: hold.bytes },
         // Read last: the controller compares it with its own when the answer arrives.
         clock_unix_ms: unix_ms(),
     })

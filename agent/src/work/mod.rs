@@ -9,6 +9,7 @@ pub mod files;
 pub mod finalize;
 pub mod inspect;
 pub mod open;
+pub mod prove;
 pub mod provision;
 pub mod record;
 pub mod rehearse;

@@ -263,25 +263,3 @@ pub async fn erase(agent: &Arc<Agent>, account: &Account) -> Result<(), Fault> {
     })
     .await
 }
-
-/// Removes what a fence put in the way of an account that is erased: stubs, masks.
-///
-/// # Errors
-/// If something cannot be removed.
-pub async fn clear_closed(agent: &Arc<Agent>, closed: &crate::ledger::Closed) -> Result<(), Fault> {
-    let (layout, closed) = (agent.layout.clone(), closed.clone());
-    blocking(move || {
-        use ferry_host::sites_fence::{Services, unfence};
-        // First what was moved aside: put back, it would be served for a moment.
-        let aside = layout.aside(&closed.sites.account);
-        match std::fs::remove_dir_all(&aside) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Fault::io(format!("cannot remove {}", aside.display()), &e));
-            }
-            _ => {}
-        }
-        unfence(&layout, &closed.sites, Services::Running)?;
-        processes::allow(&layout, &closed.units).map(|_| ())
-    })
-    .await
-}

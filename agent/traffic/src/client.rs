@@ -42,6 +42,11 @@ impl Redirector {
         Ok(this)
     }
 
+    /// Whether there is a redirector on this server, running or not.
+    pub fn is_here(&self) -> bool {
+        self.socket.exists()
+    }
+
     /// Adds an account or replaces all that is known of it. Durable when it returns. The agent
     /// repeats it for every account of its ledger when it starts.
     ///

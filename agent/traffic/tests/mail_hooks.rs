@@ -32,6 +32,8 @@ async fn hooks_go_in_once_and_out_without_a_trace() {
     // What the provider changes meanwhile stays.
     let maps = host.postconf(&["-h", "transport_maps"]);
     host.postconf(&["-e", &format!("transport_maps={}, texthash:/dev/null", maps.trim())]);
+    // Nor does it need what was kept of accounts: somebody may have cleaned up.
+    std::fs::remove_dir_all(host.config.state_dir.join("accounts")).expect("removed");
     host.mail.remove_hooks().await.expect("unhooked");
     host.mail.remove_hooks().await.expect("unhooked again");
     let after = host.postconf(&["-n"]).replace(", texthash:/dev/null", "");
@@ -166,4 +168,12 @@ async fn a_server_without_mail_programs_is_told_apart() {
     assert!(fault.remedy.contains("install"), "{fault}");
     assert_eq!(mail.inspect(&spec).await.expect("inspected").findings.len(), 2);
     mail.unfence(&spec).await.expect("an undo never needs the services");
+
+    // A Dovecot that was purged leaves our files behind.
+    let (snippet, tables) = (dir.path().join("05-ferry.conf"), dir.path().join("dovecot"));
+    std::fs::write(&snippet, "passdb {\n}\n").expect("written");
+    std::fs::create_dir(&tables).expect("a directory");
+    std::fs::write(tables.join("held"), "").expect("written");
+    mail.remove_hooks().await.expect("unhooked");
+    assert!(!snippet.exists() && !tables.exists());
 }

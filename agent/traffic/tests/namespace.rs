@@ -239,7 +239,8 @@ async fn websocket(visitor: &str) -> std::net::TcpStream {
 }
 
 async fn ask_for_websocket(socket: &mut TcpStream) {
-    let head = "GET /ws HTTP/1.1\r\nHost: b.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let head =
+        "GET /ws HTTP/1.1\r\nHost: b.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
     socket.write_all(head.as_bytes()).await.unwrap();
     read_until(socket, "101").await;
 }

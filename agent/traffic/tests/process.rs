@@ -104,11 +104,22 @@ async fn a_route_that_cannot_be_saved_is_refused_but_a_release_to_the_own_server
     let local = route("alice", 1, &["a.example"], RouteState::Local, origin.address);
     client.set_route(local).await.unwrap();
     client.hold(&alice, Epoch(1), limits()).await.unwrap();
+    let remote = RouteState::Remote { peer: "192.0.2.1:7481".parse().unwrap() };
+    let bob = route("bob", 1, &["b.example"], remote, origin.address);
+    client.set_route(bob.clone()).await.unwrap();
     mounted.fill();
     let fault = client.hold(&alice, Epoch(2), limits()).await.unwrap_err();
     assert_eq!(fault.class, FaultClass::Precondition, "{fault}");
     client.release(&alice, Epoch(1), Target::Local).await.unwrap();
     assert_eq!(body(&get(http, "a.example", "/").await), "a");
+    // What is on the disk as it stands is not held up by what is not.
+    client.set_route(bob.clone()).await.unwrap();
+    client.set_peers([].into()).await.unwrap();
+    let moved = RouteState::Remote { peer: "192.0.2.2:7481".parse().unwrap() };
+    client
+        .set_route(ferry_traffic::control::AccountRoute { state: moved, ..bob })
+        .await
+        .unwrap_err();
 }
 
 /// A small file system, unmounted when dropped.

@@ -1,5 +1,5 @@
-//! Who may call the operators' service: whoever has the token. Roles come later; the check is
-//! here, in one place.
+//! Who may call what of the operators' service: a request's proof makes its caller, the caller has a
+//! role, and the role allows verbs. There is one token and one role so far.
 
 use std::path::Path;
 
@@ -8,6 +8,63 @@ use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use ferry_proto::Fault;
 use ferry_proto::channel::files;
 use tonic::{Request, Status};
+
+/// Who calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// As the journal names them.
+    pub name: String,
+    /// What they are.
+    pub role: Role,
+}
+
+/// What a caller is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Holds the operators' token.
+    Operator,
+}
+
+/// What somebody calls for: one per method of the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Verb {
+    AddServer,
+    ListServers,
+    RevokeServer,
+    ListAccounts,
+    PlanMove,
+    StartMove,
+    AbortMove,
+    ResumeJob,
+    FinalizeMove,
+    ListJobs,
+    WatchJob,
+    ListEvents,
+}
+
+impl Role {
+    /// Whether the role allows it. Every verb is named, so that a new one has to be decided.
+    pub fn allows(self, verb: Verb) -> bool {
+        match (self, verb) {
+            (
+                Self::Operator,
+                Verb::AddServer
+                | Verb::ListServers
+                | Verb::RevokeServer
+                | Verb::ListAccounts
+                | Verb::PlanMove
+                | Verb::StartMove
+                | Verb::AbortMove
+                | Verb::ResumeJob
+                | Verb::FinalizeMove
+                | Verb::ListJobs
+                | Verb::WatchJob
+                | Verb::ListEvents,
+            ) => true,
+        }
+    }
+}
 
 /// The operators' token.
 #[derive(Clone)]
@@ -38,12 +95,23 @@ impl OperatorToken {
         Ok(Self(text))
     }
 
-    /// Lets a request pass if it carries the token.
+    /// Who sends a request, if they may call for `verb`.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED` otherwise.
+    /// `UNAUTHENTICATED` without the token, `PERMISSION_DENIED` if the caller's role does not allow
+    /// it.
     #[allow(clippy::result_large_err)]
-    pub fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
+    pub fn authorise<T>(&self, request: &Request<T>, verb: Verb) -> Result<Caller, Status> {
+        let caller = self.caller(request)?;
+        if caller.role.allows(verb) {
+            Ok(caller)
+        } else {
+            Err(Status::permission_denied(format!("{} may not do this: {verb:?}", caller.name)))
+        }
+    }
+
+    #[allow(clippy::result_large_err)]
+    fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
         let given = request
             .metadata()
             .get("authorization")
@@ -54,6 +122,7 @@ impl OperatorToken {
             Status::unauthenticated(
                 "the operators' token is missing or wrong: give --token-file, or FERRY_TOKEN_FILE",
             )
-        })
+        })?;
+        Ok(Caller { name: "an operator".to_owned(), role: Role::Operator })
     }
 }

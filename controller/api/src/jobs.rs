@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use ferry_engine::{Event, Journal, Runner, Steps, Told};
+use ferry_engine::{Abort, Event, Journal, Runner, Steps, Told};
 use ferry_fleet::{Fleet, now_ms};
 use ferry_plan::Plan;
 use ferry_proto::Fault;
 use ferry_proto::ids::{AccountName, JobId};
-use ferry_proto::view::{JobPhase, JobView};
+use ferry_proto::view::{JobPhase, JobView, StepPhase, StepView};
 use ferry_store::{JobRow, Store};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -26,8 +27,7 @@ struct StoreJournal(Arc<dyn Store>);
 #[async_trait]
 impl Journal for StoreJournal {
     async fn append(&self, job: JobId, event: &Event) -> Result<(), Fault> {
-        let text = serde_json::to_string(event)
-            .map_err(|e| Fault::bug("an event has no JSON").caused_by(&e))?;
+        let text = to_json(event)?;
         self.0.append_event(job, &text, now_ms()).await.map(|_| ())
     }
 
@@ -54,10 +54,28 @@ async fn load_events(store: &dyn Store, job: JobId) -> Result<Vec<(i64, Event)>,
     }
 }
 
-/// A running job.
+/// What is shown of a job: its view, or why it does not go on for now.
+pub type Shown = Result<JobView, Fault>;
+
+/// A job that has not ended.
 struct Running {
-    abort: CancellationToken,
-    view: watch::Receiver<JobView>,
+    account: AccountName,
+    abort: Abort,
+    shown: watch::Receiver<Shown>,
+}
+
+/// How long an abort may take to be journalled.
+const JOURNALLED_WITHIN: Duration = Duration::from_secs(20);
+/// How long to wait before a job whose journal failed is taken up again: at first, and at most.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
+
+/// Which job is meant.
+#[derive(Debug, Clone)]
+pub enum Which {
+    /// This one.
+    Job(JobId),
+    /// The last one of an account.
+    LastOf(AccountName),
 }
 
 /// All jobs.
@@ -89,13 +107,11 @@ impl Jobs {
     /// Takes up every job that has not ended.
     ///
     /// # Errors
-    /// If the store cannot be read. A damaged job is logged and left alone.
+    /// If the store cannot be read. A damaged job says so whenever it is asked for.
     pub async fn recover(self: &Arc<Self>) -> Result<(), Fault> {
         for row in self.store.jobs(None, true).await? {
             tracing::info!(job = %row.id, account = %row.account, "taking the job up again");
-            if let Err(fault) = self.spawn(&row).await {
-                tracing::error!(job = %row.id, "cannot take the job up: {fault}");
-            }
+            self.spawn(row).await;
         }
         Ok(())
     }
@@ -137,65 +153,146 @@ impl Jobs {
         }
         self.store.start_job(id, now_ms()).await?;
         let row = self.store.job(id).await?.ok_or_else(unknown)?;
-        self.spawn(&row).await
+        self.spawn(row).await;
+        Ok(())
     }
 
-    /// Asks the running job of an account to undo itself.
+    /// Asks the running job of an account to undo itself; returns once that is journalled. `by` says
+    /// who asks.
     ///
     /// # Errors
-    /// If none runs, or it has committed.
-    pub fn abort(&self, account: &AccountName) -> Result<JobId, Fault> {
-        let running = self.running();
-        let (id, job) = running
-            .iter()
-            .find(|(_, job)| &job.view.borrow().account == account)
-            .ok_or_else(|| {
-                Fault::precondition(format!("no job of account {account} is running"))
-                    .remedy("see `ferry status`; after a move, `ferry rollback` goes back")
-            })?;
-        if job.view.borrow().committed {
-            return Err(Fault::precondition(format!(
-                "the move of account {account} has committed"
+    /// If none runs, there is no way back, or the journal fails.
+    pub async fn abort(&self, account: &AccountName, by: &str) -> Result<JobId, Fault> {
+        let found = {
+            let running = self.running();
+            let of_account = running.iter().find(|(_, job)| &job.account == account);
+            of_account.map(|(id, job)| (*id, job.abort.clone(), job.shown.clone()))
+        };
+        let Some((id, abort, mut shown)) = found else {
+            return Err(Fault::precondition(format!("no job of account {account} is running"))
+                .remedy("see `ferry status`; after a move, `ferry rollback` goes back"));
+        };
+        refuse_without_way_back(account, shown.borrow().as_ref().map_err(Clone::clone)?)?;
+        abort.request(by);
+        let noted = shown.wait_for(|shown| match shown {
+            Ok(view) => view.abort_requested || view.phase.has_ended(),
+            Err(_) => true,
+        });
+        match tokio::time::timeout(JOURNALLED_WITHIN, noted).await {
+            Ok(Ok(shown)) => shown.as_ref().map(|_| id).map_err(Clone::clone),
+            Ok(Err(_)) | Err(_) => Err(Fault::transient(format!(
+                "job {id} of account {account} has not journalled the abort"
             ))
-            .remedy(format!("let it end, then: ferry rollback {account}")));
+            .remedy("see `ferry status`, then ask again")),
         }
-        job.abort.cancel();
-        Ok(*id)
+    }
+
+    /// Goes on with a stuck job, which a person has looked at. `by` says who.
+    ///
+    /// # Errors
+    /// If it is not stuck, or the account had a later job.
+    pub async fn resume(
+        self: &Arc<Self>,
+        which: &Which,
+        by: &str,
+    ) -> Result<(JobId, AccountName), Fault> {
+        let row = self.stuck(which).await?;
+        let event = to_json(&Event::Resumed { by: by.to_owned() })?;
+        self.store.resume_job(row.id, &event, now_ms()).await?;
+        tracing::info!(job = %row.id, account = %row.account, by, "job resumed");
+        let _ = self.bell.send(());
+        let (id, account) = (row.id, row.account.clone());
+        self.spawn(row).await;
+        Ok((id, account))
+    }
+
+    /// The stuck job that is meant.
+    async fn stuck(&self, which: &Which) -> Result<JobRow, Fault> {
+        let account = match which {
+            Which::LastOf(account) => account.clone(),
+            Which::Job(id) => self.row(*id).await?.account,
+        };
+        let last = self.store.jobs(Some(&account), false).await?.into_iter().next();
+        let Some(row) = last else {
+            return Err(Fault::precondition(format!("account {account} has no job"))
+                .remedy("see `ferry status`"));
+        };
+        if let Which::Job(id) = which
+            && *id != row.id
+        {
+            // What it would do now is about an account that stands otherwise since.
+            return Err(Fault::precondition(format!(
+                "job {id} is not the last of account {account}: {} came after it",
+                row.id
+            ))
+            .remedy(format!("see `ferry status {account}`")));
+        }
+        let phase = self.fold(&row).await?.view().phase;
+        if row.ended_ms.is_none() || phase != JobPhase::Stuck {
+            return Err(Fault::precondition(format!(
+                "job {} of account {account} is {phase}: only a stuck job is resumed",
+                row.id
+            ))
+            .remedy(format!("see `ferry status {account}`")));
+        }
+        Ok(row)
+    }
+
+    async fn row(&self, id: JobId) -> Result<JobRow, Fault> {
+        self.store.job(id).await?.ok_or_else(|| {
+            Fault::precondition(format!("no job is called {id}")).remedy("see `ferry status`")
+        })
     }
 
     /// A job as it is now, and as it changes.
     ///
     /// # Errors
-    /// If it is unknown or its journal is damaged.
-    pub async fn watch(&self, id: JobId) -> Result<watch::Receiver<JobView>, Fault> {
-        if let Some(job) = self.running().get(&id) {
-            return Ok(job.view.clone());
+    /// If it is unknown, its journal is damaged, or it does not go on for now.
+    pub async fn watch(&self, id: JobId) -> Result<watch::Receiver<Shown>, Fault> {
+        let row = self.row(id).await?;
+        // After the row: a job that ends in between is shown as it ended.
+        let live = self.running().get(&id).map(|job| job.shown.clone());
+        if let Some(shown) = live {
+            let trouble = shown.borrow().as_ref().err().cloned();
+            return trouble.map_or(Ok(shown), Err);
         }
-        let row = self.store.job(id).await?.ok_or_else(|| {
-            Fault::precondition(format!("no job is called {id}")).remedy("see `ferry status`")
-        })?;
         // An ended job: a watch whose sender is gone shows one value, then ends.
-        Ok(watch::channel(self.fold(&row).await?.view().clone()).1)
+        let row = if row.ended_ms.is_none() { self.row(id).await? } else { row };
+        Ok(watch::channel(Ok(self.fold(&row).await?.view().clone())).1)
     }
 
-    /// The jobs of one account or of all, newest first.
+    /// The jobs of one account or of all, newest first; and a sentence for each that is damaged or
+    /// does not go on for now.
     ///
     /// # Errors
-    /// If the store fails or a journal is damaged.
+    /// If the store fails.
     pub async fn list(
         &self,
         account: Option<&AccountName>,
         running: bool,
-    ) -> Result<Vec<JobView>, Fault> {
-        let mut views = Vec::new();
+    ) -> Result<(Vec<JobView>, Vec<String>), Fault> {
+        let (mut views, mut problems) = (Vec::new(), Vec::new());
         for row in self.store.jobs(account, running).await? {
-            let live = self.running().get(&row.id).map(|job| job.view.borrow().clone());
-            match live {
-                Some(view) => views.push(view),
-                None => views.push(self.fold(&row).await?.view().clone()),
-            }
+            let live = self.running().get(&row.id).map(|job| job.shown.borrow().clone());
+            let trouble = match live {
+                Some(Ok(view)) => {
+                    views.push(view);
+                    continue;
+                }
+                Some(Err(fault)) => Some(fault),
+                None => None,
+            };
+            let trouble = match self.fold(&row).await {
+                Ok(folded) => {
+                    views.push(folded.view().clone());
+                    trouble
+                }
+                Err(fault) => Some(fault),
+            };
+            problems
+                .extend(trouble.map(|f| format!("job {} of account {}: {f}", row.id, row.account)));
         }
-        Ok(views)
+        Ok((views, problems))
     }
 
     /// Rings after each event.
@@ -217,52 +314,63 @@ impl Jobs {
         Ok(folded)
     }
 
-    async fn spawn(self: &Arc<Self>, row: &JobRow) -> Result<(), Fault> {
-        let folded = self.fold(row).await?;
-        let abort = CancellationToken::new();
-        let (told, seen) = mpsc::channel(TOLD);
-        let journal = Arc::new(StoreJournal(self.store.clone()));
-        let runner = Runner::recover(
-            folded.spec().clone(),
-            self.steps.clone(),
-            journal,
-            told,
-            abort.clone(),
-        )
-        .await?;
-        let (sender, view) = watch::channel(folded.view().clone());
-        self.running().insert(row.id, Running { abort, view });
+    /// Gives a job that has not ended its task.
+    async fn spawn(self: &Arc<Self>, row: JobRow) {
+        let shown = self.fold(&row).await.map(|folded| folded.view().clone());
+        let (sender, shown) = watch::channel(shown);
+        let abort = Abort::default();
+        let account = row.account.clone();
+        self.running().insert(row.id, Running { account, abort: abort.clone(), shown });
         let jobs = self.clone();
-        let id = row.id;
         self.tasks.spawn(async move {
-            let showing = tokio::spawn(show(folded, seen, sender, jobs.bell.clone()));
-            let outcome = tokio::select! {
-                outcome = runner.run() => Some(outcome),
-                () = jobs.stop.cancelled() => None,
-            };
-            // The runner is gone, and with it the sender: the view's task ends by itself.
-            if showing.await.is_err() {
-                tracing::error!(job = %id, "the job's view failed");
+            tokio::select! {
+                () = jobs.drive(&row, &abort, &sender) => {}
+                // Left where its journal says.
+                () = jobs.stop.cancelled() => {}
             }
-            match outcome {
-                Some(Ok(phase)) => jobs.ended(id, phase).await,
-                Some(Err(fault)) => {
-                    tracing::error!(job = %id, "the job stopped where its journal says: {fault}")
-                }
-                None => {}
-            }
-            jobs.running().remove(&id);
+            jobs.running().remove(&row.id);
             let _ = jobs.bell.send(());
         });
-        Ok(())
     }
 
-    async fn ended(&self, id: JobId, phase: JobPhase) {
-        tracing::info!(job = %id, %phase, "job ended");
-        if let Err(fault) = self.store.end_job(id, &phase.to_string(), now_ms()).await {
-            // It is taken up again at the next start, and ends at once.
-            tracing::error!(job = %id, "the job's end was not noted: {fault}");
+    /// Runs a job to its end. If its journal or the store fails it is taken up again, after a while,
+    /// as after a crash: whoever watches is told meanwhile.
+    async fn drive(&self, row: &JobRow, abort: &Abort, sender: &watch::Sender<Shown>) {
+        let (mut pause, longest) = PAUSES;
+        loop {
+            let began = tokio::time::Instant::now();
+            let Err(fault) = self.to_the_end(row, abort, sender).await else { return };
+            tracing::error!(job = %row.id, "the job stopped where its journal says: {fault}");
+            tell(sender, Err(stopped(row, fault)));
+            if began.elapsed() > longest {
+                pause = PAUSES.0;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(longest);
         }
+    }
+
+    async fn to_the_end(
+        &self,
+        row: &JobRow,
+        abort: &Abort,
+        sender: &watch::Sender<Shown>,
+    ) -> Result<(), Fault> {
+        let mut folded = self.fold(row).await?;
+        let (told, seen) = mpsc::channel(TOLD);
+        let journal = Arc::new(StoreJournal(self.store.clone()));
+        let (spec, steps) = (folded.spec().clone(), self.steps.clone());
+        let runner = Runner::recover(spec, steps, journal, told, abort.clone()).await?;
+        show_unless_ended(&folded, sender);
+        let showing = show(&mut folded, seen, sender, &self.bell);
+        // The runner's end drops the sender of what is told, and so ends the showing.
+        let (phase, ()) = tokio::join!(runner.run(), showing);
+        let phase = phase?;
+        self.store.end_job(row.id, &phase.to_string(), now_ms()).await?;
+        tracing::info!(job = %row.id, %phase, "job ended");
+        // Only now: whoever sees the end may start the account's next job.
+        tell(sender, Ok(folded.view().clone()));
+        Ok(())
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<JobId, Running>> {
@@ -279,12 +387,52 @@ pub fn read_plan(row: &JobRow) -> Result<Plan, Fault> {
         .map_err(|e| Fault::bug(format!("the plan of job {} is damaged", row.id)).caused_by(&e))
 }
 
-/// Keeps a job's view current.
+/// A fault if the job has no way back.
+fn refuse_without_way_back(account: &AccountName, view: &JobView) -> Result<(), Fault> {
+    if view.committed {
+        return Err(Fault::precondition(format!("the move of account {account} has committed"))
+            .remedy(format!("let it end, then: ferry rollback {account}")));
+    }
+    let begun = |step: &StepView| step.name == "finalize" && step.phase != StepPhase::Waiting;
+    if view.steps.iter().any(begun) {
+        return Err(Fault::precondition(format!(
+            "the move of account {account} is being ended for good: there is no way back"
+        ))
+        .remedy(format!("see `ferry status {account}`")));
+    }
+    Ok(())
+}
+
+/// What whoever watches is told when a job's journal or the store fails.
+fn stopped(row: &JobRow, fault: Fault) -> Fault {
+    fault
+        .context(format!("job {} of account {} does not go on for now", row.id, row.account))
+        .remedy(format!(
+            "it stands where its journal says, and is taken up again by itself: see the controller's log, and `ferry status {}`",
+            row.account
+        ))
+}
+
+fn tell(sender: &watch::Sender<Shown>, shown: Shown) {
+    sender.send_modify(|now| *now = shown);
+}
+
+fn to_json(event: &Event) -> Result<String, Fault> {
+    serde_json::to_string(event).map_err(|e| Fault::bug("an event has no JSON").caused_by(&e))
+}
+
+fn show_unless_ended(folded: &Folded, sender: &watch::Sender<Shown>) {
+    if !folded.view().phase.has_ended() {
+        tell(sender, Ok(folded.view().clone()));
+    }
+}
+
+/// Keeps a job's view current, but for its end.
 async fn show(
-    mut folded: Folded,
+    folded: &mut Folded,
     mut seen: mpsc::Receiver<Told>,
-    sender: watch::Sender<JobView>,
-    bell: broadcast::Sender<()>,
+    sender: &watch::Sender<Shown>,
+    bell: &broadcast::Sender<()>,
 ) {
     while let Some(told) = seen.recv().await {
         match told {
@@ -297,6 +445,6 @@ async fn show(
             }
             Told::Progress { step, progress } => folded.progress(step, progress),
         }
-        sender.send_replace(folded.view().clone());
+        show_unless_ended(folded, sender);
     }
 }

@@ -4,8 +4,9 @@
 //! * [`auth`]: who may call it.
 //! * [`planning`]: asks both ends, then plans.
 //! * [`jobs`]: jobs that run, and those that are taken up again after a restart.
-//! * [`view`]: a job as it is shown.
+//! * [`view`]: a job as it is shown; [`advice`]: what a person should know of it.
 
+pub mod advice;
 pub mod auth;
 pub mod jobs;
 pub mod operators;

@@ -18,8 +18,8 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tonic::{Request, Response, Status};
 
-use crate::auth::OperatorToken;
-use crate::jobs::{Jobs, read_plan};
+use crate::auth::{OperatorToken, Verb};
+use crate::jobs::{Jobs, Which, read_plan};
 use crate::planning::{Planner, Wish};
 use crate::view::sentence;
 
@@ -90,7 +90,7 @@ impl OperatorService for OperatorEndpoint {
         &self,
         request: Request<v1::AddServerRequest>,
     ) -> Answer<v1::AddServerResponse> {
-        self.token.check(&request)?;
+        self.token.authorise(&request, Verb::AddServer)?;
         let request = request.into_inner();
         let valid = (request.token_seconds > 0)
             .then(|| Duration::from_secs(u64::from(request.token_seconds)));
@@ -104,7 +104,7 @@ impl OperatorService for OperatorEndpoint {
         &self,
         request: Request<v1::ListServersRequest>,
     ) -> Answer<v1::ListServersResponse> {
-        self.token.check(&request)?;
+        self.token.authorise(&request, Verb::ListServers)?;
         let rows = or_status(self.store.servers().await)?;
         let servers = rows.into_iter().map(|row| self.server_message(row)).collect();
         Ok(Response::new(v1::ListServersResponse { servers }))
@@ -114,7 +114,7 @@ impl OperatorService for OperatorEndpoint {
         &self,
         request: Request<v1::RevokeServerRequest>,
     ) -> Answer<v1::RevokeServerResponse> {
-        self.token.check(&request)?;
+        self.token.authorise(&request, Verb::RevokeServer)?;
         let name: ServerName = parse(&request.into_inner().name)?;
         let was_connected = or_status(self.fleet.revoke(&name).await)?;
         tracing::warn!(server = %name, "server cut off");
@@ -125,7 +125,7 @@ impl OperatorService for OperatorEndpoint {
         &self,
         request: Request<v1::ListAccountsRequest>,
     ) -> Answer<v1::ListAccountsResponse> {
-        self.token.check(&request)?;
+        self.token.authorise(&request, Verb::ListAccounts)?;
         let accounts = or_status(self.store.accounts().await)?
             .into_iter()
             .map(|(server, state)| v1::Account {
@@ -149,10 +149,11 @@ impl OperatorService for OperatorEndpoint {
         &self,
         request: Request<v1::PlanMoveRequest>,
     ) -> Answer<v1::PlanMoveResponse> {
-        self.token.check(&request)?;
+        self.token.authorise(&request, Verb::PlanMove)?;
         let request = request.into_inner();
         let wish = Wish {
             account: parse(&request.account)?,
+            from: (!request.from.is_empty()).then(|| parse(&request.from)).transpose()?,
             to: (!request.to.is_empty()).then(|| parse(&request.to)).transpose()?,
             direction: parse(&request.direction)?,
             policy: Policy {
@@ -173,7 +174,7 @@ impl OperatorService for OperatorEndpoint {
         &self,
         request: Request<v1::StartMoveRequest>,
     ) -> Answer<v1::StartMoveResponse> {
-        self.token.check(&request)?;
+        self.token.authorise(&request, Verb::StartMove)?;
         let id: JobId = parse(&request.into_inner().plan_id)?;
         or_status(self.jobs.start(id).await)?;
         Ok(Response::new(v1::StartMoveResponse { job: id.to_string() }))
@@ -183,17 +184,32 @@ impl OperatorService for OperatorEndpoint {
         &self,
         request: Request<v1::AbortMoveRequest>,
     ) -> Answer<v1::AbortMoveResponse> {
-        self.token.check(&request)?;
+        let caller = self.token.authorise(&request, Verb::AbortMove)?;
         let account: AccountName = parse(&request.into_inner().account)?;
-        let job = or_status(self.jobs.abort(&account))?;
+        let job = or_status(self.jobs.abort(&account, &caller.name).await)?;
         Ok(Response::new(v1::AbortMoveResponse { job: job.to_string() }))
+    }
+
+    async fn resume_job(
+        &self,
+        request: Request<v1::ResumeJobRequest>,
+    ) -> Answer<v1::ResumeJobResponse> {
+        let caller = self.token.authorise(&request, Verb::ResumeJob)?;
+        let request = request.into_inner();
+        let which = if request.job.is_empty() {
+            Which::LastOf(parse(&request.account)?)
+        } else {
+            Which::Job(parse(&request.job)?)
+        };
+        let (job, account) = or_status(self.jobs.resume(&which, &caller.name).await)?;
+        Ok(Response::new(v1::ResumeJobResponse { job: job.to_string(), account: account.into() }))
     }
 
     async fn finalize_move(
         &self,
         request: Request<v1::FinalizeMoveRequest>,
     ) -> Answer<v1::FinalizeMoveResponse> {
-        self.token.check(&request)?;
+        self.token.authorise(&request, Verb::FinalizeMove)?;
         let request = request.into_inner();
         let account: AccountName = parse(&request.account)?;
         let plan = or_status(self.planner().plan_finalize(&account, request.erase).await)?;
@@ -206,12 +222,12 @@ impl OperatorService for OperatorEndpoint {
         &self,
         request: Request<v1::ListJobsRequest>,
     ) -> Answer<v1::ListJobsResponse> {
-        self.token.check(&request)?;
+        self.token.authorise(&request, Verb::ListJobs)?;
         let request = request.into_inner();
         let account = (!request.account.is_empty()).then(|| parse(&request.account)).transpose()?;
-        let views = or_status(self.jobs.list(account.as_ref(), request.running).await)?;
+        let (views, problems) = or_status(self.jobs.list(account.as_ref(), request.running).await)?;
         let jobs = views.iter().map(json).collect::<Result<_, _>>()?;
-        Ok(Response::new(v1::ListJobsResponse { jobs }))
+        Ok(Response::new(v1::ListJobsResponse { jobs, problems }))
     }
 
     type WatchJobStream = Streamed<v1::WatchJobResponse>;
@@ -220,11 +236,12 @@ impl OperatorService for OperatorEndpoint {
         &self,
         request: Request<v1::WatchJobRequest>,
     ) -> Answer<Self::WatchJobStream> {
-        self.token.check(&request)?;
+        self.token.authorise(&request, Verb::WatchJob)?;
         let id: JobId = parse(&request.into_inner().job)?;
         let views = or_status(self.jobs.watch(id).await)?;
-        let stream =
-            WatchStream::new(views).map(|view| Ok(v1::WatchJobResponse { job: json(&view)? }));
+        // A job that does not go on for now ends the stream with the reason.
+        let stream = WatchStream::new(views)
+            .map(|shown| Ok(v1::WatchJobResponse { job: json(&or_status(shown)?)? }));
         Ok(Response::new(Box::pin(stream)))
     }
 
@@ -234,7 +251,7 @@ impl OperatorService for OperatorEndpoint {
         &self,
         request: Request<v1::ListEventsRequest>,
     ) -> Answer<Self::ListEventsStream> {
-        self.token.check(&request)?;
+        self.token.authorise(&request, Verb::ListEvents)?;
         let request = request.into_inner();
         let reader = EventReader {
             job: (!request.job.is_empty()).then(|| parse(&request.job)).transpose()?,

@@ -26,6 +26,8 @@ const GRANT_SECONDS: i64 = 900;
 pub struct Wish {
     /// What shall move.
     pub account: AccountName,
+    /// Which server serves it now; none if only one says so.
+    pub from: Option<ServerName>,
     /// Where to; none for a rollback, which knows it.
     pub to: Option<ServerName>,
     /// Which way.
@@ -43,12 +45,24 @@ pub struct Planner {
     pub store: Arc<dyn Store>,
 }
 
+/// Which server is meant, of those that say that they serve an account of a name.
+#[derive(Debug, Clone, Copy)]
+enum Serving<'a> {
+    /// The only one there is.
+    Only,
+    /// The only one that another server moved it to.
+    AfterMove,
+    /// This one.
+    On(&'a ServerName),
+}
+
 /// Where an account is: who serves it, and who served it before.
-pub struct Whereabouts {
+#[derive(Debug)]
+struct Whereabouts {
     /// Serves it now (or holds it fenced).
-    pub serving: (ServerName, AccountState),
+    serving: (ServerName, AccountState),
     /// Passed it on to the one that serves it.
-    pub before: Option<(ServerName, AccountState)>,
+    before: Option<(ServerName, AccountState)>,
 }
 
 impl Planner {
@@ -58,16 +72,16 @@ impl Planner {
     /// If an end cannot be asked, or the wish makes no sense; what merely stands in the way is a
     /// finding in the plan.
     pub async fn plan(&self, wish: &Wish) -> Result<Plan, Fault> {
-        let at = self.whereabouts(&wish.account).await?;
+        let which = match (&wish.to, &wish.from) {
+            (_, Some(from)) => Serving::On(from),
+            (None, None) => Serving::AfterMove,
+            (Some(_), None) => Serving::Only,
+        };
+        let at = self.whereabouts(&wish.account, which).await?;
         let source = at.serving.0.clone();
         let target = match (&wish.to, wish.direction) {
             (Some(to), _) => to.clone(),
-            (None, Direction::Rollback) => {
-                at.before.map(|(server, _)| server).ok_or_else(|| {
-                    Fault::precondition(format!("account {} has not moved", wish.account))
-                        .remedy("there is nothing to roll back; see `ferry account list`")
-                })?
-            }
+            (None, Direction::Rollback) => back_to(&wish.account, at.before)?,
             (None, _) => {
                 return Err(Fault::precondition("no target was named").remedy("give --to SERVER"));
             }
@@ -101,7 +115,7 @@ impl Planner {
     /// # Errors
     /// If the account did not move, or an end is not connected.
     pub async fn plan_finalize(&self, account: &AccountName, erase: bool) -> Result<Plan, Fault> {
-        let at = self.whereabouts(account).await?;
+        let at = self.whereabouts(account, Serving::AfterMove).await?;
         let (before, _) = at.before.ok_or_else(|| {
             Fault::precondition(format!("nothing stands for a move of account {account}"))
                 .remedy("see `ferry account list`")
@@ -120,32 +134,28 @@ impl Planner {
         Ok(ferry_plan::finalize(&of, erase))
     }
 
-    /// Who has the account, as the agents said last. The highest epoch is the truth.
+    /// Who has the account, as the agents said last. Servers that are cut off have no say.
     ///
     /// # Errors
-    /// If no connected server has it.
-    pub async fn whereabouts(&self, account: &AccountName) -> Result<Whereabouts, Fault> {
-        let mut all: Vec<_> = self
-            .store
-            .accounts()
-            .await?
-            .into_iter()
-            .filter(|(_, state)| &state.name == account)
-            .collect();
-        all.sort_by_key(|(_, state)| std::cmp::Reverse(state.epoch));
-        let serves = |s: &StandingKind| {
-            matches!(s, StandingKind::Serving | StandingKind::Armed | StandingKind::Fenced)
-        };
-        let position = all.iter().position(|(_, s)| serves(&s.standing)).ok_or_else(|| {
-            Fault::precondition(format!("no server serves account {account}")).remedy(
-                "see `ferry account list`; definitions belong in /etc/ferry/accounts.d on its server",
-            )
-        })?;
-        let serving = all.remove(position);
-        let before = all.into_iter().find(|(_, s)| {
-            s.standing == StandingKind::Moved && s.moved_to.as_ref() == Some(&serving.0)
-        });
-        Ok(Whereabouts { serving, before })
+    /// If no server serves it, or more than one that may be meant: two servers may have an account of
+    /// the same name each.
+    async fn whereabouts(
+        &self,
+        account: &AccountName,
+        which: Serving<'_>,
+    ) -> Result<Whereabouts, Fault> {
+        let (_, cut_off) = self.store.revocations().await?;
+        let of_name = self.store.accounts().await?.into_iter().filter(|(_, s)| &s.name == account);
+        let (silenced, all): (Vec<_>, Vec<_>) =
+            of_name.partition(|(server, _)| cut_off.contains(server));
+        whereabouts(account, which, all).map_err(|fault| {
+            match silenced.iter().find(|(_, state)| serves(&state.standing)) {
+                Some((server, _)) => fault.context(format!(
+                    "account {account} was last seen on {server}, which is cut off"
+                )),
+                None => fault,
+            }
+        })
     }
 
     async fn peer_address(&self, server: &ServerName) -> Result<SocketAddr, Fault> {
@@ -210,13 +220,165 @@ impl Planner {
     ) -> Result<Receipt, Fault> {
         let order =
             Order { server: server.clone(), id: CommandId::new_now(), job: None, intent, grant };
+        let account = order.intent.account().clone();
         let never = CancellationToken::new();
         let answer = self.fleet.run(&order, None, &never);
-        tokio::time::timeout(INSPECTION, answer).await.map_err(|_| {
-            Fault::transient(format!(
-                "the agent of {server} did not finish its inspection within {} s",
+        let answer = tokio::time::timeout(INSPECTION, answer).await.unwrap_or_else(|_| {
+            Err(Fault::transient(format!(
+                "its agent did not finish its inspection within {} s",
                 INSPECTION.as_secs()
+            )))
+        });
+        answer.map_err(|fault| {
+            fault.context(format!(
+                "{server} could not be inspected for account {account}; nothing was changed"
             ))
-        })?
+        })
+    }
+}
+
+fn serves(standing: &StandingKind) -> bool {
+    matches!(standing, StandingKind::Serving | StandingKind::Armed | StandingKind::Fenced)
+}
+
+/// Picks the server that serves the account, and the one that passed it on to it.
+fn whereabouts(
+    account: &AccountName,
+    which: Serving<'_>,
+    all: Vec<(ServerName, AccountState)>,
+) -> Result<Whereabouts, Fault> {
+    let (serving, others): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|(_, state)| serves(&state.standing));
+    let before = |server: &ServerName| {
+        others
+            .iter()
+            .filter(|(_, s)| {
+                // A closed copy was finalized, which can be repeated; it may still have to be erased.
+                matches!(s.standing, StandingKind::Moved | StandingKind::Closed)
+                    && s.moved_to.as_ref() == Some(server)
+            })
+            .max_by_key(|(_, s)| s.standing == StandingKind::Moved)
+    };
+    // Without any that was moved here there is one to say so of, if it is only one.
+    let moved = serving.iter().any(|(server, _)| before(server).is_some());
+    let mut meant: Vec<_> = serving
+        .into_iter()
+        .filter(|(server, _)| match which {
+            Serving::Only => true,
+            Serving::AfterMove => !moved || before(server).is_some(),
+            Serving::On(from) => from == server,
+        })
+        .collect();
+    let Some(last) = meant.pop() else {
+        return Err(nobody_serves(account, which));
+    };
+    if !meant.is_empty() {
+        let names: Vec<_> = meant.iter().chain([&last]).map(|(s, _)| s.to_string()).collect();
+        return Err(Fault::precondition(format!(
+            "more than one server says that it serves account {account}: {}",
+            names.join(", ")
+        ))
+        .remedy("see `ferry account list`, and say which is meant: --from SERVER"));
+    }
+    let before = before(&last.0).cloned();
+    Ok(Whereabouts { serving: last, before })
+}
+
+/// Where a rollback goes: a finalized copy has given up its visitors, and is no way back.
+fn back_to(
+    account: &AccountName,
+    before: Option<(ServerName, AccountState)>,
+) -> Result<ServerName, Fault> {
+    match before {
+        Some((server, state)) if state.standing == StandingKind::Moved => Ok(server),
+        Some((server, _)) => Err(Fault::precondition(format!(
+            "the move of account {account} from {server} was finalized: it is no rollback any more"
+        ))
+        .remedy(format!("move it there again: ferry move {account} --to {server}"))),
+        None => Err(Fault::precondition(format!("account {account} has not moved"))
+            .remedy("there is nothing to roll back; see `ferry account list`")),
+    }
+}
+
+fn nobody_serves(account: &AccountName, which: Serving<'_>) -> Fault {
+    let who = match which {
+        Serving::On(server) => format!("{server} does not serve"),
+        Serving::Only | Serving::AfterMove => "no server serves".to_owned(),
+    };
+    Fault::precondition(format!("{who} account {account}")).remedy(
+        "see `ferry account list`; definitions belong in /etc/ferry/accounts.d on its server",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use ferry_proto::ids::Epoch;
+
+    use super::*;
+
+    fn on(
+        server: &str,
+        standing: StandingKind,
+        moved_to: Option<&str>,
+    ) -> (ServerName, AccountState) {
+        let state = AccountState {
+            name: "shop".parse().unwrap(),
+            standing,
+            epoch: Epoch(0),
+            moved_to: moved_to.map(|s| s.parse().unwrap()),
+            domains: vec![],
+            job: None,
+        };
+        (server.parse().unwrap(), state)
+    }
+
+    fn serving(which: Serving<'_>, all: &[(ServerName, AccountState)]) -> Result<String, Fault> {
+        let account = "shop".parse().unwrap();
+        whereabouts(&account, which, all.to_vec()).map(|at| at.serving.0.to_string())
+    }
+
+    #[test]
+    fn of_two_servers_with_an_account_of_one_name_none_is_guessed() {
+        let two = [on("a", StandingKind::Serving, None), on("b", StandingKind::Fenced, None)];
+        for which in [Serving::Only, Serving::AfterMove] {
+            let fault = serving(which, &two).unwrap_err();
+            assert_eq!(fault.class, ferry_proto::FaultClass::Precondition);
+            assert!(fault.message.contains("a, b") && fault.remedy.contains("--from"), "{fault}");
+        }
+        let b = "b".parse().unwrap();
+        assert_eq!(serving(Serving::On(&b), &two).unwrap(), "b");
+        let c = "c".parse().unwrap();
+        let fault = serving(Serving::On(&c), &two).unwrap_err();
+        assert!(fault.message.contains("c does not serve account shop"), "{fault}");
+    }
+
+    #[test]
+    fn going_back_is_about_the_account_that_moved() {
+        let all = [
+            on("a", StandingKind::Moved, Some("t")),
+            on("b", StandingKind::Serving, None),
+            on("t", StandingKind::Serving, None),
+        ];
+        assert_eq!(serving(Serving::AfterMove, &all).unwrap(), "t");
+        assert!(serving(Serving::Only, &all).is_err());
+        let account = "shop".parse().unwrap();
+        let at = whereabouts(&account, Serving::AfterMove, all.to_vec()).unwrap();
+        assert_eq!(at.before.unwrap().0.as_str(), "a");
+        assert_eq!(serving(Serving::AfterMove, &all[1..2]).unwrap(), "b");
+        assert!(serving(Serving::Only, &all[..1]).is_err());
+    }
+
+    #[test]
+    fn a_finalized_copy_can_be_finalized_again_but_is_no_way_back() {
+        let all = [on("a", StandingKind::Closed, Some("t")), on("t", StandingKind::Serving, None)];
+        let account: AccountName = "shop".parse().unwrap();
+        let at = whereabouts(&account, Serving::AfterMove, all.to_vec()).unwrap();
+        assert_eq!(at.before.as_ref().unwrap().0.as_str(), "a");
+        let fault = back_to(&account, at.before).unwrap_err();
+        assert!(fault.message.contains("finalized"), "{fault}");
+        // A copy that still passes its visitors on comes first.
+        let both = [on("b", StandingKind::Moved, Some("t")), all[0].clone(), all[1].clone()];
+        let at = whereabouts(&account, Serving::AfterMove, both.to_vec()).unwrap();
+        assert_eq!(back_to(&account, at.before).unwrap().as_str(), "b");
     }
 }

@@ -1,10 +1,12 @@
 //! A job as it is shown: plan and events folded into one document, and each event as a sentence.
 
-use ferry_engine::{Event, JobSpec, JobState, Next};
+use ferry_engine::{Event, JobSpec, JobState, Next, StepState};
 use ferry_plan::Plan;
 use ferry_proto::Fault;
 use ferry_proto::command::Progress;
 use ferry_proto::view::{JobPhase, JobView, StepPhase, StepView};
+
+use crate::advice::advice;
 
 /// What is known of a running or ended job.
 #[derive(Debug, Clone)]
@@ -36,6 +38,7 @@ impl Folded {
                 ended_unix_ms: None,
                 receipt: None,
                 fault: None,
+                undo_fault: None,
                 progress: None,
             })
             .collect();
@@ -47,6 +50,8 @@ impl Folded {
             target: plan.target.clone(),
             phase: JobPhase::Running,
             committed: false,
+            commit_unknown: false,
+            abort_requested: false,
             advice: String::new(),
             started_unix_ms,
             ended_unix_ms: None,
@@ -96,46 +101,21 @@ impl Folded {
 
     fn conclude(&mut self) {
         self.view.committed = self.state.committed(&self.spec);
+        self.view.commit_unknown = self.state.commit_unknown(&self.spec);
+        self.view.abort_requested = self.state.abort_requested;
         self.view.phase = match self.state.next(&self.spec) {
             Next::End(phase) => phase,
             Next::StartUndo { .. } | Next::ResumeUndo { .. } => JobPhase::Undoing,
             Next::Start { .. } | Next::Resume { .. } => JobPhase::Running,
         };
-        self.view.advice = self.advice();
-    }
-
-    /// Who serves the account, what is safe, what to do next.
-    fn advice(&self) -> String {
-        let Plan { account, source, target, .. } = &self.plan;
-        match (self.view.phase, self.view.committed) {
-            _ if self.spec.commit_point().is_none() => match self.view.phase {
-                JobPhase::Stuck | JobPhase::Undone => {
-                    "Nothing else was changed; see the step's fault, then try again.".to_owned()
-                }
-                _ => String::new(),
-            },
-            (JobPhase::Done, _) => format!(
-                "{target} serves account {account}. The copy on {source} is kept, closed, so that `ferry rollback {account}` can return; `ferry finalize {account}` ends that."
-            ),
-            (JobPhase::Undone, _) => {
-                format!("{source} serves account {account}; nothing is left of the move.")
-            }
-            (JobPhase::Stuck, true) => format!(
-                "The account has moved to {target}, but a step after the commit failed for good. Its data is whole there. See the step's fault and docs/what-if/stuck-after-commit.md; then `ferry status {account}`."
-            ),
-            (JobPhase::Stuck, false) => format!(
-                "Account {account} is with {source}: the fence ends by itself at its deadline. Something of the move could not be undone: see the step's fault and docs/what-if/stuck-undo.md."
-            ),
-            (JobPhase::Undoing, _) => {
-                format!("{source} keeps account {account}; the move is being undone.")
-            }
-            (JobPhase::Running, true) => format!("The account has moved to {target}."),
-            (JobPhase::Running, false) => {
-                format!(
-                    "Until the commit the account stays with {source}; `ferry abort {account}` undoes the move."
-                )
+        let stuck = self.view.phase == JobPhase::Stuck;
+        for (shown, state) in self.view.steps.iter_mut().zip(&self.state.steps) {
+            if matches!(state, StepState::UndoFailed { .. }) {
+                // Tried again until the engine gives up.
+                shown.phase = if stuck { StepPhase::Stuck } else { StepPhase::Undoing };
             }
         }
+        self.view.advice = advice(&self.plan, &self.spec, &self.view);
     }
 }
 
@@ -147,7 +127,7 @@ fn step_of(event: &Event) -> Option<usize> {
         | Event::UndoStarted { step, .. }
         | Event::UndoDone { step }
         | Event::UndoFailed { step, .. } => Some(*step),
-        Event::AbortRequested | Event::Resumed => None,
+        Event::AbortRequested { .. } | Event::Resumed { .. } => None,
     }
 }
 
@@ -176,13 +156,12 @@ fn show(step: &mut StepView, event: &Event, at_ms: i64) {
         Event::UndoStarted { .. } => step.phase = StepPhase::Undoing,
         Event::UndoDone { .. } => {
             step.phase = StepPhase::Undone;
+            step.undo_fault = None;
             step.ended_unix_ms = Some(at_ms);
         }
-        Event::UndoFailed { fault, .. } => {
-            step.phase = StepPhase::Stuck;
-            step.fault = Some(fault.clone());
-        }
-        Event::AbortRequested | Event::Resumed => {}
+        // Its phase depends on whether it is tried again: see `conclude`.
+        Event::UndoFailed { fault, .. } => step.undo_fault = Some(fault.clone()),
+        Event::AbortRequested { .. } | Event::Resumed { .. } => {}
     }
 }
 
@@ -200,12 +179,16 @@ pub fn sentence(plan: &Plan, event: &Event) -> String {
         Event::StepFailed { step: i, fault } => {
             format!("{}: failed, {}: {fault}", step(i), fault.class)
         }
-        Event::AbortRequested => "abort requested".to_owned(),
+        Event::AbortRequested { by } => format!("abort requested{}", whose(by)),
         Event::UndoStarted { step: i, .. } => format!("{}: undo started", step(i)),
         Event::UndoDone { step: i } => format!("{}: undone", step(i)),
         Event::UndoFailed { step: i, fault } => {
             format!("{}: undo failed, {}: {fault}", step(i), fault.class)
         }
-        Event::Resumed => "resumed by a person".to_owned(),
+        Event::Resumed { by } => format!("resumed{}", whose(by)),
     }
+}
+
+fn whose(by: &str) -> String {
+    if by.is_empty() { String::new() } else { format!(" by {by}") }
 }

@@ -18,7 +18,6 @@ pub const DEFAULT_CA_FILES: [&str; 2] =
 /// Moves hosting accounts between servers while their owners keep working
 #[derive(Debug, Parser)]
 #[command(name = "ferry", version, after_help = after_help(), max_term_width = 100)]
-#[command(disable_help_subcommand = true)]
 pub struct Cli {
     /// What holds for every command.
     #[command(flatten)]
@@ -79,6 +78,12 @@ pub enum Command {
     Events(EventsArgs),
     /// Undo a move that has not committed
     Abort(AbortArgs),
+    /// Go on with a stuck job, after what it names has been mended
+    ///
+    /// Tries again what failed last: an undo before the commit, the steps left after it, or the
+    /// question whether the source has committed. `ferry status` names the step, the server and the
+    /// fault.
+    Resume(ResumeArgs),
     /// End a move for good
     ///
     /// Takes down what stands for the move on the server that no longer serves the account: after
@@ -160,6 +165,9 @@ pub struct MoveArgs {
     /// The server that shall serve it
     #[arg(long, value_name = "SERVER")]
     pub to: ServerName,
+    /// The server that serves it now, where more than one has an account of this name
+    #[arg(long, value_name = "SERVER")]
+    pub from: Option<ServerName>,
     /// It returns from the transit server to the reinstalled client server
     #[arg(long = "return")]
     pub is_return: bool,
@@ -243,6 +251,17 @@ pub struct AbortArgs {
     pub detach: bool,
 }
 
+/// `ferry resume`.
+#[derive(Debug, Args)]
+pub struct ResumeArgs {
+    /// An account (its last job), or a job
+    #[arg(value_name = "ACCOUNT|JOB", value_parser = subject)]
+    pub subject: Subject,
+    /// Ask for it and return at once
+    #[arg(long)]
+    pub detach: bool,
+}
+
 /// `ferry finalize`.
 #[derive(Debug, Args)]
 pub struct FinalizeArgs {
@@ -304,8 +323,12 @@ mod tests {
     fn help_is_as_recorded() {
         fn visit(command: &mut clap::Command, path: &str) {
             insta::assert_snapshot!(path.replace(' ', "_"), command.render_long_help().to_string());
-            let names: Vec<String> =
-                command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
+            // `help` repeats the grammar.
+            let names: Vec<String> = command
+                .get_subcommands()
+                .map(|c| c.get_name().to_owned())
+                .filter(|name| name != "help")
+                .collect();
             for name in names {
                 if let Some(sub) = command.find_subcommand_mut(&name) {
                     visit(sub, &format!("{path} {name}"));

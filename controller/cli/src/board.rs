@@ -181,8 +181,10 @@ pub fn changes(old: Option<&JobView>, new: &JobView) -> Vec<String> {
 fn step_news(step: &StepView) -> Option<String> {
     let title = safe(&step.title);
     let server = &step.server;
-    let why =
-        || step.fault.as_ref().map_or_else(String::new, |f| format!(": {}", safe(&f.message)));
+    let message = |fault: &Option<ferry_proto::Fault>| {
+        fault.as_ref().map_or_else(String::new, |f| format!(": {}", safe(&f.message)))
+    };
+    let why = || message(&step.fault);
     Some(match step.phase {
         StepPhase::Waiting => return None,
         // Why it is tried again; the rest is told when it ends.
@@ -198,7 +200,9 @@ fn step_news(step: &StepView) -> Option<String> {
         StepPhase::Failed => format!("{title}: failed on {server}{}", why()),
         StepPhase::Undoing => format!("{title}: undoing on {server}"),
         StepPhase::Undone => format!("{title}: undone"),
-        StepPhase::Stuck => format!("{title}: cannot be undone on {server}{}", why()),
+        StepPhase::Stuck => {
+            format!("{title}: cannot be undone on {server}{}", message(&step.undo_fault))
+        }
     })
 }
 
@@ -238,6 +242,7 @@ pub mod tests {
                 ended_unix_ms: ended.then_some(1000 * i + 800),
                 receipt: None,
                 fault: None,
+                undo_fault: None,
                 progress: None,
             }
         });
@@ -249,6 +254,8 @@ pub mod tests {
             target: "transit1".parse().unwrap(),
             phase,
             committed: phase == JobPhase::Done,
+            commit_unknown: false,
+            abort_requested: false,
             advice: "transit1 serves shop; ferry finalize shop ends the move".to_owned(),
             started_unix_ms: 1_795_398_180_000,
             ended_unix_ms: phase.has_ended().then_some(1_795_398_200_000),
@@ -289,7 +296,7 @@ pub mod tests {
         let mut stuck = undoing;
         stuck.phase = JobPhase::Stuck;
         stuck.steps[0].phase = S::Stuck;
-        stuck.steps[0].fault = Some(Fault::permanent("the user shop has processes"));
+        stuck.steps[0].undo_fault = Some(Fault::permanent("the user shop has processes"));
         states.push(stuck);
 
         let mut lines = Vec::new();

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ferry_proto::channel::{CaCertificate, connect_anonymous, status_fault};
-use ferry_proto::ids::JobId;
+use ferry_proto::ids::{AccountName, JobId};
 use ferry_proto::v1::operator_service_client::OperatorServiceClient;
 use ferry_proto::v1::{self, ListEventsResponse, WatchJobResponse};
 use ferry_proto::view::JobView;
@@ -121,6 +121,20 @@ impl Operator {
         job_id(&self.within(ANSWER_WITHIN, client.abort_move(request)).await?.job)
     }
 
+    /// Goes on with a stuck job; which, and of which account.
+    pub async fn resume_job(
+        &self,
+        request: v1::ResumeJobRequest,
+    ) -> Result<(JobId, AccountName), Failure> {
+        let mut client = self.client.clone();
+        let answer = self.within(ANSWER_WITHIN, client.resume_job(request)).await;
+        let answer = answer.map_err(may_have_started)?;
+        let account = answer.account.parse().map_err(|e| {
+            Fault::bug("the controller answered with an account that is none").caused_by(&e)
+        })?;
+        Ok((job_id(&answer.job)?, account))
+    }
+
     /// Ends a move for good.
     pub async fn finalize_move(&self, account: String, erase: bool) -> Result<JobId, Failure> {
         let mut client = self.client.clone();
@@ -129,12 +143,17 @@ impl Operator {
         job_id(&answer.map_err(may_have_started)?.job)
     }
 
-    /// Jobs of one account, or of all (empty).
-    pub async fn list_jobs(&self, account: String, running: bool) -> Result<Vec<JobView>, Failure> {
+    /// Jobs of one account, or of all (empty); and a sentence for each that is damaged or does not go on.
+    pub async fn list_jobs(
+        &self,
+        account: String,
+        running: bool,
+    ) -> Result<(Vec<JobView>, Vec<String>), Failure> {
         let mut client = self.client.clone();
         let request = v1::ListJobsRequest { account, running };
         let answer = self.within(ANSWER_WITHIN, client.list_jobs(request)).await?;
-        answer.jobs.iter().map(|job| decode("a job", job)).collect()
+        let jobs = answer.jobs.iter().map(|job| decode("a job", job)).collect::<Result<_, _>>()?;
+        Ok((jobs, answer.problems))
     }
 
     /// A job now, and each change until it ends.

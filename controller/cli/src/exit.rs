@@ -33,7 +33,7 @@ pub const JSON: &str = "\
 With --json:
   server, account, status       one document
   move --dry-run, or forbidden  the plan
-  move, rollback, abort, finalize, status JOB --watch
+  move, rollback, abort, resume, finalize, status JOB --watch
                                 a line for each change of the job; the last is how it ended
   any of these with --detach    the job's id
   events                        a line for each event

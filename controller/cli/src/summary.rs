@@ -1,6 +1,7 @@
 //! A job that has ended, in lines: who serves the account, the outage, the steps; and the exit code
 //! that stands for it. Pure.
 
+use ferry_proto::Fault;
 use ferry_proto::command::{Direction, Receipt};
 use ferry_proto::view::{JobPhase, JobView, StepPhase, StepView};
 
@@ -30,7 +31,7 @@ pub fn exit(job: &JobView, hope: Hope) -> Exit {
 
 /// Whether it is a move, and not the end of one.
 fn is_move(job: &JobView) -> bool {
-    !job.steps.iter().all(|step| step.name == "finalize") || job.steps.is_empty()
+    job.steps.iter().all(|step| step.name != "finalize")
 }
 
 /// The job, ended or not.
@@ -54,9 +55,7 @@ pub fn job(job: &JobView) -> String {
         rows.collect(),
         &[],
     ));
-    for step in problems(job) {
-        lines.push_str(&problem(job, step));
-    }
+    lines.push_str(&problems(job));
     if !job.advice.is_empty() {
         lines.push_str(&format!("\n{}\n", safe(&job.advice)));
     }
@@ -130,7 +129,12 @@ fn facts(job: &JobView) -> Vec<(&'static str, String)> {
         ));
     }
     if is_move(job) {
-        facts.push(("committed", if job.committed { "yes" } else { "no" }.to_owned()));
+        let committed = match (job.committed, job.commit_unknown) {
+            (true, _) => "yes",
+            (false, true) => "not known",
+            (false, false) => "no",
+        };
+        facts.push(("committed", committed.to_owned()));
     }
     facts.push(("started", text::moment(job.started_unix_ms.div_euclid(1000))));
     if let Some(ended) = job.ended_unix_ms {
@@ -139,28 +143,33 @@ fn facts(job: &JobView) -> Vec<(&'static str, String)> {
     facts
 }
 
-/// The steps whose fault decided how it ended, or that need a person.
-fn problems(job: &JobView) -> Vec<&StepView> {
+/// What decided how it ended, and what needs a person.
+fn problems(job: &JobView) -> String {
     if job.phase == JobPhase::Done {
-        return Vec::new();
+        return String::new();
     }
-    let stuck: Vec<_> = job.steps.iter().filter(|step| step.phase == StepPhase::Stuck).collect();
     // What was undone was undone because of the last step that has a fault: none ran after it.
-    let cause =
-        job.steps.iter().rfind(|step| step.fault.is_some() && step.phase != StepPhase::Stuck);
-    cause.into_iter().chain(stuck).collect()
+    let cause = job.steps.iter().rev().find_map(|step| {
+        let attempts = if step.attempts > 1 {
+            format!(" after {} attempts", step.attempts)
+        } else {
+            String::new()
+        };
+        Some(problem(job, step, "failed", &attempts, step.fault.as_ref()?))
+    });
+    // An undo that failed and is tried again is told as well: it may take long.
+    let undoing = |step: &&StepView| matches!(step.phase, StepPhase::Undoing | StepPhase::Stuck);
+    let undos = job.steps.iter().filter(undoing).filter_map(|step| {
+        let what = match step.phase {
+            StepPhase::Stuck => "cannot be undone",
+            _ => "is not undone yet",
+        };
+        Some(problem(job, step, what, "", step.undo_fault.as_ref()?))
+    });
+    cause.into_iter().chain(undos).collect()
 }
 
-fn problem(job: &JobView, step: &StepView) -> String {
-    let Some(fault) = &step.fault else {
-        return String::new();
-    };
-    let what = if step.phase == StepPhase::Stuck { "cannot be undone" } else { "failed" };
-    let attempts = if step.attempts > 1 {
-        format!(" after {} attempts", step.attempts)
-    } else {
-        String::new()
-    };
+fn problem(job: &JobView, step: &StepView, what: &str, attempts: &str, fault: &Fault) -> String {
     format!(
         "\nStep {} of account {} {what} on {}{attempts}:\n  {}\n",
         safe(&step.name),
@@ -185,8 +194,6 @@ fn phase(phase: StepPhase) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use ferry_proto::Fault;
-
     use super::*;
     use crate::board::tests::job as sample;
 
@@ -236,11 +243,32 @@ mod tests {
             JobPhase::Stuck,
             &[("provision", "transit1", StepPhase::Stuck), ("precopy", "web1", StepPhase::Undone)],
         );
-        stuck.steps[0].fault = Some(Fault::permanent("user shop cannot be removed"));
+        stuck.steps[0].undo_fault = Some(Fault::permanent("user shop cannot be removed"));
         stuck.steps[1].fault = Some(Fault::permanent("no route to transit1"));
         insta::assert_snapshot!(job(&stuck));
         assert_eq!(exit(&stuck, Hope::Done), Exit::Stuck);
         assert_eq!(exit(&stuck, Hope::Undone), Exit::Stuck);
+    }
+
+    #[test]
+    fn a_commit_that_is_not_known_is_neither_yes_nor_no() {
+        let mut stuck = sample(JobPhase::Stuck, &[("commit", "web1", StepPhase::Failed)]);
+        stuck.commit_unknown = true;
+        let shown = job(&stuck);
+        assert!(shown.contains("committed  not known"), "{shown}");
+    }
+
+    #[test]
+    fn an_undo_that_is_tried_again_does_not_hide_why_it_is_undone() {
+        let mut undoing =
+            sample(JobPhase::Undoing, &[("provision", "transit1", StepPhase::Undoing)]);
+        undoing.steps[0].fault = Some(Fault::permanent("no space on transit1"));
+        undoing.steps[0].undo_fault = Some(Fault::transient("transit1 does not answer"));
+        let shown = job(&undoing);
+        for part in ["failed on", "no space", "is not undone yet", "does not answer"] {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
+        assert!(!shown.contains("cannot be undone"), "{shown}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ pub mod spec;
 pub mod state;
 pub mod step;
 
-pub use runner::{Runner, Told};
+pub use runner::{Abort, Runner, Told};
 pub use spec::{JobSpec, StepSpec};
 pub use state::{Event, JobState, Next, StepState};
 pub use step::{Context, Journal, Observation, Step, Steps};

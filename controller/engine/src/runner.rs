@@ -1,7 +1,7 @@
 //! The loop: ask the pure state what is next, journal it, do it, journal what came of it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ferry_proto::command::Progress;
@@ -17,6 +17,34 @@ use crate::step::{Context, Journal, Observation, Steps};
 /// How long to wait before trying again, by attempt.
 fn backoff(attempt: u32) -> Duration {
     Duration::from_millis(250u64.saturating_mul(1 << attempt.min(7))).min(Duration::from_secs(30))
+}
+
+/// The wish that a job be undone, shared by its runner and whoever may have it.
+#[derive(Debug, Clone, Default)]
+pub struct Abort {
+    token: CancellationToken,
+    by: Arc<OnceLock<String>>,
+}
+
+impl Abort {
+    /// Wishes it; `by` says who, as far as known. The first wish counts.
+    pub fn request(&self, by: &str) {
+        let _ = self.by.set(by.to_owned());
+        self.token.cancel();
+    }
+
+    /// Whether somebody wishes it.
+    pub fn is_requested(&self) -> bool {
+        self.token.is_cancelled()
+    }
+
+    async fn requested(&self) {
+        self.token.cancelled().await;
+    }
+
+    fn event(&self) -> Event {
+        Event::AbortRequested { by: self.by.get().cloned().unwrap_or_default() }
+    }
 }
 
 /// What the runner tells whoever watches, after it was journalled.
@@ -40,8 +68,7 @@ pub struct Runner {
     steps: Arc<Steps>,
     journal: Arc<dyn Journal>,
     told: mpsc::Sender<Told>,
-    /// Cancelled from outside to abort the job.
-    abort: CancellationToken,
+    abort: Abort,
 }
 
 impl Runner {
@@ -54,7 +81,7 @@ impl Runner {
         steps: Arc<Steps>,
         journal: Arc<dyn Journal>,
         told: mpsc::Sender<Told>,
-        abort: CancellationToken,
+        abort: Abort,
     ) -> Result<Self, Fault> {
         let events = journal.load(spec.job).await?;
         let state = JobState::replay(&spec, &events).map_err(|e| {
@@ -64,6 +91,10 @@ impl Runner {
             if !steps.contains_key(&step.kind) {
                 return Err(Fault::bug(format!("no step kind is called {}", step.kind)));
             }
+        }
+        if state.abort_requested {
+            // Somebody wished it before the controller stopped: steps are cancelled as they were.
+            abort.token.cancel();
         }
         Ok(Self { spec, state, steps, journal, told, abort })
     }
@@ -112,15 +143,40 @@ impl Runner {
         }
         tokio::select! {
             () = wait => true,
-            () = self.abort.cancelled() => false,
+            () = self.abort.requested() => false,
         }
     }
 
     async fn note_abort(&mut self) -> Result<(), Fault> {
-        if self.abort.is_cancelled() && !self.state.abort_requested {
-            self.record(Event::AbortRequested).await?;
+        if self.abort.is_requested() && !self.state.abort_requested {
+            self.record(self.abort.event()).await?;
         }
         Ok(())
+    }
+
+    /// Waits for `work`. An abort that arrives meanwhile is journalled at once, however long the
+    /// work goes on.
+    async fn attend<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Fault> {
+        tokio::pin!(work);
+        if !self.state.abort_requested {
+            let abort = self.abort.clone();
+            tokio::select! {
+                biased;
+                () = abort.requested() => self.note_abort().await?,
+                done = &mut work => return Ok(done),
+            }
+        }
+        Ok(work.await)
+    }
+
+    /// What cancels the step at hand: an abort, while there is a way back. The commit and what
+    /// comes after it are never cancelled: their outcome must become known.
+    fn cancel(&self) -> CancellationToken {
+        if self.state.can_go_back(&self.spec) {
+            self.abort.token.child_token()
+        } else {
+            CancellationToken::new()
+        }
     }
 
     /// Journals an event, then takes it.
@@ -167,12 +223,21 @@ impl Runner {
         }
     }
 
-    /// An attempt was under way when the controller died: look, and go on if it is not done.
+    /// An attempt was under way when the controller died: look, and go on if it is not done. If the
+    /// job is to be undone there is no need to look: the same attempt is sent again and cancelled,
+    /// and says itself whether it was done.
     async fn resume(&mut self, step: usize, attempt: u32) -> Result<(), Fault> {
-        let context = self.context(step, attempt, self.abort.child_token());
+        let cancel = self.cancel();
+        let context = self.context(step, attempt, cancel.clone());
         let kind = self.steps[&context.spec.kind].clone();
-        let observed = within(&context, kind.observe(&context)).await;
-        match observed {
+        let look = async {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => Ok(Observation::NotDone),
+                observed = within(&context, kind.observe(&context)) => observed,
+            }
+        };
+        match self.attend(look).await? {
             Ok(Observation::Done(receipt)) => self.settle(step, attempt, Ok(receipt)).await,
             Ok(Observation::NotDone) => self.execute(step, attempt).await,
             Err(fault) => self.record(Event::StepFailed { step, fault }).await,
@@ -180,15 +245,9 @@ impl Runner {
     }
 
     async fn execute(&mut self, step: usize, attempt: u32) -> Result<(), Fault> {
-        // The commit is not cancelled: its outcome must become known.
-        let cancel = if self.spec.steps[step].commit_point {
-            CancellationToken::new()
-        } else {
-            self.abort.child_token()
-        };
-        let context = self.context(step, attempt, cancel);
+        let context = self.context(step, attempt, self.cancel());
         let kind = self.steps[&context.spec.kind].clone();
-        let outcome = within(&context, kind.execute(&context)).await;
+        let outcome = self.attend(within(&context, kind.execute(&context))).await?;
         self.settle(step, attempt, outcome).await
     }
 
@@ -204,7 +263,8 @@ impl Runner {
             Ok(receipt) => {
                 let context = self.context(step, attempt, CancellationToken::new());
                 let kind = self.steps[&context.spec.kind].clone();
-                within(&context, kind.verify(&context, &receipt)).await.map(|()| receipt)
+                let verify = within(&context, kind.verify(&context, &receipt));
+                self.attend(verify).await?.map(|()| receipt)
             }
         };
         let event = match verified {
@@ -221,7 +281,8 @@ impl Runner {
         let context = self.context(step, attempt, CancellationToken::new());
         let kind = self.steps[&context.spec.kind].clone();
         let receipt = self.state.receipt(step).cloned();
-        let event = match within(&context, kind.undo(&context, receipt.as_ref())).await {
+        let undo = within(&context, kind.undo(&context, receipt.as_ref()));
+        let event = match self.attend(undo).await? {
             Ok(()) => Event::UndoDone { step },
             Err(fault) => {
                 tracing::warn!(job = %self.spec.job, step = %self.spec.steps[step].name, attempt, class = %fault.class, "undo failed: {fault}");

@@ -29,6 +29,10 @@ pub struct StepSpec {
     /// after it succeeded, nothing is undone any more.
     #[serde(default)]
     pub commit_point: bool,
+    /// Whether there is no way back once it has started, whatever comes of it: what it takes down
+    /// nothing puts up again. It is tried again, then stuck.
+    #[serde(default)]
+    pub forward_only: bool,
 }
 
 impl StepSpec {

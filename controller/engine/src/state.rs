@@ -9,9 +9,15 @@ use crate::spec::JobSpec;
 
 /// How often a step is tried before the commit point.
 pub const ATTEMPTS_BEFORE_COMMIT: u32 = 5;
-/// How often a step after the commit point, or an undo, is tried before a person is called. With
-/// the runner's backoff of at most 30 s this is about half a day.
+/// How often a step that has no way back, or an undo, is tried while its faults are transient,
+/// before a person is called. With the runner's backoff of at most 30 s this is about half a day.
 pub const ATTEMPTS_UNTIL_STUCK: u32 = 1500;
+/// How often a step that has no way back is tried although its faults are not transient.
+pub const REFUSALS_UNTIL_STUCK: u32 = 3;
+/// How often a source that does not say whether it committed is asked again although its faults are
+/// not transient. With the runner's backoff this is some minutes: longer than most fences, after
+/// whose deadline it refuses for sure.
+pub const DOUBTS_UNTIL_STUCK: u32 = 12;
 
 /// Something that happened. Journalled before it takes effect.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,7 +45,11 @@ pub enum Event {
         fault: Fault,
     },
     /// Somebody wants the job undone.
-    AbortRequested,
+    AbortRequested {
+        /// Who, as far as known.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        by: String,
+    },
     /// The step is about to be undone.
     UndoStarted {
         /// Index of the step.
@@ -60,7 +70,11 @@ pub enum Event {
         fault: Fault,
     },
     /// A person looked at a stuck job and wants it tried again.
-    Resumed,
+    Resumed {
+        /// Who, as far as known.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        by: String,
+    },
 }
 
 /// Where a step is.
@@ -110,8 +124,10 @@ pub struct JobState {
     receipts: Vec<Option<serde_json::Value>>,
     /// Whether somebody asked for it to be undone.
     pub abort_requested: bool,
-    /// How often a person resumed it.
-    pub resumed: u32,
+    /// Failures of what is being done now, since it began or a person resumed the job.
+    failed: u32,
+    /// Those of them whose class says that trying again cannot help by itself.
+    refused: u32,
 }
 
 /// An event that cannot follow from the state: the journal is damaged, or the engine is wrong.
@@ -168,7 +184,8 @@ impl JobState {
             steps: vec![StepState::Waiting; spec.steps.len()],
             receipts: vec![None; spec.steps.len()],
             abort_requested: false,
-            resumed: 0,
+            failed: 0,
+            refused: 0,
         }
     }
 
@@ -194,12 +211,12 @@ impl JobState {
     pub fn apply(&mut self, event: &Event) -> Result<(), IllegalEvent> {
         use StepState as S;
         let (step, next) = match event {
-            Event::AbortRequested => {
+            Event::AbortRequested { .. } => {
                 self.abort_requested = true;
                 return Ok(());
             }
-            Event::Resumed => {
-                self.resumed += 1;
+            Event::Resumed { .. } => {
+                self.count(event);
                 return Ok(());
             }
             Event::StepStarted { step, attempt } => (*step, self.started(*step, *attempt)),
@@ -249,6 +266,7 @@ impl JobState {
                     self.receipts[step] = Some(receipt.clone());
                 }
                 *slot = next;
+                self.count(event);
                 Ok(())
             }
             (_, slot) => Err(IllegalEvent {
@@ -256,6 +274,25 @@ impl JobState {
                 step,
                 state: slot.map_or_else(|| "not in the plan".to_owned(), |s| format!("{s:?}")),
             }),
+        }
+    }
+
+    /// Counts failures of what is being done now.
+    fn count(&mut self, event: &Event) {
+        match event {
+            Event::StepFailed { fault, .. } | Event::UndoFailed { fault, .. } => {
+                self.failed = self.failed.saturating_add(1);
+                if fault.class != FaultClass::Transient {
+                    self.refused = self.refused.saturating_add(1);
+                }
+            }
+            Event::StepDone { .. }
+            | Event::UndoDone { .. }
+            | Event::UndoStarted { attempt: 1, .. }
+            | Event::Resumed { .. } => (self.failed, self.refused) = (0, 0),
+            Event::StepStarted { .. }
+            | Event::UndoStarted { .. }
+            | Event::AbortRequested { .. } => {}
         }
     }
 
@@ -281,13 +318,20 @@ impl JobState {
     }
 
     /// Whether the outcome of the commit is open: it was started and neither done nor refused.
-    fn commit_unknown(&self, spec: &JobSpec) -> bool {
+    pub fn commit_unknown(&self, spec: &JobSpec) -> bool {
         let Some(at) = spec.commit_point() else { return false };
         match self.steps.get(at) {
             Some(StepState::Running { .. }) => true,
             Some(StepState::Failed { fault, .. }) => !is_refusal(fault.class),
             _ => false,
         }
+    }
+
+    /// Whether what was done can still be undone.
+    pub fn can_go_back(&self, spec: &JobSpec) -> bool {
+        let mut steps = spec.steps.iter().zip(&self.steps);
+        let no_return = steps.any(|(s, state)| s.forward_only && *state != StepState::Waiting);
+        !(no_return || self.committed(spec) || self.commit_unknown(spec))
     }
 
     /// What follows from this state.
@@ -306,13 +350,14 @@ impl JobState {
         else {
             return Next::End(JobPhase::Done);
         };
-        let forward_only = self.committed(spec) || self.commit_unknown(spec);
         match state {
             StepState::Running { attempt } => Next::Resume { step, attempt: *attempt },
-            StepState::Waiting if self.abort_requested && !forward_only => self.next_undo(),
+            StepState::Waiting if self.abort_requested && self.can_go_back(spec) => {
+                self.next_undo()
+            }
             StepState::Waiting => Next::Start { step, attempt: 1 },
             StepState::Failed { attempt, fault } => {
-                self.after_failure(step, *attempt, fault.class, forward_only)
+                self.after_failure(spec, step, *attempt, fault.class)
             }
             // Excluded above: not undoing and not done.
             _ => Next::End(JobPhase::Stuck),
@@ -320,33 +365,29 @@ impl JobState {
     }
 
     /// What follows when an attempt failed.
-    fn after_failure(
-        &self,
-        step: usize,
-        attempt: u32,
-        class: FaultClass,
-        forward_only: bool,
-    ) -> Next {
-        let again = Next::Start { step, attempt: attempt + 1 };
-        let allowance = |limit: u32| attempt < limit.saturating_mul(self.resumed + 1);
-        match (forward_only, class) {
-            (true, FaultClass::Transient) if allowance(ATTEMPTS_UNTIL_STUCK) => again,
-            (true, _) if attempt <= self.resumed => again,
-            (true, _) => Next::End(JobPhase::Stuck),
-            (false, FaultClass::Transient)
-                if !self.abort_requested && attempt < ATTEMPTS_BEFORE_COMMIT =>
-            {
-                again
-            }
-            (
-                false,
+    fn after_failure(&self, spec: &JobSpec, step: usize, attempt: u32, class: FaultClass) -> Next {
+        let again = Next::Start { step, attempt: attempt.saturating_add(1) };
+        if self.can_go_back(spec) {
+            return match class {
+                FaultClass::Transient
+                    if !self.abort_requested && attempt < ATTEMPTS_BEFORE_COMMIT =>
+                {
+                    again
+                }
                 FaultClass::Transient
                 | FaultClass::Precondition
                 | FaultClass::Fenced
                 | FaultClass::Cancelled
                 | FaultClass::Permanent
-                | FaultClass::Bug,
-            ) => self.next_undo(),
+                | FaultClass::Bug => self.next_undo(),
+            };
+        }
+        let refusals =
+            if self.commit_unknown(spec) { DOUBTS_UNTIL_STUCK } else { REFUSALS_UNTIL_STUCK };
+        if self.failed < ATTEMPTS_UNTIL_STUCK && self.refused < refusals {
+            again
+        } else {
+            Next::End(JobPhase::Stuck)
         }
     }
 
@@ -363,15 +404,9 @@ impl JobState {
             Some((step, StepState::Undoing { attempt })) => {
                 Next::ResumeUndo { step, attempt: *attempt }
             }
-            Some((step, StepState::UndoFailed { attempt, fault })) => {
-                let again = match fault.class {
-                    FaultClass::Transient => {
-                        *attempt < ATTEMPTS_UNTIL_STUCK.saturating_mul(self.resumed + 1)
-                    }
-                    _ => *attempt <= self.resumed,
-                };
-                if again {
-                    Next::StartUndo { step, attempt: attempt + 1 }
+            Some((step, StepState::UndoFailed { attempt, .. })) => {
+                if self.failed < ATTEMPTS_UNTIL_STUCK && self.refused == 0 {
+                    Next::StartUndo { step, attempt: attempt.saturating_add(1) }
                 } else {
                     Next::End(JobPhase::Stuck)
                 }
@@ -381,14 +416,16 @@ impl JobState {
     }
 }
 
-/// Whether a failed commit is surely not committed. A transient fault (a lost connection, a time
-/// limit) says nothing, and neither does a bug.
+/// Whether a failed commit is surely not committed. Only the source's own word that epoch, deadline
+/// or state forbid it is a refusal. Everything else, a lost connection, a ledger that could not be
+/// reread, a receipt that cannot be read, may hide a commit: it is asked for again.
 fn is_refusal(class: FaultClass) -> bool {
     match class {
-        FaultClass::Precondition
-        | FaultClass::Fenced
+        FaultClass::Fenced => true,
+        FaultClass::Transient
+        | FaultClass::Precondition
         | FaultClass::Cancelled
-        | FaultClass::Permanent => true,
-        FaultClass::Transient | FaultClass::Bug => false,
+        | FaultClass::Permanent
+        | FaultClass::Bug => false,
     }
 }

@@ -1,346 +1,291 @@
-//! Every plan against fake steps: fail at each step, crash after each journal write, repeat each
-//! execute and undo. The end is always start, target or Stuck, and the world agrees.
+//! A job with a point of no return, one without, and one without a way back, against every row of
+//! cases of the harness; and what a single case shows best. The plans that Ferry really makes stand
+//! the same rows in `ferry-api`, which knows planning.
 
-use std::collections::{BTreeSet, HashMap};
+mod harness;
+
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use ferry_engine::{Context, Event, JobSpec, Journal, Observation, Runner, Step, StepSpec, Steps};
+use ferry_engine::{Abort, Context, Event, JobSpec, Journal, Observation, Runner, Step, StepSpec};
 use ferry_proto::ids::JobId;
 use ferry_proto::view::JobPhase;
 use ferry_proto::{Fault, FaultClass};
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{Notify, mpsc};
+
+use harness::{ALWAYS, Action, Case, Memory};
 
 const STEPS: usize = 6;
 const COMMIT: usize = 3;
 
-/// What the fake steps change: outlives every crash.
-#[derive(Default)]
-struct World {
-    /// Steps whose effect stands.
-    standing: BTreeSet<String>,
-    /// Attempts that took effect, with their receipts: what an agent's ledger would know.
-    ledger: HashMap<(String, u32), serde_json::Value>,
-    executed: u32,
-    undone: u32,
-}
-
-/// Which call goes wrong, how, and how often.
-#[derive(Clone)]
-struct Trouble {
-    step: usize,
-    action: Action,
-    class: FaultClass,
-    times: u32,
-    /// Whether the effect happens although the call fails: the answer was lost.
-    effect: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Debug)]
-enum Action {
-    Execute,
-    Verify,
-    Undo,
-}
-
-struct Fake {
-    world: Arc<Mutex<World>>,
-    trouble: Mutex<Option<Trouble>>,
-}
-
-impl Fake {
-    fn fails(&self, context: &Context, action: Action) -> Option<Trouble> {
-        let mut slot = self.trouble.lock().unwrap();
-        let trouble = slot.as_mut()?;
-        if context.spec.name != name(trouble.step) || trouble.action != action || trouble.times == 0
-        {
-            return None;
-        }
-        trouble.times -= 1;
-        Some(trouble.clone())
-    }
-}
-
-fn name(step: usize) -> String {
-    format!("step{step}")
-}
-
-#[async_trait]
-impl Step for Fake {
-    async fn observe(&self, context: &Context) -> Result<Observation, Fault> {
-        let world = self.world.lock().unwrap();
-        let key = (context.spec.name.clone(), context.attempt);
-        Ok(world.ledger.get(&key).map_or(Observation::NotDone, |r| Observation::Done(r.clone())))
-    }
-
-    async fn execute(&self, context: &Context) -> Result<serde_json::Value, Fault> {
-        let failure = self.fails(context, Action::Execute);
-        let mut world = self.world.lock().unwrap();
-        world.executed += 1;
-        if failure.as_ref().is_none_or(|t| t.effect) {
-            world.standing.insert(context.spec.name.clone());
-            let receipt = serde_json::json!({ "of": context.spec.name });
-            world.ledger.insert((context.spec.name.clone(), context.attempt), receipt.clone());
-            if failure.is_none() {
-                return Ok(receipt);
-            }
-        }
-        Err(Fault::new(failure.unwrap().class, "execute fails"))
-    }
-
-    async fn verify(&self, context: &Context, _: &serde_json::Value) -> Result<(), Fault> {
-        match self.fails(context, Action::Verify) {
-            Some(t) => Err(Fault::new(t.class, "verify fails")),
-            None => Ok(()),
-        }
-    }
-
-    async fn undo(&self, context: &Context, _: Option<&serde_json::Value>) -> Result<(), Fault> {
-        let failure = self.fails(context, Action::Undo);
-        let mut world = self.world.lock().unwrap();
-        world.undone += 1;
-        if failure.as_ref().is_none_or(|t| t.effect) {
-            world.standing.remove(&context.spec.name);
-        }
-        failure.map_or(Ok(()), |t| Err(Fault::new(t.class, "undo fails")))
-    }
-}
-
-/// A journal that stops the process, as it were, at the nth write: before it is durable or after.
-#[derive(Default)]
-struct Memory {
-    events: Mutex<Vec<Event>>,
-    crash_at: Mutex<Option<(usize, bool)>>,
-    writes: Mutex<usize>,
-}
-
-#[async_trait]
-impl Journal for Memory {
-    async fn append(&self, _: JobId, event: &Event) -> Result<(), Fault> {
-        let write = {
-            let mut writes = self.writes.lock().unwrap();
-            *writes += 1;
-            *writes
-        };
-        let crash = *self.crash_at.lock().unwrap();
-        match crash {
-            Some((at, false)) if at == write => Err(Fault::bug("crashed before the write")),
-            Some((at, true)) if at == write => {
-                self.events.lock().unwrap().push(event.clone());
-                Err(Fault::bug("crashed after the write"))
-            }
-            _ => {
-                self.events.lock().unwrap().push(event.clone());
-                Ok(())
-            }
-        }
-    }
-
-    async fn load(&self, _: JobId) -> Result<Vec<Event>, Fault> {
-        Ok(self.events.lock().unwrap().clone())
-    }
-}
-
-fn spec() -> JobSpec {
+fn spec(commit: Option<usize>, forward_only: Option<usize>) -> JobSpec {
     JobSpec {
         job: JobId::new_now(),
         steps: (0..STEPS)
             .map(|i| StepSpec {
-                name: name(i),
-                kind: "fake".into(),
+                name: format!("step{i}"),
+                kind: format!("kind{i}"),
                 intent: serde_json::json!({}),
                 timeout_seconds: 5,
-                commit_point: i == COMMIT,
+                commit_point: commit == Some(i),
+                forward_only: forward_only == Some(i),
             })
             .collect(),
     }
 }
 
-struct Case {
-    world: Arc<Mutex<World>>,
-    journal: Arc<Memory>,
-    steps: Arc<Steps>,
-    spec: JobSpec,
+/// With a point of no return, without one, without a way back from the start or from a later step.
+fn specs() -> [JobSpec; 4] {
+    [spec(Some(COMMIT), None), spec(None, None), spec(None, Some(0)), spec(None, Some(2))]
 }
-
-impl Case {
-    fn new(trouble: Option<Trouble>, crash_at: Option<(usize, bool)>) -> Self {
-        let world = Arc::new(Mutex::new(World::default()));
-        let fake = Fake { world: world.clone(), trouble: Mutex::new(trouble) };
-        let mut steps = Steps::new();
-        steps.insert("fake".into(), Arc::new(fake));
-        let journal = Memory { crash_at: Mutex::new(crash_at), ..Memory::default() };
-        Self { world, journal: Arc::new(journal), steps: Arc::new(steps), spec: spec() }
-    }
-
-    async fn once(&self, abort: CancellationToken) -> Result<JobPhase, Fault> {
-        let (told, mut seen) = mpsc::channel(64);
-        tokio::spawn(async move { while seen.recv().await.is_some() {} });
-        let runner = Runner::recover(
-            self.spec.clone(),
-            self.steps.clone(),
-            self.journal.clone(),
-            told,
-            abort,
-        )
-        .await?;
-        runner.run().await
-    }
-
-    /// Runs to the end, restarting after a crash as a service manager would.
-    async fn run(&self) -> JobPhase {
-        for _ in 0..3 {
-            match self.once(CancellationToken::new()).await {
-                Ok(phase) => return phase,
-                Err(_) => *self.journal.crash_at.lock().unwrap() = None,
-            }
-        }
-        panic!("did not end after a restart");
-    }
-
-    fn check(&self, phase: JobPhase, what: &str) {
-        let world = self.world.lock().unwrap();
-        match phase {
-            JobPhase::Done => assert_eq!(world.standing.len(), STEPS, "{what}: target"),
-            JobPhase::Undone => {
-                assert!(world.standing.is_empty(), "{what}: start: {:?}", world.standing)
-            }
-            JobPhase::Stuck => {}
-            other => panic!("{what}: ended as {other}"),
-        }
-    }
-}
-
-const CLASSES: [FaultClass; 6] = [
-    FaultClass::Transient,
-    FaultClass::Precondition,
-    FaultClass::Fenced,
-    FaultClass::Cancelled,
-    FaultClass::Permanent,
-    FaultClass::Bug,
-];
 
 #[tokio::test(start_paused = true)]
 async fn each_step_failing_in_each_way_ends_at_start_target_or_stuck() {
-    for step in 0..STEPS {
-        for class in CLASSES {
-            for effect in [false, true] {
-                for times in [1, 9] {
-                    for action in [Action::Execute, Action::Verify] {
-                        // The agent answers a refusal of the commit only if it did not commit.
-                        let lie = step == COMMIT && effect && class != FaultClass::Transient;
-                        if lie || (action == Action::Verify && (step == COMMIT || effect)) {
-                            continue;
-                        }
-                        let case =
-                            Case::new(Some(Trouble { step, action, class, times, effect }), None);
-                        let phase = case.run().await;
-                        let what = format!(
-                            "{action:?} of step {step}, {class}, {times} times, effect {effect}"
-                        );
-                        case.check(phase, &what);
-                        let expected = match (step, class, times) {
-                            (_, FaultClass::Transient, 1) => JobPhase::Done,
-                            (s, FaultClass::Transient, _) if s >= COMMIT => JobPhase::Done,
-                            (s, FaultClass::Bug, _) if s == COMMIT => JobPhase::Stuck,
-                            (s, _, _) if s <= COMMIT => JobPhase::Undone,
-                            _ => JobPhase::Stuck,
-                        };
-                        assert_eq!(phase, expected, "{what}");
-                    }
-                }
-            }
-        }
+    for spec in specs() {
+        harness::each_step_fails_in_each_way(&spec).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_undo_failing_in_each_way_ends_at_the_start_once_resumed() {
+    for spec in specs() {
+        harness::each_undo_fails_in_each_way(&spec).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_crash_at_each_journal_write_changes_nothing_of_the_end() {
-    for failing in [None, Some(2), Some(4)] {
-        for durable in [false, true] {
-            for write in 1..40 {
-                let trouble = failing.map(|step| Trouble {
-                    step,
-                    action: Action::Execute,
-                    class: FaultClass::Precondition,
-                    times: 99,
-                    effect: false,
-                });
-                let case = Case::new(trouble, Some((write, durable)));
-                let phase = case.run().await;
-                let what =
-                    format!("crash at write {write}, durable {durable}, failing {failing:?}");
-                case.check(phase, &what);
-                let expected = match failing {
-                    None => JobPhase::Done,
-                    Some(step) if step < COMMIT => JobPhase::Undone,
-                    Some(_) => JobPhase::Stuck,
-                };
-                assert_eq!(phase, expected, "{what}");
-            }
-        }
+    for spec in specs() {
+        harness::crashes_at_each_write(&spec).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_abort_before_the_commit_ends_at_the_start_and_after_it_at_the_target() {
-    let case = Case::new(None, None);
-    let abort = CancellationToken::new();
-    abort.cancel();
-    let phase = case.once(abort).await.unwrap();
-    assert_eq!(phase, JobPhase::Undone);
-    case.check(phase, "abort before anything");
-
-    // A job that has committed and is taken up again with an abort: it goes on to the target.
-    let case = Case::new(None, Some((2 * COMMIT + 3, true)));
-    assert!(case.once(CancellationToken::new()).await.is_err(), "the crash stops it");
-    *case.journal.crash_at.lock().unwrap() = None;
-    let abort = CancellationToken::new();
-    abort.cancel();
-    let phase = case.once(abort).await.unwrap();
-    assert_eq!(phase, JobPhase::Done);
-    case.check(phase, "abort after the commit");
+async fn looking_that_fails_after_a_crash_is_a_failure_of_the_step() {
+    for spec in specs() {
+        harness::observing_fails_after_a_crash(&spec).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_undo_that_fails_for_good_is_stuck_and_goes_on_when_resumed() {
-    let case = Case::new(
-        Some(Trouble {
-            step: 1,
-            action: Action::Undo,
-            class: FaultClass::Permanent,
-            times: 1,
-            effect: false,
-        }),
-        None,
+async fn an_abort_at_each_write_ends_at_the_start_or_after_the_commit_at_the_target() {
+    for spec in specs() {
+        harness::aborts_at_each_write(&spec).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abort_before_anything_ends_at_the_start() {
+    for spec in specs() {
+        let case = Case::new(&spec, "abort before anything");
+        let abort = Abort::default();
+        abort.request("the test");
+        assert_eq!(case.once(abort).await.unwrap(), JobPhase::Undone);
+        assert_eq!(case.standing(), [] as [usize; 0]);
+        let wish = Event::AbortRequested { by: "the test".into() };
+        assert_eq!(*case.journal.events.lock().unwrap(), [wish]);
+    }
+}
+
+/// The agent committed and said something else than a refusal: whatever it was, it may not be undone.
+#[tokio::test(start_paused = true)]
+async fn a_commit_whose_answer_is_no_refusal_is_never_undone() {
+    for class in harness::CLASSES.into_iter().filter(|c| *c != FaultClass::Fenced) {
+        let case = Case::new(&spec(Some(COMMIT), None), format!("committed, told {class}")).with(
+            COMMIT,
+            Action::Execute,
+            class,
+            ALWAYS,
+            true,
+        );
+        assert_eq!(case.run().await, JobPhase::Stuck, "{}", case.what);
+        assert_eq!(case.standing(), [0, 1, 2, COMMIT], "{}", case.what);
+        assert!(case.world.lock().unwrap().undone.is_empty(), "{}", case.what);
+        assert_eq!(case.mended_and_resumed().await, JobPhase::Done, "{}", case.what);
+    }
+}
+
+/// While nobody knows whether it committed, the source is asked for longer than most fences last.
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_is_not_known_is_asked_for_beyond_the_fence() {
+    let case = Case::new(&spec(Some(COMMIT), None), "unknown").with(
+        COMMIT,
+        Action::Execute,
+        FaultClass::Permanent,
+        ALWAYS,
+        false,
     );
-    let abort = CancellationToken::new();
-    // Fail step 2 by planning nothing: abort while step 2 would start.
-    case.journal.events.lock().unwrap().extend([
-        Event::StepStarted { step: 0, attempt: 1 },
-        Event::StepDone { step: 0, receipt: serde_json::json!({}) },
-        Event::StepStarted { step: 1, attempt: 1 },
-        Event::StepDone { step: 1, receipt: serde_json::json!({}) },
-    ]);
-    case.world.lock().unwrap().standing.extend([name(0), name(1)]);
-    abort.cancel();
-    assert_eq!(case.once(abort.clone()).await.unwrap(), JobPhase::Stuck);
-    case.journal.events.lock().unwrap().push(Event::Resumed);
-    let phase = case.once(abort).await.unwrap();
-    assert_eq!(phase, JobPhase::Undone);
-    case.check(phase, "resumed");
+    let began = tokio::time::Instant::now();
+    assert_eq!(case.run().await, JobPhase::Stuck);
+    assert!(began.elapsed() > Duration::from_secs(120), "{:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_journal_that_does_not_fit_is_refused() {
-    let case = Case::new(None, None);
-    case.journal
-        .events
-        .lock()
-        .unwrap()
-        .push(Event::StepDone { step: 2, receipt: serde_json::json!({}) });
-    let fault = case.once(CancellationToken::new()).await.unwrap_err();
+    let case = Case::new(&spec(Some(COMMIT), None), "damaged");
+    let impossible = Event::StepDone { step: 2, receipt: serde_json::json!({}) };
+    case.journal.events.lock().unwrap().push(impossible);
+    let fault = case.once(Abort::default()).await.unwrap_err();
     assert_eq!(fault.class, FaultClass::Bug);
     assert!(fault.to_string().contains("damaged"), "{fault}");
+}
+
+/// Events that an older Ferry journalled, before they said who.
+#[test]
+fn an_older_journal_is_read() {
+    for (text, event) in [
+        (r#"{"event":"abort_requested"}"#, Event::AbortRequested { by: String::new() }),
+        (r#"{"event":"resumed"}"#, Event::Resumed { by: String::new() }),
+    ] {
+        assert_eq!(serde_json::from_str::<Event>(text).unwrap(), event);
+        assert_eq!(serde_json::to_string(&event).unwrap(), text);
+    }
+}
+
+/// A step that goes on until it is cancelled or let go, and whose observation does not come back
+/// either.
+#[derive(Default)]
+struct Endless {
+    begun: Notify,
+    release: Notify,
+    cancelled: Mutex<Vec<String>>,
+}
+
+#[async_trait]
+impl Step for Endless {
+    async fn observe(&self, _: &Context) -> Result<Observation, Fault> {
+        self.begun.notify_one();
+        std::future::pending().await
+    }
+
+    async fn execute(&self, context: &Context) -> Result<serde_json::Value, Fault> {
+        self.begun.notify_one();
+        tokio::select! {
+            biased;
+            () = context.cancel.cancelled() => {
+                self.cancelled.lock().unwrap().push(context.spec.name.clone());
+                // The agent takes its time to stop.
+                self.release.notified().await;
+                Err(Fault::new(FaultClass::Cancelled, "cancelled"))
+            }
+            () = self.release.notified() => Ok(serde_json::json!({})),
+        }
+    }
+
+    async fn verify(&self, _: &Context, _: &serde_json::Value) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    async fn undo(&self, _: &Context, _: Option<&serde_json::Value>) -> Result<(), Fault> {
+        Ok(())
+    }
+}
+
+/// A job of one endless step, whose time limit is not what ends it.
+struct Long {
+    step: Arc<Endless>,
+    journal: Arc<Memory>,
+    spec: JobSpec,
+}
+
+impl Long {
+    fn new(mut spec: JobSpec, events: Vec<Event>) -> Self {
+        spec.steps.iter_mut().for_each(|s| s.timeout_seconds = 1_000_000);
+        let journal = Memory { events: Mutex::new(events), ..Memory::default() };
+        Self { step: Arc::default(), journal: Arc::new(journal), spec }
+    }
+
+    /// Starts the controller, as it were; what is journalled is told to the receiver.
+    async fn start(
+        &self,
+        abort: Abort,
+    ) -> (tokio::task::JoinHandle<Result<JobPhase, Fault>>, mpsc::Receiver<ferry_engine::Told>)
+    {
+        let (told, seen) = mpsc::channel(64);
+        let steps = self.spec.steps.iter().map(|s| {
+            let step: Arc<dyn Step> = self.step.clone();
+            (s.kind.clone(), step)
+        });
+        let steps = Arc::new(steps.collect());
+        let journal: Arc<dyn Journal> = self.journal.clone();
+        let runner = Runner::recover(self.spec.clone(), steps, journal, told, abort).await.unwrap();
+        (tokio::spawn(runner.run()), seen)
+    }
+
+    fn events(&self) -> Vec<Event> {
+        self.journal.events.lock().unwrap().clone()
+    }
+}
+
+fn started(step: usize) -> Event {
+    Event::StepStarted { step, attempt: 1 }
+}
+
+fn done(step: usize) -> Event {
+    Event::StepDone { step, receipt: serde_json::json!({}) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abort_is_journalled_while_the_step_still_runs() {
+    let long = Long::new(spec(Some(COMMIT), None), vec![]);
+    let abort = Abort::default();
+    let (job, mut seen) = long.start(abort.clone()).await;
+    long.step.begun.notified().await;
+    abort.request("the operator");
+    let wish = Event::AbortRequested { by: "the operator".into() };
+    loop {
+        match seen.recv().await.expect("the job goes on until its step ends") {
+            ferry_engine::Told::Event(event) if event == wish => break,
+            _ => {}
+        }
+    }
+    assert_eq!(long.events(), [started(0), wish]);
+    seen.close();
+    long.step.release.notify_one();
+    assert_eq!(job.await.unwrap().unwrap(), JobPhase::Undone);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abort_survives_the_controller_and_cancels_the_step_again() {
+    let wish = Event::AbortRequested { by: String::new() };
+    let long = Long::new(spec(Some(COMMIT), None), vec![started(0), wish]);
+    let (job, mut seen) = long.start(Abort::default()).await;
+    seen.close();
+    long.step.release.notify_one();
+    assert_eq!(job.await.unwrap().unwrap(), JobPhase::Undone);
+    assert_eq!(*long.step.cancelled.lock().unwrap(), ["step0"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abort_ends_looking_at_an_agent_that_does_not_answer() {
+    let long = Long::new(spec(Some(COMMIT), None), vec![started(0)]);
+    let abort = Abort::default();
+    let (job, mut seen) = long.start(abort.clone()).await;
+    seen.close();
+    long.step.begun.notified().await;
+    abort.request("");
+    long.step.release.notify_one();
+    assert_eq!(job.await.unwrap().unwrap(), JobPhase::Undone);
+    assert_eq!(*long.step.cancelled.lock().unwrap(), ["step0"]);
+}
+
+/// An abort that comes while the commit is under way is too late: neither the commit nor what
+/// comes after it is cancelled.
+#[tokio::test(start_paused = true)]
+async fn an_abort_cancels_nothing_after_the_commit_began() {
+    let mut events: Vec<_> = (0..COMMIT).flat_map(|step| [started(step), done(step)]).collect();
+    events.push(Event::StepFailed { step: COMMIT, fault: Fault::transient("lost") });
+    events.insert(2 * COMMIT, started(COMMIT));
+    let long = Long::new(spec(Some(COMMIT), None), events);
+    let abort = Abort::default();
+    abort.request("");
+    let (job, mut seen) = long.start(abort).await;
+    seen.close();
+    for _ in COMMIT..STEPS {
+        long.step.begun.notified().await;
+        long.step.release.notify_one();
+    }
+    assert_eq!(job.await.unwrap().unwrap(), JobPhase::Done);
+    assert_eq!(*long.step.cancelled.lock().unwrap(), [] as [&str; 0]);
 }

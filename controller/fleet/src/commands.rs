@@ -5,6 +5,7 @@ use ferry_proto::command::{Intent, Outcome, Progress, Receipt};
 use ferry_proto::grant::SignedGrant;
 use ferry_proto::ids::{CommandId, JobId, ServerName};
 use ferry_proto::v1;
+use ferry_proto::v1::session_response::Body;
 use ferry_proto::{Fault, FaultClass};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +19,8 @@ pub(crate) struct Pending {
     pub(crate) what: Waiting,
     pub(crate) reply: Option<oneshot::Sender<Answer>>,
     pub(crate) progress: Option<watch::Sender<Progress>>,
+    /// Whether the agent shall stop it: told again with the command when it connects again.
+    pub(crate) cancelled: bool,
 }
 
 /// What is to be sent (again) when the agent connects.
@@ -73,7 +76,7 @@ impl Fleet {
         let answer = tokio::select! {
             answer = &mut reply => answer,
             () = cancel.cancelled() => {
-                self.send_cancel(&order.server, order.id);
+                self.cancel(order.id);
                 reply.await
             }
         };
@@ -131,19 +134,19 @@ impl Fleet {
     ) -> oneshot::Receiver<Answer> {
         let (reply, receiver) = oneshot::channel();
         let mut live = self.live();
-        live.pending
-            .insert(id, Pending { server: server.clone(), what, reply: Some(reply), progress });
+        let (server, reply) = (server.clone(), Some(reply));
+        live.pending.insert(id, Pending { server, what, reply, progress, cancelled: false });
         live.send_pending(id, self.generation);
         receiver
     }
 
-    fn send_cancel(&self, server: &ServerName, id: CommandId) {
-        let live = self.live();
-        if let Some(session) = live.sessions.get(server) {
-            let body = v1::session_response::Body::CancelCommandId(id.to_string());
-            // Not connected or not reading: the command stands, and the caller's time limit ends
-            // the wait.
-            let _ = session.out.try_send(response(body));
+    /// Asks the agent to stop a command: now if it is connected, and whenever it connects again.
+    fn cancel(&self, id: CommandId) {
+        let mut live = self.live();
+        if let Some(pending) = live.pending.get_mut(&id) {
+            pending.cancelled = true;
+            let server = pending.server.clone();
+            live.send(&server, cancellation(id));
         }
     }
 
@@ -172,17 +175,20 @@ impl Fleet {
     }
 }
 
+fn cancellation(id: CommandId) -> Body {
+    Body::CancelCommandId(id.to_string())
+}
+
 impl Live {
-    /// Sends a pending command if its agent is connected. If its queue is full the session is
-    /// dropped: the agent connects again, and everything pending is sent then.
+    /// Sends a pending command, and that it is cancelled, if its agent is connected.
     pub(crate) fn send_pending(&mut self, id: CommandId, generation: u64) {
         let Some(pending) = self.pending.get(&id) else { return };
         let Some(session) = self.sessions.get_mut(&pending.server) else { return };
         let body = match &pending.what {
-            Waiting::Observation => v1::session_response::Body::ObserveCommandId(id.to_string()),
+            Waiting::Observation => Body::ObserveCommandId(id.to_string()),
             Waiting::Outcome { job, intent, grant } => {
                 session.next_command += 1;
-                v1::session_response::Body::Command(v1::Command {
+                Body::Command(v1::Command {
                     number: session.next_command,
                     id: id.to_string(),
                     job: job.map(|j| j.to_string()).unwrap_or_default(),
@@ -192,9 +198,20 @@ impl Live {
                 })
             }
         };
-        if let Err(mpsc::error::TrySendError::Full(_)) = session.out.try_send(response(body)) {
-            let server = pending.server.clone();
-            self.sessions.remove(&server);
+        let (server, cancelled) = (pending.server.clone(), pending.cancelled);
+        self.send(&server, body);
+        if cancelled {
+            self.send(&server, cancellation(id));
+        }
+    }
+
+    /// Sends to an agent if it is connected. If its queue is full the session is ended: the agent
+    /// connects again, and everything pending is sent then.
+    fn send(&mut self, server: &ServerName, body: Body) {
+        if let Some(session) = self.sessions.get(server)
+            && let Err(mpsc::error::TrySendError::Full(_)) = session.out.try_send(response(body))
+        {
+            self.sessions.remove(server);
         }
     }
 }

@@ -14,12 +14,15 @@ use crate::authority::IssuedCertificate;
 use crate::session::{AgentEndpoint, status};
 use crate::{Fleet, now_ms};
 
+/// The longest that an enrolment token may be good for: whoever finds a forgotten one is that server.
+const LONGEST_TOKEN: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
 impl Fleet {
     /// Registers a server and makes its one-time token: the text, and until when it is good (Unix
     /// milliseconds).
     ///
     /// # Errors
-    /// If a server of that name is enrolled already.
+    /// If a server of that name is enrolled already, or the token would be good for too long.
     pub async fn add_server(
         &self,
         name: &ServerName,
@@ -27,6 +30,15 @@ impl Fleet {
         valid: Option<Duration>,
     ) -> Result<(String, i64), Fault> {
         let valid = valid.unwrap_or(self.settings.token_lifetime);
+        if valid > LONGEST_TOKEN {
+            return Err(Fault::precondition(format!(
+                "an enrolment token may be good for at most {} days",
+                LONGEST_TOKEN.as_secs() / 86_400
+            ))
+            .remedy(
+                "ask for a shorter time (--valid 1h, say); a new token can be made at any time",
+            ));
+        }
         let (token, text) = self.authority.new_token(name)?;
         let now = now_ms();
         let expires = now.saturating_add(i64::try_from(valid.as_millis()).unwrap_or(i64::MAX));
@@ -44,6 +56,8 @@ impl Fleet {
         };
         self.store.add_server(&row, now).await?;
         self.apply_revocations().await?;
+        // A server that was cut off and comes back must not stay cut off at its peers.
+        self.tell_revocations().await?;
         Ok((text, expires))
     }
 

@@ -20,6 +20,7 @@ use ferry_proto::channel::{Connections, Revocations};
 use ferry_proto::ids::ServerName;
 use ferry_store::Store;
 use tokio::sync::{broadcast, mpsc};
+use tokio_util::sync::CancellationToken;
 
 use crate::authority::Authority;
 use crate::commands::Pending;
@@ -65,6 +66,15 @@ struct Session {
     number: u64,
     next_command: u64,
     out: mpsc::Sender<ferry_proto::v1::SessionResponse>,
+    /// Ends the stream: its own task holds a sender too, so that dropping `out` does not.
+    end: CancellationToken,
+}
+
+impl Drop for Session {
+    /// Whoever forgets a session ends it: the agent must notice, and connect again.
+    fn drop(&mut self) {
+        self.end.cancel();
+    }
 }
 
 impl Fleet {
@@ -123,17 +133,18 @@ impl Fleet {
         self.store.revoke_server(server, now_ms()).await?;
         self.apply_revocations().await?;
         self.connections.cut(server);
-        let told: Vec<_> = {
-            let mut live = self.live();
-            live.sessions.remove(server);
-            live.sessions.values().map(|s| s.out.clone()).collect()
-        };
-        let message = self.revocations_message().await?;
-        for out in told {
-            // A session whose queue is full or gone hears it when it connects again.
-            let _ = out.try_send(message.clone());
-        }
+        self.live().sessions.remove(server);
+        self.tell_revocations().await?;
         Ok(was_connected)
+    }
+
+    /// Tells every connected agent whom it must not trust, and whom it may again.
+    async fn tell_revocations(&self) -> Result<(), Fault> {
+        let message = self.revocations_message().await?;
+        let mut live = self.live();
+        // A session that does not read is ended: its agent hears it when it connects again.
+        live.sessions.retain(|_, session| session.out.try_send(message.clone()).is_ok());
+        Ok(())
     }
 
     async fn apply_revocations(&self) -> Result<(), Fault> {

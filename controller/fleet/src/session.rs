@@ -13,6 +13,7 @@ use ferry_proto::{Fault, FaultClass};
 use futures::Stream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::commands::Answer;
@@ -61,12 +62,14 @@ impl AgentService for AgentEndpoint {
             Some(v1::session_request::Body::Hello(hello)) => hello,
             _ => return Err(Status::invalid_argument("a session begins with hello")),
         };
-        let (number, out, receiver) = fleet.greet(&server, hello).await.map_err(|f| status(&f))?;
+        let Greeted { number, out, end, receiver } =
+            fleet.greet(&server, hello).await.map_err(|f| status(&f))?;
         tracing::info!(%server, "agent connected");
         tokio::spawn(async move {
             let ended = tokio::select! {
                 ended = fleet.listen(&server, &mut incoming, &out) => ended,
                 () = cut.cancelled() => Err(Status::aborted("cut off")),
+                () = end.cancelled() => Err(Status::aborted("replaced, or its agent does not read")),
                 () = out.closed() => Ok(()),
             };
             fleet.forget(&server, number);
@@ -89,17 +92,23 @@ impl AgentService for AgentEndpoint {
 
 type Outgoing = mpsc::Sender<v1::SessionResponse>;
 
+/// A session that was registered.
+struct Greeted {
+    number: u64,
+    out: Outgoing,
+    /// Cancelled when the fleet forgets the session.
+    end: CancellationToken,
+    receiver: mpsc::Receiver<v1::SessionResponse>,
+}
+
 impl Fleet {
     /// Registers a session and sends what waits for it.
-    async fn greet(
-        &self,
-        server: &ServerName,
-        hello: v1::Hello,
-    ) -> Result<(u64, Outgoing, mpsc::Receiver<v1::SessionResponse>), Fault> {
+    async fn greet(&self, server: &ServerName, hello: v1::Hello) -> Result<Greeted, Fault> {
         let facts = String::from_utf8(hello.facts).unwrap_or_else(|_| "{}".to_owned());
         self.store.set_seen(server, &hello.peer_address, &hello.version, &facts, now_ms()).await?;
         let revocations = self.revocations_message().await?;
         let (out, receiver) = mpsc::channel(QUEUE);
+        let end = CancellationToken::new();
         let welcome = response(Body::Welcome(v1::Welcome { generation: self.generation }));
         let number = {
             let mut live = self.live();
@@ -108,7 +117,7 @@ impl Fleet {
             // The queue is new and longer than this.
             let _ = out.try_send(welcome);
             let _ = out.try_send(revocations);
-            let session = Session { number, next_command: 0, out: out.clone() };
+            let session = Session { number, next_command: 0, out: out.clone(), end: end.clone() };
             // An older session of the same agent is a connection that died unnoticed.
             live.sessions.insert(server.clone(), session);
             let waiting: Vec<_> = live
@@ -123,7 +132,7 @@ impl Fleet {
             number
         };
         let _ = self.connected.send(server.clone());
-        Ok((number, out, receiver))
+        Ok(Greeted { number, out, end, receiver })
     }
 
     /// Forgets a session, unless a newer one took its place.

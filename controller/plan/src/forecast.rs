@@ -53,12 +53,6 @@ const DATABASE_BYTES_PER_SECOND: f64 = 8e6;
 const CUTOVER_SECONDS: f64 = 6.0;
 /// The shortest fence deadline.
 pub const SHORTEST_DEADLINE_SECONDS: u32 = 30;
-/// How long, how many and how much the redirector holds per account: the usual hold limit.
-pub const HOLD_SECONDS: f64 = 30.0;
-/// See [`HOLD_SECONDS`].
-pub const HOLD_REQUESTS: u32 = 1000;
-/// See [`HOLD_SECONDS`].
-pub const HOLD_MIB: u32 = 64;
 /// The longest fence deadline that can be asked for.
 pub const LONGEST_DEADLINE_SECONDS: u32 = 24 * 3600;
 

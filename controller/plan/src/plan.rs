@@ -183,7 +183,9 @@ fn steps(of: &Move, policy: &Policy, deadline: u32) -> Vec<PlannedStep> {
     ]
 }
 
-/// The plan that ends a move: takes down what stands for it at the server that no longer serves.
+/// The plan that ends a move: takes down what stands for it at the server that no longer serves. That
+/// cannot be undone, so the server that serves proves it first; what is erased proves itself unwritten
+/// since its commit, in the same command that erases it.
 pub fn finalize(of: &Move, erase: bool) -> Plan {
     let title = if erase {
         "Take down what stands for the move, and erase the copy"
@@ -207,11 +209,14 @@ pub fn finalize(of: &Move, erase: bool) -> Plan {
         databases: Vec::new(),
         findings: Vec::new(),
         blocked: false,
-        steps: vec![PlannedStep::new(
-            &of.source,
-            title,
-            600,
-            Intent::Finalize { of: of.clone(), erase },
-        )],
+        steps: vec![
+            PlannedStep::new(
+                &of.target,
+                "Prove that the account is served here, whole",
+                3600,
+                Intent::Prove { of: of.clone() },
+            ),
+            PlannedStep::new(&of.source, title, 3600, Intent::Finalize { of: of.clone(), erase }),
+        ],
     }
 }

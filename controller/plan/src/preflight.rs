@@ -4,10 +4,7 @@ use std::collections::BTreeMap;
 
 use ferry_proto::command::{AccountFacts, Finding, Room, Severity, TargetFacts};
 
-use crate::forecast::{
-    Forecast, HOLD_MIB, HOLD_REQUESTS, HOLD_SECONDS, LONGEST_DEADLINE_SECONDS, Policy,
-    SHORTEST_DEADLINE_SECONDS,
-};
+use crate::forecast::{Forecast, LONGEST_DEADLINE_SECONDS, Policy, SHORTEST_DEADLINE_SECONDS};
 use crate::plan::{Heard, Inputs};
 
 /// What each missing byte of the account takes at the target: dumps are streamed, but file systems
@@ -93,12 +90,17 @@ fn clocks(heard: Heard, source: &AccountFacts, target: &TargetFacts) -> Option<S
 }
 
 /// Beyond the hold limit visitors are refused, not held.
+#[allow(clippy::cast_precision_loss)]
 fn holding(source: &AccountFacts, forecast: &Forecast) -> Option<String> {
     let has_visitors = !source.definition.sites.is_empty();
-    (has_visitors && forecast.outage_seconds > HOLD_SECONDS).then(|| {
+    let hold = source.server.hold;
+    let seconds = hold.wait_ms as f64 / 1000.0;
+    (has_visitors && forecast.outage_seconds > seconds).then(|| {
         format!(
-            "the forecast outage of {:.0} s is longer than visitors are held ({HOLD_SECONDS:.0} s, {HOLD_REQUESTS} requests, {HOLD_MIB} MiB): those beyond get the answer 503 with Retry-After",
-            forecast.outage_seconds
+            "the forecast outage of {:.0} s is longer than visitors are held ({seconds:.0} s, {} requests, {} MiB): those beyond get the answer 503 with Retry-After",
+            forecast.outage_seconds,
+            hold.requests,
+            hold.bytes >> 20
         )
     })
 }

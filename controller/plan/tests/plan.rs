@@ -1,6 +1,6 @@
 //! The order of a move's steps is the design's critical section; findings block what cannot work.
 
-use ferry_plan::{Heard, Inputs, Policy, plan};
+use ferry_plan::{Heard, Inputs, Policy, finalize, plan};
 use ferry_proto::account::{Definition, EngineKind};
 use ferry_proto::command::{
     AccountFacts, DatabaseSummary, Direction, Move, Room, ServerFacts, Severity, TargetFacts,
@@ -169,8 +169,18 @@ fn an_outage_beyond_the_hold_limit_is_told_to_those_with_visitors() {
     for text in ["106 s", "30 s, 1000 requests, 64 MiB", "503"] {
         assert!(long.findings[0].message.contains(text), "{text}: {:?}", long.findings);
     }
-    inputs.source.databases.clear();
-    assert!(plan(&inputs).findings.is_empty());
+    inputs.source.server.hold.wait_ms = 120_000;
+    assert!(plan(&inputs).findings.is_empty(), "the source holds them so long");
+}
+
+#[test]
+fn nothing_is_taken_down_before_the_server_that_serves_has_proved_it() {
+    for erase in [false, true] {
+        let plan = finalize(&inputs().of, erase);
+        let steps: Vec<_> =
+            plan.steps.iter().map(|s| (s.name.as_str(), s.server.as_str())).collect();
+        assert_eq!(steps, [("prove", "transit"), ("finalize", "client")]);
+    }
 }
 
 #[test]

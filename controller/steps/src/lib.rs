@@ -12,6 +12,7 @@ mod finalize;
 mod grant;
 mod open;
 mod precopy;
+mod prove;
 mod provision;
 mod rehearse;
 mod release;
@@ -25,11 +26,12 @@ use ferry_engine::{JobSpec, StepSpec, Steps};
 use ferry_fleet::Fleet;
 use ferry_plan::Plan;
 use ferry_proto::Fault;
+use ferry_proto::command::Intent;
 
 use crate::agent_step::{AgentStep, Recipe};
 
 /// Every kind, by name.
-const RECIPES: [Recipe; 12] = [
+const RECIPES: [Recipe; 13] = [
     provision::RECIPE,
     precopy::RECIPE,
     arm::RECIPE,
@@ -41,6 +43,7 @@ const RECIPES: [Recipe; 12] = [
     commit::RECIPE,
     open::RECIPE,
     release::RECIPE,
+    prove::RECIPE,
     finalize::RECIPE,
 ];
 
@@ -71,6 +74,8 @@ pub fn job(plan: &Plan) -> Result<JobSpec, Fault> {
                     .map_err(|e| Fault::bug("a planned step has no JSON").caused_by(&e))?,
                 timeout_seconds: step.timeout_seconds,
                 commit_point: step.commit_point,
+                // What finalizing takes down no undo puts up again.
+                forward_only: matches!(step.intent, Intent::Finalize { .. }),
             })
         })
         .collect::<Result<_, Fault>>()?;

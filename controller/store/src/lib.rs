@@ -160,7 +160,8 @@ pub trait Store: Send + Sync {
         certificate: &CertificateRow,
         now_ms: i64,
     ) -> Result<bool, Fault>;
-    /// Notes a certificate issued to a server that had one.
+    /// Notes a certificate issued to a server that had one. A fault unless it is enrolled: a server
+    /// that is being cut off gets none.
     async fn add_certificate(
         &self,
         name: &ServerName,
@@ -196,6 +197,9 @@ pub trait Store: Send + Sync {
     async fn add_plan(&self, row: &JobRow) -> Result<(), Fault>;
     /// Starts a plan. A fault if it was started before, or another job has the account.
     async fn start_job(&self, id: JobId, now_ms: i64) -> Result<(), Fault>;
+    /// Takes an ended job up again, with the event that says so. A fault if it has not ended, or
+    /// another job has the account.
+    async fn resume_job(&self, id: JobId, event: &str, now_ms: i64) -> Result<(), Fault>;
     /// Ends a job.
     async fn end_job(&self, id: JobId, phase: &str, now_ms: i64) -> Result<(), Fault>;
     /// One job or plan.

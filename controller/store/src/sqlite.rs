@@ -132,26 +132,60 @@ fn job_row(row: &SqliteRow) -> Result<JobRow, Fault> {
     })
 }
 
+/// Notes a certificate of a server that is enrolled; whether it is.
 async fn insert_certificate(
     transaction: &mut sqlx::Transaction<'_, sqlx::Sqlite>,
     name: &ServerName,
     certificate: &CertificateRow,
-) -> Result<(), Fault> {
+) -> Result<bool, Fault> {
     let message = "cannot note the certificate";
-    sqlx::query("INSERT INTO certificates (serial, server, not_after_ms) VALUES ($1, $2, $3)")
-        .bind(&certificate.serial)
-        .bind(name.as_str())
-        .bind(certificate.not_after_ms)
-        .execute(&mut **transaction)
-        .await
-        .or_fault(message)?;
+    let done = sqlx::query(
+        "INSERT INTO certificates (serial, server, not_after_ms)
+         SELECT $1, name, $3 FROM servers WHERE name = $2 AND state = 'enrolled'",
+    )
+    .bind(&certificate.serial)
+    .bind(name.as_str())
+    .bind(certificate.not_after_ms)
+    .execute(&mut **transaction)
+    .await
+    .or_fault(message)?;
+    if done.rows_affected() == 0 {
+        return Ok(false);
+    }
     sqlx::query("UPDATE servers SET not_after_ms = $2 WHERE name = $1")
         .bind(name.as_str())
         .bind(certificate.not_after_ms)
         .execute(&mut **transaction)
         .await
         .or_fault(message)?;
-    Ok(())
+    Ok(true)
+}
+
+/// Adds an event to a job's journal; its number.
+async fn insert_event(
+    executor: impl sqlx::Executor<'_, Database = sqlx::Sqlite>,
+    job: JobId,
+    event: &str,
+    now_ms: i64,
+) -> Result<u64, Fault> {
+    let row = sqlx::query(
+        "INSERT INTO journal (number, job, at_ms, event)
+         VALUES ((SELECT COALESCE(MAX(number), 0) + 1 FROM journal), $1, $2, $3)
+         RETURNING number",
+    )
+    .bind(job.to_string())
+    .bind(now_ms)
+    .bind(event)
+    .fetch_one(executor)
+    .await
+    .or_fault("cannot write to the journal")?;
+    Ok(column::<i64>(&row, "number")?.unsigned_abs())
+}
+
+/// The partial unique index: another job of this account has not ended.
+fn other_job() -> Fault {
+    Fault::precondition("another job of this account has not ended")
+        .remedy("see `ferry status`; abort it, or wait for its end")
 }
 
 #[async_trait]
@@ -233,6 +267,7 @@ impl Store for SqliteStore {
         if done.rows_affected() == 0 {
             return Ok(false);
         }
+        // Enrolled by the statement above.
         insert_certificate(&mut transaction, name, certificate).await?;
         transaction.commit().await.or_fault(message)?;
         Ok(true)
@@ -245,7 +280,10 @@ impl Store for SqliteStore {
     ) -> Result<(), Fault> {
         let message = "cannot note the certificate";
         let mut transaction = self.pool.begin().await.or_fault(message)?;
-        insert_certificate(&mut transaction, name, certificate).await?;
+        if !insert_certificate(&mut transaction, name, certificate).await? {
+            return Err(Fault::permanent(format!("server {name} is not enrolled (any more)"))
+                .remedy(format!("to use it again: ferry server add {name}, then enrol it")));
+        }
         transaction.commit().await.or_fault(message)
     }
 
@@ -407,13 +445,31 @@ impl Store for SqliteStore {
                 Err(Fault::precondition(format!("plan {id} was started before, or is unknown"))
                     .remedy("plan the move again"))
             }
-            // The partial unique index: another job of this account has not ended.
-            Err(sqlx::Error::Database(e)) if e.is_unique_violation() => {
-                Err(Fault::precondition("another job of this account has not ended")
-                    .remedy("see `ferry status`; abort it, or wait for its end"))
-            }
+            Err(sqlx::Error::Database(e)) if e.is_unique_violation() => Err(other_job()),
             Err(e) => Err(fault("cannot start the job", &e)),
         }
+    }
+
+    async fn resume_job(&self, id: JobId, event: &str, now_ms: i64) -> Result<(), Fault> {
+        let message = "cannot take the job up again";
+        let mut transaction = self.pool.begin().await.or_fault(message)?;
+        let reopened = sqlx::query(
+            "UPDATE jobs SET ended_ms = NULL, phase = NULL WHERE id = $1 AND ended_ms IS NOT NULL",
+        )
+        .bind(id.to_string())
+        .execute(&mut *transaction)
+        .await;
+        match reopened {
+            Ok(done) if done.rows_affected() == 1 => {}
+            Ok(_) => {
+                return Err(Fault::precondition(format!("job {id} has not ended"))
+                    .remedy("see `ferry status`"));
+            }
+            Err(sqlx::Error::Database(e)) if e.is_unique_violation() => return Err(other_job()),
+            Err(e) => return Err(fault(message, &e)),
+        }
+        insert_event(&mut *transaction, id, event, now_ms).await?;
+        transaction.commit().await.or_fault(message)
     }
 
     async fn end_job(&self, id: JobId, phase: &str, now_ms: i64) -> Result<(), Fault> {
@@ -456,18 +512,7 @@ impl Store for SqliteStore {
     }
 
     async fn append_event(&self, job: JobId, event: &str, now_ms: i64) -> Result<u64, Fault> {
-        let row = sqlx::query(
-            "INSERT INTO journal (number, job, at_ms, event)
-             VALUES ((SELECT COALESCE(MAX(number), 0) + 1 FROM journal), $1, $2, $3)
-             RETURNING number",
-        )
-        .bind(job.to_string())
-        .bind(now_ms)
-        .bind(event)
-        .fetch_one(&self.pool)
-        .await
-        .or_fault("cannot write to the journal")?;
-        Ok(column::<i64>(&row, "number")?.unsigned_abs())
+        insert_event(&self.pool, job, event, now_ms).await
     }
 
     async fn events(

@@ -113,3 +113,46 @@ async fn events_keep_their_order_and_survive_reopening() {
     assert_eq!(texts(store.events(None, Some(&b.account), 0, 10).await.unwrap()), "2");
     assert!(store.append_event(JobId::new_now(), "x", 4).await.is_err(), "unknown job");
 }
+
+#[tokio::test]
+async fn a_server_that_was_cut_off_gets_no_further_certificate() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&dir.path().join("ferry.db")).await.unwrap();
+    let row = server("client", "aa");
+    store.add_server(&row, 0).await.unwrap();
+    let fault = store.add_certificate(&row.name, &certificate("00")).await.unwrap_err();
+    assert!(fault.message.contains("not enrolled"), "never enrolled: {fault}");
+    assert!(store.take_token(&row.name, "aa", "k", &certificate("01"), 1).await.unwrap());
+    store.revoke_server(&row.name, 2).await.unwrap();
+    // A renewal that began before the revocation, and is noted after it.
+    let fault = store.add_certificate(&row.name, &certificate("02")).await.unwrap_err();
+    assert!(fault.message.contains("not enrolled") && !fault.remedy.is_empty(), "{fault}");
+    store.add_server(&row, 3).await.unwrap();
+    assert!(store.add_certificate(&row.name, &certificate("03")).await.is_err());
+    assert_eq!(store.revocations().await.unwrap().0, ["01"]);
+}
+
+#[tokio::test]
+async fn a_job_is_taken_up_again_with_its_event_and_only_if_it_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&dir.path().join("ferry.db")).await.unwrap();
+    let (first, second) = (plan("demo"), plan("demo"));
+    for row in [&first, &second] {
+        store.add_plan(row).await.unwrap();
+    }
+    store.start_job(first.id, 1).await.unwrap();
+    let fault = store.resume_job(first.id, "r", 2).await.unwrap_err();
+    assert!(fault.message.contains("has not ended"), "{fault}");
+    store.end_job(first.id, "stuck", 2).await.unwrap();
+    store.resume_job(first.id, "r", 3).await.unwrap();
+    let row = store.job(first.id).await.unwrap().unwrap();
+    assert_eq!((row.ended_ms, row.phase), (None, None));
+    let events = store.events(Some(first.id), None, 0, 10).await.unwrap();
+    assert_eq!(events.iter().map(|e| e.event.as_str()).collect::<Vec<_>>(), ["r"]);
+
+    store.end_job(first.id, "stuck", 4).await.unwrap();
+    store.start_job(second.id, 5).await.unwrap();
+    let fault = store.resume_job(first.id, "r", 6).await.unwrap_err();
+    assert!(fault.message.contains("another job"), "{fault}");
+    assert_eq!(store.events(Some(first.id), None, 0, 10).await.unwrap().len(), 1, "nothing half");
+}

@@ -40,7 +40,7 @@ pub(super) async fn load(
 ) -> Result<LoadReport, Fault> {
     spec.check_unix_user()?;
     record.check(spec)?;
-    let session = Session::open(config, &config.maintenance_database).await?;
+    let session = Session::exclusive(config, spec).await?;
     temporary::drop_role(config, &session, spec).await?;
     let loading = Loading {
         config,

@@ -21,7 +21,7 @@ pub(super) async fn provision(
     existing: Existing,
 ) -> Result<Provisioned, Fault> {
     record.check(spec)?;
-    let session = Session::open(config, &config.maintenance_database).await?;
+    let session = Session::exclusive(config, spec).await?;
     let present = target::present(&session, spec).await?;
     let taken = target::taken(&present, existing);
     if let Some(first) = taken.first() {
@@ -224,7 +224,7 @@ pub(super) async fn deprovision(
     spec: &Spec,
     created: &Provisioned,
 ) -> Result<(), Fault> {
-    let session = Session::open(config, &config.maintenance_database).await?;
+    let session = Session::exclusive(config, spec).await?;
     let present = target::present(&session, spec).await?;
     for database in &spec.databases {
         drop_database(&session, &ident(&unnamed(spec, database.as_str()))).await?;
@@ -247,7 +247,7 @@ pub(super) async fn drop_closed(
     spec: &Spec,
     created: &Provisioned,
 ) -> Result<(), Fault> {
-    let session = Session::open(config, &config.maintenance_database).await?;
+    let session = Session::exclusive(config, spec).await?;
     temporary::drop_role(config, &session, spec).await?;
     if !fence::is_fenced(&session, spec).await? {
         return Err(not_closed(spec, EngineKind::Postgresql));
@@ -312,7 +312,7 @@ pub(super) async fn open(
     record: &PostgresqlRecord,
 ) -> Result<(), Fault> {
     record.check(spec)?;
-    let session = Session::open(config, &config.maintenance_database).await?;
+    let session = Session::exclusive(config, spec).await?;
     temporary::drop_role(config, &session, spec).await?;
     for database in &record.databases {
         open_database(config, &session, spec, database).await?;

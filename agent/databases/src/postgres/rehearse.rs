@@ -22,7 +22,7 @@ pub(super) async fn rehearse(
     record: &PostgresqlRecord,
 ) -> Result<(), Fault> {
     record.check(spec)?;
-    let session = Session::open(config, &config.maintenance_database).await?;
+    let session = Session::exclusive(config, spec).await?;
     let present = target::present(&session, spec).await?;
     if let Some(role) = present.open_roles.first() {
         return Err(Fault::permanent(format!("PostgreSQL role {role} can log in before the open")));

@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
 use super::PostgresqlConfig;
+use crate::model::Spec;
 
 /// Defaults that an account's own settings must not replace.
 pub(super) const OPTIONS: &str = "-c search_path=pg_catalog -c role=none -c statement_timeout=0 \
@@ -171,6 +172,20 @@ impl Session {
             session.number = u32::try_from(row.number(0)).unwrap_or(0);
             session.version = row.text(1);
         }
+        Ok(session)
+    }
+
+    /// As the superuser, for changing what an account has here. A server finishes what a client that
+    /// was cut off has begun, creating a database for one, before it notices that nobody waits for
+    /// it: so that a repetition does not meet it half-way, each holds the account's lock.
+    pub(super) async fn exclusive(config: &PostgresqlConfig, spec: &Spec) -> Result<Self, Fault> {
+        let session = Self::open(config, &config.maintenance_database).await?;
+        let mut key = [0; 8];
+        let name = format!("ferry/{}", spec.account);
+        key.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..8]);
+        let sql = format!("SELECT pg_advisory_lock({})", i64::from_be_bytes(key));
+        let what = format!("earlier work on account {} does not end", spec.account);
+        session.rows(&what, &sql).await?;
         Ok(session)
     }
 

@@ -77,16 +77,15 @@ impl Trees {
 
     /// A comparison that must succeed at both ends with the same outcome.
     pub async fn compare(&self) -> Comparison {
+        self.compare_with(source_options()).await
+    }
+
+    /// A comparison that must succeed at both ends with the same outcome.
+    pub async fn compare_with(&self, options: SourceOptions) -> Comparison {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let cancel = CancellationToken::new();
         let (source, target) = tokio::join!(
-            ferry_files::verify_source(
-                &self.source,
-                near,
-                source_options(),
-                progress(),
-                cancel.clone()
-            ),
+            ferry_files::verify_source(&self.source, near, options, progress(), cancel.clone()),
             ferry_files::verify_target(
                 &self.target,
                 far,

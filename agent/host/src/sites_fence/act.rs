@@ -245,7 +245,7 @@ fn unfence_locked(layout: &Layout, plan: &FencePlan, services: Services) -> Resu
 }
 
 /// Whether the web server still answers by the stub, with or without TLS.
-fn answers_as_stub(stub: &Stub) -> bool {
+pub(super) fn answers_as_stub(stub: &Stub) -> bool {
     let (Some(port), Some(host)) = (stub.port, stub.host()) else {
         return true;
     };

@@ -32,6 +32,7 @@ pub fn plan_fence(layout: &Layout, definition: &Definition) -> Result<FencePlan,
     }
     let mut stubs = Vec::new();
     for (index, moved) in servers.iter().enumerate() {
+        findings.extend(unreached(layout, &moved.path.display().to_string(), moved.summary));
         stubs.push(Stub::new(layout, &definition.name, index, moved));
     }
     Ok(FencePlan { account: definition.name.clone(), files, stubs, pools, findings })
@@ -126,6 +127,28 @@ fn servers<'a>(
     Ok(found)
 }
 
+/// A finding if visitors come by ports at which the redirector does not stand.
+fn unreached(layout: &Layout, file: &str, summary: &Summary) -> Option<Finding> {
+    let usual = [layout.http_port, layout.https_port];
+    let other: BTreeSet<u16> = summary
+        .listens
+        .iter()
+        .filter_map(|listen| listen.visitors_port())
+        .filter(|port| !usual.contains(port))
+        .collect();
+    let ports: Vec<String> = other.iter().map(ToString::to_string).collect();
+    (!ports.is_empty()).then(|| {
+        Finding::new(
+            format!(
+                "{file} listens on port {} too: who comes there is neither held nor passed on, but \
+                 answered 503 from the fence on",
+                ports.join(", ")
+            ),
+            format!("tell who uses it, or serve it on ports {} and {}", usual[0], usual[1]),
+        )
+    })
+}
+
 /// The names for the stub: the file's own; `_` if it has none.
 fn names(summary: &Summary, domains: &BTreeSet<&str>) -> Vec<String> {
     let mut names: Vec<String> =
@@ -218,4 +241,21 @@ fn aside(
         target: if metadata.is_symlink() { fs::read_link(&path).ok() } else { None },
         path,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_without_the_redirector_are_found() {
+        let layout = Layout::below(std::path::Path::new("/nowhere"));
+        let of =
+            |text: &str| unreached(&layout, "shop.conf", &crate::nginx_config::summarise(text));
+        let usual = "listen 80; listen [::]:443 ssl; listen 127.0.0.1:7482 proxy_protocol;";
+        assert_eq!(of(usual), None);
+        let finding = of("listen 80; listen 8443 ssl; listen [::]:8443 ssl; listen 81;").unwrap();
+        assert!(finding.message.contains("on port 81, 8443 too"), "{}", finding.message);
+        assert!(finding.remedy.contains("80 and 443"), "{}", finding.remedy);
+    }
 }

@@ -361,3 +361,25 @@ fn a_neighbours_request_neither_ends_nor_holds_the_fence() {
         assert!(request.join().unwrap().text.ends_with("done"));
     });
 }
+
+#[test]
+fn a_discarded_fence_leaves_nothing_and_starts_no_pool() {
+    let (web, definition) = provider();
+    let plan = plan_fence(&web.layout, &definition).unwrap();
+    fence(&web.layout, &plan, Services::Running, GRACE).unwrap();
+    assert_fenced(&web);
+    let started = std::time::Instant::now();
+    for _ in 0..2 {
+        discard(&web.layout, &plan).unwrap();
+        let answer = web.get("shop.example", "/");
+        assert!(answer.text.ends_with("default"), "no block is left for it: {}", answer.text);
+        assert!(web.get("neighbour.example", "/").text.ends_with("neighbour"));
+        assert!(!web.layout.aside(&definition.name).exists());
+        assert!(!web.layout.certificates(&definition.name).exists());
+        assert!(plan.stubs.iter().all(|stub| !stub.path.exists()));
+        assert!(plan.files.iter().all(|file| !file.path.exists() && !file.aside.exists()));
+        let pool = crate::php::Pool { name: account(), listen: None };
+        assert!(crate::php::workers(&pool).unwrap().is_empty());
+    }
+    assert!(started.elapsed() < GRACE, "it does not wait for a pool whose file is gone");
+}

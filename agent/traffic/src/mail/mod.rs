@@ -230,7 +230,7 @@ impl Mail {
     /// # Errors
     /// Precondition, when an account's mail still stands on them.
     pub async fn remove_hooks(&self) -> Result<(), Fault> {
-        if !self.store().exists() {
+        if !self.store().exists() && !self.is_hooked() {
             return Ok(());
         }
         let _lock = self.lock().await?;
@@ -243,9 +243,7 @@ impl Mail {
             .remedy("release or close the mail of every account first"));
         }
         let (postfix, dovecot) = (self.postfix(), self.dovecot());
-        if dovecot.version().await?.is_some() {
-            dovecot.remove().await?;
-        }
+        dovecot.remove().await?;
         if postfix.is_hooked() && postfix.version().await?.is_some() {
             postfix.remove().await?;
             postfix.reload().await?;

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -88,8 +88,8 @@ pub struct Gate {
     /// One change at a time, from reading the table to making it count.
     changing: tokio::sync::Mutex<()>,
     store: Store,
-    /// Whether the table on disk is behind.
-    unsaved: AtomicBool,
+    /// The accounts with which the table on disk is behind. The others are not held up by them.
+    unsaved: Mutex<BTreeSet<AccountName>>,
     /// Told whenever a request ends.
     ended: Notify,
     next_id: AtomicU64,
@@ -115,7 +115,7 @@ impl Gate {
             inner: Mutex::new(inner),
             changing: tokio::sync::Mutex::new(()),
             store,
-            unsaved: AtomicBool::new(false),
+            unsaved: Mutex::default(),
             ended: Notify::new(),
             next_id: AtomicU64::new(0),
         }))
@@ -248,11 +248,17 @@ impl Gate {
         }
     }
 
+    fn unsaved(&self) -> MutexGuard<'_, BTreeSet<AccountName>> {
+        self.unsaved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether this very route stands, on disk too.
     pub fn has(&self, route: &AccountRoute) -> bool {
-        let inner = self.lock();
-        let standing = inner.routes.accounts.get(&route.account);
-        standing.is_some_and(|s| s.route == *route) && !self.unsaved.load(Ordering::SeqCst)
+        let stands = {
+            let inner = self.lock();
+            inner.routes.accounts.get(&route.account).is_some_and(|s| s.route == *route)
+        };
+        stands && !self.unsaved().contains(&route.account)
     }
 
     /// Changes the routes: durable first, then in effect.
@@ -272,7 +278,8 @@ impl Gate {
         let _one = self.changing.lock().await;
         let mut next = self.lock().routes.clone();
         edit(&mut next)?;
-        if next == self.lock().routes && !self.unsaved.load(Ordering::SeqCst) {
+        let saved = account.is_none_or(|account| !self.unsaved().contains(account));
+        if saved && next == self.lock().routes {
             return Ok(());
         }
         if let Err(fault) = self.save(&next).await {
@@ -280,7 +287,7 @@ impl Gate {
                 return Err(fault);
             }
             tracing::error!(%fault, "a release is in effect but not saved; trying again");
-            self.unsaved.store(true, Ordering::SeqCst);
+            self.unsaved().extend(account.cloned());
         }
         let index = Index::of(&next);
         let mut inner = self.lock();
@@ -297,13 +304,13 @@ impl Gate {
         tokio::task::spawn_blocking(move || store.save(&copy))
             .await
             .map_err(|e| Fault::bug("saving the routes was broken off").caused_by(&e))??;
-        self.unsaved.store(false, Ordering::SeqCst);
+        self.unsaved().clear();
         Ok(())
     }
 
     /// Saves what an earlier change could not.
     pub async fn save_again(&self) {
-        if self.unsaved.load(Ordering::SeqCst) {
+        if !self.unsaved().is_empty() {
             let _one = self.changing.lock().await;
             let routes = self.lock().routes.clone();
             if let Err(fault) = self.save(&routes).await {

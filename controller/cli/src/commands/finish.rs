@@ -1,8 +1,9 @@
-//! `ferry abort` and `ferry finalize`.
+//! `ferry abort`, `ferry resume` and `ferry finalize`.
 
+use ferry_proto::v1;
 use ferry_proto::view::JobPhase;
 
-use crate::args::{AbortArgs, FinalizeArgs};
+use crate::args::{AbortArgs, FinalizeArgs, ResumeArgs, Subject};
 use crate::commands::moves::left_alone;
 use crate::connection::Operator;
 use crate::exit::{Exit, Failure};
@@ -27,6 +28,29 @@ pub async fn abort(operator: &Operator, screen: &Screen, args: AbortArgs) -> Res
         ));
     }
     Ok(summary::exit(&ended, Hope::Undone))
+}
+
+/// `ferry resume`.
+pub async fn resume(
+    operator: &Operator,
+    screen: &Screen,
+    args: ResumeArgs,
+) -> Result<Exit, Failure> {
+    let request = match args.subject {
+        Subject::Job(job) => v1::ResumeJobRequest { job: job.to_string(), account: String::new() },
+        Subject::Account(account) => {
+            v1::ResumeJobRequest { job: String::new(), account: account.into() }
+        }
+    };
+    let (job, account) = operator.resume_job(request).await?;
+    if args.detach {
+        return left_alone(screen, job);
+    }
+    let ended = follow::to_the_end(operator, screen, &account, job).await?;
+    if !screen.json() {
+        screen.text(&format!("\n{}", summary::job(&ended)))?;
+    }
+    Ok(summary::exit(&ended, Hope::Done))
 }
 
 /// `ferry finalize`.

@@ -37,6 +37,7 @@ pub async fn run(cli: Cli, screen: &Screen) -> Result<Exit, Failure> {
         Command::Status(args) => status::show(&operator, screen, args).await,
         Command::Events(args) => events::show(&operator, screen, args).await,
         Command::Abort(args) => finish::abort(&operator, screen, args).await,
+        Command::Resume(args) => finish::resume(&operator, screen, args).await,
         Command::Finalize(args) => finish::finalize(&operator, screen, args).await,
         // Done above, without a controller.
         Command::Completions { .. } | Command::Man => Ok(Exit::Done),
@@ -91,7 +92,8 @@ fn manual_text() -> std::io::Result<String> {
 
 /// Each command with its own options; those for all are told once.
 fn describe(command: &mut clap::Command, path: &str, roff: &mut Vec<u8>) -> std::io::Result<()> {
-    for sub in command.get_subcommands_mut().filter(|sub| !sub.is_hide_set()) {
+    let told = |sub: &&mut clap::Command| !sub.is_hide_set() && sub.get_name() != "help";
+    for sub in command.get_subcommands_mut().filter(told) {
         let path = format!("{path} {}", sub.get_name());
         if sub.has_subcommands() {
             describe(sub, &path, roff)?;

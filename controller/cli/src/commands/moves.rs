@@ -29,6 +29,7 @@ pub async fn start(operator: &Operator, screen: &Screen, args: MoveArgs) -> Resu
         to: args.to.to_string(),
         direction: direction.to_string(),
         deadline_seconds: args.consent.deadline.unwrap_or(0),
+        from: args.from.map(String::from).unwrap_or_default(),
     };
     run(operator, screen, request, &args.consent).await
 }
@@ -44,6 +45,7 @@ pub async fn roll_back(
         to: String::new(),
         direction: Direction::Rollback.to_string(),
         deadline_seconds: args.consent.deadline.unwrap_or(0),
+        from: String::new(),
     };
     run(operator, screen, request, &args.consent).await
 }

@@ -27,7 +27,8 @@ pub async fn show(operator: &Operator, screen: &Screen, args: StatusArgs) -> Res
         None => return overview(operator, screen).await,
         Some(Subject::Job(job)) => now(operator, job).await?,
         Some(Subject::Account(account)) => {
-            let jobs = operator.list_jobs(account.to_string(), false).await?;
+            let (jobs, problems) = operator.list_jobs(account.to_string(), false).await?;
+            tell_problems(screen, &problems);
             newest(jobs).ok_or_else(|| {
                 Fault::precondition(format!(
                     "account {account} has not been moved by this controller"
@@ -62,7 +63,8 @@ fn newest(jobs: Vec<JobView>) -> Option<JobView> {
 }
 
 async fn overview(operator: &Operator, screen: &Screen) -> Result<Exit, Failure> {
-    let jobs = operator.list_jobs(String::new(), false).await?;
+    let (jobs, problems) = operator.list_jobs(String::new(), false).await?;
+    tell_problems(screen, &problems);
     if screen.json() {
         screen.document(&jobs)?;
     } else if jobs.is_empty() {
@@ -73,13 +75,23 @@ async fn overview(operator: &Operator, screen: &Screen) -> Result<Exit, Failure>
     Ok(Exit::Done)
 }
 
+/// Says which jobs are damaged or do not go on; the others are shown all the same.
+fn tell_problems(screen: &Screen, problems: &[String]) {
+    for sentence in problems {
+        screen.note(&text::safe(sentence));
+    }
+}
+
 /// What runs, redrawn until nothing does.
 async fn watch_overview(operator: &Operator, screen: &Screen) -> Result<Exit, Failure> {
     let term = Term::stdout();
     let mut shown = String::new();
     let mut last: Option<Vec<JobView>> = None;
     loop {
-        let jobs = operator.list_jobs(String::new(), true).await?;
+        let (jobs, problems) = operator.list_jobs(String::new(), true).await?;
+        if last.is_none() {
+            tell_problems(screen, &problems);
+        }
         if last.as_ref() != Some(&jobs) {
             if screen.json() {
                 screen.json_line(&jobs)?;

@@ -33,6 +33,7 @@ pub struct Script {
     /// Whether a watched job that has not ended stays open.
     pub hang: bool,
     pub jobs: Vec<Value>,
+    pub problems: Vec<String>,
     pub events: Vec<ListEventsResponse>,
     /// Every call but the watching ones fails with this.
     pub fault: Option<(Code, Fault)>,
@@ -231,7 +232,11 @@ impl OperatorService for Fake {
         let q = r.get_ref();
         self.called(
             &r,
-            &format!("plan {} {} {} {}", q.account, q.to, q.direction, q.deadline_seconds),
+            format!(
+                "plan {} {} {} {} {}",
+                q.account, q.to, q.direction, q.deadline_seconds, q.from
+            )
+            .trim_end(),
         )?;
         Ok(Response::new(PlanMoveResponse {
             plan_id: "p1".to_owned(),
@@ -255,6 +260,14 @@ impl OperatorService for Fake {
         Ok(Response::new(AbortMoveResponse { job: JOB.to_owned() }))
     }
 
+    async fn resume_job(
+        &self,
+        r: Request<ResumeJobRequest>,
+    ) -> Result<Response<ResumeJobResponse>, Status> {
+        self.called(&r, &format!("resume {}{}", r.get_ref().job, r.get_ref().account))?;
+        Ok(Response::new(ResumeJobResponse { job: JOB.to_owned(), account: "shop".to_owned() }))
+    }
+
     async fn finalize_move(
         &self,
         r: Request<FinalizeMoveRequest>,
@@ -268,7 +281,8 @@ impl OperatorService for Fake {
         r: Request<ListJobsRequest>,
     ) -> Result<Response<ListJobsResponse>, Status> {
         self.called(&r, &format!("jobs {} {}", r.get_ref().account, r.get_ref().running))?;
-        Ok(Response::new(ListJobsResponse { jobs: self.script.jobs.iter().map(json).collect() }))
+        let (jobs, problems) = (self.script.jobs.iter().map(json), self.script.problems.clone());
+        Ok(Response::new(ListJobsResponse { jobs: jobs.collect(), problems }))
     }
 
     async fn watch_job(

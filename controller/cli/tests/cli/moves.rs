@@ -91,3 +91,23 @@ async fn abort_is_done_when_the_move_is_undone() {
     assert_eq!(ran.code, 1);
     assert!(ran.err.contains("ferry rollback shop"), "{}", ran.err);
 }
+
+#[tokio::test]
+async fn a_stuck_job_is_resumed_by_account_or_job_and_watched() {
+    for (ends, code) in [("done", 0), ("undone", 5), ("stuck", 6)] {
+        let controller = Controller::start(moving(ends, ends)).await;
+        assert_eq!(controller.run(&["resume", "shop"]).await.code, code);
+        assert_eq!(controller.calls(), ["resume shop", &format!("watch {JOB}")]);
+        let ran = controller.run(&["resume", JOB, "--json", "--detach"]).await;
+        assert_eq!((ran.code, ran.json()), (0, json!({"job": JOB})));
+        assert_eq!(controller.calls()[2], format!("resume {JOB}"));
+    }
+}
+
+#[tokio::test]
+async fn the_server_that_serves_it_can_be_named() {
+    let controller = Controller::start(moving("done", "done")).await;
+    let line = ["move", "shop", "--from", "web1", "--to", "transit1", "--dry-run"];
+    assert_eq!(controller.run(&line).await.code, 0);
+    assert_eq!(controller.calls(), ["plan shop transit1 outbound 0 web1"]);
+}

@@ -85,6 +85,22 @@ async fn status_is_of_all_of_an_account_or_of_a_job() {
 }
 
 #[tokio::test]
+async fn a_damaged_job_does_not_hide_the_others() {
+    let jobs = vec![job("done", "done")];
+    let problems = vec!["job 7 of account blog: its journal is\u{1b} damaged".to_owned()];
+    let controller = Controller::start(Script { jobs, problems, ..Script::default() }).await;
+    let ran = controller.run(&["status"]).await;
+    assert_eq!((ran.code, ran.out.lines().count()), (0, 2), "{}", ran.out);
+    assert!(
+        ran.err.contains("job 7 of account blog") && !ran.err.contains('\u{1b}'),
+        "{}",
+        ran.err
+    );
+    let ran = controller.run(&["status", "--json"]).await;
+    assert_eq!(ran.json().as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn events_are_lines() {
     let event = ListEventsResponse {
         number: 7,
@@ -105,7 +121,7 @@ async fn events_are_lines() {
 
 #[tokio::test]
 async fn completions_and_the_manual_need_no_controller() {
-    for args in [&["completions", "bash"][..], &["man"]] {
+    for args in [&["completions", "bash"][..], &["man"], &["help"], &["help", "move"]] {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ferry"));
         command.args(args).env("FERRY_TOKEN_FILE", "/nonexistent");
         let output = command.output().await.unwrap();

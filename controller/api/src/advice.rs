@@ -1,0 +1,89 @@
+//! What a person should know of a job: who serves the account, what is safe, what to do next.
+
+use ferry_engine::JobSpec;
+use ferry_plan::Plan;
+use ferry_proto::view::{JobPhase, JobView};
+
+/// Where the package puts the pages for whoever is called.
+const PAGES: &str = "/usr/share/doc/ferry-controller/what-if";
+
+/// The advice for a job that stands as `view` says.
+pub fn advice(plan: &Plan, spec: &JobSpec, view: &JobView) -> String {
+    if spec.commit_point().is_none() {
+        return ending(plan, view);
+    }
+    match (view.phase, view.committed, view.commit_unknown) {
+        (_, false, true) => unknown(plan, view),
+        (phase, true, _) => committed(plan, phase),
+        (phase, false, false) => uncommitted(plan, phase),
+    }
+}
+
+fn uncommitted(plan: &Plan, phase: JobPhase) -> String {
+    let Plan { account, source, .. } = plan;
+    match phase {
+        JobPhase::Done => String::new(),
+        JobPhase::Undone => {
+            format!("{source} serves account {account}; nothing is left of the move.")
+        }
+        JobPhase::Stuck => format!(
+            "The move has not committed and will not: account {account} is with {source}, whose fence ends by itself at its deadline. \
+             Something of the move could not be undone: see the step's fault and {PAGES}/stuck-undo.md; when it is mended: ferry resume {account}"
+        ),
+        JobPhase::Undoing => {
+            format!("{source} keeps account {account}; the move is being undone.")
+        }
+        JobPhase::Running => format!(
+            "Until the commit the account stays with {source}; `ferry abort {account}` undoes the move."
+        ),
+    }
+}
+
+/// The source was asked to commit and has not said what came of it.
+fn unknown(plan: &Plan, view: &JobView) -> String {
+    let Plan { account, source, target, .. } = plan;
+    if view.phase != JobPhase::Stuck {
+        return format!(
+            "{source} has been asked to commit: until it answers, account {account} may be with {source} or {target}. It is asked again by itself."
+        );
+    }
+    format!(
+        "Whether account {account} has moved to {target} is not known: {source} does not say whether it committed. \
+         Do not open the account by hand on either server: two servers would serve it. \
+         Look at the step's fault, at ferry-agent on {source}, and at {PAGES}/commit-unknown.md; when {source} answers again: ferry resume {account}"
+    )
+}
+
+fn committed(plan: &Plan, phase: JobPhase) -> String {
+    let Plan { account, source, target, .. } = plan;
+    match phase {
+        JobPhase::Done => format!(
+            "{target} serves account {account}. The copy on {source} is kept, closed, so that `ferry rollback {account}` can return; `ferry finalize {account}` ends that."
+        ),
+        JobPhase::Stuck => format!(
+            "The account has moved to {target}, but a step after the commit failed for good. Its data is whole there; do not open it by hand on {source}. \
+             See the step's fault and {PAGES}/stuck-after-commit.md; when it is mended: ferry resume {account}"
+        ),
+        JobPhase::Running | JobPhase::Undoing | JobPhase::Undone => {
+            format!("The account has moved to {target}.")
+        }
+    }
+}
+
+/// The end of a move: its source is the server that no longer serves the account.
+fn ending(plan: &Plan, view: &JobView) -> String {
+    let Plan { account, source, target, .. } = plan;
+    match view.phase {
+        JobPhase::Done => {
+            format!("{target} serves account {account}; nothing stands for the move on {source}.")
+        }
+        JobPhase::Undone => "Nothing was changed.".to_owned(),
+        JobPhase::Stuck => format!(
+            "{target} serves account {account}. On {source} part of what stood for the move is taken down, and part may still be there: \
+             see the step's fault; when it is mended: ferry resume {account}"
+        ),
+        JobPhase::Running | JobPhase::Undoing => {
+            format!("{target} serves account {account}.")
+        }
+    }
+}

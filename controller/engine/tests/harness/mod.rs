@@ -1,0 +1,515 @@
+//! Fake steps in a world that outlives crashes, a journal that crashes where it is told, and the
+//! rows of cases that every job has to stand, whatever its plan. The end is always start, target or
+//! Stuck, the world agrees, and whoever resumes a stuck job brings it to start or target.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use ferry_engine::{Abort, Context, Event, JobSpec, Journal, Observation, Runner, Step, Steps};
+use ferry_proto::ids::JobId;
+use ferry_proto::view::JobPhase;
+use ferry_proto::{Fault, FaultClass};
+use tokio::sync::mpsc;
+
+pub const CLASSES: [FaultClass; 6] = [
+    FaultClass::Transient,
+    FaultClass::Precondition,
+    FaultClass::Fenced,
+    FaultClass::Cancelled,
+    FaultClass::Permanent,
+    FaultClass::Bug,
+];
+
+/// For ever, as far as a test is concerned.
+pub const ALWAYS: u32 = u32::MAX;
+
+/// What the fake steps change: outlives every crash.
+#[derive(Default)]
+pub struct World {
+    /// Steps whose effect stands.
+    pub standing: BTreeSet<String>,
+    /// Attempts that took effect, with their receipts: what an agent's ledger would know.
+    ledger: HashMap<(String, u32), serde_json::Value>,
+    /// How often each attempt was executed, undone: more than once after a crash.
+    pub executed: HashMap<(String, u32), u32>,
+    pub undone: HashMap<(String, u32), u32>,
+    /// What must never happen.
+    pub violations: Vec<String>,
+}
+
+/// Which call goes wrong, how, and how often.
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    pub step: String,
+    pub action: Action,
+    pub class: FaultClass,
+    pub times: u32,
+    /// Whether the effect happens although the call fails: the answer was lost.
+    pub effect: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Action {
+    Observe,
+    Execute,
+    Verify,
+    Undo,
+}
+
+struct Fake {
+    world: Arc<Mutex<World>>,
+    trouble: Arc<Mutex<Vec<Trouble>>>,
+    /// Observing finds nothing: executes are repeated after a crash.
+    ignorant: bool,
+    /// The commit's name: after it took effect nothing may be undone.
+    commit: Option<String>,
+}
+
+impl Fake {
+    fn fails(&self, context: &Context, action: Action) -> Option<Trouble> {
+        let mut all = self.trouble.lock().unwrap();
+        let trouble = all
+            .iter_mut()
+            .find(|t| t.step == context.spec.name && t.action == action && t.times > 0)?;
+        trouble.times -= 1;
+        Some(trouble.clone())
+    }
+}
+
+fn key(context: &Context) -> (String, u32) {
+    (context.spec.name.clone(), context.attempt)
+}
+
+#[async_trait]
+impl Step for Fake {
+    async fn observe(&self, context: &Context) -> Result<Observation, Fault> {
+        if let Some(t) = self.fails(context, Action::Observe) {
+            return Err(Fault::new(t.class, "observe fails"));
+        }
+        let world = self.world.lock().unwrap();
+        let seen = world.ledger.get(&key(context)).filter(|_| !self.ignorant);
+        Ok(seen.map_or(Observation::NotDone, |r| Observation::Done(r.clone())))
+    }
+
+    async fn execute(&self, context: &Context) -> Result<serde_json::Value, Fault> {
+        let failure = self.fails(context, Action::Execute);
+        let mut world = self.world.lock().unwrap();
+        *world.executed.entry(key(context)).or_default() += 1;
+        if failure.as_ref().is_none_or(|t| t.effect) {
+            world.standing.insert(context.spec.name.clone());
+            let receipt = serde_json::json!({ "of": context.spec.name });
+            world.ledger.insert(key(context), receipt.clone());
+            if failure.is_none() {
+                return Ok(receipt);
+            }
+        }
+        Err(Fault::new(failure.unwrap().class, "execute fails"))
+    }
+
+    async fn verify(&self, context: &Context, _: &serde_json::Value) -> Result<(), Fault> {
+        match self.fails(context, Action::Verify) {
+            Some(t) => Err(Fault::new(t.class, "verify fails")),
+            None => Ok(()),
+        }
+    }
+
+    async fn undo(&self, context: &Context, _: Option<&serde_json::Value>) -> Result<(), Fault> {
+        let failure = self.fails(context, Action::Undo);
+        let mut world = self.world.lock().unwrap();
+        *world.undone.entry(key(context)).or_default() += 1;
+        if self.commit.as_ref().is_some_and(|commit| world.standing.contains(commit)) {
+            world.violations.push(format!("{} undone after the commit", context.spec.name));
+        }
+        if failure.as_ref().is_none_or(|t| t.effect) {
+            world.standing.remove(&context.spec.name);
+        }
+        failure.map_or(Ok(()), |t| Err(Fault::new(t.class, "undo fails")))
+    }
+}
+
+/// A journal that stops the process, as it were, at the nth write, before it is durable or after;
+/// and at whose nth write somebody may wish an abort.
+#[derive(Default)]
+pub struct Memory {
+    pub events: Mutex<Vec<Event>>,
+    pub crash_at: Mutex<Option<(usize, bool)>>,
+    pub abort_at: Mutex<Option<(usize, Abort)>>,
+    pub writes: Mutex<usize>,
+}
+
+#[async_trait]
+impl Journal for Memory {
+    async fn append(&self, _: JobId, event: &Event) -> Result<(), Fault> {
+        let write = {
+            let mut writes = self.writes.lock().unwrap();
+            *writes += 1;
+            *writes
+        };
+        if let Some((at, abort)) = &*self.abort_at.lock().unwrap()
+            && *at == write
+        {
+            abort.request("the test");
+        }
+        let crash = *self.crash_at.lock().unwrap();
+        let (lost, crashes) = match crash {
+            Some((at, durable)) if at == write => (!durable, true),
+            _ => (false, false),
+        };
+        if !lost {
+            self.events.lock().unwrap().push(event.clone());
+        }
+        if crashes { Err(Fault::bug("crashed at the write")) } else { Ok(()) }
+    }
+
+    async fn load(&self, _: JobId) -> Result<Vec<Event>, Fault> {
+        Ok(self.events.lock().unwrap().clone())
+    }
+}
+
+/// A job among fakes.
+pub struct Case {
+    pub world: Arc<Mutex<World>>,
+    pub journal: Arc<Memory>,
+    pub trouble: Arc<Mutex<Vec<Trouble>>>,
+    steps: Arc<Steps>,
+    pub spec: JobSpec,
+    /// Said by every assertion.
+    pub what: String,
+}
+
+impl Case {
+    pub fn new(spec: &JobSpec, what: impl Into<String>) -> Self {
+        Self::of(spec, what, false)
+    }
+
+    /// Its steps do not know afterwards what they did.
+    pub fn ignorant(spec: &JobSpec, what: impl Into<String>) -> Self {
+        Self::of(spec, what, true)
+    }
+
+    fn of(spec: &JobSpec, what: impl Into<String>, ignorant: bool) -> Self {
+        let (world, trouble) = (Arc::<Mutex<World>>::default(), Arc::<Mutex<_>>::default());
+        let commit = spec.commit_point().map(|at| spec.steps[at].name.clone());
+        let fake: Arc<dyn Step> =
+            Arc::new(Fake { world: world.clone(), trouble: trouble.clone(), ignorant, commit });
+        let steps = spec.steps.iter().map(|s| (s.kind.clone(), fake.clone())).collect();
+        Self {
+            world,
+            journal: Arc::default(),
+            trouble,
+            steps: Arc::new(steps),
+            spec: spec.clone(),
+            what: what.into(),
+        }
+    }
+
+    #[must_use]
+    pub fn with(
+        self,
+        step: usize,
+        action: Action,
+        class: FaultClass,
+        times: u32,
+        effect: bool,
+    ) -> Self {
+        let step = self.spec.steps[step].name.clone();
+        self.trouble.lock().unwrap().push(Trouble { step, action, class, times, effect });
+        self
+    }
+
+    #[must_use]
+    pub fn crashing(self, write: usize, durable: bool) -> Self {
+        *self.journal.crash_at.lock().unwrap() = Some((write, durable));
+        self
+    }
+
+    /// From one start of the controller to its end or crash.
+    pub async fn once(&self, abort: Abort) -> Result<JobPhase, Fault> {
+        let (told, mut seen) = mpsc::channel(64);
+        tokio::spawn(async move { while seen.recv().await.is_some() {} });
+        let (steps, journal) = (self.steps.clone(), self.journal.clone());
+        Runner::recover(self.spec.clone(), steps, journal, told, abort).await?.run().await
+    }
+
+    /// Runs to the end, restarting after a crash as a service manager would.
+    pub async fn run(&self) -> JobPhase {
+        let mut abort = match &*self.journal.abort_at.lock().unwrap() {
+            Some((_, abort)) => abort.clone(),
+            None => Abort::default(),
+        };
+        for _ in 0..3 {
+            match self.once(abort).await {
+                Ok(phase) => return self.checked(phase),
+                Err(_) => *self.journal.crash_at.lock().unwrap() = None,
+            }
+            // A wish that was not journalled dies with the controller.
+            abort = Abort::default();
+        }
+        panic!("{}: did not end after a restart", self.what);
+    }
+
+    /// Somebody mends what is wrong and resumes the job.
+    pub async fn mended_and_resumed(&self) -> JobPhase {
+        self.trouble.lock().unwrap().clear();
+        self.resumed().await
+    }
+
+    pub async fn resumed(&self) -> JobPhase {
+        self.journal.events.lock().unwrap().push(Event::Resumed { by: "the test".into() });
+        self.run().await
+    }
+
+    /// The world agrees with how it ended.
+    fn checked(&self, phase: JobPhase) -> JobPhase {
+        let world = self.world.lock().unwrap();
+        let what = &self.what;
+        assert_eq!(world.violations, [] as [&str; 0], "{what}");
+        match phase {
+            JobPhase::Done => assert_eq!(world.standing.len(), self.spec.steps.len(), "{what}"),
+            JobPhase::Undone => assert_eq!(world.standing, BTreeSet::new(), "{what}"),
+            JobPhase::Stuck => {}
+            other => panic!("{what}: ended as {other}"),
+        }
+        phase
+    }
+
+    /// How many attempts were executed, and undone, more than once.
+    fn repeated(&self) -> (usize, usize) {
+        let world = self.world.lock().unwrap();
+        let more = |times: &HashMap<_, u32>| times.values().filter(|times| **times > 1).count();
+        (more(&world.executed), more(&world.undone))
+    }
+
+    /// The effects that stand, by index.
+    pub fn standing(&self) -> Vec<usize> {
+        let world = self.world.lock().unwrap();
+        let names = self.spec.steps.iter().enumerate();
+        names.filter(|(_, s)| world.standing.contains(&s.name)).map(|(i, _)| i).collect()
+    }
+}
+
+/// Where a step is, seen from the commit.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Place {
+    Before,
+    Commit,
+    After,
+}
+
+fn place(spec: &JobSpec, step: usize) -> Place {
+    match spec.commit_point() {
+        _ if spec.steps.iter().take(step + 1).any(|s| s.forward_only) => Place::After,
+        None => Place::Before,
+        Some(at) if step < at => Place::Before,
+        Some(at) if step == at => Place::Commit,
+        Some(_) => Place::After,
+    }
+}
+
+/// Each step fails in each way, execute and verify, a few times and always, with effect and
+/// without.
+pub async fn each_step_fails_in_each_way(spec: &JobSpec) {
+    for step in 0..spec.steps.len() {
+        for class in CLASSES {
+            for (effect, action) in
+                [(false, Action::Execute), (true, Action::Execute), (false, Action::Verify)]
+            {
+                for times in [1, 2, ALWAYS] {
+                    let place = place(spec, step);
+                    // A source that refuses the commit, by epoch, deadline or state, has not committed.
+                    let commits = effect || action == Action::Verify;
+                    if place == Place::Commit && class == FaultClass::Fenced && commits {
+                        continue;
+                    }
+                    let what = format!(
+                        "{action:?} of step {step} fails {times} times, {class}, effect {effect}"
+                    );
+                    let case = Case::new(spec, what).with(step, action, class, times, effect);
+                    fails(&case, step, place, class, times).await;
+                }
+            }
+        }
+    }
+}
+
+async fn fails(case: &Case, step: usize, place: Place, class: FaultClass, times: u32) {
+    use FaultClass::{Fenced, Transient};
+    let transient = class == Transient;
+    let expected = match place {
+        Place::Before if transient && times < 5 => JobPhase::Done,
+        Place::Before => JobPhase::Undone,
+        Place::Commit if class == Fenced => JobPhase::Undone,
+        Place::Commit | Place::After if times == ALWAYS => JobPhase::Stuck,
+        Place::Commit | Place::After => JobPhase::Done,
+    };
+    let phase = case.run().await;
+    assert_eq!(phase, expected, "{}", case.what);
+    if phase == JobPhase::Stuck {
+        let left = case.standing();
+        assert!(left.len() >= step, "{}: what was done stays: {left:?}", case.what);
+        assert!(left.len() <= step + 1, "{}: nothing was done past it: {left:?}", case.what);
+        assert_eq!(case.mended_and_resumed().await, JobPhase::Done, "{}", case.what);
+    }
+}
+
+/// Each undo fails in each way, after each step that can make a job turn back.
+pub async fn each_undo_fails_in_each_way(spec: &JobSpec) {
+    let turning = (0..spec.steps.len()).filter(|s| place(spec, *s) != Place::After);
+    for failing in turning {
+        for undoing in 0..=failing {
+            for class in CLASSES {
+                for (times, effect) in [(1, false), (1, true), (2, false), (9, true)] {
+                    let what = format!(
+                        "step {failing} is refused, undo of {undoing} fails {times} times, {class}, effect {effect}"
+                    );
+                    let case = Case::new(spec, what)
+                        .with(failing, Action::Execute, FaultClass::Fenced, ALWAYS, false)
+                        .with(undoing, Action::Undo, class, times, effect);
+                    undo_fails(&case, undoing, class, times, effect).await;
+                }
+            }
+        }
+    }
+}
+
+async fn undo_fails(case: &Case, undoing: usize, class: FaultClass, times: u32, effect: bool) {
+    let mut phase = case.run().await;
+    if class == FaultClass::Transient {
+        assert_eq!(phase, JobPhase::Undone, "{}", case.what);
+        return;
+    }
+    for resumed in 1..=times {
+        assert_eq!(phase, JobPhase::Stuck, "{}", case.what);
+        let left = case.standing();
+        let last = left.last().copied();
+        // Those before it still stand; those after it are gone; it itself as the fault says.
+        let own = (!effect && case.standing().contains(&undoing)).then_some(undoing);
+        assert_eq!(last, own.or(undoing.checked_sub(1)), "{}: {left:?}", case.what);
+        if resumed < times {
+            // Resumed, and not mended.
+            phase = case.resumed().await;
+        }
+    }
+    assert_eq!(case.mended_and_resumed().await, JobPhase::Undone, "{}", case.what);
+}
+
+/// The controller crashes at each write of the journal: alone, while a step is tried again, while
+/// one is refused, with steps that know what they did and with steps that do not.
+pub async fn crashes_at_each_write(spec: &JobSpec) {
+    for ignorant in [false, true] {
+        let mut repeated = (0, 0);
+        for failing in std::iter::once(None).chain((0..spec.steps.len()).map(Some)) {
+            for class in [FaultClass::Transient, FaultClass::Fenced, FaultClass::Permanent] {
+                if failing.is_none() && class != FaultClass::Transient {
+                    continue;
+                }
+                let (executes, undos) = crashes(spec, failing, class, ignorant).await;
+                repeated = (repeated.0 + executes, repeated.1 + undos);
+            }
+        }
+        assert!(repeated.0 > 0 || !ignorant, "executes are truly repeated");
+        assert!(repeated.1 > 0 || spec.steps[0].forward_only, "undos are truly repeated");
+    }
+}
+
+async fn crashes(
+    spec: &JobSpec,
+    failing: Option<usize>,
+    class: FaultClass,
+    ignorant: bool,
+) -> (usize, usize) {
+    let case = |what: String| {
+        let case = if ignorant { Case::ignorant(spec, what) } else { Case::new(spec, what) };
+        let times = if class == FaultClass::Transient { 2 } else { ALWAYS };
+        match failing {
+            Some(step) => case.with(step, Action::Execute, class, times, false),
+            None => case,
+        }
+    };
+    let plain = case("without a crash".into());
+    let expected = plain.run().await;
+    let writes = plain.journal.events.lock().unwrap().len();
+    let mut repeated = (0, 0);
+    for write in 1..=writes {
+        for durable in [false, true] {
+            let what = format!(
+                "crash at write {write}, durable {durable}; step {failing:?} fails, {class}; ignorant {ignorant}"
+            );
+            let case = case(what).crashing(write, durable);
+            let phase = case.run().await;
+            assert_eq!(phase, expected, "{}", case.what);
+            let (executes, undos) = case.repeated();
+            repeated = (repeated.0 + executes, repeated.1 + undos);
+            if phase == JobPhase::Stuck {
+                assert_eq!(case.mended_and_resumed().await, JobPhase::Done, "{}", case.what);
+            }
+        }
+    }
+    repeated
+}
+
+/// The controller crashes while a step runs, and looking what became of it fails in each way.
+pub async fn observing_fails_after_a_crash(spec: &JobSpec) {
+    for step in 0..spec.steps.len() {
+        // Two writes a step: the second says that it is done, and is lost.
+        let done = 2 * step + 2;
+        for class in CLASSES {
+            let place = place(spec, step);
+            // Its own recorded refusal means that it did not commit; here it did.
+            if place == Place::Commit && class == FaultClass::Fenced {
+                continue;
+            }
+            let what = format!("crash while step {step} runs, then observing it fails, {class}");
+            let case = Case::new(spec, what).crashing(done, false).with(
+                step,
+                Action::Observe,
+                class,
+                1,
+                false,
+            );
+            let expected = match place {
+                Place::Before if class != FaultClass::Transient => JobPhase::Undone,
+                _ => JobPhase::Done,
+            };
+            assert_eq!(case.run().await, expected, "{}", case.what);
+        }
+    }
+}
+
+/// Somebody aborts at each write, and the controller may crash at any later one.
+pub async fn aborts_at_each_write(spec: &JobSpec) {
+    let writes = 2 * spec.steps.len();
+    let commit = spec.commit_point();
+    for at in 1..=writes {
+        for crash in (at..=writes).map(Some).chain([None]) {
+            for durable in [false, true] {
+                let what = format!("abort at write {at}, crash at {crash:?}, durable {durable}");
+                let case = Case::new(spec, what);
+                *case.journal.abort_at.lock().unwrap() = Some((at, Abort::default()));
+                let case = match crash {
+                    Some(write) => case.crashing(write, durable),
+                    None => case,
+                };
+                let phase = case.run().await;
+                let events = case.journal.events.lock().unwrap();
+                let wished = events.iter().position(|e| matches!(e, Event::AbortRequested { .. }));
+                let begun = |step| move |e: &Event| matches!(e, Event::StepStarted { step: s, .. } if *s == step);
+                let last = commit.or(spec.steps.iter().position(|s| s.forward_only));
+                let no_return = last.and_then(|step| events.iter().position(begun(step)));
+                let all_done = (0..spec.steps.len()).all(|step| {
+                    events
+                        .iter()
+                        .any(|e| matches!(e, Event::StepDone { step: s, .. } if *s == step))
+                });
+                let expected = match (wished, no_return) {
+                    (None, _) => JobPhase::Done,
+                    (Some(wished), Some(gone)) if gone < wished => JobPhase::Done,
+                    (Some(_), None) if all_done => JobPhase::Done,
+                    (Some(_), _) => JobPhase::Undone,
+                };
+                assert_eq!(phase, expected, "{}: {events:?}", case.what);
+            }
+        }
+    }
+}
