@@ -68,7 +68,7 @@ fn tokens(fleet: &Fleet<'_>, client: &Host, transit: &Host) -> Result<()> {
 fn expired(
     fleet: &Fleet<'_>,
     host: &Host,
-    try_it: &dyn Fn(&str, &Host, &str, &[&str]) -> Result<()>,
+    try_it: impl Fn(&str, &Host, &str, &[&str]) -> Result<()>,
 ) -> Result<()> {
     let argv = ["server", "add", host.name(), "--role", "transit", "--valid", "1s"];
     let added = fleet.json(&argv)?;
