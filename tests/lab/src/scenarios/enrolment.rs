@@ -56,7 +56,7 @@ fn tokens(fleet: &Fleet<'_>, client: &Host, transit: &Host) -> Result<()> {
     let parsed = Token::parse(&good)?;
     let forged = Token::new(parsed.ca, parsed.server, [7; 32]).to_text();
     try_it("a forged token", client, &forged, &["token", "not the one issued"])?;
-    expired(fleet, transit, &try_it)?;
+    expired(fleet, transit, try_it)?;
 
     fleet.enrol_with(client, &good)?.ok().context("the good token")?;
     try_it("a used token", transit, &good, &["token", "used already"])?;
