@@ -3,5 +3,7 @@
 //! tested where they are.
 
 mod delivery;
+mod ending;
 mod fencing;
 mod host;
+mod inspecting;
