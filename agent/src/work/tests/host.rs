@@ -243,6 +243,11 @@ impl Server {
         self.agent.set_account(&self::account(), Some(account)).await.unwrap();
     }
 
+    /// Where the redirector takes visitors.
+    pub fn http(&self) -> SocketAddr {
+        self.redirector.http()[0]
+    }
+
     /// Where visitors of the account go.
     pub async fn route(&self) -> RouteState {
         let all = self.agent.redirector.status().await.unwrap();

@@ -7,3 +7,4 @@ mod ending;
 mod fencing;
 mod host;
 mod inspecting;
+mod routing;
