@@ -13,7 +13,7 @@ use ferry_proto::command::Outcome;
 use ferry_proto::ids::{AccountName, CommandId, JobId, ServerName};
 use ferry_proto::{Fault, FaultClass};
 
-pub use entry::{Account, Closed, Entry, Made, SourceRecord, Standing};
+pub use entry::{Account, AfterOpen, Closed, Entry, Made, Refreshed, SourceRecord, Standing};
 use file::LogFile;
 
 /// Outcomes of ended commands that are kept for repeated questions. A controller asks again within
