@@ -92,6 +92,9 @@ fn main() -> anyhow::Result<()> {
     match arguments.command {
         Command::Run => {
             start_log(&config)?;
+            if cfg!(feature = "unfenced") {
+                tracing::error!("this agent was built without fences, for a test: it loses data");
+            }
             let result = runtime.block_on(run(config));
             // What blocks (a child that does not end) does not hold up the stop.
             runtime.shutdown_timeout(Duration::from_secs(2));
