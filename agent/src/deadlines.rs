@@ -150,7 +150,9 @@ mod tests {
     use crate::clock::Deadline;
     use crate::ledger::failing::{EIO, on_failing};
     use crate::testing::authority::Authority;
-    use crate::testing::{a_move, account, agent, agent_with, before_the_reboot, fenced, until};
+    use crate::testing::{
+        a_move, account, agent, agent_with, before_the_reboot, fenced, opening, until,
+    };
     use ferry_proto::ids::Epoch;
 
     fn watched(agent: &Arc<Agent>) -> (CancellationToken, tokio::task::JoinHandle<()>) {
@@ -199,19 +201,10 @@ mod tests {
         let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
         let agent = agent(&authority, dir.path());
         let of = a_move();
-        let opening = serde_json::from_value(serde_json::json!({
-            "is": "opening", "of": of, "before": null,
-            "source": serde_json::to_value(crate::testing::receiving(&of)).unwrap()["source"],
-            "record": {
-                "job": of.job, "account": "opening", "source": "web1", "target": "transit1",
-                "epoch": 4, "fenced_at_unix": 1, "committed_at_unix_ms": 1,
-            },
-        }))
-        .unwrap();
-        put(&agent, "opening", &opening).await;
+        put(&agent, "opening", &opening(&of)).await;
         // An open that waits for an order or a database, and a fence's end that does.
         let _open_hangs = agent.order(&"opening".parse().unwrap()).await;
-        let _end_hangs = agent.order(&"aaa".parse().unwrap()).await;
+        let end_hangs = agent.order(&"aaa".parse().unwrap()).await;
         for name in ["aaa", "shop", "zzz"] {
             put(&agent, name, &fenced(&a_move(), &before_the_reboot())).await;
         }
@@ -221,7 +214,7 @@ mod tests {
         // A later one does not wait either.
         put(&agent, "late", &fenced(&a_move(), &before_the_reboot())).await;
         until(&agent, "late", taken_back).await;
-        drop(_end_hangs);
+        drop(end_hangs);
         until(&agent, "aaa", taken_back).await;
         assert_eq!(agent.account(&"opening".parse().unwrap()).unwrap().epoch, Epoch(3));
     }

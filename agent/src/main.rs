@@ -10,6 +10,7 @@ mod definitions;
 mod enrolment;
 mod ledger;
 mod link;
+mod parts;
 mod peer;
 mod status;
 #[cfg(test)]
@@ -28,7 +29,6 @@ use ferry_traffic::client::Redirector;
 use ferry_traffic::control::CONTROL_SOCKET;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
@@ -38,9 +38,8 @@ use crate::deadlines::Pulse;
 use crate::enrolment::Enrolled;
 use crate::ledger::Ledger;
 use crate::link::Link;
+use crate::parts::Parts;
 
-/// How long what is under way may take to stop; with the runtime's end less than TimeoutStopSec=.
-const STOP_WITHIN: Duration = Duration::from_secs(7);
 /// What commands tell, waiting for the link.
 const TOLD: usize = 256;
 
@@ -93,6 +92,9 @@ fn main() -> anyhow::Result<()> {
     match arguments.command {
         Command::Run => {
             start_log(&config)?;
+            if cfg!(feature = "unfenced") {
+                tracing::error!("this agent was built without fences, for a test: it loses data");
+            }
             let result = runtime.block_on(run(config));
             // What blocks (a child that does not end) does not hold up the stop.
             runtime.shutdown_timeout(Duration::from_secs(2));
@@ -182,61 +184,31 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let agent = Agent::new(config, identity, enrolled.grant_key, connections, ledger, redirector)?;
 
     let stop = CancellationToken::new();
-    let mut parts = JoinSet::new();
+    let mut parts = Parts::new(stop.clone());
     // First, and whatever else cannot start: a fence may be waiting for its end.
     let pulse = Arc::new(Pulse::default());
-    spawn(&mut parts, "deadlines", deadlines::watch(agent.clone(), pulse.clone(), stop.clone()));
-    spawn(&mut parts, "firewall", work::arm::keep(agent.clone(), stop.clone()));
-    spawn(&mut parts, "watchdog", watchdog(agent.clone(), pulse, stop.clone()));
+    parts.spawn("deadlines", deadlines::watch(agent.clone(), pulse.clone(), stop.clone()));
+    parts.spawn("firewall", work::arm::keep(agent.clone(), stop.clone()));
+    parts.spawn("watchdog", watchdog(agent.clone(), pulse, stop.clone()));
     let metrics = status::record()?;
     let (told, heard) = mpsc::channel(TOLD);
     let (connected, connection) = watch::channel(false);
     let commands = Commands::new(agent.clone(), told, stop.clone());
     let link = Link::new(agent.clone(), commands.clone(), heard, controller.clone(), connected);
-    spawn(&mut parts, "link", link.run(stop.clone()));
-    spawn(&mut parts, "peers", serve_peers(agent.clone(), stop.clone()));
-    spawn(&mut parts, "renewal", enrolment::keep_fresh(agent.clone(), controller, stop.clone()));
+    parts.spawn("link", link.run(stop.clone()));
+    parts.spawn("peers", serve_peers(agent.clone(), stop.clone()));
+    parts.spawn("renewal", enrolment::keep_fresh(agent.clone(), controller, stop.clone()));
     // Nothing needs it, and it goes on while the others stop.
     let status = tokio::spawn(status::serve(agent.clone(), metrics, connection, stop.clone()));
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(server = %agent.name, version = env!("CARGO_PKG_VERSION"), "agent is ready");
 
-    let ended = tokio::select! {
-        () = asked_to_stop() => Ok(()),
-        Some(part) = parts.join_next() => Err(too_early(part)),
-    };
+    let ended = parts.ended(asked_to_stop()).await;
     notify(&[sd_notify::NotifyState::Stopping]);
-    stop.cancel();
-    let all = async {
-        while parts.join_next().await.is_some() {}
-        commands.stopped().await;
-    };
-    if tokio::time::timeout(STOP_WITHIN, all).await.is_err() {
-        tracing::warn!("something is still under way; it is gone on with at the next start");
-    }
+    parts.stop(commands.stopped()).await;
     status.abort();
     tracing::info!("agent has stopped; what stands, stands");
     ended
-}
-
-/// Starts a part that ends only when it is told to.
-fn spawn(
-    parts: &mut JoinSet<&'static str>,
-    name: &'static str,
-    part: impl Future<Output = ()> + Send + 'static,
-) {
-    parts.spawn(async move {
-        part.await;
-        name
-    });
-}
-
-/// Half an agent is none: the service manager starts it again.
-fn too_early(part: Result<&'static str, tokio::task::JoinError>) -> anyhow::Error {
-    match part {
-        Ok(name) => anyhow::anyhow!("a part of the agent ended by itself: {name}"),
-        Err(error) => anyhow::Error::new(error).context("a part of the agent panicked"),
-    }
 }
 
 /// Answers peers, from when the port can be had.
@@ -273,7 +245,7 @@ async fn watchdog(agent: Arc<Agent>, pulse: Arc<Pulse>, stop: CancellationToken)
     let mut tick = tokio::time::interval(period / 3);
     while stop.run_until_cancelled(tick.tick()).await.is_some() {
         agent.look(|_| ());
-        if pulse.age() < period {
+        if pulse.age() < period / 2 {
             notify(&[sd_notify::NotifyState::Watchdog]);
         } else {
             tracing::error!("the fences are not watched: the service manager shall start us again");

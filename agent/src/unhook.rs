@@ -59,7 +59,7 @@ fn needs_agent(account: &Account) -> Option<&'static str> {
 mod tests {
     use super::*;
     use crate::clock::Deadline;
-    use crate::testing::{a_move, account, fenced, receiving};
+    use crate::testing::{a_move, account, fenced, moved, opening, receiving};
     use ferry_proto::FaultClass;
     use std::time::Duration;
 
@@ -80,22 +80,15 @@ mod tests {
     #[test]
     fn what_waits_for_the_agent_keeps_it_from_being_unhooked() {
         let of = a_move();
-        let moved = serde_json::from_value(serde_json::json!({
-            "is": "moved", "of": of, "fenced_unix_ms": 1, "released_unix_ms": 1,
-            "record": {
-                "job": of.job, "account": "shop", "source": "web1", "target": "transit1",
-                "epoch": 4, "fenced_at_unix": 1, "committed_at_unix_ms": 1,
-            },
-        }))
-        .unwrap();
         let deadline = Deadline::after(Duration::from_secs(600)).unwrap();
-        for standing in [fenced(&of, &deadline), receiving(&of), moved] {
+        for standing in [fenced(&of, &deadline), receiving(&of), opening(&of), moved(&of)] {
             let fault = with(&standing).unwrap_err();
             assert_eq!(fault.class, FaultClass::Precondition);
             assert!(fault.message.contains("shop ("), "{fault}");
             assert!(fault.remedy.contains("--force"), "{fault}");
         }
-        let finalized = Standing::Finalized { to: "transit1".parse().unwrap(), since_unix_ms: None };
+        let finalized =
+            Standing::Finalized { to: "transit1".parse().unwrap(), since_unix_ms: None };
         for standing in [Standing::Serving, Standing::Armed { of }, finalized] {
             with(&standing).unwrap();
         }

@@ -84,6 +84,12 @@ pub struct Account {
     pub wound_down: Option<Box<host::sites_wind_down::WindDown>>,
     /// What denies it service here: the former state of all that the fence changes.
     pub closed: Option<Box<Closed>>,
+    /// While it comes back to where it lived before: what becomes of its user, and was before.
+    #[serde(default)]
+    pub refreshed: Option<Box<Refreshed>>,
+    /// What follows its opening here, at its time.
+    #[serde(default)]
+    pub after_open: Option<Box<AfterOpen>>,
 }
 
 /// How an account stands on a server.
@@ -174,6 +180,32 @@ pub struct Made {
     pub sites: Option<host::sites::SitesPlan>,
 }
 
+/// What receiving an account changes of its user and crontab where it lived before.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Refreshed {
+    /// The user as it is at the source, with its ids here.
+    pub user: host::users::Provision,
+    /// What this server's user was: what a move that is undone goes back to.
+    pub former_user: host::users::FormerUser,
+    /// Likewise this server's crontab.
+    pub former_cron: host::cron::CronRecord,
+}
+
+/// What follows an open once the minute of the fence has passed: cron, units, the account's hook.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AfterOpen {
+    /// Not before this, Unix milliseconds by this server's clock.
+    pub due_unix_ms: i64,
+    /// The minute of the fence, counted from 1970: the last in which the source's cron may have run.
+    pub fence_minute: i64,
+    /// Minutes whose cron jobs no server runs.
+    pub missed_minutes: i64,
+    /// What systemd may start.
+    pub units: host::processes::KeptStopped,
+    /// It has followed.
+    pub done: bool,
+}
+
 /// The former state of all that the fence changes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Closed {
@@ -204,6 +236,9 @@ pub struct SourceRecord {
     /// The web server's ids there, which own files in many homes.
     #[serde(default)]
     pub web: Option<host::users::WebIds>,
+    /// Whether its user units run without a login; none: not known.
+    #[serde(default)]
+    pub linger: Option<bool>,
 }
 
 impl Account {

@@ -13,7 +13,7 @@ use ferry_proto::command::Outcome;
 use ferry_proto::ids::{AccountName, CommandId, JobId, ServerName};
 use ferry_proto::{Fault, FaultClass};
 
-pub use entry::{Account, Closed, Entry, Made, SourceRecord, Standing};
+pub use entry::{Account, AfterOpen, Closed, Entry, Made, Refreshed, SourceRecord, Standing};
 use file::LogFile;
 
 /// Outcomes of ended commands that are kept for repeated questions. A controller asks again within
@@ -342,6 +342,25 @@ mod tests {
             ledger.record(Entry::Generation { generation: 3 }).unwrap();
             assert_eq!(after_power_cut(&kernel).generation(), 3);
         }
+    }
+
+    #[test]
+    fn who_did_not_know_of_a_commit_does_not_write_over_it() {
+        use crate::testing::{a_move, account, moved};
+        let (mut ledger, kernel) = on_failing();
+        let (of, name) = (a_move(), "shop".parse().unwrap());
+        let armed = account("shop", &Standing::Armed { of: of.clone() });
+        ledger.set_account(&name, Some(armed.clone())).unwrap();
+        kernel.lock().unwrap().syncs = [Err(EIO), Err(EIO)].into();
+        ledger.set_account(&name, Some(account("shop", &moved(&of)))).unwrap_err();
+        // As far as anybody knows it is armed; decided on that, this would undo the commit.
+        assert!(matches!(ledger.account(&name).unwrap().standing, Standing::Armed { .. }));
+        ledger.set_account(&name, Some(armed.clone())).unwrap_err();
+        assert!(matches!(ledger.account(&name).unwrap().standing, Standing::Moved { .. }));
+        let found = after_power_cut(&kernel);
+        assert!(matches!(found.account(&name).unwrap().standing, Standing::Moved { .. }));
+        // Decided anew, it is recorded.
+        ledger.set_account(&name, Some(armed)).unwrap();
     }
 
     #[test]

@@ -58,12 +58,13 @@ impl Peer {
         self.ask(Operation::UpdateRecord { record: Box::new(record) }).await.map(|_| ())
     }
 
-    /// A stream for a pass of the file engine.
+    /// A stream for a pass of the file engine. With `allow_emptied` the copy is emptied if the tree is
+    /// empty here.
     ///
     /// # Errors
     /// If the peer does not take it.
-    pub async fn files(&self) -> Result<SecureStream, Fault> {
-        self.open(Operation::Files).await
+    pub async fn files(&self, allow_emptied: bool) -> Result<SecureStream, Fault> {
+        self.open(Operation::Files { allow_emptied }).await
     }
 
     /// A stream for a comparison by the file engine.

@@ -41,7 +41,11 @@ enum Operation {
     /// Source tells target: this is the account now.
     UpdateRecord { record: Box<SourceRecord> },
     /// Source sends a pass of files. The file engine's stream follows.
-    Files,
+    Files {
+        /// The source has seen that its tree is empty because its owner has emptied it.
+        #[serde(default)]
+        allow_emptied: bool,
+    },
     /// Source compares files. The file engine's stream follows.
     CompareFiles,
     /// Source sends a dump. The dump's stream follows.
@@ -57,7 +61,7 @@ impl Operation {
         match self {
             Self::Record => "record",
             Self::UpdateRecord { .. } => "update-record",
-            Self::Files => "files",
+            Self::Files { .. } => "files",
             Self::CompareFiles => "compare-files",
             Self::Load { .. } => "load",
             Self::Manifest { .. } => "manifest",

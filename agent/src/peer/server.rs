@@ -162,11 +162,12 @@ async fn carry_out(
         (Operation::UpdateRecord { record }, _) => {
             work::provision::update(agent, grant, *record).await.map(|()| Reply::Done)
         }
-        (Operation::Files, Some((account, source))) => {
-            return files(agent, &account, &source, stream, activity, false).await;
+        (Operation::Files { allow_emptied }, Some((account, source))) => {
+            let purpose = Purpose::Pass { allow_emptied };
+            return files(agent, &account, &source, stream, activity, purpose).await;
         }
         (Operation::CompareFiles, Some((account, source))) => {
-            return files(agent, &account, &source, stream, activity, true).await;
+            return files(agent, &account, &source, stream, activity, Purpose::Compare).await;
         }
         (Operation::Load { engine: kind, database }, Some((account, source))) => {
             tokio::select! {
@@ -207,24 +208,34 @@ fn receiving(agent: &Agent, grant: &Grant) -> Option<(Account, Box<SourceRecord>
     }
 }
 
-/// Receives a pass, or compares if `compare` is given.
+/// What a stream of the file engine is for.
+enum Purpose {
+    Pass { allow_emptied: bool },
+    Compare,
+}
+
+/// Receives a pass, or compares.
 async fn files(
     agent: &Arc<Agent>,
     account: &Account,
     source: &SourceRecord,
     stream: SecureStream,
     activity: CancellationToken,
-    compare: bool,
+    purpose: Purpose,
 ) -> Result<(), Fault> {
     let root = account.definition.home.clone();
     let (here, copy, from) = (agent.clone(), account.clone(), source.clone());
     let ids = blocking(move || work::id_map(&here, &copy, &from)).await?;
-    let options = TargetOptions::new(ids);
+    let mut options = TargetOptions::new(ids);
     let (progress, _) = watch::channel(Progress::default());
-    if compare {
-        ferry_files::verify_target(&root, stream, options, progress, activity).await.map(|_| ())
-    } else {
-        ferry_files::receive_pass(&root, stream, options, progress, activity).await.map(|_| ())
+    match purpose {
+        Purpose::Compare => {
+            ferry_files::verify_target(&root, stream, options, progress, activity).await.map(|_| ())
+        }
+        Purpose::Pass { allow_emptied } => {
+            options.allow_emptied = allow_emptied;
+            ferry_files::receive_pass(&root, stream, options, progress, activity).await.map(|_| ())
+        }
     }
 }
 
@@ -318,7 +329,9 @@ mod tests {
         // The same server as target.
         let of =
             Move { source: "web2".parse().unwrap(), target: "web1".parse().unwrap(), ..a_move() };
-        let ask = |of: &Move| asks(&authority, &agent, of, Operation::Files, "web2");
+        let ask = |of: &Move| {
+            asks(&authority, &agent, of, Operation::Files { allow_emptied: false }, "web2")
+        };
         assert!(ask(&of).is_err(), "not provisioned");
         put(&agent, &receiving(&of), 0).await;
         ask(&of).unwrap();

@@ -105,6 +105,29 @@ pub fn receiving(of: &Move) -> Standing {
     .unwrap()
 }
 
+/// Committed, and being opened here.
+pub fn opening(of: &Move) -> Standing {
+    serde_json::from_value(json!({
+        "is": "opening", "of": of, "before": null, "source": source_record(), "record": record(of),
+    }))
+    .unwrap()
+}
+
+/// Committed away, and passed on.
+pub fn moved(of: &Move) -> Standing {
+    serde_json::from_value(json!({
+        "is": "moved", "of": of, "fenced_unix_ms": 1, "released_unix_ms": 1, "record": record(of),
+    }))
+    .unwrap()
+}
+
+fn record(of: &Move) -> serde_json::Value {
+    json!({
+        "job": of.job, "account": of.account, "source": of.source, "target": of.target,
+        "epoch": of.epoch.next(), "fenced_at_unix": 1, "committed_at_unix_ms": 1,
+    })
+}
+
 pub fn source_record() -> serde_json::Value {
     json!({
         "definition": { "name": "shop", "user": "shop", "home": "/home/shop" },

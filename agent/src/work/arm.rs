@@ -134,7 +134,7 @@ async fn unhook_mail(agent: &Agent) {
 pub async fn reconcile(agent: &Arc<Agent>) -> Result<(), Fault> {
     let _routing = agent.routing.lock().await;
     let accounts: Vec<Account> = agent.look(|l| l.accounts().values().cloned().collect());
-    let routed = if accounts.is_empty() && !socket_exists() {
+    let routed = if accounts.is_empty() && !agent.redirector.is_here() {
         Ok(())
     } else {
         // One that does not answer must not be put in front of everybody's sites.
@@ -144,7 +144,7 @@ pub async fn reconcile(agent: &Arc<Agent>) -> Result<(), Fault> {
     // Who must be held or passed on must come by, whatever became of another's route.
     let armed = match accounts.iter().any(is_in_front) {
         true => firewall::arm(&rules()?).await,
-        false if socket_exists() => {
+        false if agent.redirector.is_here() => {
             // New connections no longer come; nobody waits for those that do.
             let stood_down = firewall::stand_down(&rules()?).await;
             tokio::spawn(step_aside(agent.clone()));
@@ -179,8 +179,4 @@ async fn route_all(
     let moving = accounts.iter().filter_map(|a| peer(seen_by_visitors(&a.standing)));
     let peers: BTreeSet<_> = moving.chain(serving_peers(accounts)).collect();
     first.and(agent.redirector.set_peers(peers).await)
-}
-
-fn socket_exists() -> bool {
-    std::path::Path::new(ferry_traffic::control::CONTROL_SOCKET).exists()
 }

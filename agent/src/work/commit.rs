@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::Agent;
 use crate::clock::unix_ms;
 use crate::ledger::Standing;
+use crate::work::copied::Copied;
 use crate::work::{Job, fence, release};
 
 /// How long to wait before the target is told again, at first and at most.
@@ -70,6 +71,7 @@ pub async fn commit(job: &Job) -> Result<Receipt, Fault> {
     }
     tracing::info!(account = %job.of.account, epoch = %record.epoch, target = %record.target, "committed");
     resume(agent, &job.of.account);
+    Copied::forget(agent, &job.of.account).await;
     Ok(Receipt::Committed(record))
 }
 

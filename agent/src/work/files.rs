@@ -1,35 +1,50 @@
 //! Copies files from the source: ahead, while the account is live, and once more when it is fenced.
 
-use ferry_files::{PassReport, Progress as FileProgress, send_pass};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ferry_files::{Bounded, Directories, PassReport, Progress as FileProgress, Refusal, send_pass};
 use ferry_proto::command::{Progress, Receipt};
 use ferry_proto::{Fault, FaultClass};
 use tokio::sync::watch;
 
 use crate::ledger::Account;
+use crate::work::copied::{Copied, Doubt, Mark, Proof};
 use crate::work::record::here;
-use crate::work::{Job, done_with, source_options};
+use crate::work::{Job, done_with, source_options, verify};
 
 /// Refusals that are named in a fault.
 const NAMED: usize = 5;
+/// How often the live account is compared until a comparison names all that differs.
+const PROVING: u32 = 3;
+/// Times tell everything.
+const NO_DOUBT: Doubt = Doubt::Of(BTreeSet::new());
 
-/// Repeats passes until little is left.
+/// Repeats passes until little is left; then proves that what was copied is equal, and makes up for
+/// what that took.
 ///
 /// # Errors
 /// Precondition if the target refuses something, with the paths; else what ended a pass.
 pub async fn precopy(job: &Job, max_passes: u32, converged_bytes: u64) -> Result<Receipt, Fault> {
     let account = here(&job.agent, &job.of.account).await?;
+    let mut copied = Copied::of(job).await;
+    copied.proof = None;
+    copied.keep(job).await?;
     let (mut passes, mut files, mut bytes) = (0u32, 0u64, 0u64);
-    let last = loop {
+    loop {
         passes += 1;
-        let report = pass(job, &account, &format!("pass {passes}")).await?;
+        let report = live_pass(job, &account, passes, &mut copied, &NO_DOUBT).await?;
         files += report.files_sent;
         bytes += report.bytes_sent;
         let converged = report.bytes_sent < converged_bytes;
         // The first pass is never the last: what changed while it ran is in the second.
         if passes >= max_passes || (converged && passes > 1) {
-            break report;
+            break;
         }
-    };
+    }
+    let (last, compared) = prove(job, &account, &mut passes, &mut copied).await?;
+    files += last.files_sent;
+    bytes += last.bytes_sent;
     #[allow(clippy::cast_precision_loss)]
     Ok(done_with(
         format!(
@@ -42,8 +57,55 @@ pub async fn precopy(job: &Job, max_passes: u32, converged_bytes: u64) -> Result
             ("files_sent", files as f64),
             ("bytes_sent", bytes as f64),
             ("last_bytes_sent", last.bytes_sent as f64),
+            ("bytes_compared", compared as f64),
         ],
     ))
+}
+
+/// Compares everything while the account is live, so that behind the fence only what has changed
+/// since is read again. What differs is sent again by one more pass; what is unsettled has changed
+/// since. The last pass, and how many bytes were compared.
+async fn prove(
+    job: &Job,
+    account: &Account,
+    passes: &mut u32,
+    copied: &mut Copied,
+) -> Result<(PassReport, u64), Fault> {
+    let mut rounds = 0;
+    loop {
+        rounds += 1;
+        let base = copied.last.clone();
+        let options = source_options(&job.agent.layout, account.uid)?;
+        let found = verify::compare(job, account, options).await?;
+        refuse_if_refused(job, &found.refused)?;
+        let doubt = Doubt::of(&found.differences);
+        *passes += 1;
+        let report = live_pass(job, account, *passes, copied, &doubt).await?;
+        if let (Doubt::Of(doubted), Some(base)) = (doubt, base) {
+            copied.proof = Some(Proof { base, doubted });
+            copied.keep(job).await?;
+            return Ok((report, found.bytes));
+        }
+        if rounds == PROVING {
+            tracing::warn!(account = %job.of.account, "too much changes to prove the copy ahead: all of it is compared behind the fence");
+            return Ok((report, found.bytes));
+        }
+    }
+}
+
+/// A pass of the live account, noted as the last one.
+async fn live_pass(
+    job: &Job,
+    account: &Account,
+    number: u32,
+    copied: &mut Copied,
+    doubt: &Doubt,
+) -> Result<PassReport, Fault> {
+    let doing = format!("pass {number}");
+    let (report, mark) = pass(job, account, &doing, copied.last.as_ref(), doubt).await?;
+    copied.last = Some(mark);
+    copied.keep(job).await?;
+    Ok(report)
 }
 
 /// One pass of the fenced account.
@@ -52,8 +114,9 @@ pub async fn precopy(job: &Job, max_passes: u32, converged_bytes: u64) -> Result
 /// Of class Fenced if the account is not fenced; else as [`precopy`].
 pub async fn final_pass(job: &Job) -> Result<Receipt, Fault> {
     let account = job.fenced()?;
-    let report = pass(job, &account, "final pass").await?;
-    if report.changed_while_read > 0 {
+    let last = Copied::of(job).await.last;
+    let (report, _) = pass(job, &account, "final pass", last.as_ref(), &NO_DOUBT).await?;
+    if report.changed_while_read > 0 && !cfg!(feature = "unfenced") {
         return Err(Fault::permanent(format!(
             "{} files of account {} changed while it was fenced",
             report.changed_while_read, job.of.account
@@ -78,47 +141,57 @@ pub async fn final_pass(job: &Job) -> Result<Receipt, Fault> {
     ))
 }
 
-async fn pass(job: &Job, account: &Account, doing: &str) -> Result<PassReport, Fault> {
-    let stream = job.peer()?.files().await?;
+/// One pass: what may have changed since the walk of `last`, and what is in doubt.
+async fn pass(
+    job: &Job,
+    account: &Account,
+    doing: &str,
+    last: Option<&Mark>,
+    doubt: &Doubt,
+) -> Result<(PassReport, Mark), Fault> {
+    let mut options = source_options(&job.agent.layout, account.uid)?;
+    // The very root of the last pass, and empty now: its owner has emptied it. Without a last pass it
+    // may as well not be mounted.
+    let allow_emptied = last.is_some_and(|last| last.narrow(&mut options));
+    doubt.widen(&mut options);
+    let directories = Arc::new(Mutex::new(Directories::default()));
+    options.seen = Some(Arc::clone(&directories));
+    let mut mark = Mark::now();
+    let stream = job.peer()?.files(allow_emptied).await?;
     let (progress, seen) = watch::channel(FileProgress::default());
     let telling = tokio::spawn(tell(seen, job.progress.clone(), doing.to_owned()));
-    let cancel = job.cancel.clone();
     let root = account.definition.home.clone();
-    let options = source_options(&job.agent.layout, account.uid)?;
-    let report = send_pass(&root, stream, options, progress, cancel).await;
+    let report = send_pass(&root, stream, options, progress, job.cancel.clone()).await;
     // Ends by itself: its sender is gone.
     telling.await.map_err(|e| Fault::bug("progress failed").caused_by(&e))?;
     let report = report?;
-    refuse_if_refused(job, &report)?;
+    refuse_if_refused(job, &report.refused)?;
     for note in report.notes.items.iter().take(NAMED) {
         tracing::info!(account = %job.of.account, path = %note.path, kind = ?note.kind, "noted");
     }
-    Ok(report)
+    mark.directories =
+        std::mem::take(&mut *directories.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok((report, mark))
 }
 
 /// What the target did not take would be missing there: that is no move.
-fn refuse_if_refused(job: &Job, report: &PassReport) -> Result<(), Fault> {
-    if report.refused.total == 0 {
+fn refuse_if_refused(job: &Job, refused: &Bounded<Refusal>) -> Result<(), Fault> {
+    if refused.is_empty() {
         return Ok(());
     }
     let mut fault = Fault::new(
         FaultClass::Precondition,
         format!(
             "{} paths of account {} cannot go to {}",
-            report.refused.total, job.of.account, job.of.target
+            refused.total, job.of.account, job.of.target
         ),
     )
     .remedy(format!(
         "on {}, give these paths to the account or remove them, then move again",
         job.of.source
     ));
-    fault.causes = report
-        .refused
-        .items
-        .iter()
-        .take(NAMED)
-        .map(|r| format!("{}: {}", r.path, r.reason))
-        .collect();
+    fault.causes =
+        refused.items.iter().take(NAMED).map(|r| format!("{}: {}", r.path, r.reason)).collect();
     Err(fault)
 }
 

@@ -85,8 +85,8 @@ async fn may_erase(job: &Job, account: &Account, since_unix_ms: Option<i64>) -> 
             .remedy("find out who opened them, and compare them with what is served"));
         }
     }
-    let (layout, definition) = (job.agent.layout.clone(), account.definition.clone());
-    blocking(move || unwritten(&layout.path(&definition.home), since)).await.map_err(|fault| {
+    let home = account.definition.home.clone();
+    blocking(move || unwritten(&home, since)).await.map_err(|fault| {
         fault.context(format!(
             "the copy of account {} on {} is not erased",
             job.of.account, job.agent.name

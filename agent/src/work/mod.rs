@@ -3,6 +3,7 @@
 
 pub mod arm;
 pub mod commit;
+mod copied;
 pub mod databases;
 pub mod fence;
 pub mod files;
@@ -28,7 +29,6 @@ use ferry_host::users;
 use ferry_proto::account::{Definition, EngineKind};
 use ferry_proto::command::{Move, Progress, Receipt};
 use ferry_proto::grant::SignedGrant;
-use ferry_proto::ids::AccountName;
 use ferry_proto::{Fault, FaultClass};
 use ferry_traffic::mail::MailSpec;
 use tokio::sync::watch;
@@ -261,27 +261,4 @@ pub fn check_epoch(agent: &Agent, of: &Move) -> Result<(), Fault> {
         .remedy("plan the move again: the account has moved since"));
     }
     Ok(())
-}
-
-/// A definition of an account of this server: the ledger's, or else the inventory's.
-///
-/// # Errors
-/// If neither has it, with what is wrong with its file if something is.
-pub fn definition(agent: &Agent, name: &AccountName) -> Result<Definition, Fault> {
-    if let Some(account) = agent.account(name) {
-        return Ok(account.definition);
-    }
-    let config = &agent.config;
-    let inventory =
-        ferry_host::accounts::load(&config.accounts_directory, &config.inventory_directory);
-    if let Some(definition) = inventory.accounts.get(name) {
-        return Ok(definition.clone());
-    }
-    let mut fault =
-        Fault::precondition(format!("{} has no account {name}", agent.name)).remedy(format!(
-            "define it in {}/{name}.toml; `ferry-agent accounts` shows what is known",
-            config.accounts_directory.display()
-        ));
-    fault.causes = inventory.problems.iter().map(ToString::to_string).take(5).collect();
-    Err(fault)
 }

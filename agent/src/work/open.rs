@@ -1,10 +1,12 @@
 //! Opens the account at the target: on the source's committed record alone, whether it came through
 //! the controller or from the source itself.
 
-use std::sync::Arc;
-use std::time::Duration;
+mod after;
 
-use ferry_host::{cron, hooks, sites, users};
+use std::sync::Arc;
+
+use ferry_host::sites_fence::{self, Services};
+use ferry_host::{sites, users};
 use ferry_proto::Fault;
 use ferry_proto::command::{CommitRecord, Move, Receipt};
 use ferry_proto::ids::{AccountName, JobId};
@@ -12,10 +14,7 @@ use ferry_proto::ids::{AccountName, JobId};
 use crate::agent::{Agent, blocking, engine};
 use crate::clock::unix_ms;
 use crate::ledger::{Account, SourceRecord, Standing};
-use crate::work::{Job, arm, done, mail_spec, spec, unfence};
-
-/// How long a hook of the account may run.
-const HOOK: Duration = Duration::from_secs(60);
+use crate::work::{Job, arm, done_with, mail_spec, spec};
 
 /// Opens the account, on the controller's word.
 ///
@@ -48,8 +47,8 @@ pub async fn open(agent: &Arc<Agent>, job: JobId, commit: &CommitRecord) -> Resu
         Standing::Serving if account.epoch == commit.epoch => {
             // What came after this was recorded may have failed: the source sends visitors on this.
             arm::reconcile(agent).await?;
-            start_cron(agent, &account, commit);
-            return Ok(done("open already"));
+            after::later(agent, &commit.account);
+            return Ok(receipt("open already".to_owned(), &account));
         }
         Standing::Receiving { of, source, before } if matches(&of, job, commit) => {
             let standing = Standing::Opening {
@@ -76,15 +75,27 @@ pub async fn open(agent: &Arc<Agent>, job: JobId, commit: &CommitRecord) -> Resu
     };
     agent.stop_activity(&commit.account);
     serve(agent, &account, &source).await?;
-    let mut open = account;
+    let mut open = account.clone();
     open.standing = Standing::Serving;
     open.closed = None;
     open.came_from = Some(of.source_peer.ip());
+    open.refreshed = None;
+    open.after_open = Some(Box::new(after::plan(&account, &source, commit, unix_ms())));
     agent.set_account(&commit.account, Some(open.clone())).await?;
     arm::reconcile(agent).await?;
-    start_cron(agent, &open, commit);
+    after::later(agent, &commit.account);
     tracing::info!(account = %commit.account, epoch = %commit.epoch, "open");
-    Ok(done(format!("served here at epoch {}", commit.epoch)))
+    Ok(receipt(format!("served here at epoch {}", commit.epoch), &open))
+}
+
+/// Says what was done, and which minutes' cron jobs were or will be left out.
+fn receipt(mut summary: String, account: &Account) -> Receipt {
+    let missed = account.after_open.as_ref().map_or(0, |a| a.missed_minutes);
+    if missed > 0 {
+        summary.push_str(&format!("; cron missed {missed} minutes"));
+    }
+    #[allow(clippy::cast_precision_loss)]
+    done_with(summary, [("cron_missed_minutes", missed as f64)])
 }
 
 fn matches(of: &Move, job: JobId, commit: &CommitRecord) -> bool {
@@ -103,70 +114,34 @@ async fn serve(agent: &Arc<Agent>, account: &Account, source: &SourceRecord) -> 
     }
     let mail = mail_spec(&account.definition, account.uid, account.gid)?;
     agent.mail.open_here(&mail, &source.mail).await?;
-    if let Some(closed) = &account.closed {
-        // It lived here before: its own configuration comes back.
-        return unfence::reopen_without_cron(agent, account, closed).await;
-    }
     let (layout, made) = (agent.layout.clone(), account.made.clone().unwrap_or_default());
+    let closed = account.closed.clone();
     let logins = users::LoginRecord {
         user: account.definition.user.clone(),
         expire: source.user.aging.expire,
     };
+    // Not what systemd may start: like cron, it waits for its minute.
     blocking(move || {
         users::open_logins(&layout, &logins)?;
-        made.sites.map_or(Ok(()), |plan| sites::open(&layout, &plan))
+        match (closed, made.sites) {
+            // It lived here before: its own configuration comes back.
+            (Some(closed), _) => sites_fence::unfence(&layout, &closed.sites, Services::Running),
+            (None, Some(plan)) => sites::open(&layout, &plan),
+            (None, None) => Ok(()),
+        }
     })
     .await
 }
 
-/// Starts the account's cron jobs once the minute of the fence has passed on this clock, so that no
-/// job runs twice in it; then the account's hook.
-fn start_cron(agent: &Arc<Agent>, account: &Account, commit: &CommitRecord) {
-    let (agent, account, name) = (agent.clone(), account.clone(), commit.account.clone());
-    let fence_minute = commit.fenced_at_unix.div_euclid(60);
-    let epoch = commit.epoch;
-    tokio::spawn(async move {
-        let next_minute = (fence_minute + 1) * 60 * 1000;
-        let wait = u64::try_from(next_minute - unix_ms()).unwrap_or(0);
-        tokio::time::sleep(Duration::from_millis(wait)).await;
-        let _order = agent.order(&name).await;
-        let still = agent
-            .account(&name)
-            .is_some_and(|a| a.epoch == epoch && matches!(a.standing, Standing::Serving));
-        if !still {
-            return;
-        }
-        let (layout, definition) = (agent.layout.clone(), account.definition.clone());
-        let started = blocking(move || {
-            cron::enable(&layout, &definition.user)?;
-            if let Some(hook) = &definition.hooks.after_open {
-                hooks::run(&layout, &definition, hook, HOOK)?;
-            }
-            Ok(())
-        })
-        .await;
-        if let Err(fault) = started {
-            tracing::error!(account = %name, "cron or the hook did not start: {fault}");
-        }
-    });
-}
-
-/// Goes on with what a crash cut off: accounts being opened, and cron that waits for its minute.
+/// Goes on with what a crash cut off: accounts being opened, and what follows an open.
 ///
 /// # Errors
 /// What does not open.
 pub async fn resume(agent: &Arc<Agent>, name: &AccountName) -> Result<(), Fault> {
     let Some(account) = agent.account(name) else { return Ok(()) };
-    match &account.standing {
-        Standing::Opening { record, .. } => {
-            let record = record.clone();
-            open(agent, record.job, &record).await.map(|_| ())
-        }
-        Standing::Serving if account.came_from.is_some() => {
-            // Any minute of a fence before this start has passed or passes within this one.
-            let (layout, user) = (agent.layout.clone(), account.definition.user.clone());
-            blocking(move || cron::enable(&layout, &user)).await
-        }
-        _ => Ok(()),
+    if let Standing::Opening { record, .. } = &account.standing {
+        return open(agent, record.job, record).await.map(|_| ());
     }
+    after::later(agent, name);
+    Ok(())
 }

@@ -1,16 +1,24 @@
 //! Makes everything of the account at the target, closed; and removes it again.
 
+mod user;
+
 use std::sync::Arc;
 
 use ferry_databases::{Existing, Provisioned};
-use ferry_host::{cron, processes, sites, users};
+use ferry_host::{cron, processes, sites};
+use ferry_proto::account::Definition;
 use ferry_proto::command::{Move, Receipt};
 use ferry_proto::grant::Grant;
 use ferry_proto::{Fault, FaultClass};
+use tokio::sync::Mutex;
 
 use crate::agent::{Agent, blocking, engine};
 use crate::ledger::{Account, Made, SourceRecord, Standing};
+use crate::work::record::differences;
 use crate::work::{Job, database_record, done, mail_spec, spec};
+
+/// Held from looking which numeric ids are free until those that were chosen are in the ledger.
+static PLANNING: Mutex<()> = Mutex::const_new(());
 
 /// Makes the account, closed.
 ///
@@ -27,8 +35,10 @@ pub async fn provision(job: &Job) -> Result<Receipt, Fault> {
     source.definition.check().map_err(|e| {
         Fault::permanent("the source's definition of the account is not valid").caused_by(&e)
     })?;
+    let planning = PLANNING.lock().await;
     let account = plan(agent, &job.of, source.clone()).await?;
     job.set(account.clone()).await?;
+    drop(planning);
     make(agent, &account, &source).await?;
     Ok(done(format!(
         "user {} ({}:{}), {} databases, {} sites, {} mail domains, all closed",
@@ -61,60 +71,86 @@ async fn plan(agent: &Arc<Agent>, of: &Move, source: SourceRecord) -> Result<Acc
             .remedy("another move has it: see `ferry status`"));
         }
     };
-    let lived_here = known.is_some();
-    let (layout, from) = (agent.layout.clone(), source.clone());
-    let existing = if lived_here { users::Existing::Keep } else { users::Existing::Refuse };
-    let (user, sites) = blocking(move || {
-        let user = users::plan_provision(
-            &layout,
-            &from.definition,
-            &from.user,
-            existing,
-            &users::Policy::default(),
-        )?;
-        // An account that was here before Ferry gets its own configuration back.
-        let sites = if lived_here { None } else { Some(sites::plan(&layout, &from.definition)?) };
-        Ok((user, sites))
-    })
-    .await?;
-    let (uid, gid) = (user.ids.uid, user.ids.gid);
-    let standing = Standing::Receiving { of: of.clone(), source: Box::new(source.clone()), before };
-    if let Some(known) = known {
-        let epoch = known.epoch.max(of.epoch);
-        return Ok(Account { standing, epoch, uid, gid, ..known });
+    if let Some(known) = &known {
+        check_definition(agent, known, &source.definition)?;
     }
-    let definition = served_here(agent, &source, sites.as_ref());
-    let account = Account {
-        definition,
+    let user = user::plan(agent, known.as_ref(), &source).await?;
+    let standing = Standing::Receiving { of: of.clone(), source: Box::new(source.clone()), before };
+    let Some(known) = known else { return plan_first(agent, of, &source, standing, user).await };
+    let epoch = known.epoch.max(of.epoch);
+    let mut account = Account { standing, epoch, after_open: None, ..known };
+    user::take(agent, &mut account, user).await?;
+    Ok(account)
+}
+
+/// What will be made of an account that was never here.
+async fn plan_first(
+    agent: &Arc<Agent>,
+    of: &Move,
+    source: &SourceRecord,
+    standing: Standing,
+    user: ferry_host::users::Provision,
+) -> Result<Account, Fault> {
+    let (layout, definition) = (agent.layout.clone(), source.definition.clone());
+    let sites = blocking(move || sites::plan(&layout, &definition)).await?;
+    let mut account = Account {
+        definition: served_here(agent, source, &sites),
         epoch: of.epoch,
-        uid,
-        gid,
+        uid: user.ids.uid,
+        gid: user.ids.gid,
         standing,
-        made: Some(Made { user: Some(user), databases: Vec::new(), sites }),
+        made: None,
         came_from: None,
         taken_back: None,
         wound_down: None,
         closed: None,
+        refreshed: None,
+        after_open: None,
     };
-    let mut databases = Vec::new();
-    for (kind, _) in &source.databases {
-        databases.push((*kind, Provisioned::all_of(&spec(&account, *kind))));
+    let all = |(kind, _): &(_, _)| (*kind, Provisioned::all_of(&spec(&account, *kind)));
+    let databases = source.databases.iter().map(all).collect();
+    account.made = Some(Made { user: Some(user), databases, sites: Some(sites) });
+    Ok(account)
+}
+
+/// An account that was here before comes back as it was: what is here of it is made of this server's
+/// own definition.
+///
+/// # Errors
+/// Precondition, with what differs, if the source serves it by another definition.
+pub fn check_definition(
+    agent: &Agent,
+    known: &Account,
+    definition: &Definition,
+) -> Result<(), Fault> {
+    let differ = differences(&known.definition, definition);
+    if differ.is_empty() {
+        return Ok(());
     }
-    Ok(Account { made: account.made.map(|made| Made { databases, ..made }), ..account })
+    let remedy = if known.made.is_some() {
+        format!(
+            "let the old copy on {} be erased, then move again: ferry finalize {} --erase",
+            agent.name, known.definition.name
+        )
+    } else {
+        "make the definition at the source again what it was when the account was moved".to_owned()
+    };
+    Err(Fault::precondition(format!(
+        "the definition of account {} is another one now than when it was last on {}: {} differ",
+        known.definition.name,
+        agent.name,
+        differ.join(", ")
+    ))
+    .remedy(remedy))
 }
 
 /// The definition as this server will serve it: the same, but with the files rendered here as the
 /// configuration that a fence moves aside.
-fn served_here(
-    agent: &Agent,
-    source: &SourceRecord,
-    plan: Option<&sites::SitesPlan>,
-) -> ferry_proto::account::Definition {
+fn served_here(agent: &Agent, source: &SourceRecord, plan: &sites::SitesPlan) -> Definition {
     let mut definition = source.definition.clone();
     for site in &mut definition.sites {
         site.config.clear();
     }
-    let Some(plan) = plan else { return definition };
     for file in sites::render(&agent.layout, plan) {
         let live = match (file.role, file.path.file_name()) {
             (sites::Role::Server, Some(name)) => {
@@ -131,29 +167,19 @@ fn served_here(
 
 /// Makes what is planned; what is there already is left.
 async fn make(agent: &Arc<Agent>, account: &Account, source: &SourceRecord) -> Result<(), Fault> {
-    let (layout, made) = (agent.layout.clone(), account.made.clone());
-    let (user, uid) = (account.definition.user.clone(), account.uid);
-    let crontab = source.cron.content.clone().filter(|_| account.definition.crontab);
-    blocking(move || {
-        if let Some(plan) = made.as_ref().and_then(|m| m.user.as_ref()) {
-            users::provision(&layout, plan)?;
-        }
-        match crontab {
-            Some(content) => cron::install_disabled(&layout, &user, uid, &content).map(|_| ())?,
-            None => cron::remove(&layout, &user)?,
-        }
-        if let Some(plan) = made.as_ref().and_then(|m| m.sites.as_ref()) {
-            sites::install_closed(&layout, plan)?;
-        }
-        Ok(())
-    })
-    .await?;
+    user::make(agent, account, source).await?;
+    // An account that was here before gets its own configuration back.
+    let plan = account.made.as_ref().and_then(|m| m.sites.clone());
+    if let Some(plan) = plan.filter(|_| !lived_here(&account.standing)) {
+        let layout = agent.layout.clone();
+        blocking(move || sites::install_closed(&layout, &plan)).await?;
+    }
     let existing = existing(account);
     for (kind, record) in &source.databases {
         engine(*kind).provision(&spec(account, *kind), record, existing).await?;
     }
     let mail = mail_spec(&account.definition, account.uid, account.gid)?;
-    if !lived_here(account) {
+    if !lived_here(&account.standing) {
         agent.mail.provision_closed(&mail, &source.mail).await?;
     }
     Ok(())
@@ -161,12 +187,12 @@ async fn make(agent: &Arc<Agent>, account: &Account, source: &SourceRecord) -> R
 
 /// Whether databases of these names may be here already: those of an account that lived here.
 fn existing(account: &Account) -> Existing {
-    if lived_here(account) { Existing::Replace } else { Existing::Refuse }
+    if lived_here(&account.standing) { Existing::Replace } else { Existing::Refuse }
 }
 
 /// Whether the account was on this server before the move that brings it.
-fn lived_here(account: &Account) -> bool {
-    matches!(&account.standing, Standing::Receiving { before: Some(_), .. })
+fn lived_here(standing: &Standing) -> bool {
+    matches!(standing, Standing::Receiving { before: Some(_), .. })
 }
 
 /// Takes the source's last word on the account: its crontab, passwords and grants at the fence.
@@ -184,8 +210,21 @@ pub async fn update(agent: &Arc<Agent>, grant: &Grant, record: SourceRecord) -> 
     if of.job != grant.job || source.definition.name != record.definition.name {
         return Err(Fault::fenced(format!("account {} is received by another job", grant.account)));
     }
+    let differ = differences(&source.definition, &record.definition);
+    if !differ.is_empty() {
+        return Err(Fault::precondition(format!(
+            "the definition of account {} was changed during the move: {} differ",
+            grant.account,
+            differ.join(", ")
+        ))
+        .remedy("move it again"));
+    }
     **source = record.clone();
+    let planning = PLANNING.lock().await;
+    let user = user::plan(agent, Some(&account), &record).await?;
+    user::take(agent, &mut account, user).await?;
     agent.set_account(&grant.account, Some(account.clone())).await?;
+    drop(planning);
     make(agent, &account, &record).await
 }
 
@@ -207,6 +246,8 @@ pub async fn deprovision(job: &Job) -> Result<Receipt, Fault> {
                 Some(before) => {
                     // It lived here before: what is its own stays, closed as it was.
                     database_undo(&account, source).await?;
+                    user::restore(agent, &account).await?;
+                    back.refreshed = None;
                     back.standing = (**before).clone();
                     job.set(back).await?;
                     Ok(done("closed as it was before"))
@@ -259,7 +300,11 @@ pub async fn erase(agent: &Arc<Agent>, account: &Account) -> Result<(), Fault> {
             return Err(Fault::new(FaultClass::Bug, "a system user was to be removed"));
         }
         processes::stop_all(&layout, &[uid], &[], std::time::Duration::from_secs(1))?;
-        users::deprovision(&layout, &plan)
+        processes::remove_linger(&layout, &user)?;
+        ferry_host::users::deprovision(&layout, &plan)
     })
     .await
 }
+
+#[cfg(test)]
+mod tests;

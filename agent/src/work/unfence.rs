@@ -13,6 +13,7 @@ use ferry_traffic::control::Target;
 
 use crate::agent::{Agent, blocking, engine};
 use crate::ledger::{Account, Closed, Standing};
+use crate::work::copied::Copied;
 use crate::work::{Job, arm, done, mail_spec, spec};
 
 /// Undo of the fence, on the controller's word.
@@ -75,6 +76,7 @@ async fn take_back(
     account.standing = Standing::Armed { of };
     account.closed = None;
     agent.set_account(name, Some(account)).await?;
+    Copied::forget(agent, name).await;
     arm::reconcile(agent).await?;
     Ok(true)
 }

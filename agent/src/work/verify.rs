@@ -1,63 +1,96 @@
 //! Compares both ends: every file, every database. Nothing is committed on an exit status alone.
 
-use ferry_files::{Progress as FileProgress, verify_source};
+use ferry_files::{Comparison, Progress as FileProgress, SourceOptions, verify_source};
 use ferry_proto::Fault;
 use ferry_proto::command::Receipt;
 use tokio::sync::watch;
 
 use crate::agent::engine;
 use crate::ledger::Account;
-use crate::work::{Job, done_with, files, source_options, spec, unless_cancelled};
+use crate::work::copied::Copied;
+use crate::work::{Job, done, done_with, fence, files, source_options, spec, unless_cancelled};
 
 /// Differences that are named in a fault.
 const NAMED: usize = 8;
 
-/// Compares the fenced account with the copy at the target.
+/// Compares the fenced account with the copy at the target: the contents that may have changed since
+/// all was compared before the fence, the metadata of everything, and every database.
 ///
 /// # Errors
-/// Permanent if they differ, with where.
+/// Permanent if they differ, with where; of class Fenced if something writes here again.
 pub async fn verify(job: &Job) -> Result<Receipt, Fault> {
     let account = job.fenced()?;
-    let (entries, bytes) = compare_files(job, &account).await?;
+    if cfg!(feature = "unfenced") {
+        return Ok(done("nothing was compared: this agent was built without fences"));
+    }
+    let mut options = source_options(&job.agent.layout, account.uid)?;
+    if let Some(proof) = Copied::of(job).await.proof
+        && proof.base.narrow(&mut options)
+    {
+        options.doubted = proof.doubted;
+    }
+    let files = compare(job, &account, options).await?;
+    expect_equal(job, &files)?;
     let mut objects = 0;
     for database in &account.definition.databases {
         objects += unless_cancelled(&job.cancel, compare_database(job, &account, database)).await?;
     }
+    fence::still_closed(&account).await?;
     #[allow(clippy::cast_precision_loss)]
     Ok(done_with(
         format!(
-            "{entries} entries, {bytes} bytes of content and {} databases are equal",
+            "{} entries, {} bytes of changed content and {} databases are equal",
+            files.entries,
+            files.bytes,
             account.definition.databases.len()
         ),
         [
-            ("entries", entries as f64),
-            ("bytes", bytes as f64),
+            ("entries", files.entries as f64),
+            ("bytes", files.bytes as f64),
             ("database_objects", objects as f64),
         ],
     ))
 }
 
-async fn compare_files(job: &Job, account: &Account) -> Result<(u64, u64), Fault> {
+/// Compares the files of both ends.
+///
+/// # Errors
+/// What ended the comparison.
+pub async fn compare(
+    job: &Job,
+    account: &Account,
+    options: SourceOptions,
+) -> Result<Comparison, Fault> {
     let stream = job.peer()?.compare_files().await?;
     let (progress, seen) = watch::channel(FileProgress::default());
     let telling =
         tokio::spawn(files::tell(seen, job.progress.clone(), "comparing files".to_owned()));
-    let options = source_options(&job.agent.layout, account.uid)?;
     let root = account.definition.home.clone();
     let compared = verify_source(&root, stream, options, progress, job.cancel.clone()).await;
     telling.await.map_err(|e| Fault::bug("progress failed").caused_by(&e))?;
-    let comparison = compared?;
-    if comparison.differences.total > 0 {
-        let mut fault = Fault::permanent(format!(
-            "{} paths of account {} differ between {} and {}",
-            comparison.differences.total, job.of.account, job.of.source, job.of.target
-        ))
-        .remedy("nothing was committed; move again, and report this if it repeats");
-        fault.causes =
-            comparison.differences.items.iter().take(NAMED).map(|d| format!("{d:?}")).collect();
-        return Err(fault);
+    compared
+}
+
+/// Wholly equal: what was refused or did not hold still is not proved.
+fn expect_equal(job: &Job, found: &Comparison) -> Result<(), Fault> {
+    let Comparison { differences, refused, unsettled, .. } = found;
+    if differences.is_empty() && refused.is_empty() && *unsettled == 0 {
+        return Ok(());
     }
-    Ok((comparison.entries, comparison.bytes))
+    let mut fault = Fault::permanent(format!(
+        "{} paths of account {} differ between {} and {}, {} cannot be compared, {unsettled} changed \
+         meanwhile",
+        differences.total, job.of.account, job.of.source, job.of.target, refused.total
+    ))
+    .remedy(format!(
+        "nothing was committed; if paths changed, find what still writes on {}; move again, and \
+         report this if it repeats",
+        job.of.source
+    ));
+    let differing = differences.items.iter().map(|d| format!("{d:?}"));
+    let refused = refused.items.iter().map(|r| format!("{}: {}", r.path, r.reason));
+    fault.causes = differing.chain(refused).take(NAMED).collect();
+    Err(fault)
 }
 
 async fn compare_database(
@@ -82,4 +115,28 @@ async fn compare_database(
     .remedy("nothing was committed; move again, and report this if it repeats");
     fault.causes = differences.iter().take(NAMED).map(|d| format!("{d:?}")).collect();
     Err(fault)
+}
+
+#[cfg(test)]
+mod tests {
+    use ferry_files::{Bounded, Refusal};
+
+    use super::*;
+    use crate::work::tests::host::{a_move_to_nowhere, alone};
+
+    #[test]
+    fn what_is_not_proved_is_not_equal() {
+        alone(async |world| {
+            let server = world.server("web1").await;
+            let job = world.job(&server, &a_move_to_nowhere());
+            expect_equal(&job, &Comparison::default()).unwrap();
+            let unsettled = Comparison { unsettled: 1, ..Comparison::default() };
+            let mut refused = Bounded::default();
+            refused.push(Refusal { path: "p".to_owned(), reason: "foreign".to_owned() });
+            let refused = Comparison { refused, ..Comparison::default() };
+            for comparison in [unsettled, refused] {
+                expect_equal(&job, &comparison).unwrap_err();
+            }
+        });
+    }
 }

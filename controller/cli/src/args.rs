@@ -181,6 +181,9 @@ pub struct MoveArgs {
 pub struct RollbackArgs {
     /// The account
     pub account: AccountName,
+    /// The server that serves it now, where more than one has an account of this name
+    #[arg(long, value_name = "SERVER")]
+    pub from: Option<ServerName>,
     /// How it is agreed to and watched.
     #[command(flatten)]
     pub consent: Consent,

@@ -338,6 +338,10 @@ async fn database_record(session: &mut Session, name: &str) -> Result<DatabaseRe
     collations.insert(schema.text(1));
     let types = words.remove("type").unwrap_or_default();
     let sql = format!(
+        "SELECT DISTINCT TIME_ZONE FROM information_schema.EVENTS WHERE EVENT_SCHEMA = {db}"
+    );
+    let time_zones = session.rows(WHAT, &sql).await?.iter().map(|r| r.text(0)).collect();
+    let sql = format!(
         "SELECT (SELECT COUNT(*) FROM information_schema.TABLES WHERE TABLE_SCHEMA = {db} AND TABLE_TYPE = 'SYSTEM VERSIONED'), \
          (SELECT MAX(DATA_LENGTH) FROM information_schema.TABLES t WHERE TABLE_SCHEMA = {db} AND EXISTS \
          (SELECT 1 FROM information_schema.COLUMNS c WHERE c.TABLE_SCHEMA = {db} AND c.TABLE_NAME = t.TABLE_NAME \
@@ -353,6 +357,7 @@ async fn database_record(session: &mut Session, name: &str) -> Result<DatabaseRe
         storage_engines: words.remove("engine").unwrap_or_default(),
         types: types.into_iter().filter(|t| NEW_TYPES.iter().any(|(n, _)| n == t)).collect(),
         versioned: rows.first().is_some_and(|r| r.number(0) > 0),
+        time_zones,
         largest_blob_table: rows.first().map_or(0, |r| r.number(1)),
         unusable_views: unusable_views(session, name).await?,
     })

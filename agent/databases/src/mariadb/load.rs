@@ -2,7 +2,7 @@
 //! vendor's client as the account's Unix user and a temporary database user, stored objects one
 //! statement at a time.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ferry_proto::Fault;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -220,17 +220,22 @@ impl Loading<'_> {
     }
 }
 
+/// The vendor's client.
+pub(super) async fn client(config: &MariadbConfig) -> Result<PathBuf, Fault> {
+    let candidates = ["mariadb", "mysql"].map(|name| config.bin_dir.join(name));
+    first_existing(&candidates).await.ok_or_else(|| {
+        Fault::precondition(format!("{} is not there", candidates[0].display()))
+            .remedy("install the package mariadb-client")
+    })
+}
+
 async fn start_client(
     config: &MariadbConfig,
     spec: &Spec,
     loader: &Temporary,
     database: &str,
 ) -> Result<Running, Fault> {
-    let candidates = ["mariadb", "mysql"].map(|name| config.bin_dir.join(name));
-    let Some(tool) = first_existing(&candidates).await else {
-        return Err(Fault::precondition(format!("{} is not there", candidates[0].display()))
-            .remedy("install the package mariadb-client"));
-    };
+    let tool = client(config).await?;
     let help = Program::new(&tool).args(["--no-defaults", "--help"]).output(1 << 20).await?;
     let knows_sandbox = String::from_utf8_lossy(&help).contains("--sandbox ");
     let run_as = RunAs { uid: spec.uid, gid: spec.gid };

@@ -118,7 +118,8 @@ impl Engine for Mariadb {
         record: &Record,
         existing: Existing,
     ) -> Result<Vec<Finding>, Fault> {
-        target::check(&mut self.session().await?, spec, record.mariadb()?, existing).await
+        let session = &mut self.session().await?;
+        target::check(&self.config, session, spec, record.mariadb()?, existing).await
     }
 
     async fn provision(

@@ -42,6 +42,9 @@ pub(crate) struct DatabaseRecord {
     pub(crate) versioned: bool,
     /// The largest table that can hold a large value, in bytes.
     pub(crate) largest_blob_table: u64,
+    /// Time zones of its events.
+    #[serde(default)]
+    pub(crate) time_zones: BTreeSet<String>,
     /// Views that do not work at the source either.
     pub(crate) unusable_views: BTreeSet<String>,
 }
@@ -224,6 +227,7 @@ mod tests {
                 types: BTreeSet::new(),
                 versioned: false,
                 largest_blob_table: 0,
+                time_zones: BTreeSet::new(),
                 unusable_views: BTreeSet::new(),
             }],
             users: vec![UserRecord {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ferry_proto::Fault;
 
 use super::inspect::{database_list, is_ours, user_condition};
-use super::session::{Session, text_list};
+use super::session::{Session, text, text_list};
 use super::temporary::Purpose;
 use super::users;
 use crate::model::{Finding, Level, Spec};
@@ -99,13 +99,19 @@ type Rights = BTreeMap<(Holder, String), bool>;
 async fn rights(session: &mut Session, spec: &Spec) -> Result<Rights, Fault> {
     let list = database_list(spec);
     let any: Vec<String> = WRITES.iter().map(|p| format!("d.{p}_priv = 'Y'")).collect();
+    // By name: at a target they are not there yet.
+    let names = spec.databases.iter().map(|d| format!("SELECT {} AS name", text(d.as_str())));
+    let names: Vec<String> = names.collect();
+    if names.is_empty() {
+        return Ok(Rights::new());
+    }
     let sql = format!(
-        "SELECT d.User, d.Host, s.SCHEMA_NAME, {} FROM mysql.db d JOIN information_schema.SCHEMATA s \
-         ON s.SCHEMA_NAME LIKE d.Db OR s.SCHEMA_NAME = d.Db WHERE s.SCHEMA_NAME IN {list} \
+        "SELECT d.User, d.Host, s.name, {} FROM mysql.db d JOIN ({}) s ON s.name LIKE d.Db OR s.name = d.Db \
          UNION ALL SELECT User, Host, Db, CONCAT(Table_priv, ' ', Column_priv) \
          RLIKE 'Insert|Update|Delete|Create|Drop|Index|Alter' FROM mysql.tables_priv WHERE Db IN {list} \
          UNION ALL SELECT User, Host, Db, Proc_priv RLIKE 'Execute|Alter' FROM mysql.procs_priv WHERE Db IN {list}",
-        any.join(" OR ")
+        any.join(" OR "),
+        names.join(" UNION ALL ")
     );
     let mut rights = Rights::new();
     for row in session.rows(WHAT, &sql).await? {

@@ -7,7 +7,7 @@ use ferry_proto::Fault;
 use super::inspect::NEW_TYPES;
 use super::record::MariadbRecord;
 use super::session::{Session, text};
-use super::users;
+use super::{MariadbConfig, load, strangers, users};
 use crate::model::{Existing, Finding, Level, Spec, host_of, user_label};
 
 const WHAT: &str = "the target's MariaDB server cannot be inspected";
@@ -102,6 +102,7 @@ pub(super) fn taken(present: &Present, existing: Existing) -> Vec<Finding> {
 }
 
 pub(super) async fn check(
+    config: &MariadbConfig,
     session: &mut Session,
     spec: &Spec,
     record: &MariadbRecord,
@@ -110,8 +111,14 @@ pub(super) async fn check(
     record.check(spec)?;
     let present = present(session, spec).await?;
     let mut findings = taken(&present, existing);
+    // Whoever could write to the account's databases here would stand in the way of moving it back.
+    findings.extend(strangers::findings(session, spec).await?);
+    if let Err(fault) = load::client(config).await {
+        findings.push(Finding::new(Level::Blocker, "mariadb", fault.message, fault.remedy));
+    }
     findings.extend(plugins(session, record).await?);
     findings.extend(features(session, record).await?);
+    findings.extend(time_zones(session, record).await?);
     findings.extend(settings(session, record).await?);
     Ok(findings)
 }
@@ -208,6 +215,25 @@ async fn collations(session: &mut Session) -> Result<BTreeSet<String>, Fault> {
     Ok(known)
 }
 
+/// Time zones with a name are known only to servers that were given a table of them.
+async fn time_zones(session: &mut Session, record: &MariadbRecord) -> Result<Vec<Finding>, Fault> {
+    let mut findings = Vec::new();
+    for database in &record.databases {
+        for zone in database.time_zones.iter().filter(|zone| *zone != "SYSTEM") {
+            let sql = format!("SELECT CONVERT_TZ('2000-01-01', '+00:00', {}) IS NULL", text(zone));
+            if session.value(WHAT, &sql).await? == "1" {
+                findings.push(Finding::new(
+                    Level::Blocker,
+                    format!("database {}", database.name),
+                    format!("database {} has events in the time zone {zone:?}, which the target's server does not know", database.name),
+                    "load the time zones at the target: mariadb-tzinfo-to-sql /usr/share/zoneinfo | mariadb mysql",
+                ));
+            }
+        }
+    }
+    Ok(findings)
+}
+
 async fn settings(session: &mut Session, record: &MariadbRecord) -> Result<Vec<Finding>, Fault> {
     let rows = session
         .rows(WHAT, "SELECT @@GLOBAL.max_allowed_packet, @@GLOBAL.event_scheduler, @@GLOBAL.lower_case_table_names")
@@ -219,13 +245,13 @@ async fn settings(session: &mut Session, record: &MariadbRecord) -> Result<Vec<F
     let packet = row.number(0);
     // A dump writes a binary value as twice as many characters.
     let largest = record.databases.iter().map(|d| d.largest_blob_table).max().unwrap_or(0);
-    let needed = largest.min(record.max_allowed_packet).saturating_mul(2);
+    let needed = largest.min(record.max_allowed_packet).saturating_mul(2).min(1 << 30);
     if needed > packet {
         findings.push(Finding::new(
             Level::Warning,
             "max_allowed_packet",
             format!("the target takes statements of {packet} bytes at most, and a row of the account could need up to {needed}"),
-            format!("SET GLOBAL max_allowed_packet = {} at the target, and in its configuration", needed.next_multiple_of(1 << 20).min(1 << 30)),
+            format!("SET GLOBAL max_allowed_packet = {} at the target, and in its configuration", needed.next_multiple_of(1 << 20)),
         ));
     }
     if record.event_scheduler && !record.running_events.is_empty() && row.text(1) != "ON" {
@@ -233,7 +259,7 @@ async fn settings(session: &mut Session, record: &MariadbRecord) -> Result<Vec<F
             Level::Blocker,
             "event_scheduler",
             "the account has events that run, and the target's server does not run events",
-            "SET GLOBAL event_scheduler = ON at the target, and in its configuration",
+            "SET GLOBAL event_scheduler = ON at the target, and in its configuration (if it is DISABLED there: only in the configuration, and restart)",
         ));
     }
     if !record.event_scheduler && !record.running_events.is_empty() && row.text(1) == "ON" {

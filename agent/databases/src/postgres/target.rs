@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ferry_proto::Fault;
 
 use super::inspect::{database_list, role_list};
-use super::record::{DatabaseRecord, PostgresqlRecord, Provider};
+use super::record::{DatabaseRecord, PostgresqlRecord, Provider, RoleRecord};
 use super::session::{Session, text};
 use super::{PostgresqlConfig, tools};
 use crate::model::{Existing, Finding, Level, Spec};
@@ -94,6 +94,7 @@ pub(super) async fn check(
         locale(&session, database, &mut findings).await?;
         extensions(&session, database, &mut findings).await?;
     }
+    findings.extend(old_passwords(&session, record).await?);
     if let Err(fault) = tools::find(config, session.major(), "psql").await {
         findings.push(Finding::new(Level::Blocker, "psql", fault.message, fault.remedy));
     }
@@ -115,6 +116,29 @@ pub(super) async fn check(
         ));
     }
     Ok(findings)
+}
+
+/// A role whose password is kept as MD5 is let in only where `pg_hba.conf` says md5 (or less).
+async fn old_passwords(
+    session: &Session,
+    record: &PostgresqlRecord,
+) -> Result<Option<Finding>, Fault> {
+    let old =
+        |r: &&RoleRecord| r.login && r.verifier.as_ref().is_some_and(|v| v.0.starts_with("md5"));
+    let roles: Vec<&str> = record.roles.iter().filter(old).map(|r| r.name.as_str()).collect();
+    let sql = "SELECT 1 FROM pg_hba_file_rules WHERE auth_method IN ('md5', 'password') LIMIT 1";
+    if roles.is_empty() || !session.rows(WHAT, sql).await?.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Finding::new(
+        Level::Warning,
+        format!("PostgreSQL role {}", roles.join(", ")),
+        format!(
+            "the password of {} is kept as MD5, with which the target's pg_hba.conf lets nobody in",
+            roles.join(", ")
+        ),
+        "set the password again at the source (password_encryption = scram-sha-256), or let the target's pg_hba.conf say md5",
+    )))
 }
 
 async fn locale(

@@ -42,6 +42,7 @@ pub fn route(account: &Account, limits: HoldLimits) -> Option<AccountRoute> {
         Standing::Serving if account.epoch > Epoch::default() => RouteState::Local,
         // Taken back so far that its sites are open.
         Standing::Fenced { open: true, .. } => RouteState::Local,
+        Standing::Fenced { .. } if cfg!(feature = "unfenced") => RouteState::Local,
         Standing::Fenced { grace_ms, .. } => {
             let grace_ms = grace_ms.map_or(limits.grace_ms, u64::from);
             RouteState::Hold { limits: HoldLimits { grace_ms, ..limits } }

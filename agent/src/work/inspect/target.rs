@@ -16,7 +16,7 @@ use super::{reach, room, server_facts};
 use crate::agent::{Agent, ENGINES, blocking, engine};
 use crate::ledger::{Account, SourceRecord, Standing};
 use crate::peer::Peer;
-use crate::work::mail_spec;
+use crate::work::{mail_spec, provision};
 
 /// At the target, which asks the source for its record under `grant`.
 ///
@@ -32,6 +32,9 @@ pub async fn target(
     let known = agent.account(&source.definition.name);
     let lived_here = known.is_some();
     standing(known.as_ref(), &mut findings);
+    if let Some(known) = &known {
+        findings.take(provision::check_definition(agent, known, &source.definition));
+    }
     let reached = reach::peer(&mut findings, peer).await;
     let record = match (reached, peer) {
         (true, Some(peer)) => findings.take(record(agent, peer, grant).await),

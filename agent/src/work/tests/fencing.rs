@@ -38,7 +38,7 @@ async fn deadline_passes(server: &Server) {
 }
 
 /// A process that says when it has begun, and is gone when dropped.
-struct Running(Child);
+pub struct Running(Child);
 
 impl Running {
     fn start(command: &mut Command) -> Self {
@@ -50,7 +50,7 @@ impl Running {
     }
 
     /// Of the account, and deaf to SIGTERM.
-    fn of_account(world: &World) -> Self {
+    pub fn of_account(world: &World) -> Self {
         // `read` waits until the test ends and closes its end.
         let script = "trap '' TERM; echo begun; read never";
         Self::start(Command::new("/bin/sh").args(["-c", script]).uid(world.uid).gid(world.uid))

@@ -12,7 +12,8 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use ferry_host::Layout;
 use ferry_proto::account::Definition;
 use ferry_proto::channel::{
-    self, CaCertificate, Connections, Credentials, Identity, Limits, Party, unix_now,
+    self, CaCertificate, Connections, Credentials, Identity, Limits, Listener, Party, PeerListener,
+    unix_now,
 };
 use ferry_proto::command::{Direction, Move};
 use ferry_proto::grant::{Grant, GrantKey, SignedGrant};
@@ -32,7 +33,8 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::Agent;
 use crate::config::Config;
 use crate::ledger::{Account, Ledger, Standing};
-use crate::work::Job;
+use crate::peer;
+use crate::work::{Job, record};
 
 /// The account's user, of the whole machine no other test's: its processes are looked for and ended.
 fn free_uid() -> u32 {
@@ -158,7 +160,19 @@ impl World {
         Identity::new(&credentials).unwrap()
     }
 
-    pub fn grant(&self, of: &Move) -> SignedGrant {
+    /// Source and target of a move, the source armed, the target ready to receive but not listening.
+    pub async fn armed_pair(&self) -> (Server, Server, Listener, Job) {
+        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+        let of = a_move(listener.address());
+        let (source, target) = (self.server("web1").await, self.server("transit1").await);
+        source.stands(Standing::Armed { of: of.clone() }).await;
+        let said = Box::new(record::of_account(&source.agent, &account()).await.unwrap());
+        target.stands(Standing::Receiving { of: of.clone(), source: said, before: None }).await;
+        let job = self.job(&source, &of);
+        (source, target, listener, job)
+    }
+
+    fn grant(&self, of: &Move) -> SignedGrant {
         let grant = Grant {
             id: uuid::Uuid::now_v7(),
             job: of.job,
@@ -224,6 +238,13 @@ impl Server {
         self.agent.account(&account()).expect("the ledger knows the account").standing
     }
 
+    /// Answers peers.
+    pub fn listen(&self, listener: Listener) {
+        let agent = self.agent.clone();
+        let peers = PeerListener::new(listener, &agent.identity, &agent.connections).unwrap();
+        tokio::spawn(peer::serve(agent, peers, CancellationToken::new()));
+    }
+
     /// Writes down that the account stands so.
     pub async fn stands(&self, standing: Standing) {
         let account = Account {
@@ -241,6 +262,11 @@ impl Server {
             after_open: None,
         };
         self.agent.set_account(&self::account(), Some(account)).await.unwrap();
+    }
+
+    /// Where the redirector takes visitors.
+    pub fn http(&self) -> SocketAddr {
+        self.redirector.http()[0]
     }
 
     /// Where visitors of the account go.

@@ -2,6 +2,10 @@
 //! namespaces of the test's own. The account has a user, a home and a crontab, no services: those are
 //! tested where they are.
 
+mod copying;
 mod delivery;
+mod ending;
 mod fencing;
-mod host;
+pub mod host;
+mod inspecting;
+mod routing;

@@ -58,20 +58,29 @@ pub struct StandingRule {
 /// # Errors
 /// `nft` failed or gave something that is not its JSON.
 pub async fn list() -> Result<Vec<StandingRule>, Fault> {
-    let tables = run("nft", &["-j", "list", "tables"], "").await?;
-    let ours = |object: &serde_json::Value| {
-        object["table"]["family"] == "inet" && object["table"]["name"] == TABLE
-    };
-    if !objects(&tables)?.iter().any(ours) {
+    if !table_stands().await? {
         return Ok(Vec::new());
     }
-    let text = run("nft", &["-j", "list", "table", "inet", TABLE], "").await?;
+    let text = match run("nft", &["-j", "list", "table", "inet", TABLE], "").await {
+        Ok(text) => text,
+        // It may have gone between the two.
+        Err(_) if !table_stands().await? => return Ok(Vec::new()),
+        Err(fault) => return Err(fault),
+    };
     let word = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
     Ok(objects(&text)?
         .iter()
         .filter_map(|object| object.get("rule"))
         .map(|rule| StandingRule { chain: word(&rule["chain"]), comment: word(&rule["comment"]) })
         .collect())
+}
+
+async fn table_stands() -> Result<bool, Fault> {
+    let tables = run("nft", &["-j", "list", "tables"], "").await?;
+    let ours = |object: &serde_json::Value| {
+        object["table"]["family"] == "inet" && object["table"]["name"] == TABLE
+    };
+    Ok(objects(&tables)?.iter().any(ours))
 }
 
 /// Puts the route and the rule in place.

@@ -45,7 +45,7 @@ pub async fn roll_back(
         to: String::new(),
         direction: Direction::Rollback.to_string(),
         deadline_seconds: args.consent.deadline.unwrap_or(0),
-        from: String::new(),
+        from: args.from.map(String::from).unwrap_or_default(),
     };
     run(operator, screen, request, &args.consent).await
 }
