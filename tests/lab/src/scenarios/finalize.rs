@@ -21,7 +21,11 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     ensure!(passes_on(client).is_err(), "client passes visitors on after finalize");
     sample::visit(transit).context("the site on transit after finalize")?;
     let argv = ["rollback", sample::ACCOUNT, "--yes"];
-    refused("a rollback after finalize", &fleet.ferry(&argv)?, &["was finalized", "ferry move demo --to client"])?;
+    refused(
+        "a rollback after finalize",
+        &fleet.ferry(&argv)?,
+        &["was finalized", "ferry move demo --to client"],
+    )?;
 
     fleet.ferry(&["move", sample::ACCOUNT, "--to", "client", "--yes"])?.ok().context("home")?;
     erase(&fleet, transit)?;
