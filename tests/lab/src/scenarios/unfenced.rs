@@ -3,10 +3,11 @@
 
 use anyhow::{Context, Result, ensure};
 
+use crate::checker::{self, World};
 use crate::journey::{self, THERE};
 use crate::progress::say;
 use crate::stage::Stage;
-use crate::{build, checker, sample};
+use crate::{build, sample};
 
 /// Moves without a fence, and asks the checker.
 pub fn run(stage: &mut Stage) -> Result<()> {
@@ -20,15 +21,17 @@ pub fn run(stage: &mut Stage) -> Result<()> {
         visitors.await_server(THERE.ends[1])?;
         visitors.await_answers(200)?;
         let log = visitors.stop()?;
-        let world = journey::settled(&fleet, transit, &log)?;
-        anyhow::Ok(checker::check(&log, &world, THERE.owners))
+        // Mail that is lost would be waited for; what visitors of the site lost is there at once.
+        anyhow::Ok(checker::check(&log, &World::read(transit)?, THERE.owners))
     })();
     client.install_debs(&[stage.build.deb("ferry-agent")?.to_owned()])?;
     fleet.await_connected(&["client"])?;
     let verdict = verdict.with_context(|| fleet.journals())?;
     say(format!("as it should, the checker says: {verdict}"));
     ensure!(verdict.acknowledged > 400, "too few visitors were answered: {verdict}");
-    ensure!(!verdict.is_clean(), "the checker finds nothing wrong without a fence: {verdict}");
+    let of_the_site = verdict.lost.iter().filter(|lost| !lost.ends_with("the mailboxes")).count();
+    let found = of_the_site + verdict.doubled.len() + verdict.misanswered.len();
+    ensure!(found > 0, "the checker finds nothing wrong without a fence: {verdict}");
     ensure!(verdict.expect_clean().is_err(), "the checker accepts what it found: {verdict}");
     // The rest of the scenarios needs the account, not what was lost.
     fleet.ferry(&["rollback", sample::ACCOUNT, "--yes"])?.ok().context("the way back")?;
