@@ -64,6 +64,12 @@ fn play(
     let started = Instant::now();
     let result = match scenario.play {
         Play::On(run) => on_stage(stage, keep, run),
+        Play::Afresh(run) => {
+            drop(stage.take());
+            let done = on_stage(stage, keep, run);
+            drop(stage.take());
+            done
+        }
         Play::Alone(run) => {
             drop(stage.take());
             run()

@@ -24,6 +24,8 @@ use crate::stage::Stage;
 pub enum Play {
     /// On the stage, which has what an earlier one left.
     On(fn(&mut Stage) -> Result<()>),
+    /// On a stage of its own, for it leaves one that is of no use to others.
+    Afresh(fn(&mut Stage) -> Result<()>),
     /// Without a lab: it makes its own.
     Alone(fn() -> Result<()>),
 }
@@ -83,17 +85,18 @@ pub const ALL: &[Scenario] = &[
         "agents refuse a controller whose store came from an older backup",
         restored::run,
     ),
-    on(
-        "fence-disabled-is-found",
-        "the checker finds what a move with an agent that does not fence loses",
-        unfenced::run,
-    ),
     on("revoked", "a revoked agent is cut off at once, and told why", revoked::run),
     on(
         "packages",
         "upgrade, remove and purge are clean on 11, 12 and 13; lintian finds no error",
         packages::run,
     ),
+    Scenario {
+        name: "fence-disabled-is-found",
+        shows: "the checker finds what a move with an agent that does not fence loses",
+        ordinary: true,
+        play: Play::Afresh(unfenced::run),
+    },
     Scenario {
         name: "leaves-nothing",
         shows: "neither a lab that goes down nor an interrupted or killed run leaves anything",
