@@ -120,7 +120,7 @@ fn leave(host: &Host, name: &str, units: &[&str], purged: &str) -> Result<()> {
     }
     apt("purge")?;
     let left = host.sh(&format!(
-        "ls -d {purged} 2>/dev/null || :; ls -d /etc/systemd/system/*/ferry-* /lib/systemd/system/ferry-* \
+        "find {purged} 2>/dev/null || :; ls -d /etc/systemd/system/*/ferry-* /lib/systemd/system/ferry-* \
          /usr/bin/ferry* /etc/dovecot/ferry /etc/dovecot/conf.d/*ferry* /usr/share/doc/{name} 2>/dev/null || :
          dpkg-query -W -f '${{Package}} ${{db:Status-Abbrev}}\n' {name} 2>/dev/null | grep -v ' un' || :
          nft list tables | grep ferry || :"
