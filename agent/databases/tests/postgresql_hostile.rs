@@ -62,6 +62,18 @@ async fn a_hostile_dump_reaches_nothing_outside_the_account() {
     for sql in [
         format!("\\! touch {file}\n"),
         format!("SELECT 1 \\g {file}\n"),
+        format!("\\o {file}\nSELECT 1;\n"),
+        format!("\\o | cat > {file}\nSELECT 1;\n"),
+        format!("SELECT 'touch {file}' \\gexec\n"),
+        format!("CREATE TABLE x (a text);\n\\copy x TO PROGRAM 'touch {file}'\n"),
+        "CREATE TABLE x (a text);\n\\copy x FROM '/etc/passwd'\n".to_owned(),
+        "\\i /etc/passwd\n".to_owned(),
+        "\\lo_import '/etc/passwd'\n".to_owned(),
+        "\\setenv PGUSER postgres\n".to_owned(),
+        "CREATE TABLE x (a text); COPY x FROM '/etc/passwd';\n".to_owned(),
+        "SELECT lo_import('/etc/passwd');\n".to_owned(),
+        "SELECT pg_ls_dir('/');\n".to_owned(),
+        "LOAD 'auth_delay';\n".to_owned(),
         format!("COPY (SELECT 1) TO PROGRAM 'touch {file}';\n"),
         format!("CREATE TABLE x (a text); COPY x FROM PROGRAM 'touch {file}; echo';\n"),
         format!("COPY (SELECT 1) TO '{file}';\n"),
@@ -148,6 +160,9 @@ async fn an_interrupted_load_is_repeated_and_a_change_is_noticed() {
     let mut stream = Vec::new();
     let database = "shop".parse().expect("a name");
     source.dump(&spec, &database, &mut stream, &|_| ()).await.expect("dumped");
+    // What repeats itself is kept in less than it is.
+    let sizes = source.dump_sizes(&spec).await.expect("estimated");
+    assert!(sizes.len() == 1 && (8192..=stream.len() as u64).contains(&sizes[0]), "{sizes:?}");
     // Broken off: a lost link, then a killed agent, whose work is dropped where it stands.
     let fault = load(&*target, &record, &stream[..stream.len() / 2]).await.expect_err("broken off");
     assert_eq!(fault.class, FaultClass::Transient, "{fault}");
