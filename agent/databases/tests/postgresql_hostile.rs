@@ -44,22 +44,9 @@ async fn load(engine: &dyn Engine, record: &Record, stream: &[u8]) -> Result<(),
 const ROLES: &str = "SELECT rolname, rolsuper, rolcanlogin, rolcreaterole, rolpassword, rolconfig FROM pg_authid NATURAL JOIN pg_roles \
      WHERE rolname !~ '^pg_' ORDER BY 1; SELECT * FROM pg_auth_members ORDER BY 1, 2";
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_hostile_dump_reaches_nothing_outside_the_account() {
-    let (a, server) = (source(), Postgres::start());
-    let engine = server.engine();
-    let record = a.engine().record(&shop(), None).await.expect("recorded");
-    server.run("postgres", "CREATE ROLE bystander LOGIN; CREATE DATABASE other OWNER bystander");
-    engine.provision(&shop(), &record, Existing::Refuse).await.expect("provisioned");
-    std::fs::set_permissions(
-        server.dir.path(),
-        std::os::unix::fs::PermissionsExt::from_mode(0o777),
-    )
-    .expect("opens it");
-    let marker = server.dir.path().join("marker");
-    let file = marker.display();
-    let before = server.run("postgres", ROLES);
-    for sql in [
+/// What the text of a dump could try.
+fn hostile_texts(file: &str) -> Vec<String> {
+    vec![
         format!("\\! touch {file}\n"),
         format!("SELECT 1 \\g {file}\n"),
         format!("\\o {file}\nSELECT 1;\n"),
@@ -98,7 +85,25 @@ async fn a_hostile_dump_reaches_nothing_outside_the_account() {
         "DROP DATABASE other;\n".to_owned(),
         "SELECT rolpassword FROM pg_authid;\n".to_owned(),
         "SELECT 1".to_owned(),
-    ] {
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hostile_dump_reaches_nothing_outside_the_account() {
+    let (a, server) = (source(), Postgres::start());
+    let engine = server.engine();
+    let record = a.engine().record(&shop(), None).await.expect("recorded");
+    server.run("postgres", "CREATE ROLE bystander LOGIN; CREATE DATABASE other OWNER bystander");
+    engine.provision(&shop(), &record, Existing::Refuse).await.expect("provisioned");
+    std::fs::set_permissions(
+        server.dir.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o777),
+    )
+    .expect("opens it");
+    let marker = server.dir.path().join("marker");
+    let file = marker.display();
+    let before = server.run("postgres", ROLES);
+    for sql in hostile_texts(&file.to_string()) {
         let facts = json!({"engine": "postgresql", "version": "x", "database": "shop"});
         let stream = Stream::new(&facts).sql(&sql).end();
         let fault = load(&*engine, &record, &stream).await.expect_err(&sql);
