@@ -16,7 +16,9 @@ use crate::control::{AccountRoute, HoldLimits, RouteState, Stamp, Traffic};
 #[derive(Debug, Default)]
 pub struct Generation {
     running: AtomicU64,
-    /// Cancelled when holding begins: what has not begun to send goes back and waits.
+    /// Cancelled when the route changes: what has not begun to send goes back and asks again.
+    pub replaced: CancellationToken,
+    /// Cancelled when holding begins: a tunnel that waits for nothing ends.
     pub fencing: CancellationToken,
     /// Cancelled when the grace is over: what still runs is ended.
     pub cut: CancellationToken,
@@ -202,6 +204,7 @@ impl Live {
                 self.limits = *limits;
                 self.begin_measuring();
                 self.rotate();
+                self.old.iter().for_each(|old| old.generation.fencing.cancel());
                 self.cut_leftover(limits.grace())
             }
             (Some(RouteState::Hold { .. }), RouteState::Local) => {
@@ -244,7 +247,7 @@ impl Live {
         let generation = std::mem::take(&mut self.current);
         self.old.push(Old { generation, due: None });
         for old in &self.old {
-            old.generation.fencing.cancel();
+            old.generation.replaced.cancel();
         }
     }
 
