@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::fleet::Fleet;
 use crate::host::Host;
 use crate::journey::{self, Cron, Journey};
+use crate::lab::Lab;
 use crate::progress::{Task, say};
 use crate::{build, interrupt};
 
@@ -49,24 +50,68 @@ impl Row {
     }
 }
 
+/// What the rows were measured with: written beside them.
+#[derive(Debug, Serialize)]
+struct Circumstances {
+    /// The commands that were measured.
+    commands: Vec<String>,
+    /// Programs and systems, with their versions.
+    versions: BTreeMap<String, String>,
+    /// This machine's cores.
+    cores: usize,
+    quick: bool,
+}
+
+/// Rows and how they came about.
+type Measured = (Vec<Row>, Circumstances);
+
 /// Runs one measurement.
 pub fn run(name: &str, quick: bool) -> Result<()> {
-    let rows = match name {
+    let (rows, circumstances) = match name {
         "footprint" => footprint(quick)?,
         _ => bail!("no measurement is called {name:?}; there is: footprint"),
     };
     print(&rows);
     let directory = build::target_dir()?.join("bench");
     fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
-    let path = directory.join(format!("{name}.json"));
-    fs::write(&path, serde_json::to_vec_pretty(&rows)?)
-        .with_context(|| format!("writing {}", path.display()))?;
-    say(format!("written to {}", path.display()));
-    Ok(())
+    let write = |name: String, content: Vec<u8>| -> Result<()> {
+        let path = directory.join(name);
+        fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
+        say(format!("written to {}", path.display()));
+        Ok(())
+    };
+    write(format!("{name}.json"), serde_json::to_vec_pretty(&rows)?)?;
+    write(format!("{name}.meta.json"), serde_json::to_vec_pretty(&circumstances)?)
+}
+
+/// What runs on the hosts.
+fn circumstances(lab: &Lab, commands: &[&str], quick: bool) -> Result<Circumstances> {
+    let mut versions = BTreeMap::new();
+    let mut ask = |host: &str, name: &str, script: &str| -> Result<()> {
+        let said = lab.host(host)?.sh(script)?;
+        let line = said.lines().next().unwrap_or_default().trim().to_owned();
+        versions.insert(format!("{name} on {host}"), line);
+        Ok(())
+    };
+    ask("controller", "ferry", "ferry --version")?;
+    for host in ["client", "transit"] {
+        ask(host, "ferry-agent", "ferry-agent --version")?;
+        ask(host, "Debian", "cat /etc/debian_version")?;
+        ask(host, "Linux", "uname -r")?;
+        ask(host, "MariaDB", "mariadb --version")?;
+        ask(host, "PostgreSQL", "psql --version")?;
+        ask(host, "nginx", "nginx -v 2>&1")?;
+    }
+    Ok(Circumstances {
+        commands: commands.iter().map(|c| (*c).to_owned()).collect(),
+        versions,
+        cores: thread::available_parallelism()?.get(),
+        quick,
+    })
 }
 
 /// What an agent needs at rest, and how long each step of a move takes.
-fn footprint(quick: bool) -> Result<Vec<Row>> {
+fn footprint(quick: bool) -> Result<Measured> {
     /// The agent at rest: megabytes of resident memory.
     const MEMORY_GOAL: f64 = 25.0;
     /// The agent at rest: percent of a core. The kernel counts hundredths of a second: over a minute,
@@ -76,53 +121,72 @@ fn footprint(quick: bool) -> Result<Vec<Row>> {
     let fleet = Fleet::install(&lab, &build)?;
     let client = lab.host("client")?;
     let (times, window) =
-        if quick { (3, Duration::from_secs(5)) } else { (5, Duration::from_secs(60)) };
+        if quick { (3, Duration::from_secs(2)) } else { (5, Duration::from_secs(60)) };
     let mut rows = Vec::new();
-    for (unit, goals) in [("ferry-agent", true), ("ferry-redirector", false)] {
-        let task = Task::start(format!("{unit} at rest"));
-        let (memory, cpu) = at_rest(client, unit, times, window)?;
-        task.done();
+    let units = ["ferry-agent", "ferry-redirector"];
+    for (unit, (memory, cpu)) in units.into_iter().zip(at_rest(client, units, times, window)?) {
+        let goals = unit == "ferry-agent";
         let memory = Row::new(format!("{unit} at rest"), "resident memory", "MB", &memory);
         let cpu = Row::new(format!("{unit} at rest"), "processor", "% of a core", &cpu);
         rows.push(if goals { memory.at_most(MEMORY_GOAL) } else { memory });
         rows.push(if goals { cpu.at_most(CPU_GOAL) } else { cpu });
     }
     journey::prepare(&fleet)?;
+    let ferry = |argv: &[&str]| fleet.ferry(argv)?.ok().map(|_| ());
     let mut steps: BTreeMap<(usize, String), Vec<f64>> = BTreeMap::new();
     for turn in 1..=3 {
         let name = format!("footprint-{turn}");
-        let journey =
-            journey::run(&fleet, &name, Cron::InForce, |argv| fleet.ferry(argv)?.ok().map(|_| ()))?;
+        let journey = if quick {
+            journey::there_and_back(&fleet, &name, ferry)?
+        } else {
+            journey::run(&fleet, &name, Cron::InForce, ferry)?
+        };
+        journey.legs.iter().try_for_each(|leg| leg.verdict.expect_clean())?;
         collect(&journey, &mut steps);
     }
     rows.extend(steps.into_iter().map(|((_, work), s)| Row::new(work, "time", "s", &s)));
-    Ok(rows)
+    let commands = [
+        "cat /proc/PID/status (VmRSS) and /proc/PID/stat (utime + stime), the agent enrolled and idle",
+        "ferry move demo --to transit --yes",
+        "ferry rollback demo --yes",
+    ];
+    Ok((rows, circumstances(&lab, &commands, quick)?))
 }
 
-/// Samples of memory in megabytes, and of the processor in percent of a core.
-fn at_rest(
+/// Of each unit samples of memory in megabytes, and of the processor in percent of a core.
+type Samples = (Vec<f64>, Vec<f64>);
+
+/// Looks at units that have nothing to do.
+fn at_rest<const N: usize>(
     host: &Host,
-    unit: &str,
+    units: [&str; N],
     times: usize,
     window: Duration,
-) -> Result<(Vec<f64>, Vec<f64>)> {
-    let (mut memory, mut cpu) = (Vec::new(), Vec::new());
-    let mut before = ticks(host, unit)?;
+) -> Result<[Samples; N]> {
+    let task = Task::start(format!("{} at rest", units.join(" and ")));
+    let mut samples = units.map(|_| Samples::default());
     for _ in 0..times {
+        let before = units.iter().map(|unit| ticks(host, unit)).collect::<Result<Vec<_>>>()?;
         // The window of the measurement, not a wait for anything.
         thread::sleep(window);
         interrupt::check()?;
-        let now = ticks(host, unit)?;
-        #[allow(clippy::cast_precision_loss)]
-        cpu.push((now - before) as f64 / window.as_secs_f64());
-        before = now;
-        let status =
-            host.sh(&format!("cat /proc/$(systemctl show -p MainPID --value {unit})/status"))?;
-        let kib = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
-        let kib = kib.and_then(|l| l.split_whitespace().next()).context("no VmRSS")?;
-        memory.push(kib.parse::<f64>().context("VmRSS")? / 1024.0);
+        for (n, unit) in units.iter().enumerate() {
+            #[allow(clippy::cast_precision_loss)]
+            samples[n].1.push((ticks(host, unit)? - before[n]) as f64 / window.as_secs_f64());
+            samples[n].0.push(megabytes(host, unit)?);
+        }
     }
-    Ok((memory, cpu))
+    task.done();
+    Ok(samples)
+}
+
+/// The unit's resident memory.
+fn megabytes(host: &Host, unit: &str) -> Result<f64> {
+    let status =
+        host.sh(&format!("cat /proc/$(systemctl show -p MainPID --value {unit})/status"))?;
+    let kib = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    let kib = kib.and_then(|l| l.split_whitespace().next()).context("no VmRSS")?;
+    Ok(kib.parse::<f64>().context("VmRSS")? * 1024.0 / 1e6)
 }
 
 /// Hundredths of a second that the unit's process has used of a processor.

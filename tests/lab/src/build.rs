@@ -47,12 +47,7 @@ impl Build {
         let tools = Tools::ensure()?;
         let triple = format!("{}-unknown-linux-gnu", env::consts::ARCH);
 
-        let task = Task::start("building Ferry for glibc 2.31");
-        let mut build = tools.command(&tools.zigbuild());
-        build.args(["zigbuild", "--locked", "--workspace", "--exclude=ferry-lab", "--bins"]);
-        build.args(["--profile", PROFILE, "--target", &format!("{triple}.{GLIBC}")]);
-        run::logged(&mut build, &logs.join("build.log"), &task, BUILD_LIMIT)?;
-        task.done();
+        compile(&tools, &triple, "building Ferry for glibc 2.31", &[])?;
 
         let debs = logs.join("debs");
         let debs = thread::scope(|scope| {
@@ -93,6 +88,67 @@ impl Build {
         }
         Ok(path)
     }
+}
+
+/// Compiles all programs; what does not differ from the last time is not compiled again.
+fn compile(tools: &Tools, triple: &str, what: &str, more: &[&str]) -> Result<()> {
+    let task = Task::start(what);
+    let mut build = tools.command(&tools.zigbuild());
+    build.args(["zigbuild", "--locked", "--workspace", "--exclude=ferry-lab", "--bins"]);
+    build.args(["--profile", PROFILE, "--target", &format!("{triple}.{GLIBC}")]).args(more);
+    let log = target_dir()?.join("lab-build").join("build.log");
+    run::logged(&mut build, &log, &task, BUILD_LIMIT)?;
+    task.done();
+    Ok(())
+}
+
+/// The agent's package with an agent that does not fence: what the checker must find out. It is made in a
+/// place of its own, and the program that belongs in the real package is put back.
+pub fn unfenced(build: &Build) -> Result<PathBuf> {
+    let tools = Tools::ensure()?;
+    let triple = format!("{}-unknown-linux-gnu", env::consts::ARCH);
+    let features = ["--features", "ferry-agent/unfenced"];
+    let built = compile(&tools, &triple, "building the agent that does not fence", &features);
+    let program = built.and_then(|()| {
+        let program = build.program("ferry-agent")?;
+        fs::read(&program).with_context(|| format!("reading {}", program.display()))
+    });
+    compile(&tools, &triple, "building the real agent again", &[])?;
+    let program = program?;
+    altered(build.deb("ferry-agent")?, "unfenced", |tree| {
+        let path = tree.join("usr/bin/ferry-agent");
+        fs::write(&path, &program).with_context(|| format!("writing {}", path.display()))
+    })
+}
+
+/// A package of ours with something changed, under the version `VERSION+SUFFIX`.
+pub fn altered(
+    deb: &Path,
+    suffix: &str,
+    change: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let name = deb.file_stem().context("a package without a name")?.to_string_lossy();
+    let place = target_dir()?.join("lab-build").join(suffix);
+    let tree = place.join(&*name);
+    if tree.exists() {
+        fs::remove_dir_all(&tree).with_context(|| format!("removing {}", tree.display()))?;
+    }
+    fs::create_dir_all(&place).with_context(|| format!("making {}", place.display()))?;
+    run::check(Command::new("dpkg-deb").arg("-R").arg(deb).arg(&tree))?;
+    let control = tree.join("DEBIAN/control");
+    let text = fs::read_to_string(&control).context("reading the package's control file")?;
+    let lines = text.lines().map(|line| {
+        let suffix =
+            if line.starts_with("Version: ") { format!("+{suffix}") } else { String::new() };
+        format!("{line}{suffix}\n")
+    });
+    fs::write(&control, lines.collect::<String>()).context("writing the control file")?;
+    change(&tree)?;
+    let path = place.join(format!("{name}.deb"));
+    let mut pack = Command::new("dpkg-deb");
+    pack.args(["--root-owner-group", "-Zgzip", "-b"]).arg(&tree).arg(&path);
+    run::check(&mut pack)?;
+    Ok(path)
 }
 
 /// Makes one package of what is built. Tells the file's name, which cargo-deb prints last.

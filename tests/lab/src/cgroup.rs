@@ -98,6 +98,24 @@ fn hierarchies() -> Result<Vec<(PathBuf, String)>> {
     Ok(mounts.map(|mount| (mount.point, mount.kind)).collect())
 }
 
+/// The groups of this lab's name, with all below them, in every hierarchy: systemd-nspawn's own are at the
+/// top as well, under the machines' names, which begin with the lab's.
+pub fn below_every_top(lab: &str) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for (top, _) in hierarchies()? {
+        let mut open: Vec<PathBuf> = children(&top)
+            .into_iter()
+            .filter(|name| name.contains(lab))
+            .map(|name| top.join(name))
+            .collect();
+        while let Some(group) = open.pop() {
+            open.extend(children(&group).into_iter().map(|name| group.join(name)));
+            found.push(group);
+        }
+    }
+    Ok(found)
+}
+
 fn children(group: &Path) -> Vec<String> {
     let entries = fs::read_dir(group).into_iter().flatten().flatten();
     entries

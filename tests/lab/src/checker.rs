@@ -21,7 +21,7 @@ pub struct Row {
 }
 
 /// What is kept on the server that serves the account in the end.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct World {
     /// In MariaDB.
     pub mariadb: Vec<Row>,
@@ -63,6 +63,27 @@ impl World {
         })
     }
 
+    /// What is wrong with a server that stopped serving: what it kept after the commit (at this time, in
+    /// this minute as cron's lines tell it), or since it was looked at before.
+    pub fn since(&self, before: &World, commit_us: i64, commit_minute: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        for (place, rows) in self.places() {
+            let late = rows.iter().filter(|row| row.at_us > commit_us);
+            found.extend(late.map(|row| format!("{} in {place} by {}", row.id, row.server)));
+        }
+        let late = self.cron.iter().filter(|(minute, _)| minute.as_str() > commit_minute);
+        found.extend(late.map(|(minute, server)| format!("cron at {minute} by {server}")));
+        if self != before {
+            found.push(format!("it changed: {} before, {} now", before.count(), self.count()));
+        }
+        found
+    }
+
+    fn count(&self) -> String {
+        let [m, p, f] = self.places().map(|(_, rows)| rows.len());
+        format!("{m}/{p}/{f} rows, {} mails, {} cron lines", self.mail.len(), self.cron.len())
+    }
+
     fn places(&self) -> [(&'static str, &[Row]); 3] {
         [("MariaDB", &self.mariadb), ("PostgreSQL", &self.postgresql), ("the file", &self.file)]
     }
@@ -86,8 +107,12 @@ pub struct Verdict {
     pub acknowledged: usize,
     /// Mails that were accepted.
     pub mails: usize,
-    /// What failed without being acknowledged, by reason.
+    /// Requests that failed, by reason.
     pub failed: BTreeMap<String, usize>,
+    /// Requests whose kept connection ended before any answer, by reason: asked again, under another id.
+    pub retried: BTreeMap<String, usize>,
+    /// Mails that were not accepted, by reason: their senders come again.
+    pub deferred: BTreeMap<String, usize>,
     /// Acknowledged ids that are missing somewhere, with the place.
     pub lost: Vec<String>,
     /// Ids that are somewhere more than once.
@@ -117,13 +142,17 @@ impl Verdict {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let failed: usize = self.failed.values().sum();
+        let sum = |reasons: &BTreeMap<String, usize>| reasons.values().sum::<usize>();
         write!(
             f,
-            "{} requests and {} mails acknowledged, {failed} not; lost {}, doubled {}, answered by \
+            "{} requests and {} mails acknowledged; {} requests failed, {} were asked again, {} mails \
+             deferred; lost {}, doubled {}, answered by \
              the wrong server {}, cron minutes doubled {}",
             self.acknowledged,
             self.mails,
+            sum(&self.failed),
+            sum(&self.retried),
+            sum(&self.deferred),
             self.lost.len(),
             self.doubled.len(),
             self.misanswered.len(),
@@ -151,7 +180,11 @@ pub fn check(log: &Log, world: &World, owners: &[&str]) -> Verdict {
         match (&visit.outcome, visit.kind) {
             (Outcome::Acknowledged { .. }, Kind::Mail) => verdict.mails += 1,
             (Outcome::Acknowledged { .. }, _) => verdict.acknowledged += 1,
+            (Outcome::Failed(why), Kind::Mail) => {
+                *verdict.deferred.entry(why.clone()).or_default() += 1
+            }
             (Outcome::Failed(why), _) => *verdict.failed.entry(why.clone()).or_default() += 1,
+            (Outcome::Retried(why), _) => *verdict.retried.entry(why.clone()).or_default() += 1,
         }
     }
     for (place, rows) in world.places() {
@@ -215,7 +248,7 @@ fn stamp(row: &Row) -> Stamp<'_> {
 fn answer(visit: &Visit) -> Option<Stamp<'_>> {
     match &visit.outcome {
         Outcome::Acknowledged { server, kept_at_us } => Some((*kept_at_us, server, &visit.id)),
-        Outcome::Failed(_) => None,
+        Outcome::Failed(_) | Outcome::Retried(_) => None,
     }
 }
 
@@ -282,7 +315,7 @@ pub fn outage(log: &Log, from_us: i64, to_us: i64) -> Outage {
         return Outage::default();
     };
     let hit = |v: &&&Visit| {
-        let failed = !v.is_acknowledged() && v.ended_us > start && v.began_us < end;
+        let failed = v.is_failed() && v.ended_us > start && v.began_us < end;
         let waited = v.is_acknowledged() && v.began_us <= end && v.ended_us >= end;
         failed || waited
     };
@@ -291,7 +324,7 @@ pub fn outage(log: &Log, from_us: i64, to_us: i64) -> Outage {
     Outage {
         gap_ms: (end - start) / 1000,
         outage_ms: (end - first).max(0) / 1000,
-        failed: visits.iter().filter(hit).filter(|v| !v.is_acknowledged()).count(),
+        failed: visits.iter().filter(hit).filter(|v| v.is_failed()).count(),
         waited: visits.iter().filter(hit).filter(|v| v.is_acknowledged()).count(),
         slowest_ms: slowest.max().unwrap_or(0) / 1000,
     }
@@ -395,6 +428,31 @@ mod tests {
         let minute = "2026-01-01T00:01".to_owned();
         world.cron = vec![(minute.clone(), "client".into()), (minute.clone(), "transit".into())];
         assert_eq!(check(&log, &world, &OWNERS).cron_doubled, [minute]);
+    }
+
+    #[test]
+    fn an_old_server_that_goes_on_writing_is_found() {
+        let (log, world) = good();
+        drop(log);
+        let noon = "2026-01-01T12:00";
+        assert!(world.since(&world, 5000, noon).is_empty());
+        // Of three rows in each of three places the last two are later than the commit.
+        assert_eq!(world.since(&world, 2000, noon).len(), 6);
+        let mut now = world.clone();
+        now.mail.push("late@x".to_owned());
+        now.cron.push(("2026-01-01T12:01".to_owned(), "client".to_owned()));
+        let found = now.since(&world, 5000, noon);
+        assert_eq!(found.len(), 2, "{found:?}");
+    }
+
+    #[test]
+    fn a_visit_that_was_asked_again_is_neither_failed_nor_lost() {
+        let (mut log, world) = good();
+        let outcome = Outcome::Retried("closed".to_owned());
+        log.visits.push(Visit { outcome, ..visit(7, "client") });
+        let verdict = check(&log, &world, &OWNERS);
+        assert!(verdict.is_clean(), "{verdict}");
+        assert_eq!((verdict.retried["closed"], verdict.failed.len()), (1, 1));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::progress::Task;
-use crate::{build, cache, edges, packages, run};
+use crate::{build, edges, interrupt, packages, run};
 
 /// What the tests start: servers, on private sockets, and the tools that look at what they did.
 const TEST_PACKAGES: &[&str] = &[
@@ -36,7 +36,6 @@ const TEST_PACKAGES: &[&str] = &[
     "systemd",
     "util-linux",
 ];
-const NEXTEST: &str = "0.9.143";
 const LIMIT: Duration = Duration::from_secs(3600);
 
 /// How many tests passed and failed.
@@ -61,7 +60,8 @@ impl Counts {
     }
 }
 
-/// Runs all checks. Each counts as a test; those of nextest count as its own line says.
+/// Runs all checks, each a test; those of the workspace count as their runner's own lines say. What
+/// fails does not keep the rest from being tried.
 pub fn run(counts: &mut Counts) -> Result<()> {
     let logs = build::target_dir()?.join("lab-checks");
     fs::create_dir_all(&logs).with_context(|| format!("making {}", logs.display()))?;
@@ -70,11 +70,18 @@ pub fn run(counts: &mut Counts) -> Result<()> {
     let lints =
         ["clippy", "--locked", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
     counts.count("lints", cargo(&logs, "lints", &lints));
-    packages::ensure(TEST_PACKAGES)?;
-    let tests = nextest(&logs)?;
-    counts.passed += tests.passed;
-    counts.failed += tests.failed;
-    Ok(())
+    if let Err(error) = packages::ensure(TEST_PACKAGES) {
+        counts.count("packages for the tests", Err(error));
+    }
+    interrupt::check()?;
+    match tests(&logs) {
+        Ok(tests) => {
+            counts.passed += tests.passed;
+            counts.failed += tests.failed;
+        }
+        Err(error) => counts.count("unit and integration tests", Err(error)),
+    }
+    interrupt::check()
 }
 
 fn cargo(logs: &Path, name: &str, argv: &[&str]) -> Result<()> {
@@ -88,47 +95,60 @@ fn log(logs: &Path, name: &str) -> PathBuf {
     logs.join(format!("{name}.log"))
 }
 
-/// Runs every test of the workspace, installing nextest if this machine has none.
-fn nextest(logs: &Path) -> Result<Counts> {
+/// Runs every test of the workspace: with nextest where this machine has it, which runs them side by
+/// side and ends one that hangs.
+fn tests(logs: &Path) -> Result<Counts> {
     let present = Command::new("cargo").args(["nextest", "--version"]).output();
-    let tools = cache::dir()?.join("tools");
-    if !present.is_ok_and(|o| o.status.success()) && !tools.join("bin/cargo-nextest").exists() {
-        let version = format!("cargo-nextest@{NEXTEST}");
-        let root = tools.display().to_string();
-        cargo(logs, "installing nextest", &["install", "--locked", &version, "--root", &root])?;
-    }
-    let task = Task::start("unit and integration tests");
+    let nextest = present.is_ok_and(|output| output.status.success());
     let log = log(logs, "tests");
-    let path = std::env::var("PATH").unwrap_or_default();
+    let task = Task::start("unit and integration tests");
     let mut tests = Command::new("cargo");
-    tests
-        .args(["nextest", "run", "--locked", "--workspace", "--no-fail-fast", "--color=never"])
-        .env("PATH", format!("{}:{path}", tools.join("bin").display()));
+    tests.args(if nextest { &["nextest", "run"][..] } else { &["test"] });
+    tests.args(["--locked", "--workspace", "--no-fail-fast", "--color=never"]);
     let ended = run::logged(&mut tests, &log, &task, LIMIT);
     let text = fs::read_to_string(&log).with_context(|| format!("reading {}", log.display()))?;
-    let counts = summary(&text);
-    if counts.failed > 0 {
-        for line in text.lines().filter(|l| l.trim_start().starts_with("FAIL")) {
-            eprintln!("{line}");
-        }
-        eprintln!("the tests' whole output is in {}", log.display());
-    } else {
-        // Not one test, or a build that failed: no summary to count by.
+    let counts = if nextest { nextest_summary(&text) } else { cargo_summary(&text) };
+    for line in text.lines().filter(|l| is_failure(l)) {
+        eprintln!("{line}");
+    }
+    if counts.failed == 0 {
+        // Not one test, or a build that failed: nothing to count by.
         ended?;
         ensure!(counts.passed > 0, "no test was run; see {}", log.display());
+    } else {
+        eprintln!("the tests' whole output is in {}", log.display());
     }
     task.done();
     Ok(counts)
 }
 
+/// Whether a line of either runner names a test that failed.
+fn is_failure(line: &str) -> bool {
+    let line = line.trim();
+    let nextest = ["FAIL [", "TIMEOUT [", "SIGABRT [", "SIGSEGV ["];
+    nextest.iter().any(|word| line.starts_with(word))
+        || (line.starts_with("test ") && line.ends_with("... FAILED"))
+}
+
 /// Reads nextest's closing line: `Summary [ 9.1s] 12 tests run: 11 passed (1 slow), 1 failed`.
-fn summary(text: &str) -> Counts {
+fn nextest_summary(text: &str) -> Counts {
+    let line = text.lines().rev().find(|l| l.trim_start().starts_with("Summary ["));
+    line.and_then(|l| l.split_once("run:")).map_or_else(Counts::default, |(_, all)| sum(all, ','))
+}
+
+/// Adds up cargo's own: `test result: FAILED. 3 passed; 1 failed; 0 ignored; ...`, one for each program.
+fn cargo_summary(text: &str) -> Counts {
+    let results = text.lines().filter_map(|l| l.strip_prefix("test result: "));
+    results.filter_map(|l| l.split_once(". ")).fold(Counts::default(), |so_far, (_, all)| {
+        let these = sum(all, ';');
+        Counts { passed: so_far.passed + these.passed, failed: so_far.failed + these.failed }
+    })
+}
+
+/// Reads `3 passed, 1 failed, 1 timed out`.
+fn sum(results: &str, separator: char) -> Counts {
     let mut counts = Counts::default();
-    let Some(line) = text.lines().rev().find(|l| l.trim_start().starts_with("Summary [")) else {
-        return counts;
-    };
-    let Some((_, results)) = line.split_once("run:") else { return counts };
-    for part in results.split(',') {
+    for part in results.split(separator) {
         let mut words = part.split_whitespace();
         let (Some(number), Some(what)) = (words.next(), words.next()) else { continue };
         let number = number.parse().unwrap_or(0);
@@ -148,7 +168,18 @@ mod tests {
     #[test]
     fn the_closing_line_of_nextest_is_read() {
         let text = "...\n     Summary [   9.1s] 12 tests run: 9 passed (1 slow), 2 failed, 1 timed out, 3 skipped\n";
-        assert_eq!(summary(text), Counts { passed: 9, failed: 3 });
-        assert_eq!(summary("error: could not compile"), Counts::default());
+        assert_eq!(nextest_summary(text), Counts { passed: 9, failed: 3 });
+        assert_eq!(nextest_summary("error: could not compile"), Counts::default());
+    }
+
+    #[test]
+    fn the_lines_of_cargo_are_added_up() {
+        let text = "running 4 tests\ntest a ... ok\ntest b ... FAILED\n\ntest result: FAILED. 3 passed; 1 failed; \
+                    2 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\ntest result: ok. 2 passed; 0 failed; \
+                    0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n";
+        assert_eq!(cargo_summary(text), Counts { passed: 5, failed: 1 });
+        assert!(is_failure("test b ... FAILED") && !is_failure("test a ... ok"));
+        assert!(is_failure("        FAIL [   0.1s] ferry-lab checks::tests::b"));
+        assert_eq!(cargo_summary("error: could not compile"), Counts::default());
     }
 }

@@ -52,7 +52,7 @@ fn show(lab: &Lab, build: &Build) -> Result<()> {
 fn go(fleet: &Fleet<'_>) -> Result<()> {
     let journey = journey::run(fleet, "demo", Cron::InForce, |argv| watched(fleet, argv))?;
     summarise(&journey);
-    journey.legs.iter().try_for_each(|leg| leg.verdict.expect_clean())
+    journey.legs.iter().try_for_each(Leg::expect_good)
 }
 
 /// Runs a command of the operator's with its output before our eyes.
@@ -91,8 +91,13 @@ fn summarise(journey: &Journey) {
         println!("    checked:          {}\n", leg.verdict);
     }
     let Some(last) = journey.legs.last() else { return };
-    for (why, n) in &last.verdict.failed {
-        println!("    not acknowledged: {n:4} {why}");
+    let (failed, retried) = (&last.verdict.failed, &last.verdict.retried);
+    for (what, reasons) in
+        [("failed", failed), ("asked again", retried), ("mail deferred", &last.verdict.deferred)]
+    {
+        for (why, n) in reasons {
+            println!("    {what:14} {n:4} {why}");
+        }
     }
     println!(
         "{} facts about the home were the same at both ends; visitors' log: {}",

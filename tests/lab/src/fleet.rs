@@ -88,7 +88,7 @@ impl<'a> Fleet<'a> {
         self.enrol_with(host, &token)?
             .ok()
             .with_context(|| format!("enrolling {}", host.name()))?;
-        host.sh("systemctl start ferry-agent")
+        host.sh("systemctl restart ferry-agent")
             .map(|_| ())
             .or_else(|error| bail!("{error:#}\n{}", journal(host, "ferry-agent", 30)))
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use ferry_proto::command::Receipt;
 use ferry_proto::view::{JobPhase, JobView};
 
@@ -35,6 +35,10 @@ pub struct Leg {
     pub outage: Outage,
     /// What the checker found after it.
     pub verdict: Verdict,
+    /// Requests that failed since the leg before, each with its time and the step under way.
+    pub failures: Vec<String>,
+    /// What the old server did after the commit.
+    pub stale: Vec<String>,
 }
 
 impl Leg {
@@ -42,6 +46,25 @@ impl Leg {
     pub fn released(&self) -> Option<&Receipt> {
         let receipts = self.job.steps.iter().rev().filter_map(|step| step.receipt.as_ref());
         receipts.into_iter().find(|receipt| matches!(receipt, Receipt::Released { .. }))
+    }
+
+    /// Fails unless this leg cost nobody anything, and was seen to be a move under load.
+    pub fn expect_good(&self) -> Result<()> {
+        self.verdict.expect_clean()?;
+        ensure!(self.stale.is_empty(), "{} went on: {:#?}", self.job.source, self.stale);
+        ensure!(self.verdict.mails > 0, "no mail was accepted, so none was checked");
+        let Some(Receipt::Released { outage_ms, held, .. }) = self.released() else {
+            bail!("the job does not say what visitors felt");
+        };
+        ensure!(*held > 0, "nobody was held, so holding was not tried");
+        ensure!(outage_ms.is_some(), "the agents measured no outage, and yet visitors were held");
+        ensure!(
+            self.failures.is_empty(),
+            "{} requests failed for their visitors:\n{}",
+            self.failures.len(),
+            self.failures.iter().take(20).cloned().collect::<Vec<_>>().join("\n")
+        );
+        Ok(())
     }
 }
 
@@ -64,8 +87,12 @@ pub fn place() -> Result<PathBuf> {
 /// Makes the sample account and waits until the controller knows it.
 pub fn prepare(fleet: &Fleet<'_>) -> Result<()> {
     let task = Task::start("making the sample account on client");
-    sample::create(fleet.lab().host("client")?)?;
+    let client = fleet.lab().host("client")?;
+    sample::create(client)?;
+    // The agent looks for definitions once a minute, and when it starts.
+    client.sh("systemctl restart ferry-agent")?;
     fleet.await_account(sample::ACCOUNT)?;
+    fleet.await_connected(&["client"])?;
     task.done();
     Ok(())
 }
@@ -79,6 +106,31 @@ pub enum Cron {
     Awaited,
 }
 
+/// One way, as an operator commands it.
+#[derive(Debug, Clone, Copy)]
+pub struct Way {
+    /// What `ferry` is told.
+    pub argv: &'static [&'static str],
+    /// The server that serves before and after.
+    pub ends: [&'static str; 2],
+    /// All owners so far.
+    pub owners: &'static [&'static str],
+}
+
+/// To the transit server.
+pub const THERE: Way = Way {
+    argv: &["move", sample::ACCOUNT, "--to", "transit", "--yes"],
+    ends: ["client", "transit"],
+    owners: &["client", "transit"],
+};
+
+/// Back to the client server.
+pub const BACK: Way = Way {
+    argv: &["rollback", sample::ACCOUNT, "--yes"],
+    ends: ["transit", "client"],
+    owners: &["client", "transit", "client"],
+};
+
 /// Goes there and back. `ferry` runs a command of the operator's, and fails if that does.
 pub fn run(
     fleet: &Fleet<'_>,
@@ -86,32 +138,28 @@ pub fn run(
     cron: Cron,
     ferry: impl Fn(&[&str]) -> Result<()>,
 ) -> Result<Journey> {
-    let lab = fleet.lab();
-    let [client, transit] = [lab.host("client")?, lab.host("transit")?];
-    let before = Snapshot::take(client)?;
-    say(format!("visitors come to {} at {RATE} requests a second", sample::DOMAIN));
-    let mut visitors = Visitors::start(lab, client, &place()?, name, RATE)?;
-    visitors.await_answers(ANSWERS)?;
-
+    let before = Snapshot::take(fleet.lab().host("client")?)?;
+    let mut visitors = come(fleet, name)?;
     let mut legs = Vec::new();
-    let plan: [(&[&str], &Host, &[&str]); 2] = [
-        (&["move", sample::ACCOUNT, "--to", "transit", "--yes"], transit, &["client", "transit"]),
-        (&["rollback", sample::ACCOUNT, "--yes"], client, &["client", "transit", "client"]),
-    ];
-    for (argv, there, owners) in plan {
-        say(format!("ferry {}", argv.join(" ")));
-        ferry(argv).with_context(|| fleet.journals())?;
+    for way in [THERE, BACK] {
+        let [from, there] = [fleet.lab().host(way.ends[0])?, fleet.lab().host(way.ends[1])?];
+        let seen = visitors.log()?.visits.len();
+        say(format!("ferry {}", way.argv.join(" ")));
+        ferry(way.argv).with_context(|| fleet.journals())?;
         visitors.await_server(there.name()).with_context(|| fleet.journals())?;
+        let left = World::read(from)?;
         visitors.await_answers(ANSWERS)?;
-        legs.push(check_leg(fleet, &visitors, there, owners)?);
+        let mut leg = check_leg(fleet, &visitors, there, way.owners, seen)?;
         before.expect_same(there)?;
         if cron == Cron::Awaited && there.name() == "transit" {
             await_cron(there)?;
         }
+        leg.stale = stale(from, &left, &leg.job)?;
+        legs.push(leg);
     }
+    let client = fleet.lab().host("client")?;
     let log = visitors.stop()?;
-    let verdict =
-        checker::check(&log, &settled(fleet, client, &log)?, &["client", "transit", "client"]);
+    let verdict = checker::check(&log, &settled(fleet, client, &log)?, BACK.owners);
     say(format!("in the end: {verdict}"));
     if let Some(last) = legs.last_mut() {
         last.verdict = verdict;
@@ -119,11 +167,87 @@ pub fn run(
     Ok(Journey { legs, facts: before.tree.len(), log: place()?.join(format!("{name}.jsonl")) })
 }
 
+/// The same without the comparisons on the way, for measurements: the checker looks once, in the end.
+pub fn there_and_back(
+    fleet: &Fleet<'_>,
+    name: &str,
+    ferry: impl Fn(&[&str]) -> Result<()>,
+) -> Result<Journey> {
+    let mut visitors = come(fleet, name)?;
+    let mut jobs = Vec::new();
+    for way in [THERE, BACK] {
+        ferry(way.argv).with_context(|| fleet.journals())?;
+        visitors.await_server(way.ends[1])?;
+        jobs.push(fleet.last_job(sample::ACCOUNT)?);
+    }
+    let log = visitors.stop()?;
+    let world = settled(fleet, fleet.lab().host("client")?, &log)?;
+    let verdict = checker::check(&log, &world, BACK.owners);
+    let leg = |job: JobView| {
+        let to = job.ended_unix_ms.unwrap_or(job.started_unix_ms) * 1000 + 1_000_000;
+        let outage = checker::outage(&log, job.started_unix_ms * 1000, to);
+        let failures = failures(&log, 0, &job);
+        Leg { job, outage, verdict: verdict.clone(), failures, stale: Vec::new() }
+    };
+    let legs = jobs.into_iter().map(leg).collect();
+    Ok(Journey { legs, facts: 0, log: place()?.join(format!("{name}.jsonl")) })
+}
+
+/// Visitors who have begun to come, all answered by the client server.
+pub fn come(fleet: &Fleet<'_>, name: &str) -> Result<Visitors> {
+    say(format!("visitors come to {} at {RATE} requests a second", sample::DOMAIN));
+    let client = fleet.lab().host("client")?;
+    let mut visitors = Visitors::start(fleet.lab(), client, &place()?, name, RATE)?;
+    visitors.await_answers(ANSWERS)?;
+    Ok(visitors)
+}
+
+/// What the server that stopped serving did after the commit, since it was looked at first.
+fn stale(from: &Host, left: &World, job: &JobView) -> Result<Vec<String>> {
+    let commit = job.steps.iter().find_map(|step| match &step.receipt {
+        Some(Receipt::Committed(record)) => Some(record.committed_at_unix_ms),
+        _ => None,
+    });
+    let commit = commit.context("the job does not say when it committed")?;
+    let minute = from.sh(&format!("date -d @{} +%FT%H:%M", commit / 1000))?;
+    Ok(World::read(from)?.since(left, commit * 1000, minute.trim()))
+}
+
+/// Requests that failed, after so many visits, and what was under way then.
+fn failures(log: &Log, seen: usize, job: &JobView) -> Vec<String> {
+    let failed = log.visits.iter().skip(seen).filter(|v| v.is_web() && v.is_failed());
+    failed
+        .map(|v| {
+            let ms = |us: i64| us / 1000 - job.started_unix_ms;
+            format!(
+                "    {:?} {:?}: from {} to {} ms of the job ({} to {})",
+                v.kind,
+                v.outcome,
+                ms(v.began_us),
+                ms(v.ended_us),
+                step_at(job, v.began_us / 1000),
+                step_at(job, v.ended_us / 1000)
+            )
+        })
+        .collect()
+}
+
+/// The step under way at a time.
+fn step_at(job: &JobView, at_unix_ms: i64) -> &str {
+    let started = |step: &&ferry_proto::view::StepView| {
+        step.started_unix_ms.is_some_and(|from| from <= at_unix_ms)
+    };
+    if job.ended_unix_ms.is_some_and(|end| end < at_unix_ms) {
+        return "after it";
+    }
+    job.steps.iter().rfind(started).map_or("before it", |step| &step.name)
+}
+
 /// The world once all mail that was accepted has arrived, or could have.
 ///
 /// What was accepted by the one server may wait there for the other's; a sender is not told, so it may
 /// not be lost either. Postfix would try again in some minutes: it is asked to try now.
-fn settled(fleet: &Fleet<'_>, host: &Host, log: &Log) -> Result<World> {
+pub fn settled(fleet: &Fleet<'_>, host: &Host, log: &Log) -> Result<World> {
     const DELIVERY: Duration = Duration::from_secs(240);
     let accepted = log.visits.iter().filter(|v| !v.is_web() && v.is_acknowledged());
     let accepted: Vec<String> = accepted.map(|v| format!("{}@outside.example", v.id)).collect();
@@ -154,7 +278,13 @@ fn await_cron(host: &Host) -> Result<()> {
     Ok(())
 }
 
-fn check_leg(fleet: &Fleet<'_>, visitors: &Visitors, there: &Host, owners: &[&str]) -> Result<Leg> {
+fn check_leg(
+    fleet: &Fleet<'_>,
+    visitors: &Visitors,
+    there: &Host,
+    owners: &[&str],
+    seen: usize,
+) -> Result<Leg> {
     let job = fleet.last_job(sample::ACCOUNT)?;
     ensure!(job.phase == JobPhase::Done, "the job is {}: {}", job.phase, job.advice);
     // First what was told, then what is kept: not the other way round while visitors write.
@@ -162,8 +292,10 @@ fn check_leg(fleet: &Fleet<'_>, visitors: &Visitors, there: &Host, owners: &[&st
     let verdict = checker::check(&log, &settled(fleet, there, &log)?, owners);
     let to = job.ended_unix_ms.unwrap_or(i64::MAX / 2000) * 1000;
     let outage = checker::outage(&log, job.started_unix_ms * 1000, to + 1_000_000);
+    let failures = failures(&log, seen, &job);
     say(format!("checked on {}: {verdict}", there.name()));
-    Ok(Leg { job, outage, verdict })
+    failures.iter().for_each(say);
+    Ok(Leg { job, outage, verdict, failures, stale: Vec::new() })
 }
 
 /// What must be the same wherever the account is.

@@ -34,5 +34,6 @@ pub mod fleet;
 pub mod journey;
 pub mod sample;
 pub mod scenarios;
+pub mod stage;
 pub mod testrun;
 pub mod visitors;

@@ -66,6 +66,9 @@ enum Verb {
         /// All of them
         #[arg(long)]
         all: bool,
+        /// Play on the lab that is up, if one is, and leave it up: to look at what failed
+        #[arg(long)]
+        keep: bool,
     },
     /// Measures Ferry and its peers side by side
     Bench {
@@ -103,7 +106,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Build => build(),
         Verb::Demo { again: true, .. } => demo::again(),
         Verb::Demo { keep, .. } => demo::run(keep),
-        Verb::Test { scenarios, all } => testrun::run(&scenarios, all),
+        Verb::Test { scenarios, all, keep } => testrun::run(&scenarios, all, keep),
         Verb::Bench { name, quick } => bench::run(&name, quick),
         Verb::Visitors(options) => visitors::run(&options),
     }

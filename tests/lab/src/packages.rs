@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -72,7 +74,39 @@ fn missing<'a>(names: impl Iterator<Item = &'a str>) -> Result<Vec<&'a str>> {
     Ok(names.filter(|name| !installed.contains(name)).collect())
 }
 
+/// While it stands, services that packages bring are installed but not started: the lab and the tests
+/// start their own, elsewhere. An administrator's own policy is left alone.
+struct NoServices(Option<PathBuf>);
+
+impl NoServices {
+    fn policy() -> Result<NoServices> {
+        let path = PathBuf::from("/usr/sbin/policy-rc.d");
+        if path.exists() || !Path::new("/run/systemd/system").exists() {
+            return Ok(NoServices(None));
+        }
+        say(
+            "services of these packages are not started (a policy-rc.d for the time being says so)",
+        );
+        let guard = NoServices(Some(path.clone()));
+        fs::write(&path, "#!/bin/sh\nexit 101\n")
+            .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o755)))
+            .with_context(|| format!("writing {}", path.display()))?;
+        Ok(guard)
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0
+            && let Err(error) = fs::remove_file(path)
+        {
+            say(format!("could not remove {}: {error}; remove it by hand", path.display()));
+        }
+    }
+}
+
 fn install(names: &[&str]) -> Result<()> {
+    let _policy = NoServices::policy()?;
     let task = Task::start("installing Debian packages");
     let scratch = std::env::temp_dir().join(format!("ferry-lab-apt-{}.log", std::process::id()));
     let result = run::logged(apt_get().arg("update"), &scratch, &task, INSTALL_LIMIT)

@@ -336,7 +336,7 @@ async fn pass_on(
         drop(turn);
         pass.answered();
     };
-    let ends = Ends { idle: context.config.idle_timeout(), fencing: pass.fencing() };
+    let ends = Ends { idle: context.config.idle_timeout(), winding: pass.winding() };
     let relaying = relay(stream, &mut dialed.stream, &first, opening.shape, ends, answered);
     let finish = tokio::select! {
         finish = relaying => Some(finish),

@@ -20,6 +20,9 @@ pub struct Generation {
     pub replaced: CancellationToken,
     /// Cancelled when holding begins: a tunnel that waits for nothing ends.
     pub fencing: CancellationToken,
+    /// Cancelled when a tunnel that waits for nothing shall end. Not where an account comes back from a
+    /// peer, which holds some of them: a handshake that has just ended there waits for its answer.
+    pub winding: CancellationToken,
     /// Cancelled when the grace is over: what still runs is ended.
     pub cut: CancellationToken,
 }
@@ -222,7 +225,7 @@ impl Live {
             (Some(RouteState::Remote { .. }), RouteState::Local | RouteState::Remote { .. }) => {
                 // They are with the peer, which may hold them until the account is open here and
                 // then brings them to us: they are not ours to end before they could be answered.
-                self.rotate();
+                self.replace();
                 self.cut_leftover(2 * HoldLimits::default().wait())
             }
             _ => {
@@ -242,8 +245,16 @@ impl Live {
         self.traffic.ended_total = 0;
     }
 
-    /// What runs now becomes the past.
+    /// What runs now becomes the past, and what of it waits for nothing ends.
     fn rotate(&mut self) {
+        self.replace();
+        for old in &self.old {
+            old.generation.winding.cancel();
+        }
+    }
+
+    /// What runs now becomes the past; what has not begun to send goes back and waits.
+    fn replace(&mut self) {
         let generation = std::mem::take(&mut self.current);
         self.old.push(Old { generation, due: None });
         for old in &self.old {
@@ -368,6 +379,7 @@ mod tests {
         let cut = live.apply(Some(&route(remote)), &route(RouteState::Local));
         assert_eq!(cut, Cut::After(2 * HoldLimits::default().wait()));
         assert!(with_peer.fencing.is_cancelled() && !with_peer.cut.is_cancelled());
+        assert!(!with_peer.winding.is_cancelled(), "a tunnel held there waits for its answer");
         assert!(with_peer.leave());
     }
 
@@ -420,6 +432,7 @@ mod tests {
         let cut = live.apply(Some(&route(RouteState::Local)), &hold(2, 100));
         assert_eq!(cut, Cut::After(HoldLimits::default().grace()));
         assert!(running.fencing.is_cancelled() && !running.cut.is_cancelled());
+        assert!(running.winding.is_cancelled());
         assert_eq!(live.leftover(), 1);
         live.cut(Instant::now());
         assert!(!running.cut.is_cancelled(), "it has its grace");

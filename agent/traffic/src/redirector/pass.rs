@@ -52,6 +52,11 @@ impl Pass {
         &self.generation.fencing
     }
 
+    /// Cancelled when a tunnel that waits for nothing shall end.
+    pub fn winding(&self) -> &tokio_util::sync::CancellationToken {
+        &self.generation.winding
+    }
+
     /// Cancelled when the request must end.
     pub fn cut(&self) -> &tokio_util::sync::CancellationToken {
         &self.generation.cut

@@ -53,7 +53,7 @@ pub struct Ends<'a> {
     /// So much silence.
     pub idle: Duration,
     /// Once this is cancelled, a tunnel that waits for nothing ends.
-    pub fencing: &'a CancellationToken,
+    pub winding: &'a CancellationToken,
 }
 
 /// How passing ended.
@@ -167,7 +167,7 @@ pub async fn relay(
     let pulse = Pulse::new(ends.idle);
     let is_tunnel = matches!(shape, Shape::Tunnel);
     let idle = async {
-        ends.fencing.cancelled().await;
+        ends.winding.cancelled().await;
         pulse.quiet().await;
     };
     let (from_visitor, to_visitor) = visitor.split();

@@ -142,7 +142,8 @@ fn mail(host: &Host) -> Result<()> {
 /// go on meaning. Looked at by Dovecot's own tool, whose output no mail program limits.
 pub fn mailbox_uids(host: &Host, mailbox: &str) -> Result<Vec<String>> {
     let owner = format!("{mailbox}@{DOMAIN}");
-    let argv = ["doveadm", "-f", "tab", "fetch", "-u", &owner, "uid hdr.message-id", "mailbox", "INBOX"];
+    let argv =
+        ["doveadm", "-f", "tab", "fetch", "-u", &owner, "uid hdr.message-id", "mailbox", "INBOX"];
     let said = host.exec(&argv)?.ok();
     let said = said.with_context(|| format!("reading mailbox {mailbox} on {}", host.name()))?;
     // The first line names the columns.

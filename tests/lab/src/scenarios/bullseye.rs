@@ -2,27 +2,21 @@
 
 use anyhow::{Result, ensure};
 
-use crate::build::Build;
-use crate::fleet::{self, Fleet};
-use crate::lab::Lab;
-use crate::spec::HostSpec;
+use crate::stage::Stage;
 
 /// Installs, runs and enrols.
-pub fn run() -> Result<()> {
-    let hosts = [HostSpec::controller(), HostSpec::old()];
-    let (build, lab) = Build::beside(|| Lab::fresh(&hosts))?;
-    let old = lab.host("old")?;
-    let fleet = Fleet::of(&lab)?;
-    fleet.install_controller(build.deb("ferry-controller")?)?;
-    fleet::install_agent(old, build.deb("ferry-agent")?)?;
+pub fn run(stage: &mut Stage) -> Result<()> {
+    let old = stage.agent("old")?;
     let release = old.sh("cat /etc/debian_version; getconf GNU_LIBC_VERSION")?;
     ensure!(release.starts_with("11."), "this is no Debian 11: {release}");
-    let said = old.sh(
-        "ferry-agent --version; /usr/libexec/ferry/ferry-redirector --version; ferry-agent check",
-    )?;
-    ensure!(said.contains("ferry-agent "), "{said}");
-    fleet.enrol(old, "client")?;
-    fleet.await_connected(&["old"])?;
-    old.sh("systemctl is-active ferry-agent ferry-redirector")?;
+    for program in ["ferry-agent --version", "/usr/libexec/ferry/ferry-redirector --version"] {
+        let said = old.sh(program)?;
+        ensure!(said.starts_with("ferry-"), "{program}: {said}");
+    }
+    old.sh("ferry-agent check")?;
+    stage.fleet(&["old"])?;
+    for unit in ["ferry-agent", "ferry-redirector"] {
+        old.sh(&format!("systemctl is-active {unit}"))?;
+    }
     Ok(())
 }

@@ -2,36 +2,44 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::image::{self, Image};
 use crate::lab::Lab;
 use crate::spec::HostSpec;
-use crate::{run, state, wait};
+use crate::{cgroup, run, state, wait};
 
 /// How long an interrupted run may take to clean up.
 const CLEAN_UP: Duration = Duration::from_secs(60);
 
 /// Looks at the machine before and after.
 pub fn run() -> Result<()> {
+    // Made beforehand: the runs below are given time to boot, not to make Debian trees.
+    image::ensure(&[Image::Controller, Image::Debian12, Image::Debian13])?;
     Lab::down()?;
     let before = Traces::look()?;
     drop(Lab::fresh(&[HostSpec::client()])?);
     before.expect_none_since("a lab that went down")?;
-    interrupted()?;
-    before.expect_none_since("an interrupted run")
+    let status = ended_by("-INT")?;
+    ensure!(status.code() == Some(130), "the interrupted run ended with {status}");
+    before.expect_none_since("an interrupted run")?;
+    ended_by("-KILL")?;
+    ensure!(state::dir()?.exists(), "a killed run left nothing, so taking it down shows nothing");
+    Lab::down()?;
+    before.expect_none_since("a killed run that was taken down")
 }
 
-/// Begins to bring a lab up as a person would, and presses Ctrl-C when a host boots.
-fn interrupted() -> Result<()> {
+/// Begins to bring a lab up as a person would, and ends that with a signal when a host boots.
+fn ended_by(signal: &str) -> Result<ExitStatus> {
     let mut child = Command::new("/proc/self/exe")
         .arg("up")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()
-        .context("starting a run to interrupt")?;
+        .context("starting a run to end")?;
     let dir = state::dir()?;
     let began = wait::until("the run to begin", CLEAN_UP, || {
         if let Some(status) = child.try_wait()? {
@@ -40,11 +48,10 @@ fn interrupted() -> Result<()> {
         Ok(dir.join("hosts/transit/root/etc").exists().then_some(()))
     });
     let pid = child.id().to_string();
-    run::check(Command::new("kill").args(["-INT", &pid]))?;
-    let status = wait::until("the interrupted run to end", CLEAN_UP, || Ok(child.try_wait()?))?;
+    run::check(Command::new("kill").args([signal, &pid]))?;
+    let status = wait::until("the run to end", CLEAN_UP, || Ok(child.try_wait()?))?;
     began?;
-    ensure!(status.code() == Some(130), "the interrupted run ended with {status}");
-    Ok(())
+    Ok(status)
 }
 
 /// What a lab could leave on a machine.
@@ -73,6 +80,9 @@ impl Traces {
             if group.contains(&name) && !status.contains("State:\tZ") {
                 seen.insert(format!("process {:?} in {}", entry.file_name(), group.trim()));
             }
+        }
+        for group in cgroup::below_every_top(&name)? {
+            seen.insert(format!("control group {}", group.display()));
         }
         for place in [state::dir()?, "/run/systemd/nspawn/propagate".into(), "/run/netns".into()] {
             for entry in fs::read_dir(&place).into_iter().flatten().flatten() {

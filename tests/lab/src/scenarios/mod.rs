@@ -1,18 +1,34 @@
 //! The scenarios: what must hold on real hosts.
 
-mod bad_input;
+mod abort;
+mod bad_moves;
 mod bullseye;
+mod enrolment;
+mod finalize;
 mod leaves_nothing;
+mod move_and_rollback;
 mod packages;
+mod restored;
+mod revoked;
 mod unfenced;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
-use crate::fleet::Fleet;
-use crate::journey::{self, Cron};
-use crate::lab::Lab;
+use crate::progress::say;
+use crate::run::Output;
 use crate::selfcheck;
-use crate::spec::HostSpec;
+use crate::stage::Stage;
+
+/// How a scenario is run.
+#[derive(Debug, Clone, Copy)]
+pub enum Play {
+    /// On the stage, which has what an earlier one left.
+    On(fn(&mut Stage) -> Result<()>),
+    /// On a stage of its own, for it leaves one that is of no use to others.
+    Afresh(fn(&mut Stage) -> Result<()>),
+    /// Without a lab: it makes its own.
+    Alone(fn() -> Result<()>),
+}
 
 /// One scenario.
 #[derive(Debug)]
@@ -24,71 +40,83 @@ pub struct Scenario {
     /// Whether it belongs to the ordinary run.
     pub ordinary: bool,
     /// Runs it.
-    pub run: fn() -> Result<()>,
+    pub play: Play,
 }
 
-/// All of them, in the order in which they run.
+const fn on(
+    name: &'static str,
+    shows: &'static str,
+    run: fn(&mut Stage) -> Result<()>,
+) -> Scenario {
+    Scenario { name, shows, ordinary: true, play: Play::On(run) }
+}
+
+/// All of them, in the order in which they run: each may leave more of Ferry on the hosts, none less,
+/// until the packages go.
 pub const ALL: &[Scenario] = &[
     Scenario {
-        name: "lab",
-        shows: "the lab's own promises, a Debian 11 host among them",
         ordinary: false,
-        run: lab,
+        ..on("lab", "the lab's own promises; hosts are rebooted and cut off", lab)
     },
-    Scenario {
-        name: "move-and-rollback",
-        shows: "an account moves and comes back under visitors; nothing is lost or doubled",
-        ordinary: true,
-        run: move_and_rollback,
-    },
+    on(
+        "enrolment",
+        "bad tokens and certificates are refused with a clear error, and change nothing",
+        enrolment::run,
+    ),
+    on("bullseye", "the packages install and the agent enrols on Debian 11", bullseye::run),
+    on(
+        "bad-moves",
+        "moves that cannot be are refused with a clear error, and change nothing",
+        bad_moves::run,
+    ),
+    on("abort", "a move is aborted while it is fenced; every visitor is served", abort::run),
+    on(
+        "move-and-rollback",
+        "an account moves and comes back under visitors; nothing is lost or doubled",
+        move_and_rollback::run,
+    ),
+    on(
+        "finalize",
+        "a move is finalized at both ends, and what Ferry made is erased on request",
+        finalize::run,
+    ),
+    on(
+        "restored",
+        "agents refuse a controller whose store came from an older backup",
+        restored::run,
+    ),
+    on("revoked", "a revoked agent is cut off at once, and told why", revoked::run),
+    on(
+        "packages",
+        "upgrade, remove and purge are clean on 11, 12 and 13; lintian finds no error",
+        packages::run,
+    ),
     Scenario {
         name: "fence-disabled-is-found",
-        shows: "the checker finds what a move by hand, without a fence, loses",
-        ordinary: false,
-        run: unfenced::run,
-    },
-    Scenario {
-        name: "bad-input",
-        shows: "bad tokens, certificates and moves are refused with a clear error, and change nothing",
-        ordinary: false,
-        run: bad_input::run,
-    },
-    Scenario {
-        name: "bullseye",
-        shows: "the packages install and the agent enrols on Debian 11",
-        ordinary: false,
-        run: bullseye::run,
-    },
-    Scenario {
-        name: "packages",
-        shows: "install, upgrade, remove and purge are clean; lintian finds no error",
-        ordinary: false,
-        run: packages::run,
+        shows: "the checker finds what a move with an agent that does not fence loses",
+        ordinary: true,
+        play: Play::Afresh(unfenced::run),
     },
     Scenario {
         name: "leaves-nothing",
-        shows: "neither a lab that goes down nor an interrupted run leaves anything",
-        ordinary: false,
-        run: leaves_nothing::run,
+        shows: "neither a lab that goes down nor an interrupted or killed run leaves anything",
+        ordinary: true,
+        play: Play::Alone(leaves_nothing::run),
     },
 ];
 
-fn lab() -> Result<()> {
-    let mut wanted = HostSpec::standard();
-    wanted.push(HostSpec::old());
-    selfcheck::run(&Lab::up(&wanted)?)
+fn lab(stage: &mut Stage) -> Result<()> {
+    selfcheck::run(&stage.lab)
 }
 
-fn move_and_rollback() -> Result<()> {
-    let (lab, build) = journey::fresh()?;
-    let fleet = Fleet::install(&lab, &build)?;
-    journey::prepare(&fleet)?;
-    let journey = journey::run(&fleet, "move-and-rollback", Cron::Awaited, |argv| {
-        fleet.ferry(argv).and_then(|o| o.ok().map(|_| ()))
-    })?;
-    ensure!(journey.legs.len() == 2, "not both ways were gone");
-    for leg in &journey.legs {
-        leg.verdict.expect_clean().with_context(|| leg.job.direction.to_string())?;
-    }
+/// The refusal must be one, and say why in words that a person can act on: all of `words`.
+fn refused(what: &str, output: &Output, words: &[&str]) -> Result<()> {
+    let said = format!("{}{}", output.text(), output.error_text());
+    let lower = said.to_lowercase();
+    ensure!(!output.status.success(), "{what}: was accepted: {said}");
+    let missing: Vec<_> = words.iter().filter(|word| !lower.contains(**word)).collect();
+    ensure!(missing.is_empty(), "{what}: the error does not say {missing:?}: {said}");
+    ensure!(!lower.contains("panicked") && !lower.contains("bug"), "{what}: {said}");
+    say(format!("refused as it should be: {what}"));
     Ok(())
 }

@@ -1,10 +1,13 @@
 //! As much of HTTP as visitors need, and TLS that insists on the site's own certificate.
 
 use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
@@ -31,7 +34,43 @@ const KEPT: usize = 8;
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
-type Connection = BufReader<Box<dyn Stream>>;
+/// A connection to the site, and its socket, to look at without reading.
+struct Connection {
+    stream: BufReader<Box<dyn Stream>>,
+    socket: OwnedFd,
+}
+
+impl Connection {
+    /// Whether a browser would use it again: the server has not closed it, and has said nothing that
+    /// nobody asked for.
+    fn is_idle(&self) -> bool {
+        let mut byte = [0u8; 1];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        self.stream.buffer().is_empty() && recv(&self.socket, &mut byte, flags) == Err(Errno::AGAIN)
+    }
+}
+
+/// Why there is no answer.
+enum Unanswered {
+    /// The connection ended before the first byte of an answer.
+    Silent(String),
+    /// Something else.
+    Other(String),
+}
+
+impl Unanswered {
+    fn why(self) -> String {
+        match self {
+            Unanswered::Silent(why) | Unanswered::Other(why) => why,
+        }
+    }
+}
+
+impl From<String> for Unanswered {
+    fn from(why: String) -> Self {
+        Unanswered::Other(why)
+    }
+}
 
 /// All visitors' browsers.
 pub struct Client {
@@ -130,26 +169,51 @@ impl Client {
 
     /// Writes an id at the site.
     pub async fn write(&self, kind: Kind, id: String) -> Result<Outcome, String> {
-        let kept = matches!(kind, Kind::HttpKept | Kind::HttpsKept);
-        let secure = matches!(kind, Kind::Https | Kind::HttpsKept);
-        let pool = if secure { &self.secure } else { &self.plain };
-        let pooled =
-            kept.then(|| pool.lock().unwrap_or_else(PoisonError::into_inner).pop()).flatten();
-        let reused = pooled.is_some();
-        let mut connection = match pooled {
-            Some(connection) => connection,
-            None => self.connect(secure).await?,
-        };
-        let response = exchange(&mut connection, &id, kept)
-            .await
-            .map_err(|e| if reused { format!("{e} on a kept connection") } else { e })?;
-        if kept && !response.close {
-            let mut pool = pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(connection) = self.pooled(kind) else { return self.write_anew(kind, id).await };
+        match self.ask(connection, kind, &id).await {
+            Err(Unanswered::Silent(why)) => {
+                Ok(Outcome::Retried(format!("{why} on a kept connection")))
+            }
+            other => {
+                other.map_err(|unanswered| format!("{} on a kept connection", unanswered.why()))
+            }
+        }
+    }
+
+    /// Writes an id at the site, on a new connection.
+    pub async fn write_anew(&self, kind: Kind, id: String) -> Result<Outcome, String> {
+        let connection = self.connect(is_secure(kind)).await?;
+        self.ask(connection, kind, &id).await.map_err(Unanswered::why)
+    }
+
+    fn pool(&self, kind: Kind) -> MutexGuard<'_, Vec<Connection>> {
+        let pool = if is_secure(kind) { &self.secure } else { &self.plain };
+        pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A kept connection that can be used again; those that cannot are let go.
+    fn pooled(&self, kind: Kind) -> Option<Connection> {
+        if !is_kept(kind) {
+            return None;
+        }
+        let mut pool = self.pool(kind);
+        std::iter::from_fn(|| pool.pop()).find(Connection::is_idle)
+    }
+
+    async fn ask(
+        &self,
+        mut connection: Connection,
+        kind: Kind,
+        id: &str,
+    ) -> Result<Outcome, Unanswered> {
+        let response = exchange(&mut connection.stream, id, is_kept(kind)).await?;
+        if is_kept(kind) && !response.close {
+            let mut pool = self.pool(kind);
             if pool.len() < KEPT {
                 pool.push(connection);
             }
         }
-        acknowledged(&response, &id)
+        Ok(acknowledged(&response, id)?)
     }
 
     async fn connect(&self, secure: bool) -> Result<Connection, String> {
@@ -158,12 +222,14 @@ impl Client {
             .await
             .map_err(|e| format!("connect: {}", e.kind()))?;
         tcp.set_nodelay(true).map_err(|e| e.to_string())?;
-        if !secure {
-            return Ok(BufReader::new(Box::new(tcp)));
-        }
-        let name = ServerName::try_from(DOMAIN).map_err(|e| e.to_string())?;
-        let tls = self.tls.connect(name, tcp).await.map_err(|e| format!("tls: {e}"))?;
-        Ok(BufReader::new(Box::new(tls)))
+        let socket = tcp.as_fd().try_clone_to_owned().map_err(|e| e.to_string())?;
+        let stream: Box<dyn Stream> = if secure {
+            let name = ServerName::try_from(DOMAIN).map_err(|e| e.to_string())?;
+            Box::new(self.tls.connect(name, tcp).await.map_err(|e| format!("tls: {e}"))?)
+        } else {
+            Box::new(tcp)
+        };
+        Ok(Connection { stream: BufReader::new(stream), socket })
     }
 }
 
@@ -181,14 +247,27 @@ fn acknowledged(response: &Response, id: &str) -> Result<Outcome, String> {
     }
 }
 
-async fn exchange(connection: &mut Connection, id: &str, keep: bool) -> Result<Response, String> {
+fn is_kept(kind: Kind) -> bool {
+    matches!(kind, Kind::HttpKept | Kind::HttpsKept)
+}
+
+fn is_secure(kind: Kind) -> bool {
+    matches!(kind, Kind::Https | Kind::HttpsKept)
+}
+
+async fn exchange(
+    stream: &mut BufReader<Box<dyn Stream>>,
+    id: &str,
+    keep: bool,
+) -> Result<Response, Unanswered> {
     let wish = if keep { "keep-alive" } else { "close" };
     let request =
         format!("GET /write?id={id} HTTP/1.1\r\nHost: {DOMAIN}\r\nConnection: {wish}\r\n\r\n");
     let cut = |e: std::io::Error| format!("cut: {}", e.kind());
-    connection.write_all(request.as_bytes()).await.map_err(cut)?;
-    connection.flush().await.map_err(cut)?;
-    let head = head(connection).await?;
+    let unsent = |e: std::io::Error| Unanswered::Silent(format!("not sent: {}", e.kind()));
+    stream.write_all(request.as_bytes()).await.map_err(unsent)?;
+    stream.flush().await.map_err(unsent)?;
+    let head = head(stream).await?;
     let mut lines = head.lines();
     let status = lines.next().and_then(|l| l.split(' ').nth(1)).and_then(|s| s.parse().ok());
     let status = status.ok_or_else(|| format!("a strange answer: {head}"))?;
@@ -206,24 +285,76 @@ async fn exchange(connection: &mut Connection, id: &str, keep: bool) -> Result<R
         return Ok(Response { status, body: String::new(), close: true });
     }
     let mut body = vec![0; length];
-    connection.read_exact(&mut body).await.map_err(cut)?;
+    stream.read_exact(&mut body).await.map_err(cut)?;
     Ok(Response { status, body: String::from_utf8_lossy(&body).into_owned(), close })
 }
 
-async fn head(connection: &mut Connection) -> Result<String, String> {
+async fn head(stream: &mut BufReader<Box<dyn Stream>>) -> Result<String, Unanswered> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
-        let byte = connection.read_u8().await;
+        let byte = stream.read_u8().await;
         head.push(byte.map_err(|e| {
             if head.is_empty() {
-                "closed without an answer".to_owned()
+                Unanswered::Silent("closed without an answer".to_owned())
             } else {
-                format!("cut: {}", e.kind())
+                Unanswered::Other(format!("cut: {}", e.kind()))
             }
         })?);
         if head.len() > LIMIT {
-            return Err("a head without end".to_owned());
+            return Err(Unanswered::Other("a head without end".to_owned()));
         }
     }
     Ok(String::from_utf8_lossy(&head).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener};
+
+    use super::*;
+
+    /// A connection, and the server's end of it.
+    async fn pair() -> (Connection, std::net::TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let socket = tcp.as_fd().try_clone_to_owned().unwrap();
+        let stream: Box<dyn Stream> = Box::new(tcp);
+        (Connection { stream: BufReader::new(stream), socket }, listener.accept().unwrap().0)
+    }
+
+    /// Waits until the socket has something to tell: an end or bytes.
+    async fn told(connection: &Connection) {
+        while connection.is_idle() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_kept_connection_that_the_server_closed_is_not_used_again() {
+        let (connection, server) = pair().await;
+        assert!(connection.is_idle());
+        server.shutdown(Shutdown::Write).unwrap();
+        told(&connection).await;
+        let (connection, mut server) = pair().await;
+        server.write_all(b"HTTP/1.1 408 ").unwrap();
+        told(&connection).await;
+    }
+
+    #[tokio::test]
+    async fn only_an_answer_without_a_byte_is_silent() {
+        for (says, silent) in [(&b""[..], true), (b"HTTP/1.1 2", false)] {
+            let (mut connection, mut server) = pair().await;
+            let answering = std::thread::spawn(move || {
+                let mut request = [0; 4096];
+                let _ = server.read(&mut request).unwrap();
+                server.write_all(says).unwrap();
+            });
+            let Err(unanswered) = exchange(&mut connection.stream, "v-1", true).await else {
+                panic!("an answer came")
+            };
+            assert_eq!(matches!(unanswered, Unanswered::Silent(_)), silent);
+            answering.join().unwrap();
+        }
+    }
 }

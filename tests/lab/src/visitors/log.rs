@@ -40,6 +40,9 @@ pub enum Outcome {
     },
     /// It was not; a word on why.
     Failed(String),
+    /// The server had closed a kept connection, and not one byte of an answer came: the visitor's browser
+    /// asked again on a new one, which is a visit of its own with an id of its own. A word on why.
+    Retried(String),
 }
 
 /// One visit.
@@ -61,6 +64,11 @@ impl Visit {
     /// Whether the visitor was told that it is kept.
     pub fn is_acknowledged(&self) -> bool {
         matches!(self.outcome, Outcome::Acknowledged { .. })
+    }
+
+    /// Whether it failed for the visitor.
+    pub fn is_failed(&self) -> bool {
+        matches!(self.outcome, Outcome::Failed(_))
     }
 
     /// Whether it came by the web.

@@ -78,8 +78,7 @@ async fn come(options: &Options) -> Result<()> {
         let (client, log) = (Arc::clone(&client), Arc::clone(&log));
         let id = format!("{}-{n}", options.prefix);
         tokio::spawn(async move {
-            let visit = visit(&client, n, id).await;
-            log.write(&visit);
+            visit(&client, n, id, &log).await;
             drop(place);
         });
     }
@@ -89,9 +88,10 @@ async fn come(options: &Options) -> Result<()> {
 }
 
 /// Two of three by HTTP, half of all on kept connections, and now and then a mail.
-async fn visit(client: &Client, n: u64, id: String) -> Visit {
+async fn visit(client: &Client, n: u64, id: String, log: &Writer) {
     if n % REQUESTS_PER_MAIL == REQUESTS_PER_MAIL - 1 {
-        return log::timed(id, Kind::Mail, |id| smtp::send(client.address(), id)).await;
+        let mail = log::timed(id, Kind::Mail, |id| smtp::send(client.address(), id)).await;
+        return log.write(&mail);
     }
     let kind = match n % 6 {
         0 | 1 => Kind::Http,
@@ -99,5 +99,11 @@ async fn visit(client: &Client, n: u64, id: String) -> Visit {
         4 => Kind::Https,
         _ => Kind::HttpsKept,
     };
-    log::timed(id, kind, |id| client.write(kind, id)).await
+    let visit = log::timed(id.clone(), kind, |id| client.write(kind, id)).await;
+    log.write(&visit);
+    if matches!(visit.outcome, Outcome::Retried(_)) {
+        // Another id: the site may have kept the first although it never said so.
+        let again = log::timed(format!("{id}r"), kind, |id| client.write_anew(kind, id)).await;
+        log.write(&again);
+    }
 }
