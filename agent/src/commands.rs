@@ -162,7 +162,7 @@ impl Commands {
             return Err(Fault::precondition(format!(
                 "the controller is of generation {generation}, this agent has obeyed {seen}"
             ))
-            .remedy("the controller was restored from an old backup: see docs/what-if/controller-restored.md"));
+            .remedy("the controller was restored from an old backup: see /usr/share/doc/ferry-controller/what-if/controller-restored.md there"));
         }
         if generation > seen {
             self.agent.write(move |l| l.record(Entry::Generation { generation })).await?;

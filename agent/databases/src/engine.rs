@@ -95,6 +95,10 @@ pub trait Engine: Send + Sync {
     /// connected as one of its users.
     async fn is_fenced(&self, spec: &Spec) -> Result<bool, Fault>;
 
+    /// About how many bytes [`Engine::dump`] will write for each of the account's databases, in the
+    /// order of the definition, as the server counts its rows: good for saying how long it will take.
+    async fn dump_sizes(&self, spec: &Spec) -> Result<Vec<u64>, Fault>;
+
     /// At the source: writes the content of `database` to `out` in Ferry's framing. The caller
     /// sends it unchanged; it ends with a mark, so that a truncated stream is never loaded as a
     /// whole one.

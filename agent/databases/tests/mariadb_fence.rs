@@ -105,6 +105,8 @@ async fn what_is_missing_or_foreign_is_named() {
             "GRANT INSERT ON `sh%`.* TO bystander@localhost",
             "CREATE USER shop@'10.0.0.1'",
             "CREATE VIEW shop.v AS SELECT 1",
+            // A user who is nowhere is not at the target either.
+            "CREATE DEFINER = ghost@localhost PROCEDURE shop.p() SELECT 1",
             "GRANT PROCESS ON *.* TO shop@localhost",
             "GRANT SELECT ON mysql.* TO shop@localhost",
         ])
@@ -115,6 +117,7 @@ async fn what_is_missing_or_foreign_is_named() {
         "bystander@localhost has rights in database shop",
         "shop@10.0.0.1 has the name",
         "view shop.v runs with the rights of root@localhost",
+        "procedure shop.p runs with the rights of ghost@localhost",
     ] {
         assert!(said.iter().any(|m| m.contains(part)), "{part}: {said:?}");
     }

@@ -49,6 +49,45 @@ fn object(kind: &str, tail: &str) -> serde_json::Value {
         "aggregate": false, "tail": hex, "schedule": null})
 }
 
+/// What the text of a dump could try.
+fn hostile_texts(file: &str) -> Vec<String> {
+    vec![
+        format!("\\! touch {file}\n"),
+        format!("system touch {file}\n"),
+        format!("SELECT 1;\n\\! touch {file}\nSELECT * FROM nothing;\n"),
+        format!("tee {file}\nSELECT 1;\n"),
+        format!("\\T {file}\nSELECT 1;\n"),
+        format!("pager cat > {file}\nSELECT 1;\n"),
+        format!("\\P cat > {file}\nSELECT 1;\n"),
+        format!("/*! \\! touch {file} */;\n"),
+        format!("DELIMITER //\nSELECT 1//\n\\! touch {file}\n//\n"),
+        "source /etc/passwd\n".to_owned(),
+        "\\. /etc/passwd\n".to_owned(),
+        "edit\n".to_owned(),
+        "connect other\n".to_owned(),
+        format!("SELECT 'x' INTO DUMPFILE '{file}';\n"),
+        "LOAD DATA LOCAL INFILE '/etc/hostname' INTO TABLE other.t;\n".to_owned(),
+        "CREATE TABLE l (a text); LOAD DATA LOCAL INFILE '/etc/passwd' INTO TABLE l;\n".to_owned(),
+        "INSTALL SONAME 'auth_pam';\n".to_owned(),
+        "CREATE FUNCTION x RETURNS STRING SONAME 'x.so';\n".to_owned(),
+        "CREATE TABLE c (a int) ENGINE = CONNECT TABLE_TYPE = CSV FILE_NAME = '/etc/passwd';\n".to_owned(),
+        "CREATE TABLE d (a int) DATA DIRECTORY = '/tmp'; SELECT * FROM nothing;\n".to_owned(),
+        format!("SELECT 1 INTO OUTFILE '{file}';\n"),
+        "LOAD DATA LOCAL INFILE '/etc/passwd' INTO TABLE t;\n".to_owned(),
+        "LOAD DATA INFILE '/etc/passwd' INTO TABLE t;\n".to_owned(),
+        "CREATE USER intruder@localhost IDENTIFIED BY 'x';\n".to_owned(),
+        "GRANT ALL ON *.* TO shop@localhost;\n".to_owned(),
+        "INSERT INTO other.t VALUES (2);\n".to_owned(),
+        "USE other;\n".to_owned(),
+        "CREATE DEFINER = root@localhost PROCEDURE p() DROP DATABASE other;\n".to_owned(),
+        "CREATE DEFINER = root@localhost EVENT e ON SCHEDULE EVERY 1 SECOND DO DROP DATABASE other;\n".to_owned(),
+        "SET GLOBAL general_log = ON;\n".to_owned(),
+        "DROP DATABASE other;\n".to_owned(),
+        "SELECT * FROM mysql.global_priv;\n".to_owned(),
+        "ALTER EVENT".to_owned(),
+    ]
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hostile_dump_reaches_nothing_outside_the_account() {
     let server = Maria::start();
@@ -70,25 +109,7 @@ async fn a_hostile_dump_reaches_nothing_outside_the_account() {
     let users = "SELECT User, Host, Priv FROM mysql.global_priv ORDER BY 1, 2";
     let before = server.text(users).await;
     let file = marker.display();
-    for sql in [
-        format!("\\! touch {file}\n"),
-        format!("system touch {file}\n"),
-        format!("SELECT 1;\n\\! touch {file}\nSELECT * FROM nothing;\n"),
-        format!("tee {file}\nSELECT 1;\n"),
-        format!("SELECT 1 INTO OUTFILE '{file}';\n"),
-        "LOAD DATA LOCAL INFILE '/etc/passwd' INTO TABLE t;\n".to_owned(),
-        "LOAD DATA INFILE '/etc/passwd' INTO TABLE t;\n".to_owned(),
-        "CREATE USER intruder@localhost IDENTIFIED BY 'x';\n".to_owned(),
-        "GRANT ALL ON *.* TO shop@localhost;\n".to_owned(),
-        "INSERT INTO other.t VALUES (2);\n".to_owned(),
-        "USE other;\n".to_owned(),
-        "CREATE DEFINER = root@localhost PROCEDURE p() DROP DATABASE other;\n".to_owned(),
-        "CREATE DEFINER = root@localhost EVENT e ON SCHEDULE EVERY 1 SECOND DO DROP DATABASE other;\n".to_owned(),
-        "SET GLOBAL general_log = ON;\n".to_owned(),
-        "DROP DATABASE other;\n".to_owned(),
-        "SELECT * FROM mysql.global_priv;\n".to_owned(),
-        "ALTER EVENT".to_owned(),
-    ] {
+    for sql in hostile_texts(&file.to_string()) {
         let stream = Stream::new(&facts()).sql(&sql).end();
         let fault = load(&*engine, &record, &stream).await.expect_err(&sql);
         assert_eq!(fault.class, FaultClass::Permanent, "{sql}: {fault}");
@@ -137,6 +158,12 @@ async fn an_interrupted_load_is_repeated_and_a_change_is_noticed() {
     let mut stream = Vec::new();
     let database = "shop".parse().expect("a name");
     source.dump(&shop(), &database, &mut stream, &|_| ()).await.expect("dumped");
+    // Binary values are written with two characters a byte.
+    a.text("ANALYZE TABLE shop.t, shop.big").await;
+    let sizes = source.dump_sizes(&shop()).await.expect("estimated");
+    assert_eq!(sizes.len(), 1);
+    let length = stream.len() as u64;
+    assert!((length / 4..length * 2).contains(&sizes[0]), "{sizes:?} for {length}");
     // Broken off: a lost link, then a killed agent, whose work is dropped where it stands.
     let fault = load(&*target, &record, &stream[..stream.len() / 2]).await.expect_err("broken off");
     assert_eq!(fault.class, FaultClass::Transient, "{fault}");

@@ -44,24 +44,23 @@ async fn load(engine: &dyn Engine, record: &Record, stream: &[u8]) -> Result<(),
 const ROLES: &str = "SELECT rolname, rolsuper, rolcanlogin, rolcreaterole, rolpassword, rolconfig FROM pg_authid NATURAL JOIN pg_roles \
      WHERE rolname !~ '^pg_' ORDER BY 1; SELECT * FROM pg_auth_members ORDER BY 1, 2";
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_hostile_dump_reaches_nothing_outside_the_account() {
-    let (a, server) = (source(), Postgres::start());
-    let engine = server.engine();
-    let record = a.engine().record(&shop(), None).await.expect("recorded");
-    server.run("postgres", "CREATE ROLE bystander LOGIN; CREATE DATABASE other OWNER bystander");
-    engine.provision(&shop(), &record, Existing::Refuse).await.expect("provisioned");
-    std::fs::set_permissions(
-        server.dir.path(),
-        std::os::unix::fs::PermissionsExt::from_mode(0o777),
-    )
-    .expect("opens it");
-    let marker = server.dir.path().join("marker");
-    let file = marker.display();
-    let before = server.run("postgres", ROLES);
-    for sql in [
+/// What the text of a dump could try.
+fn hostile_texts(file: &str) -> Vec<String> {
+    vec![
         format!("\\! touch {file}\n"),
         format!("SELECT 1 \\g {file}\n"),
+        format!("\\o {file}\nSELECT 1;\n"),
+        format!("\\o | cat > {file}\nSELECT 1;\n"),
+        format!("SELECT 'touch {file}' \\gexec\n"),
+        format!("CREATE TABLE x (a text);\n\\copy x TO PROGRAM 'touch {file}'\n"),
+        "CREATE TABLE x (a text);\n\\copy x FROM '/etc/passwd'\n".to_owned(),
+        "\\i /etc/passwd\n".to_owned(),
+        "\\lo_import '/etc/passwd'\n".to_owned(),
+        "\\setenv PGUSER postgres\n".to_owned(),
+        "CREATE TABLE x (a text); COPY x FROM '/etc/passwd';\n".to_owned(),
+        "SELECT lo_import('/etc/passwd');\n".to_owned(),
+        "SELECT pg_ls_dir('/');\n".to_owned(),
+        "LOAD 'auth_delay';\n".to_owned(),
         format!("COPY (SELECT 1) TO PROGRAM 'touch {file}';\n"),
         format!("CREATE TABLE x (a text); COPY x FROM PROGRAM 'touch {file}; echo';\n"),
         format!("COPY (SELECT 1) TO '{file}';\n"),
@@ -86,7 +85,25 @@ async fn a_hostile_dump_reaches_nothing_outside_the_account() {
         "DROP DATABASE other;\n".to_owned(),
         "SELECT rolpassword FROM pg_authid;\n".to_owned(),
         "SELECT 1".to_owned(),
-    ] {
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hostile_dump_reaches_nothing_outside_the_account() {
+    let (a, server) = (source(), Postgres::start());
+    let engine = server.engine();
+    let record = a.engine().record(&shop(), None).await.expect("recorded");
+    server.run("postgres", "CREATE ROLE bystander LOGIN; CREATE DATABASE other OWNER bystander");
+    engine.provision(&shop(), &record, Existing::Refuse).await.expect("provisioned");
+    std::fs::set_permissions(
+        server.dir.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o777),
+    )
+    .expect("opens it");
+    let marker = server.dir.path().join("marker");
+    let file = marker.display();
+    let before = server.run("postgres", ROLES);
+    for sql in hostile_texts(&file.to_string()) {
         let facts = json!({"engine": "postgresql", "version": "x", "database": "shop"});
         let stream = Stream::new(&facts).sql(&sql).end();
         let fault = load(&*engine, &record, &stream).await.expect_err(&sql);
@@ -148,6 +165,9 @@ async fn an_interrupted_load_is_repeated_and_a_change_is_noticed() {
     let mut stream = Vec::new();
     let database = "shop".parse().expect("a name");
     source.dump(&spec, &database, &mut stream, &|_| ()).await.expect("dumped");
+    // What repeats itself is kept in less than it is.
+    let sizes = source.dump_sizes(&spec).await.expect("estimated");
+    assert!(sizes.len() == 1 && (8192..=stream.len() as u64).contains(&sizes[0]), "{sizes:?}");
     // Broken off: a lost link, then a killed agent, whose work is dropped where it stands.
     let fault = load(&*target, &record, &stream[..stream.len() / 2]).await.expect_err("broken off");
     assert_eq!(fault.class, FaultClass::Transient, "{fault}");

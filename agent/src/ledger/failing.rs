@@ -80,7 +80,7 @@ fn put(bytes: &mut Vec<u8>, at: u64, new: &[u8]) {
 
 fn on(kernel: Arc<Mutex<Kernel>>) -> Ledger {
     let (log, documents) = LogFile::on(Box::new(Failing(kernel)), Path::new("ledger")).unwrap();
-    Ledger { log, state: State::read(&documents).unwrap() }
+    Ledger { log, state: State::read(&documents).unwrap(), doubtful: None }
 }
 
 /// An empty ledger on such a disk.

@@ -60,6 +60,8 @@ struct State {
 pub struct Ledger {
     log: LogFile,
     state: State,
+    /// An account whose commit could neither be recorded nor be read again.
+    doubtful: Option<AccountName>,
 }
 
 impl Ledger {
@@ -69,7 +71,7 @@ impl Ledger {
     /// If it cannot be read or is damaged.
     pub fn open(path: &Path) -> Result<Self, Fault> {
         let (log, documents) = LogFile::open(path)?;
-        let mut ledger = Self { log, state: State::read(&documents)? };
+        let mut ledger = Self { log, state: State::read(&documents)?, doubtful: None };
         let entries = ledger.state.entries()?;
         let lean: u64 = entries.iter().map(|e| e.len() as u64 + 12).sum();
         if ledger.log.len() > COMPACT_ABOVE && ledger.log.len() / 4 > lean {
@@ -107,9 +109,8 @@ impl Ledger {
             }
             Err(fault) => {
                 // Neither yes nor no: reread before deciding.
-                let documents = self.log.reread()?;
-                let there = documents.last().is_some_and(|last| *last == document);
-                self.state = State::read(&documents)?;
+                self.doubtful = commit_of(&entry);
+                let there = self.reread()?.last().is_some_and(|last| *last == document);
                 if there { Ok(()) } else { Err(fault) }
             }
         }
@@ -118,7 +119,7 @@ impl Ledger {
     /// Rereads before `entry` is recorded. Whoever made the entry knew only the state before: if the
     /// account stands otherwise, a failed write was recorded after all, and he must look again.
     fn catch_up(&mut self, entry: &Entry) -> Result<(), Fault> {
-        let Entry::Account { name, .. } = entry else { return self.reread() };
+        let Entry::Account { name, .. } = entry else { return self.reread().map(drop) };
         let before = self.account(name).map(serde_json::to_value).transpose().ok();
         self.reread()?;
         if self.account(name).map(serde_json::to_value).transpose().ok() == before {
@@ -129,9 +130,11 @@ impl Ledger {
         )))
     }
 
-    fn reread(&mut self) -> Result<(), Fault> {
-        self.state = State::read(&self.log.reread()?)?;
-        Ok(())
+    fn reread(&mut self) -> Result<Vec<Vec<u8>>, Fault> {
+        let documents = self.log.reread()?;
+        self.state = State::read(&documents)?;
+        self.doubtful = None;
+        Ok(documents)
     }
 
     /// Records how an account stands; none: forgotten.
@@ -154,6 +157,12 @@ impl Ledger {
     /// How an account stands, if the ledger knows it.
     pub fn account(&self, name: &AccountName) -> Option<&Account> {
         self.state.accounts.get(name)
+    }
+
+    /// Whether the disk says that the account has moved away, or may say so after the next start: its
+    /// commit failed, and what was written of it could not be read again.
+    pub fn may_have_moved(&self, name: &AccountName) -> bool {
+        self.doubtful.as_ref() == Some(name) || self.account(name).is_some_and(is_moved)
     }
 
     /// Every account in the ledger.
@@ -179,6 +188,18 @@ impl Ledger {
     /// Serials and servers whose certificates are no longer accepted.
     pub fn revocations(&self) -> (&[String], &[ServerName]) {
         (&self.state.revoked_serials, &self.state.revoked_servers)
+    }
+}
+
+fn is_moved(account: &Account) -> bool {
+    matches!(account.standing, Standing::Moved { .. })
+}
+
+/// The account that an entry commits.
+fn commit_of(entry: &Entry) -> Option<AccountName> {
+    match entry {
+        Entry::Account { name, account: Some(account) } if is_moved(account) => Some(name.clone()),
+        _ => None,
     }
 }
 

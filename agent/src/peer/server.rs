@@ -95,7 +95,8 @@ fn check(agent: &Agent, request: &Request, peer: &ServerName) -> Answer<Grant> {
             grant.controller_generation
         ))
         .remedy(
-            "a controller was restored from an old backup: see docs/what-if/controller-restored.md",
+            "the controller was restored from an old backup: see \
+             /usr/share/doc/ferry-controller/what-if/controller-restored.md there",
         ));
     }
     fits(agent, &grant, &request.operation)?;

@@ -97,7 +97,7 @@ fn committed(job: &Job) -> Option<CommitRecord> {
 /// Tells the target of a commit until it is open, then releases what is held, until nothing of that is
 /// left to do; if nobody does already. The controller does the same; whoever is sooner.
 pub fn resume(agent: &Arc<Agent>, name: &AccountName) {
-    if !Away::of(agent, name).is_some_and(|away| !away.settled) {
+    if Away::of(agent, name).is_none_or(|away| away.settled) {
         return;
     }
     if let Some(turn) = agent.delivery(name) {

@@ -92,8 +92,9 @@ async fn end(agent: &Arc<Agent>, account: &mut Account) -> Result<(), Fault> {
     let passed = deadline.has_passed();
     match agent.set_account(&name, Some(account.clone())).await {
         // Past the deadline a commit is refused in any case: a disk that is full or broken does not
-        // keep the account from being served.
-        Err(fault) if passed => {
+        // keep the account from being served. Unless a commit was tried, and that disk may hold it:
+        // then opening could make two writers.
+        Err(fault) if passed && !agent.look(|l| l.may_have_moved(&name)) => {
             tracing::error!(account = %name, "the end of a fence is not recorded yet: {fault}");
             Ok(())
         }

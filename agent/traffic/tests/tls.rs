@@ -134,6 +134,62 @@ async fn a_tunnel_that_waits_for_nothing_is_ended_at_once() {
     assert_eq!(running.status("alice").await.traffic.ended_total, 0);
 }
 
+/// A visitor that is far away answers the server's part of the handshake late.
+#[tokio::test]
+async fn a_handshake_under_way_is_no_tunnel_that_waits_for_nothing() {
+    let running = start().await;
+    let a = site("a.example").await;
+    running.local("alice", 1, &["a.example"], a.address).await;
+    let mut stream = TcpStream::connect(running.https()).await.unwrap().into_std().unwrap();
+    stream.set_nonblocking(false).unwrap();
+    let name = ServerName::try_from("a.example").unwrap();
+    let mut tls = rustls::ClientConnection::new(a.connector.config().clone(), name).unwrap();
+    let mut stream = tokio::task::spawn_blocking(move || {
+        tls.write_tls(&mut stream).unwrap();
+        while tls.is_handshaking() {
+            tls.read_tls(&mut stream).unwrap();
+            tls.process_new_packets().unwrap();
+        }
+        (tls, stream)
+    })
+    .await
+    .unwrap();
+    let long = ferry_traffic::control::HoldLimits { grace_ms: 60_000, ..limits() };
+    assert_eq!(running.hold("alice", 1, long).await, 1);
+    let account = "alice".parse().unwrap();
+    assert_eq!(running.client.drain(&account, Duration::from_millis(1_500)).await.unwrap(), 1);
+    let answer = tokio::task::spawn_blocking(move || {
+        let (tls, stream) = (&mut stream.0, &mut stream.1);
+        let mut whole = rustls::Stream::new(tls, stream);
+        std::io::Write::write_all(&mut whole, b"who?")?;
+        let mut answer = [0; 9];
+        std::io::Read::read_exact(&mut whole, &mut answer).map(|()| answer)
+    });
+    assert_eq!(&answer.await.unwrap().unwrap(), b"a.example");
+}
+
+/// When the account comes back, those who are with the peer are the peer's to end.
+#[tokio::test]
+async fn a_tunnel_to_the_peer_goes_on_when_the_account_comes_back() {
+    let (source, target) = (start().await, start().await);
+    target.allow_loopback_peers().await;
+    let (old, new) = (site("a.example").await, site("a.example").await);
+    source.local("alice", 1, &["a.example"], old.address).await;
+    target.local("alice", 2, &["a.example"], new.address).await;
+    source.hold("alice", 1, limits()).await;
+    source.release("alice", 2, Target::Remote { peer: target.peer() }).await;
+    let stream = TcpStream::connect(source.https()).await.unwrap();
+    let name = ServerName::try_from("a.example").unwrap();
+    let mut stream = new.connector.connect(name, stream).await.unwrap();
+    stream.write_all(b"who?").await.unwrap();
+    stream.read_exact(&mut [0; 9]).await.unwrap();
+    source.local("alice", 3, &["a.example"], old.address).await;
+    let account = "alice".parse().unwrap();
+    assert_eq!(source.client.drain(&account, Duration::from_millis(1_500)).await.unwrap(), 1);
+    stream.write_all(b"who?").await.unwrap();
+    stream.read_exact(&mut [0; 9]).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_tunnel_is_ended_after_the_grace() {
     let running = start().await;

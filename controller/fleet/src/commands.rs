@@ -232,3 +232,54 @@ fn json<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, Fault> {
     serde_json::to_vec(value)
         .map_err(|e| Fault::new(FaultClass::Bug, "a command has no JSON").caused_by(&e))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Session;
+
+    fn pending(live: &mut Live, server: &ServerName, cancelled: bool) -> CommandId {
+        let id = CommandId::new_now();
+        let what = Waiting::Outcome { job: None, intent: vec![], grant: vec![] };
+        let server = server.clone();
+        live.pending.insert(id, Pending { server, what, reply: None, progress: None, cancelled });
+        id
+    }
+
+    fn connect(
+        live: &mut Live,
+        server: &ServerName,
+        room: usize,
+    ) -> (mpsc::Receiver<v1::SessionResponse>, CancellationToken) {
+        let (out, queue) = mpsc::channel(room);
+        let end = CancellationToken::new();
+        let session = Session { number: 1, next_command: 0, out, end: end.clone() };
+        live.sessions.insert(server.clone(), session);
+        (queue, end)
+    }
+
+    #[test]
+    fn an_agent_that_does_not_read_loses_its_session_and_notices() {
+        let (mut live, server) = (Live::default(), "web1".parse().unwrap());
+        let (_queue, end) = connect(&mut live, &server, 1);
+        let (first, second) =
+            (pending(&mut live, &server, false), pending(&mut live, &server, false));
+        live.send_pending(first, 1);
+        assert!(!end.is_cancelled() && live.sessions.contains_key(&server));
+        live.send_pending(second, 1);
+        assert!(end.is_cancelled() && !live.sessions.contains_key(&server));
+        assert_eq!(live.pending.len(), 2, "both are sent again when it connects");
+    }
+
+    #[test]
+    fn a_command_that_was_cancelled_is_sent_with_its_cancellation() {
+        let (mut live, server) = (Live::default(), "web1".parse().unwrap());
+        let (mut queue, _end) = connect(&mut live, &server, 4);
+        let id = pending(&mut live, &server, true);
+        live.send_pending(id, 1);
+        let mut next = || queue.try_recv().ok().and_then(|m| m.body);
+        assert!(matches!(next(), Some(Body::Command(command)) if command.id == id.to_string()));
+        assert_eq!(next(), Some(Body::CancelCommandId(id.to_string())));
+        assert_eq!(next(), None);
+    }
+}

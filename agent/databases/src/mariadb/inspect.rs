@@ -108,6 +108,19 @@ pub(super) async fn inspect(session: &mut Session, spec: &Spec) -> Result<Facts,
     Ok(Facts { server: server(session).await?, databases, findings })
 }
 
+/// The size of each database's rows, indexes left out: a dump does not carry them.
+pub(super) async fn data_sizes(session: &mut Session, spec: &Spec) -> Result<Vec<u64>, Fault> {
+    let sql = format!(
+        "SELECT TABLE_SCHEMA, SUM(DATA_LENGTH) FROM information_schema.TABLES \
+         WHERE TABLE_SCHEMA IN {} GROUP BY TABLE_SCHEMA",
+        database_list(spec)
+    );
+    let rows = session.rows(WHAT, &sql).await?;
+    let sizes: BTreeMap<String, u64> = rows.iter().map(|r| (r.text(0), r.number(1))).collect();
+    let size = |name: &str| sizes.get(name).copied().unwrap_or_default();
+    Ok(spec.databases.iter().map(|d| size(d.as_str())).collect())
+}
+
 async fn database_facts(session: &mut Session, name: &str) -> Result<DatabaseFacts, Fault> {
     let db = text(name);
     let sql = format!(

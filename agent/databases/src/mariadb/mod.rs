@@ -157,6 +157,10 @@ impl Engine for Mariadb {
         fence::is_fenced(&mut self.session().await?, spec).await
     }
 
+    async fn dump_sizes(&self, spec: &Spec) -> Result<Vec<u64>, Fault> {
+        inspect::data_sizes(&mut self.session().await?, spec).await
+    }
+
     async fn dump(
         &self,
         spec: &Spec,

@@ -166,6 +166,10 @@ impl Engine for Postgresql {
         fence::is_fenced(&self.session().await?, spec).await
     }
 
+    async fn dump_sizes(&self, spec: &Spec) -> Result<Vec<u64>, Fault> {
+        inspect::data_sizes(&self.config, spec).await
+    }
+
     async fn dump(
         &self,
         spec: &Spec,

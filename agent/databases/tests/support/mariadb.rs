@@ -164,6 +164,8 @@ pub const NASTY: &[&str] = &[
     // No key, equal rows, an engine without transactions.
     "CREATE TABLE bag (t text, KEY k (t(10))) ENGINE = MyISAM CHARACTER SET utf8mb3 COMMENT = 'a ''bag'''",
     "INSERT INTO bag VALUES ('same'), ('same'), ('same'), (NULL), ('')",
+    "CREATE TABLE words (w text, FULLTEXT (w)) ENGINE = MyISAM ROW_FORMAT = DYNAMIC",
+    "INSERT INTO words VALUES ('much ado about nothing'), ('')",
     "CREATE TABLE parts (id int, y int) PARTITION BY RANGE (y) (PARTITION p0 VALUES LESS THAN (2000), PARTITION p1 VALUES LESS THAN MAXVALUE)",
     "INSERT INTO parts VALUES (1, 1999), (2, 2024)",
     "CREATE TABLE `tä``b %s.x` (`col``umn ü` int, `select` int)",
@@ -180,6 +182,8 @@ pub const NASTY: &[&str] = &[
     "CREATE DEFINER = shop@localhost FUNCTION twice (x int) RETURNS int DETERMINISTIC COMMENT 'it''s' RETURN x * 2",
     "CREATE DEFINER = shop@localhost SQL SECURITY DEFINER VIEW z_view AS SELECT id, name, twice(id) AS t FROM z_parent WHERE id > 0 WITH CASCADED CHECK OPTION",
     "CREATE ALGORITHM = TEMPTABLE DEFINER = reader@'%' SQL SECURITY INVOKER VIEW a_view AS SELECT name, COUNT(*) AS `n ü` FROM z_view GROUP BY name",
+    // Its text has the collation that a release means by a character set.
+    "CREATE DEFINER = shop@localhost VIEW computed AS SELECT CAST(id AS CHAR) AS c FROM z_parent",
     "CREATE TABLE doomed (a int)",
     "CREATE DEFINER = shop@localhost VIEW broken AS SELECT a FROM doomed",
     "DROP TABLE doomed",

@@ -80,7 +80,9 @@ fn check_ids(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
     let name = plan.record.name.as_str();
     match Database::read(layout)?.user(name) {
         Some(user) if user.uid == plan.ids.uid && user.gid == plan.ids.gid => Ok(()),
-        _ => Err(changed(&format!("another user {name}, or none,"))),
+        Some(_) => Err(changed(&format!("another user {name}"))),
+        None => Err(Fault::precondition(format!("there is no user {name} here any more"))
+            .remedy(format!("make user {name} again with the id {}", plan.ids.uid))),
     }
 }
 

@@ -12,6 +12,7 @@ use ferry_traffic::control::RouteState;
 use super::host::{Server, World, a_move_to_nowhere, account, alone};
 use crate::clock::Deadline;
 use crate::ledger::Standing;
+use crate::ledger::failing::{EIO, on_failing};
 use crate::work::{Job, commit, fence, unfence};
 
 /// An account armed by a move, and that move's commands.
@@ -35,6 +36,33 @@ async fn deadline_passes(server: &Server) {
     let Standing::Fenced { deadline, .. } = &mut account.standing else { panic!("not fenced") };
     *deadline = Deadline { boottime_ms: 0, ..deadline.clone() };
     server.agent.set_account(&account.definition.name.clone(), Some(account)).await.unwrap();
+}
+
+/// A commit that the disk may hold, though nobody can tell: neither yes nor no.
+#[test]
+fn an_account_that_may_be_committed_is_not_taken_back() {
+    alone(async |world| {
+        let (ledger, disk) = on_failing();
+        let server = world.server_on("web1", ledger);
+        let of = a_move_to_nowhere();
+        server.stands(Standing::Armed { of: of.clone() }).await;
+        let job = world.job(&server, &of);
+        fence::fence(&job, 5, 0).await.unwrap();
+        disk.lock().unwrap().syncs = [Err(EIO), Err(EIO)].into();
+        let fault = commit::commit(&job).await.unwrap_err();
+        assert_eq!(fault.class, FaultClass::Transient, "{fault}");
+        disk.lock().unwrap().broken = Some(EIO);
+        let Standing::Fenced { deadline, .. } = server.standing() else { panic!("not fenced") };
+        tokio::time::sleep(deadline.left()).await;
+        unfence::at_deadline(&server.agent, &account()).await.unwrap_err();
+        assert!(matches!(server.route().await, RouteState::Hold { .. }));
+        // The disk recovers: what it holds is what counts.
+        disk.lock().unwrap().broken = None;
+        unfence::at_deadline(&server.agent, &account()).await.unwrap_err();
+        assert!(matches!(server.standing(), Standing::Moved { .. }));
+        assert!(matches!(server.route().await, RouteState::Hold { .. }));
+        committed(commit::commit(&job).await.unwrap());
+    });
 }
 
 /// A process that says when it has begun, and is gone when dropped.

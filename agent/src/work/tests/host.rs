@@ -106,6 +106,14 @@ impl World {
     pub async fn server(&self, name: &str) -> Server {
         let dir = self.dir.path().join(name);
         fs::create_dir(&dir).unwrap();
+        let ledger = Ledger::open(&dir.join("ledger")).unwrap();
+        self.server_on(name, ledger)
+    }
+
+    /// The same on this ledger.
+    pub fn server_on(&self, name: &str, ledger: Ledger) -> Server {
+        let dir = self.dir.path().join(name);
+        fs::create_dir_all(&dir).unwrap();
         user_database(&dir, self.uid);
         let config = ferry_traffic::config::Config {
             http: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0))],
@@ -117,7 +125,7 @@ impl World {
         };
         let sockets = Sockets::bind(&config).unwrap();
         let redirector = Redirector::start(config, sockets).unwrap();
-        Server { agent: self.agent(name, &dir), uid: self.uid, dir, redirector }
+        Server { agent: self.agent(name, &dir, ledger), uid: self.uid, dir, redirector }
     }
 
     /// `server` after its agent has died and was started again.
@@ -125,13 +133,13 @@ impl World {
         let Server { agent, uid, dir, redirector } = server;
         let name = agent.name.to_string();
         drop(agent);
-        Server { agent: self.agent(&name, &dir), uid, dir, redirector }
+        let ledger = Ledger::open(&dir.join("ledger")).unwrap();
+        Server { agent: self.agent(&name, &dir, ledger), uid, dir, redirector }
     }
 
-    fn agent(&self, name: &str, dir: &std::path::Path) -> Arc<Agent> {
+    fn agent(&self, name: &str, dir: &std::path::Path, ledger: Ledger) -> Arc<Agent> {
         let config = Config { state_directory: dir.to_owned(), ..Config::default() };
         let grant_key = GrantKey::from_bytes(self.grants.public_key().as_ref()).unwrap();
-        let ledger = Ledger::open(&dir.join("ledger")).unwrap();
         let connections = Connections::new(Limits::default());
         let client = Client::at(dir.join("control.sock"));
         let identity = self.identity(name);

@@ -267,7 +267,7 @@ async fn leaving(stream: &TcpStream) {
     }
 }
 
-/// Looks for the server of a request that was let through; None if the account is held meanwhile.
+/// Looks for the server of a request that was let through; None if the route changes meanwhile.
 async fn look(
     context: &Context,
     arrival: &Arrival,
@@ -302,7 +302,7 @@ async fn look(
     };
     tokio::select! {
         biased;
-        () = pass.fencing().cancelled() => Ok(None),
+        () = pass.replaced().cancelled() => Ok(None),
         found = search => found.map(Some).inspect_err(|_| pass.refused()),
     }
 }

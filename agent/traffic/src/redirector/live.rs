@@ -16,7 +16,9 @@ use crate::control::{AccountRoute, HoldLimits, RouteState, Stamp, Traffic};
 #[derive(Debug, Default)]
 pub struct Generation {
     running: AtomicU64,
-    /// Cancelled when holding begins: what has not begun to send goes back and waits.
+    /// Cancelled when the route changes: what has not begun to send goes back and asks again.
+    pub replaced: CancellationToken,
+    /// Cancelled when holding begins: a tunnel that waits for nothing ends.
     pub fencing: CancellationToken,
     /// Cancelled when a tunnel that waits for nothing shall end. Not where an account comes back from a
     /// peer, which holds some of them: a handshake that has just ended there waits for its answer.
@@ -205,6 +207,7 @@ impl Live {
                 self.limits = *limits;
                 self.begin_measuring();
                 self.rotate();
+                self.old.iter().for_each(|old| old.generation.fencing.cancel());
                 self.cut_leftover(limits.grace())
             }
             (Some(RouteState::Hold { .. }), RouteState::Local) => {
@@ -255,7 +258,7 @@ impl Live {
         let generation = std::mem::take(&mut self.current);
         self.old.push(Old { generation, due: None });
         for old in &self.old {
-            old.generation.fencing.cancel();
+            old.generation.replaced.cancel();
         }
     }
 

@@ -42,7 +42,12 @@ impl Pass {
         }
     }
 
-    /// Cancelled when the account is held: what has sent nothing goes back and waits.
+    /// Cancelled when the account's route changes: what has sent nothing goes back and asks again.
+    pub fn replaced(&self) -> &tokio_util::sync::CancellationToken {
+        &self.generation.replaced
+    }
+
+    /// Cancelled when the account is held: a tunnel that waits for nothing ends.
     pub fn fencing(&self) -> &tokio_util::sync::CancellationToken {
         &self.generation.fencing
     }

@@ -78,7 +78,13 @@ struct Pulse {
     limit_ms: AtomicU64,
     /// How many bytes the server has said since the visitor spoke last.
     said: AtomicU64,
+    /// How often the visitor has spoken: what comes without a pause for the server is once.
+    turns: AtomicU64,
 }
+
+/// A handshake's first turn is the ClientHello. A visitor that is far away takes its time to answer
+/// what the server says to that, and waits for everything.
+const HANDSHAKE_TURNS: u64 = 1;
 
 impl Pulse {
     fn new(limit: Duration) -> Self {
@@ -87,6 +93,7 @@ impl Pulse {
             last_ms: AtomicU64::new(0),
             limit_ms: AtomicU64::new(milliseconds(limit)),
             said: AtomicU64::new(0),
+            turns: AtomicU64::new(0),
         }
     }
 
@@ -95,7 +102,10 @@ impl Pulse {
     }
 
     fn visitor_spoke(&self) {
-        self.said.store(0, Ordering::Relaxed);
+        let answers = self.said.swap(0, Ordering::Relaxed) > 0;
+        if answers || self.turns.load(Ordering::Relaxed) == 0 {
+            self.turns.fetch_add(1, Ordering::Relaxed);
+        }
         self.beat();
     }
 
@@ -104,7 +114,7 @@ impl Pulse {
         self.beat();
     }
 
-    /// Returns when the server spoke last, and nothing has moved for a while.
+    /// Returns when the server spoke last, beyond the handshake, and nothing has moved for a while.
     async fn quiet(&self) {
         loop {
             let wanted = match self.said.load(Ordering::Relaxed) {
@@ -113,7 +123,9 @@ impl Pulse {
             };
             let due = self.last_ms.load(Ordering::Relaxed) + milliseconds(wanted);
             let left = due.saturating_sub(milliseconds(self.started.elapsed()));
-            if left == 0 && self.said.load(Ordering::Relaxed) > 0 {
+            let spoke = self.said.load(Ordering::Relaxed) > 0
+                && self.turns.load(Ordering::Relaxed) > HANDSHAKE_TURNS;
+            if left == 0 && spoke {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(left).max(QUIET / 4)).await;
