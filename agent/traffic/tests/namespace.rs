@@ -365,6 +365,11 @@ fn sites_stay_up_without_the_capability_the_policy_route_or_the_table() {
             run("nft", &["flush", "ruleset"]);
             assert!(!firewall::is_armed(&rules).await.unwrap());
             assert_eq!(body(&ask().await), "http");
+            // As the agent has them, with a mark for its own looks.
+            let marked = Rules { passing_mark: Some(1), ..rules.clone() };
+            firewall::arm(&marked).await.unwrap();
+            assert!(firewall::is_armed(&marked).await.unwrap());
+            firewall::disarm().await.unwrap();
         }
     });
     server.join().unwrap();

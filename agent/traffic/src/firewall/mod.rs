@@ -283,7 +283,10 @@ pub async fn is_armed(rules: &Rules) -> Result<bool, Fault> {
         let ours = |r: &&StandingRule| r.chain == chain && r.comment == comment;
         standing.iter().filter(ours).count() == wanted
     };
-    if !stand("prerouting", each) || !stand("output", each + 1) || !stand("answers", answers) {
+    // The redirector's own connections pass, and those with the mark.
+    let passing = 1 + usize::from(rules.passing_mark.is_some());
+    if !stand("prerouting", each) || !stand("output", each + passing) || !stand("answers", answers)
+    {
         return Ok(false);
     }
     if rules.keep_visitor_address {

@@ -18,8 +18,6 @@ pub struct Generation {
     running: AtomicU64,
     /// Cancelled when the route changes: what has not begun to send goes back and asks again.
     pub replaced: CancellationToken,
-    /// Cancelled when holding begins: a tunnel that waits for nothing ends.
-    pub fencing: CancellationToken,
     /// Cancelled when a tunnel that waits for nothing shall end. Not where an account comes back from a
     /// peer, which holds some of them: a handshake that has just ended there waits for its answer.
     pub winding: CancellationToken,
@@ -207,7 +205,6 @@ impl Live {
                 self.limits = *limits;
                 self.begin_measuring();
                 self.rotate();
-                self.old.iter().for_each(|old| old.generation.fencing.cancel());
                 self.cut_leftover(limits.grace())
             }
             (Some(RouteState::Hold { .. }), RouteState::Local) => {
@@ -378,7 +375,7 @@ mod tests {
         with_peer.enter();
         let cut = live.apply(Some(&route(remote)), &route(RouteState::Local));
         assert_eq!(cut, Cut::After(2 * HoldLimits::default().wait()));
-        assert!(with_peer.fencing.is_cancelled() && !with_peer.cut.is_cancelled());
+        assert!(with_peer.replaced.is_cancelled() && !with_peer.cut.is_cancelled());
         assert!(!with_peer.winding.is_cancelled(), "a tunnel held there waits for its answer");
         assert!(with_peer.leave());
     }
@@ -431,7 +428,7 @@ mod tests {
         running.enter();
         let cut = live.apply(Some(&route(RouteState::Local)), &hold(2, 100));
         assert_eq!(cut, Cut::After(HoldLimits::default().grace()));
-        assert!(running.fencing.is_cancelled() && !running.cut.is_cancelled());
+        assert!(running.replaced.is_cancelled() && !running.cut.is_cancelled());
         assert!(running.winding.is_cancelled());
         assert_eq!(live.leftover(), 1);
         live.cut(Instant::now());
@@ -440,6 +437,6 @@ mod tests {
         assert!(running.cut.is_cancelled());
         assert!(running.leave());
         assert_eq!(live.leftover(), 0);
-        assert!(!live.current().fencing.is_cancelled());
+        assert!(!live.current().replaced.is_cancelled());
     }
 }

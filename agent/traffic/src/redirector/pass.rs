@@ -47,11 +47,6 @@ impl Pass {
         &self.generation.replaced
     }
 
-    /// Cancelled when the account is held: a tunnel that waits for nothing ends.
-    pub fn fencing(&self) -> &tokio_util::sync::CancellationToken {
-        &self.generation.fencing
-    }
-
     /// Cancelled when a tunnel that waits for nothing shall end.
     pub fn winding(&self) -> &tokio_util::sync::CancellationToken {
         &self.generation.winding
