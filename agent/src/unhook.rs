@@ -18,7 +18,7 @@ pub async fn unhook(config: &Config, force: bool) -> Result<(), Fault> {
     if !force {
         nothing_moves(&config.state_directory.join("ledger"))?;
     }
-    Mail::new(MailConfig::default()).remove_hooks().await
+    Mail::new(MailConfig::default()).remove_hooks(force).await
 }
 
 /// Checks the ledger at `path`, if there is one.
@@ -38,9 +38,9 @@ fn nothing_moves(path: &Path) -> Result<(), Fault> {
         on_the_move.join(", ")
     ))
     .remedy(
-        "let their moves end (on the controller: ferry status; ferry abort JOB before a commit, ferry \
-         finalize after it), then remove again; only if they are served elsewhere for sure: \
-         ferry-agent unhook --force",
+        "let their moves end (on the controller: ferry status; ferry abort ACCOUNT before a commit, \
+         ferry finalize ACCOUNT after it), then remove again; only if they are served elsewhere for \
+         sure: ferry-agent unhook --force",
     ))
 }
 

@@ -121,7 +121,7 @@ async fn unhook_mail(agent: &Agent) {
         return;
     }
     // Accounts that were opened here live by them: then this is refused.
-    if let Err(fault) = agent.mail.remove_hooks().await {
+    if let Err(fault) = agent.mail.remove_hooks(false).await {
         tracing::debug!("the mail services keep Ferry's hooks: {fault}");
     }
 }

@@ -110,6 +110,33 @@ async fn one_that_gets_no_answer_keeps_its_turn_only_for_a_while() {
     }
 }
 
+/// Also not after a wait for its turn.
+#[tokio::test]
+async fn a_visitor_that_leaves_before_its_turn_is_not_served_later() {
+    let (running, origin) = alice().await;
+    running.hold("alice", 1, limits()).await;
+    let http = running.http();
+    let slow: Vec<_> = (0..64)
+        .map(|_| tokio::spawn(async move { get(http, "a.example", "/slow").await }))
+        .collect();
+    running.until("alice", |s| s.traffic.held_now == 64).await;
+    let mut leaving = TcpStream::connect(http).await.unwrap();
+    leaving.write_all(b"GET /left HTTP/1.1\r\nHost: a.example\r\n\r\n").await.unwrap();
+    running.until("alice", |s| s.traffic.held_now == 65).await;
+    let next = tokio::spawn(async move { get(http, "a.example", "/").await });
+    running.until("alice", |s| s.traffic.held_now == 66).await;
+    running.release("alice", 1, Target::Local).await;
+    // Let through, and waiting for a turn.
+    running.until("alice", |s| s.traffic.running == 66).await;
+    drop(leaving);
+    assert_eq!(body(&next.await.unwrap()), "a");
+    origin.go_on(64);
+    for one in slow {
+        assert_eq!(body(&one.await.unwrap()), "a");
+    }
+    assert!(origin.seen().iter().all(|seen| !seen.head.contains("/left")));
+}
+
 #[tokio::test]
 async fn beyond_the_number_or_the_time_requests_are_refused() {
     let (running, origin) = alice().await;

@@ -24,18 +24,24 @@ async fn hooks_go_in_once_and_out_without_a_trace() {
     run(Command::new("postfix").arg("-c").arg(host.path("postfix")).arg("check"));
 
     host.mail.fence(&host.spec()).await.expect("fenced");
-    let fault = host.mail.remove_hooks().await.expect_err("they are in use");
+    let fault = host.mail.remove_hooks(false).await.expect_err("they are in use");
     assert_eq!(fault.class, FaultClass::Precondition);
     assert!(fault.message.contains("shop"), "{fault}");
     host.mail.unfence(&host.spec()).await.expect("unfenced");
+    // Unless what accounts' mail stands on is given up.
+    host.mail.fence(&host.spec()).await.expect("fenced");
+    host.mail.remove_hooks(true).await.expect("given up");
+    assert_eq!((host.postconf(&["-n"]), host.postconf(&["-M"])), before);
+    host.mail.install_hooks().await.expect("hooked");
+    assert_eq!((host.postconf(&["-n"]), host.postconf(&["-M"])), hooked);
 
     // What the provider changes meanwhile stays.
     let maps = host.postconf(&["-h", "transport_maps"]);
     host.postconf(&["-e", &format!("transport_maps={}, texthash:/dev/null", maps.trim())]);
     // Nor does it need what was kept of accounts: somebody may have cleaned up.
     std::fs::remove_dir_all(host.config.state_dir.join("accounts")).expect("removed");
-    host.mail.remove_hooks().await.expect("unhooked");
-    host.mail.remove_hooks().await.expect("unhooked again");
+    host.mail.remove_hooks(false).await.expect("unhooked");
+    host.mail.remove_hooks(false).await.expect("unhooked again");
     let after = host.postconf(&["-n"]).replace(", texthash:/dev/null", "");
     assert_eq!((after, host.postconf(&["-M"])), before);
     assert!(!host.config.dovecot_snippet.exists());
@@ -174,6 +180,6 @@ async fn a_server_without_mail_programs_is_told_apart() {
     std::fs::write(&snippet, "passdb {\n}\n").expect("written");
     std::fs::create_dir(&tables).expect("a directory");
     std::fs::write(tables.join("held"), "").expect("written");
-    mail.remove_hooks().await.expect("unhooked");
+    mail.remove_hooks(false).await.expect("unhooked");
     assert!(!snippet.exists() && !tables.exists());
 }

@@ -121,8 +121,8 @@ async fn a_moved_account_rolls_back() {
     target.mail.close_here(&at_target).await.expect("closed again");
     assert!(!target.send(ALICE, "gone").starts_with("250"));
     assert!(target.queue().is_empty() && source.queue().is_empty(), "nothing is left behind");
-    source.mail.remove_hooks().await.expect("unhooked");
-    target.mail.remove_hooks().await.expect("unhooked");
+    source.mail.remove_hooks(false).await.expect("unhooked");
+    target.mail.remove_hooks(false).await.expect("unhooked");
 }
 
 #[tokio::test]
@@ -134,7 +134,7 @@ async fn an_abort_before_the_commit_leaves_the_source_as_it_was() {
     host.mail.unfence(&spec).await.expect("no fence");
     host.mail.release(&spec).await.expect("nothing to release");
     host.mail.close_here(&spec).await.expect("nothing open");
-    host.mail.remove_hooks().await.expect("no hooks");
+    host.mail.remove_hooks(false).await.expect("no hooks");
     assert!(!host.config.state_dir.exists(), "and it left nothing behind");
 
     host.mail.fence(&spec).await.expect("fenced");

@@ -225,22 +225,27 @@ impl Mail {
         self.hook(&standings).await
     }
 
-    /// Takes the hooks out again, and all that Ferry wrote for mail.
+    /// Takes the hooks out again, and all that Ferry wrote for mail; with `force` also what accounts'
+    /// mail stands on.
     ///
     /// # Errors
-    /// Precondition, when an account's mail still stands on them.
-    pub async fn remove_hooks(&self) -> Result<(), Fault> {
+    /// Precondition, when an account's mail still stands on them and not `force`.
+    pub async fn remove_hooks(&self, force: bool) -> Result<(), Fault> {
         if !self.store().exists() && !self.is_hooked() {
             return Ok(());
         }
         let _lock = self.lock().await?;
         let standings = self.load().await?;
-        if let Some((account, standing)) = standings.iter().find(|(_, s)| s.needs_tables()) {
+        let needs = standings.iter().find(|(_, s)| s.needs_tables());
+        if let Some((account, standing)) = needs.filter(|_| !force) {
             return Err(Fault::precondition(format!(
                 "the mail of account {account} is {}, which Postfix and Dovecot know by Ferry's hooks",
                 MailState::of(Some(standing))
             ))
-            .remedy("release or close the mail of every account first"));
+            .remedy(
+                "move the account away first; or give up what its mail stands on here: ferry-agent \
+                 unhook --force",
+            ));
         }
         let (postfix, dovecot) = (self.postfix(), self.dovecot());
         dovecot.remove().await?;

@@ -250,9 +250,10 @@ async fn find_server(
                 }
             }
             Admission::Pass(pass) => {
-                if let Some((dialed, turn)) = look(context, arrival, &pass, arrived).await? {
+                let since = waited_before.then_some(arrived);
+                if let Some((dialed, turn)) = look(context, stream, arrival, &pass, since).await? {
                     let limit = if arrival.kind == Kind::Http { TURN } else { TURN_OF_TLS };
-                    let turn = turn.filter(|_| waited_before).map(|turn| Turn::keep(turn, limit));
+                    let turn = turn.map(|turn| Turn::keep(turn, limit));
                     return Ok(Found { pass, dialed, turn });
                 }
             }
@@ -267,26 +268,34 @@ async fn leaving(stream: &TcpStream) {
     }
 }
 
-/// Looks for the server of a request that was let through; None if the route changes meanwhile.
+/// Looks for the server of a request that was let through; None if the route changes meanwhile. Those
+/// who waited, and came at `held`, go in turn.
 async fn look(
     context: &Context,
+    stream: &TcpStream,
     arrival: &Arrival,
     pass: &Pass,
-    arrived: Instant,
+    held: Option<Instant>,
 ) -> Result<Option<(Dialed, Option<OwnedSemaphorePermit>)>, Answer> {
+    let now = Instant::now();
     let deadline = match pass.goal {
-        Goal::Remote { .. } => arrived + pass.look,
-        _ => Instant::now() + pass.look.min(LOOK_LOCAL),
+        Goal::Remote { .. } => held.unwrap_or(now) + pass.look,
+        _ => now + pass.look.min(LOOK_LOCAL),
     };
     let mut pause = Duration::from_millis(100);
     let search = async {
         loop {
-            let attempt = async {
-                let turn = pass.turn().await;
-                context.dialer.dial(&pass.goal, arrival).await.map(|dialed| (dialed, turn))
+            let turn = match held {
+                // Late is better than never: then it goes without a turn.
+                Some(_) => timeout(pass.look, pass.turn()).await.ok().flatten(),
+                None => None,
             };
-            match attempt.await {
-                Ok(found) => return Ok(found),
+            // What a visitor has given up must not be done later.
+            if held.is_some() && has_left(stream) {
+                return Err(Answer::Gone);
+            }
+            match context.dialer.dial(&pass.goal, arrival).await {
+                Ok(dialed) => return Ok((dialed, turn)),
                 Err(Unreached::Loop) => return Err(status(508, "servers send this in a circle")),
                 Err(Unreached::Nowhere(why)) => return Err(status(421, why)),
                 Err(Unreached::Failed(error)) => {
@@ -296,6 +305,7 @@ async fn look(
                     }
                 }
             }
+            drop(turn);
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(1));
         }
@@ -303,7 +313,11 @@ async fn look(
     tokio::select! {
         biased;
         () = pass.replaced().cancelled() => Ok(None),
-        found = search => found.map(Some).inspect_err(|_| pass.refused()),
+        found = search => found.map(Some).inspect_err(|answer| match answer {
+            Answer::Status(_) => pass.refused(),
+            Answer::Gone => {}
+        }),
+        () = leaving(stream), if held.is_some() => Err(Answer::Gone),
     }
 }
 
