@@ -168,6 +168,24 @@ impl Controller {
         list.servers.iter().any(|s| s.name == server && s.connected)
     }
 
+    /// Whether the account is known to stand like that on a server, which is connected.
+    async fn knows(&self, server: &str, state: &AccountState) -> bool {
+        let message = self.with_token(v1::ListAccountsRequest {});
+        let list = self.operators().await.list_accounts(message).await.unwrap().into_inner();
+        list.accounts.iter().any(|known| {
+            known.server == server
+                && known.connected
+                && known.standing == state.standing.to_string()
+                && known.epoch == state.epoch.0
+        })
+    }
+
+    async fn finalize(&self, from: &str, erase: bool) -> Result<String, Fault> {
+        let message = v1::FinalizeMoveRequest { account: "demo".into(), erase, from: from.into() };
+        let answer = self.operators().await.finalize_move(self.with_token(message)).await;
+        answer.map(|a| a.into_inner().job).map_err(|s| serde_json::from_slice(s.details()).unwrap())
+    }
+
     async fn abort(&self, account: &str) -> Result<String, Fault> {
         let message = v1::AbortMoveRequest { account: account.into() };
         let answer = self.operators().await.abort_move(self.with_token(message)).await;
@@ -260,6 +278,8 @@ struct World {
     cancelled: Vec<String>,
     /// Whom it must not trust, as it heard.
     revocations: Vec<Vec<String>>,
+    /// What it says of its accounts when it connects; none: what it begins with.
+    accounts: Option<Vec<AccountState>>,
 }
 
 #[derive(Clone)]
@@ -329,19 +349,12 @@ impl Player {
     }
 
     fn accounts(&self) -> v1::SessionRequest {
-        let state = AccountState {
-            name: "demo".parse().unwrap(),
-            standing: StandingKind::Serving,
-            epoch: Epoch(0),
-            moved_to: None,
-            domains: vec![],
-            job: None,
+        let begins = || match self.name.as_str() {
+            "client" => vec![stands(StandingKind::Serving, 0)],
+            _ => vec![],
         };
-        let accounts = if self.name.as_str() == "client" {
-            vec![serde_json::to_vec(&state).unwrap()]
-        } else {
-            vec![]
-        };
+        let accounts = self.world.lock().unwrap().accounts.clone().unwrap_or_else(begins);
+        let accounts = accounts.iter().map(|state| serde_json::to_vec(state).unwrap()).collect();
         let states = v1::AccountStates { accounts, problems: vec![] };
         let body = event::Body::AccountStates(states);
         request(session_request::Body::Event(v1::Event { number: 0, body: Some(body) }))
@@ -373,6 +386,18 @@ impl Player {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
         while !is(&self.world.lock().unwrap()) {
             assert!(tokio::time::Instant::now() < deadline, "{}: {what}", self.name);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Connects anew, and returns when the controller knows that the account stands here like that.
+    async fn says(&self, controller: &Controller, identity: &Arc<Identity>, state: &AccountState) {
+        self.leave(controller).await;
+        self.world.lock().unwrap().accounts = Some(vec![state.clone()]);
+        self.play(&controller.address, identity);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        while !controller.knows(self.name.as_str(), state).await {
+            assert!(tokio::time::Instant::now() < deadline, "{}: {state:?}", self.name);
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -421,6 +446,18 @@ fn done(id: &str, outcome: &Result<Receipt, Fault>) -> event::Body {
         Err(fault) => (vec![], serde_json::to_vec(fault).unwrap()),
     };
     event::Body::CommandDone(v1::CommandDone { id: id.into(), receipt, fault })
+}
+
+/// How the account stands on a server.
+fn stands(standing: StandingKind, epoch: u64) -> AccountState {
+    AccountState {
+        name: "demo".parse().unwrap(),
+        standing,
+        epoch: Epoch(epoch),
+        moved_to: None,
+        domains: vec![],
+        job: None,
+    }
 }
 
 fn request(body: session_request::Body) -> v1::SessionRequest {
@@ -514,6 +551,31 @@ async fn a_move_goes_through_the_critical_section_in_order() {
         ]
     );
     assert_eq!(transit.done(), ["inspect", "provision", "rehearse", "open"]);
+}
+
+#[tokio::test]
+async fn a_source_that_died_after_its_commit_is_not_taken_for_one_that_serves() {
+    let (controller, client, transit, [at_client, at_transit]) = pair().await;
+    let plan = controller.plan("demo", "transit").await.unwrap();
+    let job = controller.start_move(&plan.plan_id).await;
+    controller.end_of(&job).await;
+    let fenced = |job: &str| AccountState {
+        job: Some(job.parse().unwrap()),
+        ..stands(StandingKind::Fenced, 0)
+    };
+    client.says(&controller, &at_client, &fenced(&job)).await;
+    transit.says(&controller, &at_transit, &stands(StandingKind::Serving, 1)).await;
+    let fault = controller.finalize("", false).await.unwrap_err();
+    assert!(fault.message.contains("nothing stands for a move"), "{fault}");
+    // A job that the controller does not know says nothing of where the account is.
+    let unknown = fenced("01900000-0000-7000-8000-000000000000");
+    // The list does not show the job: that it was heard is seen by the epoch.
+    client.says(&controller, &at_client, &stands(StandingKind::Serving, 0)).await;
+    client.says(&controller, &at_client, &unknown).await;
+    let fault = controller.finalize("", false).await.unwrap_err();
+    assert!(fault.message.contains("more than one server"), "{fault}");
+    let fault = controller.finalize("transit", false).await.unwrap_err();
+    assert!(fault.message.contains("nothing stands for a move"), "{fault}");
 }
 
 #[tokio::test]

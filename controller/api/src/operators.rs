@@ -212,7 +212,9 @@ impl OperatorService for OperatorEndpoint {
         self.token.authorise(&request, Verb::FinalizeMove)?;
         let request = request.into_inner();
         let account: AccountName = parse(&request.account)?;
-        let plan = or_status(self.planner().plan_finalize(&account, request.erase).await)?;
+        let from = (!request.from.is_empty()).then(|| parse(&request.from)).transpose()?;
+        let plan = self.planner().plan_finalize(&account, from.as_ref(), request.erase).await;
+        let plan = or_status(plan)?;
         or_status(self.jobs.keep(&plan).await)?;
         or_status(self.jobs.start(plan.job).await)?;
         Ok(Response::new(v1::FinalizeMoveResponse { job: plan.job.to_string() }))

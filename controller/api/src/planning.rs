@@ -16,6 +16,8 @@ use ferry_proto::ids::{AccountName, CommandId, JobId, ServerName};
 use ferry_store::{ServerState, Store};
 use tokio_util::sync::CancellationToken;
 
+use crate::jobs::read_plan;
+
 /// How long an end may take to say how it stands: it may have millions of files to count.
 const INSPECTION: Duration = Duration::from_secs(300);
 /// How long the target may take to begin to ask the source for its record, in seconds.
@@ -114,8 +116,14 @@ impl Planner {
     ///
     /// # Errors
     /// If the account did not move, or an end is not connected.
-    pub async fn plan_finalize(&self, account: &AccountName, erase: bool) -> Result<Plan, Fault> {
-        let at = self.whereabouts(account, Serving::AfterMove).await?;
+    pub async fn plan_finalize(
+        &self,
+        account: &AccountName,
+        from: Option<&ServerName>,
+        erase: bool,
+    ) -> Result<Plan, Fault> {
+        let which = from.map_or(Serving::AfterMove, Serving::On);
+        let at = self.whereabouts(account, which).await?;
         let (before, _) = at.before.ok_or_else(|| {
             Fault::precondition(format!("nothing stands for a move of account {account}"))
                 .remedy("see `ferry account list`")
@@ -148,7 +156,8 @@ impl Planner {
         let of_name = self.store.accounts().await?.into_iter().filter(|(_, s)| &s.name == account);
         let (silenced, all): (Vec<_>, Vec<_>) =
             of_name.partition(|(server, _)| cut_off.contains(server));
-        whereabouts(account, which, all).map_err(|fault| {
+        let bound = self.bound(&all).await?;
+        whereabouts(account, which, without_outdated(all, &bound)).map_err(|fault| {
             match silenced.iter().find(|(_, state)| serves(&state.standing)) {
                 Some((server, _)) => fault.context(format!(
                     "account {account} was last seen on {server}, which is cut off"
@@ -156,6 +165,24 @@ impl Planner {
                 None => fault,
             }
         })
+    }
+
+    /// Where the servers that have the account armed or fenced for a job bring it.
+    async fn bound(
+        &self,
+        all: &[(ServerName, AccountState)],
+    ) -> Result<Vec<(ServerName, ServerName)>, Fault> {
+        let mut bound = Vec::new();
+        for (server, state) in all.iter().filter(|(_, state)| is_leaving(&state.standing)) {
+            let Some(job) = state.job else { continue };
+            let Some(row) = self.store.job(job).await? else { continue };
+            // A plan that is damaged says nothing: the server keeps its say.
+            match read_plan(&row) {
+                Ok(plan) if plan.source == *server => bound.push((server.clone(), plan.target)),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Ok(bound)
     }
 
     async fn peer_address(&self, server: &ServerName) -> Result<SocketAddr, Fault> {
@@ -241,6 +268,31 @@ fn serves(standing: &StandingKind) -> bool {
     matches!(standing, StandingKind::Serving | StandingKind::Armed | StandingKind::Fenced)
 }
 
+fn is_leaving(standing: &StandingKind) -> bool {
+    matches!(standing, StandingKind::Armed | StandingKind::Fenced)
+}
+
+/// Leaves out what was said before a commit that is known by its outcome: a source that died right
+/// after it is still known as armed or fenced, while the account is at a higher epoch where its job
+/// brought it. Without that job it may be another account of the same name, whatever its epoch.
+fn without_outdated(
+    all: Vec<(ServerName, AccountState)>,
+    bound: &[(ServerName, ServerName)],
+) -> Vec<(ServerName, AccountState)> {
+    let arrived = |server: &ServerName, state: &AccountState| {
+        let target = bound.iter().find(|(source, _)| source == server).map(|(_, target)| target);
+        all.iter().any(|(at, there)| {
+            // What is only provisioned there has not arrived; what has moved on has.
+            Some(at) == target
+                && there.standing != StandingKind::Provisioned
+                && there.epoch > state.epoch
+        })
+    };
+    let current: Vec<_> =
+        all.iter().map(|(s, state)| !is_leaving(&state.standing) || !arrived(s, state)).collect();
+    all.into_iter().zip(current).filter_map(|(known, is)| is.then_some(known)).collect()
+}
+
 /// Picks the server that serves the account, and the one that passed it on to it.
 fn whereabouts(
     account: &AccountName,
@@ -257,7 +309,7 @@ fn whereabouts(
                 matches!(s.standing, StandingKind::Moved | StandingKind::Closed)
                     && s.moved_to.as_ref() == Some(server)
             })
-            .max_by_key(|(_, s)| s.standing == StandingKind::Moved)
+            .max_by_key(|(_, s)| (s.epoch, s.standing == StandingKind::Moved))
     };
     // Without any that was moved here there is one to say so of, if it is only one.
     let moved = serving.iter().any(|(server, _)| before(server).is_some());
@@ -350,6 +402,67 @@ mod tests {
         let c = "c".parse().unwrap();
         let fault = serving(Serving::On(&c), &two).unwrap_err();
         assert!(fault.message.contains("c does not serve account shop"), "{fault}");
+    }
+
+    #[test]
+    fn a_source_that_died_after_its_commit_does_not_count_where_its_job_brought_the_account() {
+        let name = |s: &str| -> ServerName { s.parse().unwrap() };
+        let at = |(server, state): (ServerName, AccountState), epoch| {
+            (server, AccountState { epoch: Epoch(epoch), ..state })
+        };
+        let bound = [(name("a"), name("t"))];
+        let left = |all: &[_], bound: &[_]| -> Vec<String> {
+            without_outdated(all.to_vec(), bound).iter().map(|(s, _)| s.to_string()).collect()
+        };
+        for leaving in [StandingKind::Armed, StandingKind::Fenced] {
+            let dead = at(on("a", leaving, None), 3);
+            let all = [dead.clone(), at(on("t", StandingKind::Serving, None), 4)];
+            assert_eq!(left(&all, &bound), ["t"]);
+            // Another account of that name, on a server that this job does not bring it to.
+            assert_eq!(left(&all, &[]), ["a", "t"]);
+            assert_eq!(left(&all, &[(name("a"), name("u"))]), ["a", "t"]);
+            let onward = [
+                dead.clone(),
+                at(on("t", StandingKind::Moved, Some("u")), 5),
+                at(on("u", StandingKind::Serving, None), 5),
+            ];
+            assert_eq!(left(&onward, &bound), ["t", "u"]);
+            // Not committed yet, as far as is known.
+            for (standing, epoch) in [
+                (StandingKind::Provisioned, 4),
+                (StandingKind::Closed, 3),
+                (StandingKind::Moved, 2),
+            ] {
+                let all = [dead.clone(), at(on("t", standing, Some("a")), epoch)];
+                assert_eq!(left(&all, &bound), ["a", "t"]);
+            }
+        }
+        let all = [
+            at(on("a", StandingKind::Serving, None), 3),
+            at(on("t", StandingKind::Serving, None), 4),
+        ];
+        assert_eq!(left(&all, &bound), ["a", "t"], "it serves: its move was undone");
+    }
+
+    #[test]
+    fn the_way_back_is_the_server_that_passed_it_on_last() {
+        let passed = |server, standing, epoch| {
+            let (server, state) = on(server, standing, Some("t"));
+            (server, AccountState { epoch: Epoch(epoch), ..state })
+        };
+        let account: AccountName = "shop".parse().unwrap();
+        for last in [StandingKind::Moved, StandingKind::Closed] {
+            let mut all = vec![
+                passed("a", StandingKind::Moved, 1),
+                passed("b", last, 3),
+                on("t", StandingKind::Serving, None),
+            ];
+            for _ in 0..2 {
+                let at = whereabouts(&account, Serving::AfterMove, all.clone()).unwrap();
+                assert_eq!(at.before.unwrap().0.as_str(), "b");
+                all.swap(0, 1);
+            }
+        }
     }
 
     #[test]

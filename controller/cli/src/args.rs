@@ -270,6 +270,9 @@ pub struct ResumeArgs {
 pub struct FinalizeArgs {
     /// The account
     pub account: AccountName,
+    /// The server that serves it now, where more than one has an account of this name
+    #[arg(long, value_name = "SERVER")]
+    pub from: Option<ServerName>,
     /// Also erase the copy on the server that no longer serves it
     #[arg(long)]
     pub erase: bool,

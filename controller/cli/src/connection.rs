@@ -136,9 +136,8 @@ impl Operator {
     }
 
     /// Ends a move for good.
-    pub async fn finalize_move(&self, account: String, erase: bool) -> Result<JobId, Failure> {
+    pub async fn finalize_move(&self, request: v1::FinalizeMoveRequest) -> Result<JobId, Failure> {
         let mut client = self.client.clone();
-        let request = v1::FinalizeMoveRequest { account, erase };
         let answer = self.within(ANSWER_WITHIN, client.finalize_move(request)).await;
         job_id(&answer.map_err(may_have_started)?.job)
     }

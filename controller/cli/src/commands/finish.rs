@@ -62,7 +62,12 @@ pub async fn finalize(
     if !args.yes && !agreed(screen, &args).await? {
         return Ok(ask::declined(screen));
     }
-    let job = operator.finalize_move(args.account.to_string(), args.erase).await?;
+    let request = v1::FinalizeMoveRequest {
+        account: args.account.to_string(),
+        erase: args.erase,
+        from: args.from.map(String::from).unwrap_or_default(),
+    };
+    let job = operator.finalize_move(request).await?;
     if args.detach {
         return left_alone(screen, job);
     }

@@ -272,7 +272,8 @@ impl OperatorService for Fake {
         &self,
         r: Request<FinalizeMoveRequest>,
     ) -> Result<Response<FinalizeMoveResponse>, Status> {
-        self.called(&r, &format!("finalize {} {}", r.get_ref().account, r.get_ref().erase))?;
+        let q = r.get_ref();
+        self.called(&r, format!("finalize {} {} {}", q.account, q.erase, q.from).trim_end())?;
         Ok(Response::new(FinalizeMoveResponse { job: JOB.to_owned() }))
     }
 

@@ -110,4 +110,7 @@ async fn the_server_that_serves_it_can_be_named() {
     let line = ["move", "shop", "--from", "web1", "--to", "transit1", "--dry-run"];
     assert_eq!(controller.run(&line).await.code, 0);
     assert_eq!(controller.calls(), ["plan shop transit1 outbound 0 web1"]);
+    let line = ["finalize", "shop", "--from", "transit1", "--yes", "--detach"];
+    assert_eq!(controller.run(&line).await.code, 0);
+    assert_eq!(controller.calls()[1], "finalize shop false transit1");
 }
