@@ -348,6 +348,7 @@ async fn dispatch(job: &Job, intent: &Intent) -> Outcome {
         Intent::Open { commit, .. } => work::open::on_command(job, commit.as_ref()).await,
         Intent::Release { .. } => work::release::release(job).await,
         Intent::Prove { .. } => work::prove::prove(job).await,
+        Intent::ProveErasable { .. } => work::finalize::prove_erasable(job).await,
         Intent::Finalize { erase, .. } => work::finalize::finalize(job, *erase).await,
     }
 }

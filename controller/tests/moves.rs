@@ -579,6 +579,28 @@ async fn a_source_that_died_after_its_commit_is_not_taken_for_one_that_serves() 
 }
 
 #[tokio::test]
+async fn a_copy_that_may_not_be_erased_leaves_the_move_as_it_was() {
+    let (controller, client, transit, [at_client, at_transit]) = pair().await;
+    let moved = AccountState {
+        moved_to: Some("transit".parse().unwrap()),
+        ..stands(StandingKind::Moved, 1)
+    };
+    client.says(&controller, &at_client, &moved).await;
+    transit.says(&controller, &at_transit, &stands(StandingKind::Serving, 1)).await;
+    let refusal = Fault::precondition("it was here before Ferry").remedy("without --erase");
+    client.world.lock().unwrap().failing.insert("prove_erasable".into(), refusal.clone());
+    let view = controller.end_of(&controller.finalize("", true).await.unwrap()).await;
+    assert_eq!(view.phase, JobPhase::Undone, "{view:?}");
+    assert_eq!(view.steps[1].title, "Prove that the copy may be erased");
+    assert_eq!(view.steps[1].fault.as_ref(), Some(&refusal));
+    assert_eq!(client.done(), ["prove_erasable"]);
+    let view = controller.end_of(&controller.finalize("transit", false).await.unwrap()).await;
+    assert_eq!(view.phase, JobPhase::Done, "{view:?}");
+    assert_eq!(client.done(), ["prove_erasable", "finalize"]);
+    assert_eq!(transit.done(), ["prove", "prove"]);
+}
+
+#[tokio::test]
 async fn a_step_that_fails_undoes_what_was_done_in_reverse() {
     let (controller, client, transit, _) = pair().await;
     let refusal = Fault::precondition("a table differs").remedy("look");

@@ -187,6 +187,11 @@ pub enum Intent {
         /// The move.
         of: Move,
     },
+    /// Source, of a move that has long ended: say that its copy may be erased.
+    ProveErasable {
+        /// The move.
+        of: Move,
+    },
     /// End a move: take down what stands for it on the server that no longer serves.
     Finalize {
         /// The move.
@@ -228,6 +233,7 @@ impl Intent {
             | Self::Open { of, .. }
             | Self::Release { of }
             | Self::Prove { of }
+            | Self::ProveErasable { of }
             | Self::Finalize { of, .. } => Some(of),
         }
     }
@@ -251,6 +257,7 @@ impl Intent {
             Self::Open { .. } => "open",
             Self::Release { .. } => "release",
             Self::Prove { .. } => "prove",
+            Self::ProveErasable { .. } => "prove_erasable",
             Self::Finalize { .. } => "finalize",
         }
     }

@@ -11,11 +11,15 @@ use std::path::Path;
 use ferry_host::{processes, sites_fence};
 use ferry_proto::Fault;
 use ferry_proto::command::Receipt;
+use ferry_proto::ids::ServerName;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{blocking, engine};
 use crate::ledger::{Account, Closed, Standing};
 use crate::work::{Job, arm, done, mail_spec, provision, spec};
+
+/// What is said where nothing of the account is known.
+const NOTHING: &str = "nothing stands here";
 
 /// Finalizes.
 ///
@@ -26,19 +30,11 @@ pub async fn finalize(job: &Job, erase: bool) -> Result<Receipt, Fault> {
     let agent = &job.agent;
     let _order = agent.order(&job.of.account).await;
     let Some(mut account) = agent.account(&job.of.account) else {
-        return Ok(done("nothing stands here"));
+        return Ok(done(NOTHING));
     };
-    let (to, since_unix_ms) = match &account.standing {
-        Standing::Moved { record, .. } => {
-            (record.target.clone(), Some(record.committed_at_unix_ms))
-        }
-        Standing::Finalized { to, since_unix_ms } => (to.clone(), *since_unix_ms),
-        _ => return Err(job.stands_otherwise(&account, "moved away")),
-    };
-    if to != job.of.target || account.epoch != job.of.epoch {
-        return Err(job.stands_otherwise(&account, &format!("moved to {}", job.of.target)));
-    }
+    let (to, since_unix_ms) = moved_away(job, &account)?;
     if erase {
+        // Also if it was proved before: it may have changed meanwhile.
         may_erase(job, &account, since_unix_ms).await?;
     }
     account.standing = Standing::Finalized { to: to.clone(), since_unix_ms };
@@ -56,6 +52,34 @@ pub async fn finalize(job: &Job, erase: bool) -> Result<Receipt, Fault> {
     remove(job, &account).await?;
     agent.set_account(&job.of.account, None).await?;
     Ok(done("the copy and everything that was made for it is removed"))
+}
+
+/// Proves that the copy here may be erased, before anything that cannot be undone. Changes nothing.
+///
+/// # Errors
+/// As of [`finalize`].
+pub async fn prove_erasable(job: &Job) -> Result<Receipt, Fault> {
+    let Some(account) = job.agent.account(&job.of.account) else {
+        return Ok(done(NOTHING));
+    };
+    let (to, since_unix_ms) = moved_away(job, &account)?;
+    may_erase(job, &account, since_unix_ms).await?;
+    Ok(done(format!("the copy is Ferry's, closed, and unwritten since the account moved to {to}")))
+}
+
+/// Where the account went by this move, and when.
+fn moved_away(job: &Job, account: &Account) -> Result<(ServerName, Option<i64>), Fault> {
+    let (to, since_unix_ms) = match &account.standing {
+        Standing::Moved { record, .. } => {
+            (record.target.clone(), Some(record.committed_at_unix_ms))
+        }
+        Standing::Finalized { to, since_unix_ms } => (to.clone(), *since_unix_ms),
+        _ => return Err(job.stands_otherwise(account, "moved away")),
+    };
+    if to != job.of.target || account.epoch != job.of.epoch {
+        return Err(job.stands_otherwise(account, &format!("moved to {}", job.of.target)));
+    }
+    Ok((to, since_unix_ms))
 }
 
 /// Whether the copy is Ferry's, closed, and as it was at the commit. Nothing is changed yet.

@@ -94,6 +94,9 @@ fn a_move_has_a_point_of_no_return_and_its_end_has_no_way_back() {
     for job in jobs {
         let forward = job.steps.iter().position(|s| s.forward_only);
         assert!(job.commit_point().is_some() != forward.is_some(), "{job:?}");
+        // A proof that is refused leaves everything as it was.
+        let proof = job.steps.iter().rposition(|s| s.kind.starts_with("prove"));
+        assert!(proof < forward || forward.is_none(), "{job:?}");
     }
 }
 

@@ -185,13 +185,8 @@ fn steps(of: &Move, policy: &Policy, deadline: u32) -> Vec<PlannedStep> {
 
 /// The plan that ends a move: takes down what stands for it at the server that no longer serves. That
 /// cannot be undone, so the server that serves proves it first; what is erased proves itself unwritten
-/// since its commit, in the same command that erases it.
+/// since its commit before anything is taken down, and again in the same command that erases it.
 pub fn finalize(of: &Move, erase: bool) -> Plan {
-    let title = if erase {
-        "Take down what stands for the move, and erase the copy"
-    } else {
-        "Take down what stands for the move"
-    };
     Plan {
         job: of.job,
         account: of.account.clone(),
@@ -209,14 +204,29 @@ pub fn finalize(of: &Move, erase: bool) -> Plan {
         databases: Vec::new(),
         findings: Vec::new(),
         blocked: false,
-        steps: vec![
-            PlannedStep::new(
-                &of.target,
-                "Prove that the account is served here, whole",
-                3600,
-                Intent::Prove { of: of.clone() },
-            ),
-            PlannedStep::new(&of.source, title, 3600, Intent::Finalize { of: of.clone(), erase }),
-        ],
+        steps: ending(of, erase),
     }
+}
+
+fn ending(of: &Move, erase: bool) -> Vec<PlannedStep> {
+    let step = |server, title, intent| PlannedStep::new(server, title, 3600, intent);
+    let mut steps = vec![step(
+        &of.target,
+        "Prove that the account is served here, whole",
+        Intent::Prove { of: of.clone() },
+    )];
+    if erase {
+        steps.push(step(
+            &of.source,
+            "Prove that the copy may be erased",
+            Intent::ProveErasable { of: of.clone() },
+        ));
+    }
+    let title = if erase {
+        "Take down what stands for the move, and erase the copy"
+    } else {
+        "Take down what stands for the move"
+    };
+    steps.push(step(&of.source, title, Intent::Finalize { of: of.clone(), erase }));
+    steps
 }

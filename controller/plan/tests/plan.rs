@@ -1,6 +1,6 @@
 //! The order of a move's steps is the design's critical section; findings block what cannot work.
 
-use ferry_plan::{Heard, Inputs, Policy, finalize, plan};
+use ferry_plan::{Heard, Inputs, Plan, Policy, finalize, plan};
 use ferry_proto::account::{Definition, EngineKind};
 use ferry_proto::command::{
     AccountFacts, DatabaseSummary, Direction, Move, Room, ServerFacts, Severity, TargetFacts,
@@ -175,12 +175,15 @@ fn an_outage_beyond_the_hold_limit_is_told_to_those_with_visitors() {
 
 #[test]
 fn nothing_is_taken_down_before_the_server_that_serves_has_proved_it() {
-    for erase in [false, true] {
-        let plan = finalize(&inputs().of, erase);
-        let steps: Vec<_> =
-            plan.steps.iter().map(|s| (s.name.as_str(), s.server.as_str())).collect();
-        assert_eq!(steps, [("prove", "transit"), ("finalize", "client")]);
-    }
+    let [plain, erasing] = [false, true].map(|erase| finalize(&inputs().of, erase));
+    let steps = |plan: &Plan| -> Vec<_> {
+        plan.steps.iter().map(|s| (s.name.clone(), s.server.to_string())).collect()
+    };
+    let [prove, erasable, end] =
+        [("prove", "transit"), ("prove_erasable", "client"), ("finalize", "client")]
+            .map(|(name, server)| (name.to_owned(), server.to_owned()));
+    assert_eq!(steps(&plain), [prove.clone(), end.clone()]);
+    assert_eq!(steps(&erasing), [prove, erasable, end], "nor before the copy may go");
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod grant;
 mod open;
 mod precopy;
 mod prove;
+mod prove_erasable;
 mod provision;
 mod rehearse;
 mod release;
@@ -31,7 +32,7 @@ use ferry_proto::command::Intent;
 use crate::agent_step::{AgentStep, Recipe};
 
 /// Every kind, by name.
-const RECIPES: [Recipe; 13] = [
+const RECIPES: [Recipe; 14] = [
     provision::RECIPE,
     precopy::RECIPE,
     arm::RECIPE,
@@ -44,6 +45,7 @@ const RECIPES: [Recipe; 13] = [
     open::RECIPE,
     release::RECIPE,
     prove::RECIPE,
+    prove_erasable::RECIPE,
     finalize::RECIPE,
 ];
 

@@ -5,6 +5,7 @@ use std::time::UNIX_EPOCH;
 
 use ferry_proto::FaultClass;
 use ferry_proto::command::{CommitRecord, Move};
+use ferry_proto::ids::Epoch;
 
 use super::host::{Server, World, a_move_to_nowhere, account, alone};
 use crate::clock::unix_ms;
@@ -47,16 +48,22 @@ fn a_copy_is_erased_once_it_is_ferrys_and_unwritten_and_that_can_be_asked_again(
     alone(async |world| {
         let (server, of) = moved_away(&world).await;
         let job = world.job(&server, &of);
+        let refused = finalize::prove_erasable(&job).await.unwrap_err();
         let fault = finalize::finalize(&job, true).await.unwrap_err();
         assert!(fault.message.contains("before Ferry"), "{fault}");
+        assert_eq!(refused, fault);
         assert!(matches!(server.standing(), Standing::Moved { .. }), "nothing was changed");
         made_by_ferry(&server).await;
+        finalize::prove_erasable(&job).await.unwrap();
+        assert!(matches!(server.standing(), Standing::Moved { .. }), "nothing was changed");
         for _ in 0..2 {
             finalize::finalize(&job, false).await.unwrap();
             assert!(matches!(server.standing(), Standing::Finalized { .. }));
         }
+        finalize::prove_erasable(&job).await.unwrap();
         finalize::finalize(&job, true).await.unwrap();
         assert!(server.agent.account(&account()).is_none());
+        finalize::prove_erasable(&job).await.unwrap();
         finalize::finalize(&job, true).await.unwrap();
     });
 }
@@ -73,10 +80,33 @@ fn a_copy_that_was_written_to_is_not_erased() {
         // Put back where it was, it still shows.
         let page = fs::File::options().write(true).open(server.home().join("index.html")).unwrap();
         page.set_modified(UNIX_EPOCH).unwrap();
-        let fault = finalize::finalize(&world.job(&server, &of), true).await.unwrap_err();
-        assert_eq!(fault.class, FaultClass::Precondition);
-        assert!(fault.causes.iter().any(|c| c.contains("index.html")), "{fault}");
+        let job = world.job(&server, &of);
+        let faults = [
+            finalize::prove_erasable(&job).await.unwrap_err(),
+            finalize::finalize(&job, true).await.unwrap_err(),
+        ];
+        for fault in faults {
+            assert_eq!(fault.class, FaultClass::Precondition);
+            assert!(fault.causes.iter().any(|c| c.contains("index.html")), "{fault}");
+        }
         assert!(matches!(server.standing(), Standing::Moved { .. }), "nothing was changed");
+    });
+}
+
+#[test]
+fn only_a_copy_that_moved_away_by_this_move_may_be_erased() {
+    alone(async |world| {
+        let (server, of) = moved_away(&world).await;
+        made_by_ferry(&server).await;
+        let earlier = Move { epoch: Epoch(0), ..of.clone() };
+        let elsewhere = Move { target: "transit2".parse().unwrap(), ..of.clone() };
+        for other in [earlier, elsewhere] {
+            let fault = finalize::prove_erasable(&world.job(&server, &other)).await.unwrap_err();
+            assert_eq!(fault.class, FaultClass::Fenced, "{fault}");
+        }
+        server.stands(Standing::Serving).await;
+        let fault = finalize::prove_erasable(&world.job(&server, &of)).await.unwrap_err();
+        assert_eq!(fault.class, FaultClass::Fenced, "{fault}");
     });
 }
 
