@@ -121,7 +121,7 @@ fn footprint(quick: bool) -> Result<Measured> {
     let fleet = Fleet::install(&lab, &build)?;
     let client = lab.host("client")?;
     let (times, window) =
-        if quick { (3, Duration::from_secs(2)) } else { (5, Duration::from_secs(60)) };
+        if quick { (3, Duration::from_secs(2)) } else { (3, Duration::from_secs(60)) };
     let mut rows = Vec::new();
     let units = ["ferry-agent", "ferry-redirector"];
     for (unit, (memory, cpu)) in units.into_iter().zip(at_rest(client, units, times, window)?) {
