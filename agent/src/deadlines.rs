@@ -1,5 +1,5 @@
 //! Watches the fences: takes an account back when its deadline has passed, with a controller or
-//! without; and at start goes on with what a crash cut off. One account never waits for another.
+//! without; sees that every commit is delivered; and at start goes on with what a crash cut off. One account never waits for another.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -50,6 +50,9 @@ pub async fn watch(agent: Arc<Agent>, pulse: Arc<Pulse>, stop: CancellationToken
     loop {
         pulse.beat();
         changed.mark_unchanged();
+        for name in undelivered(&agent) {
+            commit::resume(&agent, &name);
+        }
         for name in due(&agent) {
             if ending.values().all(|n| *n != name) {
                 let task = tasks.spawn(end(agent.clone(), name.clone(), stop.clone()));
@@ -76,7 +79,6 @@ async fn start(agent: Arc<Agent>, stop: CancellationToken) {
     let mut tasks = JoinSet::new();
     let names: Vec<AccountName> = agent.look(|l| l.accounts().keys().cloned().collect());
     for name in names {
-        commit::resume(&agent, &name);
         tasks.spawn(go_on(agent.clone(), name, stop.clone()));
     }
     while let Err(fault) = arm::reconcile(&agent).await {
@@ -118,6 +120,18 @@ async fn stopped_within_pause(stop: &CancellationToken) -> bool {
     stop.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_none()
 }
 
+/// Commits that nobody may be delivering: found in the ledger when the agent starts, or when a disk
+/// that had failed was read again.
+fn undelivered(agent: &Agent) -> Vec<AccountName> {
+    agent.look(|l| {
+        l.accounts()
+            .iter()
+            .filter(|(_, a)| matches!(a.standing, Standing::Moved { settled: false, .. }))
+            .map(|(name, _)| name.clone())
+            .collect()
+    })
+}
+
 /// Fences whose end has come.
 fn due(agent: &Agent) -> Vec<AccountName> {
     agent.look(|l| {
@@ -151,7 +165,7 @@ mod tests {
     use crate::ledger::failing::{EIO, on_failing};
     use crate::testing::authority::Authority;
     use crate::testing::{
-        a_move, account, agent, agent_with, before_the_reboot, fenced, opening, until,
+        a_move, account, agent, agent_with, before_the_reboot, fenced, grant, moved, opening, until,
     };
     use ferry_proto::ids::Epoch;
 
@@ -237,6 +251,31 @@ mod tests {
         kernel.lock().unwrap().broken = None;
         until(&agent, "shop", taken_back).await;
         assert!(*agent.changed.borrow() > rung);
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_is_found_when_the_disk_is_read_again_is_delivered() {
+        let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+        let (ledger, kernel) = on_failing();
+        let agent = agent_with(&authority, dir.path(), ledger);
+        let (of, name) = (a_move(), "shop".parse().unwrap());
+        put(&agent, "shop", &fenced(&of, &before_the_reboot())).await;
+        // The commit is written, but neither the sync nor reading it again succeeds.
+        kernel.lock().unwrap().syncs = [Err(EIO), Err(EIO)].into();
+        let mut committed = moved(&of);
+        let Standing::Moved { grant: means, .. } = &mut committed else { unreachable!() };
+        *means = Some(grant(&authority, &of));
+        agent.set_account(&name, Some(account("shop", &committed))).await.unwrap_err();
+        assert!(matches!(agent.account(&name).unwrap().standing, Standing::Fenced { .. }));
+        let (_stop, _watch) = watched(&agent);
+        until(&agent, "shop", |s| matches!(s, Standing::Moved { .. })).await;
+        let delivered = async {
+            while agent.delivery(&name).is_some() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let told = tokio::time::timeout(Duration::from_secs(20), delivered).await;
+        assert!(told.is_ok(), "nobody tells the target");
     }
 
     #[tokio::test]
