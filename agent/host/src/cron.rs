@@ -7,7 +7,7 @@
 
 use std::fs::{self, File, FileTimes};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use ferry_proto::Fault;
@@ -45,6 +45,10 @@ fn aside(layout: &Layout, user: &UnixName) -> PathBuf {
     layout.path(SPOOL).join(format!(".ferry-aside-{user}"))
 }
 
+fn found(layout: &Layout, user: &UnixName) -> PathBuf {
+    layout.path(SPOOL).join(format!(".ferry-found-{user}"))
+}
+
 /// Reads the user's crontab, also while it is aside, and what else would run by the clock.
 ///
 /// # Errors
@@ -63,43 +67,55 @@ pub fn describe(layout: &Layout, user: &UnixName) -> Result<CronRecord, Fault> {
 /// Hides the user's crontab from cron. No crontab is fine. Holds across reboots.
 ///
 /// # Errors
-/// Precondition if a second crontab has appeared while the first was aside; otherwise what renaming
-/// failed of.
+/// What reading or renaming failed of.
 pub fn disable(layout: &Layout, user: &UnixName) -> Result<(), Fault> {
     let (visible, aside) = (crontab(layout, user), aside(layout, user));
-    if !durable::exists(&visible)? {
+    if !keep_replaced(layout, user)? {
         return Ok(());
-    }
-    if durable::exists(&aside)? {
-        let same = durable::read(&visible, CAP)? == durable::read(&aside, CAP)?;
-        if !same {
-            return Err(Fault::precondition(format!(
-                "user {user} has got a new crontab while the former one was aside"
-            ))
-            .remedy(format!(
-                "keep one of {} and {}",
-                visible.display(),
-                aside.display()
-            )));
-        }
     }
     change(layout, || durable::rename(&visible, &aside))
 }
 
-/// Shows cron the user's crontab again. One that was never hidden, or that is not there, is fine.
+/// Shows cron the user's crontab again. One that was never hidden, or that is not there, is fine; so is
+/// one that the user has replaced meanwhile: the new one stays.
 ///
 /// # Errors
-/// What renaming failed of.
+/// What reading or renaming failed of.
 pub fn enable(layout: &Layout, user: &UnixName) -> Result<(), Fault> {
     let (visible, aside) = (crontab(layout, user), aside(layout, user));
-    if !durable::exists(&aside)? {
+    if keep_replaced(layout, user)? || !durable::exists(&aside)? {
         return Ok(());
     }
-    change(layout, || durable::rename(&aside, &visible))
+    // One that is installed in this instant is not lost either: then this fails, and is tried again.
+    change(layout, || durable::rename_to_free(&aside, &visible))
 }
 
-/// Installs a crontab that cron does not see yet, for the user's id here. Returns what `crontab` says
-/// against it; cron would then run none of its jobs.
+/// A crontab that was installed while the former was aside is what counts: `crontab` has told its user
+/// so. The former is kept under another name that cron passes over. True if a crontab is visible.
+fn keep_replaced(layout: &Layout, user: &UnixName) -> Result<bool, Fault> {
+    let (visible, aside) = (crontab(layout, user), aside(layout, user));
+    if !durable::exists(&visible)? || !durable::exists(&aside)? {
+        return durable::exists(&visible);
+    }
+    if durable::read(&visible, CAP)? == durable::read(&aside, CAP)? {
+        durable::remove(&aside)?;
+    } else {
+        keep_found(layout, user, &aside)?;
+    }
+    Ok(true)
+}
+
+/// Keeps a crontab that no longer counts.
+fn keep_found(layout: &Layout, user: &UnixName, file: &Path) -> Result<(), Fault> {
+    let found = found(layout, user);
+    durable::rename(file, &found)?;
+    tracing::warn!(%user, kept = %found.display(), "another crontab took the place of this one");
+    Ok(())
+}
+
+/// Installs a crontab that cron does not see yet, for the user's id here; one that is visible is hidden
+/// and kept, for it is not the account's. Returns what `crontab` says against the new one; cron would
+/// then run none of its jobs.
 ///
 /// # Errors
 /// Precondition if cron is missing or the crontab is too large; otherwise what writing failed of.
@@ -120,18 +136,22 @@ pub fn install_disabled(
             .remedy("install the Debian package cron"));
     }
     let gid = Database::read(layout)?.group("crontab").map_or(0, |g| g.gid);
-    let aside = aside(layout, user);
+    let (visible, aside) = (crontab(layout, user), aside(layout, user));
+    if durable::exists(&visible)? {
+        change(layout, || keep_found(layout, user, &visible))?;
+    }
     // The mode is what cron insists on.
     durable::write_if_changed(&aside, content, Ownership { uid, gid, mode: 0o600 })?;
     Ok(complaint(user, &aside).into_iter().collect())
 }
 
-/// Takes away the user's crontab, visible or aside: the undo of `install_disabled`.
+/// Takes away the user's crontab, visible, aside or kept: the undo of `install_disabled`.
 ///
 /// # Errors
 /// What removing failed of.
 pub fn remove(layout: &Layout, user: &UnixName) -> Result<(), Fault> {
     let (visible, aside) = (crontab(layout, user), aside(layout, user));
+    durable::remove(&found(layout, user))?;
     if !durable::exists(&visible)? && !durable::exists(&aside)? {
         return Ok(());
     }
@@ -162,7 +182,7 @@ fn change(layout: &Layout, act: impl FnOnce() -> Result<(), Fault>) -> Result<()
 }
 
 /// What Debian's `crontab -n` (a dry run) says against the file; nothing where it does not know `-n`.
-fn complaint(user: &UnixName, file: &std::path::Path) -> Option<Finding> {
+fn complaint(user: &UnixName, file: &Path) -> Option<Finding> {
     let output = Run::new("/usr/bin/crontab").argument("-n").argument(file).output().ok()?;
     let said = output.said();
     if output.status.success() || !said.contains("errors in") && !said.contains("bad ") {

@@ -122,8 +122,24 @@ pub(crate) fn exists(path: &Path) -> Result<bool, Fault> {
 
 /// Renames; both directories are synced.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), Fault> {
+    rename_by(from, to, fs::rename(from, to))
+}
+
+/// The same, but never over what is there.
+pub(crate) fn rename_to_free(from: &Path, to: &Path) -> Result<(), Fault> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::io::Errno;
+    let renamed = match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // Some file systems cannot: then what was there a moment ago is what is known.
+        Err(Errno::INVAL | Errno::NOSYS) if !exists(to)? => fs::rename(from, to),
+        renamed => renamed.map_err(io::Error::from),
+    };
+    rename_by(from, to, renamed)
+}
+
+fn rename_by(from: &Path, to: &Path, renamed: io::Result<()>) -> Result<(), Fault> {
     let act = || -> io::Result<()> {
-        fs::rename(from, to)?;
+        renamed?;
         sync_parent(to)?;
         if parent(from) != parent(to) { sync_parent(from) } else { Ok(()) }
     };

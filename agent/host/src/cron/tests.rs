@@ -61,13 +61,44 @@ fn no_crontab_is_fine() {
 }
 
 #[test]
-fn a_second_crontab_is_not_lost() {
+fn a_crontab_installed_while_the_former_was_aside_is_the_one_that_counts() {
+    for again in [disable, enable] {
+        let (_keep, layout, user) = host();
+        fs::write(crontab(&layout, &user), "first").unwrap();
+        disable(&layout, &user).unwrap();
+        fs::write(crontab(&layout, &user), "second").unwrap();
+        again(&layout, &user).unwrap();
+        assert_eq!(describe(&layout, &user).unwrap().content.as_deref(), Some(&b"second"[..]));
+        enable(&layout, &user).unwrap();
+        assert_eq!(fs::read(crontab(&layout, &user)).unwrap(), b"second");
+        assert_eq!(fs::read(layout.path(SPOOL).join(".ferry-found-shop")).unwrap(), b"first");
+        assert_eq!(fs::read_dir(layout.path(SPOOL)).unwrap().count(), 2);
+        remove(&layout, &user).unwrap();
+        assert_eq!(fs::read_dir(layout.path(SPOOL)).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn the_same_crontab_installed_again_is_kept_once() {
     let (_keep, layout, user) = host();
-    fs::write(crontab(&layout, &user), "first").unwrap();
+    fs::write(crontab(&layout, &user), "same").unwrap();
     disable(&layout, &user).unwrap();
-    fs::write(crontab(&layout, &user), "second").unwrap();
-    assert!(disable(&layout, &user).unwrap_err().remedy.contains("keep one"));
-    assert_eq!(fs::read(aside(&layout, &user)).unwrap(), b"first");
+    fs::write(crontab(&layout, &user), "same").unwrap();
+    enable(&layout, &user).unwrap();
+    assert_eq!(fs::read(crontab(&layout, &user)).unwrap(), b"same");
+    assert_eq!(fs::read_dir(layout.path(SPOOL)).unwrap().count(), 1);
+}
+
+#[test]
+fn a_crontab_that_was_here_when_another_is_received_does_not_run_and_is_kept() {
+    let (_keep, layout, user) = host();
+    fs::write(crontab(&layout, &user), "left behind").unwrap();
+    install_disabled(&layout, &user, 1777, b"received").unwrap();
+    assert!(!crontab(&layout, &user).exists());
+    enable(&layout, &user).unwrap();
+    assert_eq!(fs::read(crontab(&layout, &user)).unwrap(), b"received");
+    let found = layout.path(SPOOL).join(".ferry-found-shop");
+    assert_eq!(fs::read(found).unwrap(), b"left behind");
 }
 
 #[test]
