@@ -57,6 +57,8 @@ struct PerAccount {
     activity: Mutex<CancellationToken>,
     /// Whoever tells the account's target of a commit holds it.
     delivery: Arc<tokio::sync::Mutex<()>>,
+    /// Whoever does what follows an open holds it.
+    following: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Agent {
@@ -152,6 +154,12 @@ impl Agent {
         self.per_account(name).delivery.clone().try_lock_owned().ok()
     }
 
+    /// The right to do what follows an account's open. Taken before the account's order, if both are.
+    pub async fn following(&self, name: &AccountName) -> OwnedMutexGuard<()> {
+        let following = self.per_account(name).following.clone();
+        following.lock_owned().await
+    }
+
     /// Cancelled when what runs for the account must stop.
     pub fn activity(&self, name: &AccountName) -> CancellationToken {
         let per = self.per_account(name);
@@ -198,6 +206,7 @@ impl Agent {
                     order: Arc::default(),
                     activity: Mutex::default(),
                     delivery: Arc::default(),
+                    following: Arc::default(),
                 })
             })
             .clone()

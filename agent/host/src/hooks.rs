@@ -44,6 +44,20 @@ pub fn run(
     hook: &HomePath,
     timeout: Duration,
 ) -> Result<HookReport, Fault> {
+    run_telling(layout, definition, hook, timeout, || {})
+}
+
+/// The same; says when there is a process, which a fence of the account would end.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_telling(
+    layout: &Layout,
+    definition: &Definition,
+    hook: &HomePath,
+    timeout: Duration,
+    begun: impl FnOnce(),
+) -> Result<HookReport, Fault> {
     let what = format!("the hook {hook} of account {} failed", definition.name);
     let database = Database::read(layout)?;
     let name = definition.user.as_str();
@@ -73,7 +87,7 @@ pub fn run(
         .directory(PathBuf::from(format!("/proc/self/fd/{}", home.as_raw_fd())))
         .timeout(timeout)
         .cap(OUTPUT_CAP)
-        .output()
+        .output_telling(begun)
         .map_err(|e| match e {
             RunError::Timeout => {
                 let mut fault = Fault::new(FaultClass::Transient, what.clone());

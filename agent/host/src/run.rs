@@ -108,7 +108,13 @@ impl Run {
 
     /// Runs it to its end.
     pub(crate) fn output(self) -> Result<Output, RunError> {
+        self.output_telling(|| {})
+    }
+
+    /// The same; says when there is a process.
+    pub(crate) fn output_telling(self, begun: impl FnOnce()) -> Result<Output, RunError> {
         let mut child = self.spawn().map_err(RunError::Io)?;
+        begun();
         let deadline = Instant::now() + self.timeout;
         let talk = Talk::begin(&mut child, self.input, self.cap)
             .and_then(|mut talk| talk.until(deadline).map(|ended| (talk, ended)));

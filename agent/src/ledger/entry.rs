@@ -202,6 +202,9 @@ pub struct AfterOpen {
     pub missed_minutes: i64,
     /// What systemd may start.
     pub units: host::processes::KeptStopped,
+    /// Cron and units have been started; the hook perhaps not.
+    #[serde(default)]
+    pub started: bool,
     /// It has followed.
     pub done: bool,
 }

@@ -15,6 +15,7 @@ use ferry_proto::Fault;
 use ferry_proto::account::Definition;
 use ferry_proto::command::CommitRecord;
 use ferry_proto::ids::AccountName;
+use tokio::sync::OwnedMutexGuard;
 
 use crate::agent::{Agent, blocking};
 use crate::clock::unix_ms;
@@ -51,7 +52,7 @@ pub fn plan(
     );
     units.linger = source.linger.unwrap_or(units.linger);
     let missed_minutes = missed(fence_minute, due_unix_ms.max(now_ms));
-    AfterOpen { due_unix_ms, fence_minute, missed_minutes, units, done: false }
+    AfterOpen { due_unix_ms, fence_minute, missed_minutes, units, started: false, done: false }
 }
 
 /// Minutes after the one of the fence whose jobs nobody runs, if cron sees the crontab at `shown_ms`.
@@ -85,23 +86,59 @@ pub fn later(agent: &Arc<Agent>, name: &AccountName) {
 /// # Errors
 /// What keeps cron or the units from starting.
 pub async fn go_on(agent: &Arc<Agent>, name: &AccountName) -> Result<Option<Duration>, Fault> {
-    let _order = agent.order(name).await;
-    let Some(mut account) = agent.account(name) else { return Ok(None) };
-    let Some(mut after) = account.after_open.clone().filter(|a| !a.done) else { return Ok(None) };
-    match &account.standing {
-        Standing::Serving | Standing::Armed { .. } => {}
+    let _following = agent.following(name).await;
+    let order = agent.order(name).await;
+    let Some((mut account, mut after)) = pending(agent, name) else { return Ok(None) };
+    if is_fenced(&account) {
         // Nothing may run now; perhaps it is taken back.
-        Standing::Fenced { .. } => return Ok(Some(AGAIN)),
-        _ => return Ok(None),
+        return Ok(Some(AGAIN));
     }
     let left = u64::try_from(after.due_unix_ms - unix_ms()).unwrap_or(0);
     if left > 0 {
         return Ok(Some(Duration::from_millis(left).min(LOOK)));
     }
-    start(agent, &account.definition, after.units.clone()).await?;
-    after.missed_minutes = missed(after.fence_minute, unix_ms());
-    tracing::info!(account = %name, "cron missed {} minutes", after.missed_minutes);
-    hook(agent, &account.definition).await;
+    if !after.started {
+        start(agent, &account.definition, after.units.clone()).await?;
+        after.missed_minutes = missed(after.fence_minute, unix_ms());
+        tracing::info!(account = %name, "cron missed {} minutes", after.missed_minutes);
+        after.started = true;
+        account.after_open = Some(after);
+        agent.set_account(name, Some(account.clone())).await?;
+    }
+    let ran = hook(agent, &account.definition, order).await;
+    finish(agent, name, &account, ran).await
+}
+
+/// The account, and what is still to follow its open, if this server serves it.
+fn pending(agent: &Agent, name: &AccountName) -> Option<(Account, Box<AfterOpen>)> {
+    let account = agent.account(name)?;
+    let after = account.after_open.clone().filter(|a| !a.done)?;
+    match &account.standing {
+        Standing::Serving | Standing::Armed { .. } | Standing::Fenced { .. } => {
+            Some((account, after))
+        }
+        _ => None,
+    }
+}
+
+fn is_fenced(account: &Account) -> bool {
+    matches!(account.standing, Standing::Fenced { .. })
+}
+
+/// Records that it has followed, unless the account went away since `begun` or a fence has ended the
+/// hook: when that is taken back, the hook runs again.
+async fn finish(
+    agent: &Arc<Agent>,
+    name: &AccountName,
+    begun: &Account,
+    ran: bool,
+) -> Result<Option<Duration>, Fault> {
+    let _order = agent.order(name).await;
+    let Some((mut account, mut after)) = pending(agent, name) else { return Ok(None) };
+    // Each open is of an epoch of its own.
+    if account.epoch != begun.epoch || is_fenced(&account) && !ran {
+        return Ok(Some(AGAIN));
+    }
     after.done = true;
     account.after_open = Some(after);
     agent.set_account(name, Some(account)).await?;
@@ -126,14 +163,17 @@ async fn start(
     .await
 }
 
-/// Runs the account's hook. If it fails, the account is served all the same.
-async fn hook(agent: &Arc<Agent>, definition: &Definition) {
-    let Some(hook) = definition.hooks.after_open.clone() else { return };
+/// Runs the account's hook. If it fails, the account is served all the same. The order is held only
+/// until its process is there, which a fence ends like any other of the account: nobody waits for a
+/// hook. Whether it succeeded.
+async fn hook(agent: &Arc<Agent>, definition: &Definition, order: OwnedMutexGuard<()>) -> bool {
+    let Some(hook) = definition.hooks.after_open.clone() else { return true };
     let (layout, definition) = (agent.layout.clone(), definition.clone());
     let name = definition.name.clone();
-    if let Err(fault) = blocking(move || hooks::run(&layout, &definition, &hook, HOOK)).await {
-        tracing::error!(account = %name, "{fault}");
-    }
+    let ran = blocking(move || {
+        hooks::run_telling(&layout, &definition, &hook, HOOK, move || drop(order))
+    });
+    ran.await.inspect_err(|fault| tracing::error!(account = %name, "{fault}")).is_ok()
 }
 
 #[cfg(test)]

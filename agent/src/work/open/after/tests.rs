@@ -76,6 +76,7 @@ impl Server {
                 manager_active: false,
                 units: Vec::new(),
             },
+            started: false,
             done: false,
         }));
         self.agent.set_account(&name(), Some(account)).await.unwrap();
@@ -93,6 +94,23 @@ impl Server {
         self.path("var/lib/systemd/linger/shop").exists()
     }
 
+    /// A hook that says that it has begun, and ends with the exit code that it is told.
+    fn hook_that_is_told(&self) -> ToldHook {
+        self.program(
+            "home/hook",
+            "echo ran >> ran; echo begun > begun; read code < told; exit $code",
+        );
+        chown(self.path("home/hook"), Some(UID), Some(UID)).unwrap();
+        let fifo = |name: &str| {
+            let path = self.path("home").join(name);
+            let _ = fs::remove_file(&path);
+            nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+            chown(&path, Some(UID), Some(UID)).unwrap();
+            path
+        };
+        ToldHook { begun: fifo("begun"), told: fifo("told") }
+    }
+
     fn read(&self, path: &str) -> String {
         fs::read_to_string(self.path(path)).unwrap_or_default()
     }
@@ -107,6 +125,25 @@ impl Server {
         assert_eq!(self.read("home/ran"), "ran\n");
         let manager = format!("start --no-block -- user@{UID}.service");
         assert_eq!(self.read("asked").matches(&manager).count(), 1, "{}", self.read("asked"));
+    }
+}
+
+/// See [`Server::hook_that_is_told`].
+struct ToldHook {
+    begun: PathBuf,
+    told: PathBuf,
+}
+
+impl ToldHook {
+    async fn begun(&self) {
+        let begun = self.begun.clone();
+        let read = blocking(move || Ok(fs::read_to_string(begun).unwrap()));
+        tokio::time::timeout(Duration::from_secs(20), read).await.expect("it begins").unwrap();
+    }
+
+    async fn ends_with(&self, code: u8) {
+        let told = self.told.clone();
+        blocking(move || Ok(fs::write(told, format!("{code}\n")).unwrap())).await.unwrap();
     }
 }
 
@@ -177,6 +214,69 @@ async fn a_hook_that_fails_does_not_keep_cron_from_running() {
     assert_eq!(server.go_on().await, None);
     assert_eq!(server.go_on().await, None);
     server.assert_all_ran_once();
+}
+
+#[tokio::test]
+async fn a_crontab_installed_before_its_minute_stays() {
+    let server = Server::new();
+    server.opened(3_600_000, Standing::Serving).await;
+    assert!(server.go_on().await.is_some());
+    server.put("var/spool/cron/crontabs/shop", "5 * * * * the user's new one\n");
+    server.opened(-1, Standing::Serving).await;
+    assert_eq!(server.go_on().await, None);
+    let crontab = server.read("var/spool/cron/crontabs/shop");
+    assert_eq!(crontab, "5 * * * * the user's new one\n");
+}
+
+#[tokio::test]
+async fn nobody_waits_for_the_hook() {
+    let server = Server::new();
+    let hook = server.hook_that_is_told();
+    server.opened(-1, Standing::Serving).await;
+    let others = async {
+        hook.begun().await;
+        let order = async { drop(server.agent.order(&name()).await) };
+        let free = tokio::time::timeout(Duration::from_secs(10), order).await.is_ok();
+        assert!(server.cron_is_on());
+        assert!(!server.agent.account(&name()).unwrap().after_open.unwrap().done);
+        hook.ends_with(0).await;
+        free
+    };
+    // Whoever asks once more meanwhile does not run it again.
+    let (first, again, free) = tokio::join!(server.go_on(), server.go_on(), others);
+    assert!(free, "the account's order is held while its hook runs");
+    assert_eq!((first, again), (None, None));
+    server.assert_all_ran_once();
+}
+
+#[tokio::test]
+async fn a_hook_that_a_fence_has_ended_runs_again_when_the_account_is_back() {
+    let server = Server::new();
+    let hook = server.hook_that_is_told();
+    server.opened(-1, Standing::Serving).await;
+    let of = a_move();
+    let stands = async |standing: Standing| {
+        let _order = server.agent.order(&name()).await;
+        let mut account = server.agent.account(&name()).unwrap();
+        account.standing = standing;
+        server.agent.set_account(&name(), Some(account)).await.unwrap();
+    };
+    let fence = async {
+        hook.begun().await;
+        stands(fenced(&of, &before_the_reboot())).await;
+        hook.ends_with(1).await;
+    };
+    let (wait, ()) = tokio::join!(server.go_on(), fence);
+    assert!(wait.is_some(), "what the fence has cut off is done");
+    stands(Standing::Armed { of: of.clone() }).await;
+    let ends = async {
+        hook.begun().await;
+        hook.ends_with(0).await;
+    };
+    let (wait, ()) = tokio::join!(server.go_on(), ends);
+    assert_eq!(wait, None);
+    assert_eq!(server.read("home/ran"), "ran\nran\n");
+    assert!(server.agent.account(&name()).unwrap().after_open.unwrap().done);
 }
 
 #[test]
