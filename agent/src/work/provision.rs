@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 use crate::agent::{Agent, blocking, engine};
 use crate::ledger::{Account, Made, SourceRecord, Standing};
 use crate::work::record::differences;
-use crate::work::{Job, database_record, done, mail_spec, spec};
+use crate::work::{Job, arm, database_record, done, mail_spec, spec};
 
 /// Held from looking which numeric ids are free until those that were chosen are in the ledger.
 static PLANNING: Mutex<()> = Mutex::const_new(());
@@ -77,8 +77,10 @@ async fn plan(agent: &Arc<Agent>, of: &Move, source: SourceRecord) -> Result<Acc
     let user = user::plan(agent, known.as_ref(), &source).await?;
     let standing = Standing::Receiving { of: of.clone(), source: Box::new(source.clone()), before };
     let Some(known) = known else { return plan_first(agent, of, &source, standing, user).await };
+    // A release that got no further has left it so: what comes back is the file itself.
+    arm::end_wind_down(agent, &known, false).await?;
     let epoch = known.epoch.max(of.epoch);
-    let mut account = Account { standing, epoch, after_open: None, ..known };
+    let mut account = Account { standing, epoch, after_open: None, wound_down: None, ..known };
     user::take(agent, &mut account, user).await?;
     Ok(account)
 }

@@ -3,6 +3,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use ferry_host::Layout;
+use ferry_host::sites_wind_down::{self, WindDown, WoundFile};
 use ferry_proto::command::{CommitRecord, Progress};
 use ferry_proto::ids::AccountName;
 use serde_json::json;
@@ -180,6 +181,36 @@ async fn an_undone_rollback_leaves_what_the_client_had() {
         assert!(matches!(server.account().standing, Standing::Moved { .. }));
         assert!(server.account().refreshed.is_none());
     }
+}
+
+#[tokio::test]
+async fn an_account_that_comes_back_unsettled_is_wound_down_no_longer() {
+    let server = Server::new(true).await;
+    let site = "server { keepalive_timeout 65; location / { return 200; } }\n";
+    server.put("etc/nginx/shop.conf", site);
+    server.put("aside/.keep", "");
+    let path = |path: &str| server.dir.path().join(path);
+    let file = WoundFile {
+        path: path("etc/nginx/shop.conf"),
+        aside: path("aside/open-00"),
+        owner: (0, 0, 0o644),
+    };
+    let plan = WindDown { account: name(), files: vec![file] };
+    let mut layout = server.agent.layout.clone();
+    layout.programs.nginx = "/bin/true".into();
+    sites_wind_down::wind_down(&layout, &plan).unwrap();
+    assert_ne!(server.read("etc/nginx/shop.conf"), site);
+    // Its release got no further.
+    let mut account = server.account();
+    account.wound_down = Some(Box::new(plan));
+    server.agent.set_account(&name(), Some(account)).await.unwrap();
+    for _ in 0..2 {
+        server.provision(&at_the_source(true, "$y$there")).await.unwrap();
+        assert_eq!(server.read("etc/nginx/shop.conf"), site);
+        assert!(server.account().wound_down.is_none());
+    }
+    server.undo().await;
+    assert!(server.account().wound_down.is_none());
 }
 
 #[tokio::test]
