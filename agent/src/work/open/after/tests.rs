@@ -143,7 +143,11 @@ impl ToldHook {
 
     async fn ends_with(&self, code: u8) {
         let told = self.told.clone();
-        blocking(move || Ok(fs::write(told, format!("{code}\n")).unwrap())).await.unwrap();
+        let write = move || {
+            fs::write(told, format!("{code}\n")).unwrap();
+            Ok(())
+        };
+        blocking(write).await.unwrap();
     }
 }
 
