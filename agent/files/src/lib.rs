@@ -42,6 +42,7 @@ mod report;
 mod scan;
 mod send;
 mod session;
+mod stamps;
 mod trouble;
 mod verify;
 mod walk;
@@ -56,3 +57,4 @@ pub use report::{
 };
 pub use scan::{TreeStats, scan, survey};
 pub use send::{send_pass, verify_source};
+pub use stamps::stamps_every_write;

@@ -63,8 +63,8 @@ pub struct SourceOptions {
     /// if size and time look the same. Give the start of the previous pass, less a minute.
     /// When verifying, contents of older files are not read; none: every content is read.
     pub changed_since: Option<SystemTime>,
-    /// The directories of the walk that `changed_since` is about. Files in any other count as changed, and
-    /// another root is a fault: what is mounted there may be missing.
+    /// The directories of the walk that `changed_since` is about. Files in any other, or
+    /// below one, count as changed, and another root is a fault: what is mounted there may be missing.
     pub known: Option<Arc<Directories>>,
     /// Files below the root that count as changed in any case.
     pub doubted: BTreeSet<PathBuf>,

@@ -113,6 +113,7 @@ struct Pending {
     parent: Arc<Node>,
     name: Box<[u8]>,
     identity: Identity,
+    in_known: bool,
 }
 
 /// What a look at a name gave.
@@ -168,9 +169,11 @@ impl Walker {
         let root = Node::root();
         self.send_root()?;
         let mut stack = Vec::new();
+        self.in_known = true;
         self.directory(&root, None, &mut stack)?;
-        while let Some(Pending { parent, name, identity }) = stack.pop() {
+        while let Some(Pending { parent, name, identity, in_known }) = stack.pop() {
             self.halt.check()?;
+            self.in_known = in_known;
             self.directory(&parent.child(&name), Some(identity), &mut stack)?;
         }
         self.out.put(&Frame::WalkEnd)?;
@@ -229,7 +232,8 @@ impl Walker {
             };
             if let (What::Directory, Some(stat)) = (&entry.what, &stat) {
                 let (parent, name) = (Arc::clone(node), name.into());
-                stack.push(Pending { parent, name, identity: stat.identity() });
+                let (identity, in_known) = (stat.identity(), self.in_known);
+                stack.push(Pending { parent, name, identity, in_known });
             }
             if self.purpose == Purpose::Verify {
                 self.manifest.entry(&entry);
@@ -245,14 +249,13 @@ impl Walker {
         self.out.put(&Frame::DirEnd).map(drop)
     }
 
-    /// Notes the directory, and whether it was there before.
+    /// Notes the directory, and whether it was there before; `in_known` is yet what its parent was.
     fn enter(&mut self, node: &Node, identity: Identity) -> Result<(), Fault> {
         if self.known.is_none() && self.seen.is_none() {
-            self.in_known = true;
             return Ok(());
         }
         let path = node.path();
-        self.in_known = self.known.as_ref().is_none_or(|known| known.has(&path, identity));
+        self.in_known &= self.known.as_ref().is_none_or(|known| known.has(&path, identity));
         if !self.in_known && node.depth() == 0 {
             return Err(Fault::precondition(
                 "the root of the tree is another directory than it was in the pass before",
