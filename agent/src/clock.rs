@@ -1,9 +1,16 @@
 //! Deadlines that no change of the wall clock moves: CLOCK_BOOTTIME and the boot id. After a reboot
 //! a deadline has passed, whatever its number says.
 
+use std::os::fd::OwnedFd;
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use ferry_proto::Fault;
+use rustix::io::Errno;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
 use serde::{Deserialize, Serialize};
 
 /// An instant in the future of one boot.
@@ -66,9 +73,66 @@ pub fn unix_ms() -> i64 {
         .map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
 }
 
+/// Moments with the same one are of one process of ours, and nobody has set the wall clock between them:
+/// what it stamped is in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Era {
+    process: u64,
+    sets: u64,
+}
+
+/// The era now; none if the kernel does not tell when the clock is set.
+pub fn era() -> Option<Era> {
+    static WATCH: LazyLock<Option<Mutex<Watch>>> =
+        LazyLock::new(|| Watch::until(NEVER).ok().map(Mutex::new));
+    WATCH.as_ref().map(|watch| watch.lock().unwrap_or_else(PoisonError::into_inner).look())
+}
+
+/// In some hundred years, in seconds since 1970.
+const NEVER: i64 = 1 << 33;
+
+/// Is told when the wall clock is set, also when it is set back again before anyone looks.
+struct Watch {
+    timer: OwnedFd,
+    era: Era,
+}
+
+impl Watch {
+    /// By a timer that rings at `seconds` since 1970.
+    fn until(seconds: i64) -> rustix::io::Result<Self> {
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let timer = timerfd_create(TimerfdClockId::Realtime, flags)?;
+        let at = Itimerspec {
+            it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
+            it_value: Timespec { tv_sec: seconds, tv_nsec: 0 },
+        };
+        let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
+        timerfd_settime(&timer, flags, &at)?;
+        Ok(Self { timer, era: Era { process: rand::random(), sets: 0 } })
+    }
+
+    fn look(&mut self) -> Era {
+        // Nothing to read: it neither rang nor was cancelled. All else counts as set.
+        if rustix::io::read(&self.timer, &mut [0; 8]) != Err(Errno::AGAIN) {
+            self.era.sets += 1;
+        }
+        self.era
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_era_lasts_until_the_timer_says_something() {
+        let mut watch = Watch::until(NEVER).unwrap();
+        assert_eq!(watch.look(), watch.look());
+        assert_ne!(watch.look(), Watch::until(NEVER).unwrap().look());
+        let mut rang = Watch::until(1).unwrap();
+        let before = rang.era;
+        assert_ne!(rang.look(), before);
+    }
 
     #[test]
     fn a_deadline_of_another_boot_has_passed() {

@@ -1,6 +1,5 @@
 //! Copies files from the source: ahead, while the account is live, and once more when it is fenced.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ferry_files::{Bounded, Directories, PassReport, Progress as FileProgress, Refusal, send_pass};
@@ -9,7 +8,7 @@ use ferry_proto::{Fault, FaultClass};
 use tokio::sync::watch;
 
 use crate::ledger::Account;
-use crate::work::copied::{Copied, Doubt, Mark, Proof};
+use crate::work::copied::{Compared, Copied, Doubt, Mark};
 use crate::work::record::here;
 use crate::work::{Job, done_with, source_options, verify};
 
@@ -17,8 +16,6 @@ use crate::work::{Job, done_with, source_options, verify};
 const NAMED: usize = 5;
 /// How often the live account is compared until a comparison names all that differs.
 const PROVING: u32 = 3;
-/// Times tell everything.
-const NO_DOUBT: Doubt = Doubt::Of(BTreeSet::new());
 
 /// Repeats passes until little is left; then proves that what was copied is equal, and makes up for
 /// what that took.
@@ -33,7 +30,7 @@ pub async fn precopy(job: &Job, max_passes: u32, converged_bytes: u64) -> Result
     let (mut passes, mut files, mut bytes) = (0u32, 0u64, 0u64);
     loop {
         passes += 1;
-        let report = live_pass(job, &account, passes, &mut copied, &NO_DOUBT).await?;
+        let report = live_pass(job, &account, passes, &mut copied, &Doubt::NONE).await?;
         files += report.files_sent;
         bytes += report.bytes_sent;
         let converged = report.bytes_sent < converged_bytes;
@@ -63,8 +60,8 @@ pub async fn precopy(job: &Job, max_passes: u32, converged_bytes: u64) -> Result
 }
 
 /// Compares everything while the account is live, so that behind the fence only what has changed
-/// since is read again. What differs is sent again by one more pass; what is unsettled has changed
-/// since. The last pass, and how many bytes were compared.
+/// since is read again. What differs is sent again by one more pass, and read again behind the fence;
+/// so is what was not compared. The last pass, and how many bytes were compared.
 async fn prove(
     job: &Job,
     account: &Account,
@@ -74,27 +71,44 @@ async fn prove(
     let mut rounds = 0;
     loop {
         rounds += 1;
-        let base = copied.last.clone();
-        let options = source_options(&job.agent.layout, account.uid)?;
-        let found = verify::compare(job, account, options).await?;
-        refuse_if_refused(job, &found.refused)?;
-        let doubt = Doubt::of(&found.differences);
+        let compared = compare_live(job, account, copied.last.clone()).await?;
+        let bytes = compared.bytes;
         *passes += 1;
-        let report = live_pass(job, account, *passes, copied, &doubt).await?;
-        if let (Doubt::Of(doubted), Some(base)) = (doubt, base) {
-            copied.proof = Some(Proof { base, doubted });
+        let report = live_pass(job, account, *passes, copied, &compared.doubt).await?;
+        if copied.prove(compared) {
             copied.keep(job).await?;
-            return Ok((report, found.bytes));
+            return Ok((report, bytes));
         }
         if rounds == PROVING {
             tracing::warn!(account = %job.of.account, "too much changes to prove the copy ahead: all of it is compared behind the fence");
-            return Ok((report, found.bytes));
+            return Ok((report, bytes));
         }
     }
 }
 
+/// Compares everything while the account is live, `base` being the last pass.
+pub(super) async fn compare_live(
+    job: &Job,
+    account: &Account,
+    base: Option<Mark>,
+) -> Result<Compared, Fault> {
+    let mut options = source_options(&job.agent.layout, account.uid)?;
+    let directories = Arc::new(Mutex::new(Directories::default()));
+    options.seen = Some(Arc::clone(&directories));
+    // Reads everything all the same; but of no other root.
+    options.known = base.as_ref().map(|base| Arc::new(base.directories.clone()));
+    let found = verify::compare(job, account, options).await?;
+    refuse_if_refused(job, &found.refused)?;
+    let directories = taken(&directories);
+    Ok(Compared { base, directories, doubt: Doubt::of(&found), bytes: found.bytes })
+}
+
+fn taken(directories: &Mutex<Directories>) -> Directories {
+    std::mem::take(&mut *directories.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
 /// A pass of the live account, noted as the last one.
-async fn live_pass(
+pub(super) async fn live_pass(
     job: &Job,
     account: &Account,
     number: u32,
@@ -115,7 +129,7 @@ async fn live_pass(
 pub async fn final_pass(job: &Job) -> Result<Receipt, Fault> {
     let account = job.fenced()?;
     let last = Copied::of(job).await.last;
-    let (report, _) = pass(job, &account, "final pass", last.as_ref(), &NO_DOUBT).await?;
+    let (report, _) = pass(job, &account, "final pass", last.as_ref(), &Doubt::NONE).await?;
     if report.changed_while_read > 0 && !cfg!(feature = "unfenced") {
         return Err(Fault::permanent(format!(
             "{} files of account {} changed while it was fenced",
@@ -152,7 +166,7 @@ async fn pass(
     let mut options = source_options(&job.agent.layout, account.uid)?;
     // The very root of the last pass, and empty now: its owner has emptied it. Without a last pass it
     // may as well not be mounted.
-    let allow_emptied = last.is_some_and(|last| last.narrow(&mut options));
+    let allow_emptied = last.is_some_and(|last| last.widen(&mut options));
     doubt.widen(&mut options);
     let directories = Arc::new(Mutex::new(Directories::default()));
     options.seen = Some(Arc::clone(&directories));
@@ -169,8 +183,8 @@ async fn pass(
     for note in report.notes.items.iter().take(NAMED) {
         tracing::info!(account = %job.of.account, path = %note.path, kind = ?note.kind, "noted");
     }
-    mark.directories =
-        std::mem::take(&mut *directories.lock().unwrap_or_else(PoisonError::into_inner));
+    mark.left(&report.notes);
+    mark.directories = taken(&directories);
     Ok((report, mark))
 }
 

@@ -25,7 +25,7 @@ pub async fn verify(job: &Job) -> Result<Receipt, Fault> {
     }
     let mut options = source_options(&job.agent.layout, account.uid)?;
     if let Some(proof) = Copied::of(job).await.proof
-        && proof.base.narrow(&mut options)
+        && proof.base.narrow(&account.definition.home, &mut options)
     {
         options.doubted = proof.doubted;
     }

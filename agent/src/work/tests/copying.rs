@@ -1,15 +1,21 @@
 //! Files between two agents: what is proved before the fence, and what is left for it.
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::chown;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, UNIX_EPOCH};
 
+use ferry_files::stamps_every_write;
 use ferry_proto::command::Receipt;
+use nix::mount::{MsFlags, mount};
 
 use super::host::{Server, World, alone};
 use crate::work::copied::Copied;
 use crate::work::{Job, fence, files, verify};
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// Source and target of a move; the target answers.
 async fn pair(world: &World) -> (Server, Server, Job) {
@@ -45,22 +51,29 @@ fn figure(receipt: &Receipt, name: &str) -> String {
 /// What is there now has been there long before the precopy.
 async fn grows_old(job: &Job) {
     let mut copied = Copied::of(job).await;
-    copied.last.as_mut().expect("a pass").later(Duration::from_secs(3600));
-    copied.proof.as_mut().expect("a proof").base.later(Duration::from_secs(3600));
+    copied.last.as_mut().expect("a pass").later(HOUR);
+    copied.proof.as_mut().expect("a proof").base.later(HOUR);
     copied.keep(job).await.unwrap();
+}
+
+/// What a comparison reads of `changed` where the file system tells what has not changed.
+fn compared(server: &Server, changed: &[&str]) -> String {
+    let all = ["content", "hello"];
+    let read = if stamps_every_write(&server.home()) { changed } else { &all };
+    read.iter().map(|content| content.len()).sum::<usize>().to_string()
 }
 
 #[test]
 fn what_was_proved_before_the_fence_is_not_read_behind_it() {
     alone(async |world| {
-        let (_source, target, job) = pair(&world).await;
+        let (source, target, job) = pair(&world).await;
         precopy(&job).await;
         assert_eq!(read(&target.home().join("page")), "content");
         grows_old(&job).await;
         fence::fence(&job, 600, 0).await.unwrap();
         files::final_pass(&job).await.unwrap();
         let receipt = verify::verify(&job).await.unwrap();
-        assert_eq!(figure(&receipt, "bytes"), "0");
+        assert_eq!(figure(&receipt, "bytes"), compared(&source, &[]));
         assert_eq!(figure(&receipt, "entries"), "2");
         // What times and sizes do not tell was proved, and is not looked at again; the rest is.
         fs::remove_file(target.home().join("index.html")).unwrap();
@@ -85,7 +98,7 @@ fn a_change_that_hides_behind_its_time_reaches_the_target() {
 #[test]
 fn a_copy_of_an_earlier_move_is_proved_not_believed() {
     alone(async |world| {
-        let (_source, target, job) = pair(&world).await;
+        let (source, target, job) = pair(&world).await;
         precopy(&job).await;
         // As old at both ends as the times say, and not the same.
         grows_old(&job).await;
@@ -97,7 +110,7 @@ fn a_copy_of_an_earlier_move_is_proved_not_believed() {
         files::final_pass(&job).await.unwrap();
         // What differed when it was compared is compared again.
         let receipt = verify::verify(&job).await.unwrap();
-        assert_eq!(figure(&receipt, "bytes"), "content".len().to_string());
+        assert_eq!(figure(&receipt, "bytes"), compared(&source, &["content"]));
     });
 }
 
@@ -159,5 +172,152 @@ fn a_process_that_came_back_is_found_when_verifying() {
         assert!(fault.message.contains("come back"), "{fault}");
         drop(back);
         verify::verify(&job).await.unwrap();
+    });
+}
+
+/// A process that keeps others from opening a file.
+struct Lease(Child);
+
+impl Lease {
+    fn on(path: &Path) -> Self {
+        // F_SETLEASE, F_WRLCK. Whoever opens it asks for it back by a signal, and is not heard.
+        let script = "$SIG{IO} = 'IGNORE'; open(my $f, '+<', $ARGV[0]) or die; \
+                      fcntl($f, 1024, 1) or die; $| = 1; print \"held\\n\"; <STDIN>;";
+        let mut child = Command::new("perl")
+            .args(["-e", script])
+            .arg(path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("perl");
+        let mut said = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(said, "held\n");
+        Self(child)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn what_could_not_be_compared_before_the_fence_is_compared_behind_it() {
+    alone(async |world| {
+        let (source, target, job) = pair(&world).await;
+        // As an earlier move has left it: another content under the same size and time.
+        put(&target, &world, "page", "OLDDATA");
+        let lease = Lease::on(&source.home().join("page"));
+        precopy(&job).await;
+        drop(lease);
+        grows_old(&job).await;
+        assert_eq!(read(&target.home().join("page")), "OLDDATA", "nobody could read the source's");
+        fence::fence(&job, 600, 0).await.unwrap();
+        files::final_pass(&job).await.unwrap();
+        verify::verify(&job).await.unwrap();
+        assert_eq!(read(&target.home().join("page")), "content");
+    });
+}
+
+#[test]
+fn a_file_system_that_does_not_stamp_every_write_is_compared_in_full() {
+    alone(async |world| {
+        let (source, _target, job) = pair(&world).await;
+        let none = None::<&str>;
+        mount(none, &source.home(), Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        chown(source.home(), Some(world.uid), Some(world.uid)).unwrap();
+        put(&source, &world, "page", "content");
+        precopy(&job).await;
+        put(&source, &world, "page", "CONTENT");
+        // What a mapping writes there leaves the times as old as ever.
+        grows_old(&job).await;
+        fence::fence(&job, 600, 0).await.unwrap();
+        files::final_pass(&job).await.unwrap();
+        let fault = verify::verify(&job).await.unwrap_err();
+        assert!(fault.causes.iter().any(|c| c.contains("page")), "{fault}");
+    });
+}
+
+/// The source's directory `dir`, copied; its file `page` is old.
+async fn a_directory_is_copied(source: &Server, world: &World, job: &Job) -> Copied {
+    let dir = source.home().join("dir");
+    fs::create_dir(&dir).unwrap();
+    chown(&dir, Some(world.uid), Some(world.uid)).unwrap();
+    put(source, world, "dir/page", "content");
+    precopy(job).await;
+    let mut copied = Copied::of(job).await;
+    copied.last.as_mut().expect("a pass").later(HOUR);
+    copied
+}
+
+/// Runs `work` while the source's directory has another name: its files' times do not tell.
+async fn while_renamed<T>(source: &Server, work: impl Future<Output = T>) -> T {
+    let (dir, away) = (source.home().join("dir"), source.home().join("away"));
+    fs::rename(&dir, &away).unwrap();
+    let done = work.await;
+    fs::rename(&away, &dir).unwrap();
+    done
+}
+
+#[test]
+fn a_directory_that_was_away_when_all_was_compared_is_compared_behind_the_fence() {
+    alone(async |world| {
+        let (source, target, job) = pair(&world).await;
+        let mut copied = a_directory_is_copied(&source, &world, &job).await;
+        put(&target, &world, "dir/page", "OLDDATA");
+        let account = job.account().unwrap();
+        let comparing = files::compare_live(&job, &account, copied.last.clone());
+        let compared = while_renamed(&source, comparing).await.unwrap();
+        files::live_pass(&job, &account, 9, &mut copied, &compared.doubt).await.unwrap();
+        assert!(copied.prove(compared));
+        copied.keep(&job).await.unwrap();
+        grows_old(&job).await;
+        fence::fence(&job, 600, 0).await.unwrap();
+        files::final_pass(&job).await.unwrap();
+        let fault = verify::verify(&job).await.unwrap_err();
+        assert!(fault.causes.iter().any(|c| c.contains("dir/page")), "{fault}");
+    });
+}
+
+#[test]
+fn what_the_final_pass_copies_anew_is_compared_behind_the_fence() {
+    alone(async |world| {
+        let (source, target, job) = pair(&world).await;
+        let mut copied = a_directory_is_copied(&source, &world, &job).await;
+        let account = job.account().unwrap();
+        let compared = files::compare_live(&job, &account, copied.last.clone()).await.unwrap();
+        let doubt = compared.doubt.clone();
+        let passing = files::live_pass(&job, &account, 9, &mut copied, &doubt);
+        while_renamed(&source, passing).await.unwrap();
+        assert!(copied.prove(compared));
+        copied.keep(&job).await.unwrap();
+        grows_old(&job).await;
+        fence::fence(&job, 600, 0).await.unwrap();
+        let sent = files::final_pass(&job).await.unwrap();
+        assert_eq!(figure(&sent, "files_sent"), "1");
+        // As if it had been written wrongly.
+        put(&target, &world, "dir/page", "OLDDATA");
+        let fault = verify::verify(&job).await.unwrap_err();
+        assert!(fault.causes.iter().any(|c| c.contains("dir/page")), "{fault}");
+    });
+}
+
+#[test]
+fn a_change_after_the_clock_was_set_back_reaches_the_target() {
+    alone(async |world| {
+        let (source, target, job) = pair(&world).await;
+        precopy(&job).await;
+        let mut copied = Copied::of(&job).await;
+        copied.last.as_mut().expect("a pass").before_clock_was_set_back(HOUR);
+        copied.proof.as_mut().expect("a proof").base.before_clock_was_set_back(HOUR);
+        copied.keep(&job).await.unwrap();
+        put(&source, &world, "page", "CONTENT");
+        fence::fence(&job, 600, 0).await.unwrap();
+        files::final_pass(&job).await.unwrap();
+        verify::verify(&job).await.unwrap();
+        assert_eq!(read(&target.home().join("page")), "CONTENT");
     });
 }
