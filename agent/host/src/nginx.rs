@@ -74,7 +74,9 @@ pub(crate) fn is_running(layout: &Layout) -> bool {
 /// Whether the process is a worker of `master`; then, whether it takes no more connections.
 fn worker(pid: u32, master: u32) -> Option<bool> {
     let title = title(pid)?;
-    let is_worker = title.starts_with("nginx: worker process") && parent(pid)? == master;
+    // Until it has given itself a title, a worker has its master's.
+    let titled = ["nginx: worker process", "nginx: master process"];
+    let is_worker = titled.iter().any(|t| title.starts_with(t)) && parent(pid)? == master;
     is_worker.then(|| title.contains("shutting down"))
 }
 
@@ -92,11 +94,16 @@ pub(crate) fn apply(layout: &Layout, if_down: IfDown) -> Result<(), Fault> {
         }
         return Ok(());
     };
-    let before = workers(master)?;
-    systemd::reload(layout, UNIT)?;
     let deadline = Instant::now() + TURNOVER;
+    let mut before = workers(master)?;
+    // One that has just started has none yet, and they would come with the old configuration, unseen.
+    while before.is_empty() && Instant::now() < deadline {
+        std::thread::sleep(PAUSE);
+        before = workers(master)?;
+    }
+    systemd::reload(layout, UNIT)?;
     loop {
-        if before.iter().all(|pid| worker(*pid, master).unwrap_or(true)) {
+        if !before.is_empty() && before.iter().all(|pid| worker(*pid, master).unwrap_or(true)) {
             return Ok(());
         }
         if Instant::now() >= deadline {

@@ -19,6 +19,9 @@ const SERVERS: [&str; 3] = ["client", "transit", "old"];
 /// How long a mail may be under way.
 const DELIVERY: std::time::Duration = std::time::Duration::from_secs(30);
 
+/// How long what follows an open may take: the minute of the fence, and a bit.
+const AFTER_OPEN: std::time::Duration = std::time::Duration::from_secs(90);
+
 /// Goes through both packages' lives.
 pub fn run(stage: &mut Stage) -> Result<()> {
     let [agent, controller] = stage.debs()?;
@@ -67,6 +70,11 @@ fn after_a_move(stage: &Stage) -> Result<Fleet<'_>> {
     let transit = stage.host("transit")?;
     refuses_to_leave(transit)?;
     finalize::erase(&fleet, transit)?;
+    let client = stage.host("client")?;
+    sample::await_crontab(client)?;
+    wait::until("the units to be let start", AFTER_OPEN, || {
+        Ok(client.sh("ls -A /etc/ferry/fenced 2>/dev/null || :")?.is_empty().then_some(()))
+    })?;
     Ok(fleet)
 }
 
@@ -106,7 +114,7 @@ fn leave(host: &Host, name: &str, units: &[&str], purged: &str) -> Result<()> {
         host.exec_with(&argv, &[], EXEC_LIMIT)?.ok().with_context(|| format!("apt-get {verb}"))?;
         Ok(())
     };
-    apt("remove")?;
+    remove(host, name)?;
     for unit in units {
         let active = host.exec(&["systemctl", "is-active", unit])?;
         ensure!(!active.status.success(), "{unit} runs after {name} was removed");
@@ -127,6 +135,20 @@ fn leave(host: &Host, name: &str, units: &[&str], purged: &str) -> Result<()> {
     ))?;
     ensure!(left.trim().is_empty(), "purging {name} left: {left}");
     healthy(host, &format!("after purging {name}"))
+}
+
+/// Removes a package. An agent stays until what follows an open, such as cron, has had its minute.
+fn remove(host: &Host, name: &str) -> Result<()> {
+    let argv = ["apt-get", "remove", "-q", "-y", name];
+    wait::until(&format!("{name} to let itself be removed"), AFTER_OPEN, || {
+        let said = host.exec_with(&argv, &[], EXEC_LIMIT)?;
+        let text = format!("{}{}", said.text(), said.error_text());
+        if said.status.success() {
+            return Ok(Some(()));
+        }
+        ensure!(text.contains("still wait for their time"), "apt-get remove {name}: {text}");
+        Ok(None)
+    })
 }
 
 /// Postfix and Dovecot know nothing of Ferry any more, and are content.
