@@ -121,8 +121,11 @@ mod tests {
             assert!(fault.message.contains("shop ("), "{fault}");
             assert!(fault.remedy.contains("--force"), "{fault}");
         }
-        let finalized =
-            Standing::Finalized { to: "transit1".parse().unwrap(), since_unix_ms: None };
+        let finalized = Standing::Finalized {
+            to: "transit1".parse().unwrap(),
+            since_unix_ms: None,
+            erasing: false,
+        };
         let idle = [Standing::Serving, finalized].map(|standing| account("shop", &standing));
         for account in idle.into_iter().chain([opened(true)]) {
             with(account).unwrap();

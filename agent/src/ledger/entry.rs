@@ -166,6 +166,9 @@ pub enum Standing {
         /// Since when: its commit, Unix milliseconds; none in ledgers of old.
         #[serde(default)]
         since_unix_ms: Option<i64>,
+        /// Proved to hold nothing unique, and being removed: what is left of it is no copy any more.
+        #[serde(default)]
+        erasing: bool,
     },
 }
 

@@ -310,7 +310,11 @@ mod tests {
             fenced(&other, &far),
             fenced(&of, &far),
             receiving(&of),
-            Standing::Finalized { to: "transit1".parse().unwrap(), since_unix_ms: None },
+            Standing::Finalized {
+                to: "transit1".parse().unwrap(),
+                since_unix_ms: None,
+                erasing: false,
+            },
         ] {
             put(&agent, &standing, 3).await;
             assert!(ask().is_err(), "{standing:?}");

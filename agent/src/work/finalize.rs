@@ -37,7 +37,11 @@ pub async fn finalize(job: &Job, erase: bool) -> Result<Receipt, Fault> {
         // Also if it was proved before: it may have changed meanwhile.
         may_erase(job, &account, since_unix_ms).await?;
     }
-    account.standing = Standing::Finalized { to: to.clone(), since_unix_ms };
+    let erasing = erase || is_being_erased(&account);
+    account.standing = Standing::Finalized { to: to.clone(), since_unix_ms, erasing };
+    // A release that got no further has left it so.
+    arm::end_wind_down(agent, &account, false).await?;
+    account.wound_down = None;
     job.set(account.clone()).await?;
     arm::reconcile(agent).await?;
     if account.made.is_some() {
@@ -73,13 +77,18 @@ fn moved_away(job: &Job, account: &Account) -> Result<(ServerName, Option<i64>),
         Standing::Moved { record, .. } => {
             (record.target.clone(), Some(record.committed_at_unix_ms))
         }
-        Standing::Finalized { to, since_unix_ms } => (to.clone(), *since_unix_ms),
+        Standing::Finalized { to, since_unix_ms, .. } => (to.clone(), *since_unix_ms),
         _ => return Err(job.stands_otherwise(account, "moved away")),
     };
     if to != job.of.target || account.epoch != job.of.epoch {
         return Err(job.stands_otherwise(account, &format!("moved to {}", job.of.target)));
     }
     Ok((to, since_unix_ms))
+}
+
+/// Whether an erasure has begun: what it has removed by now changed the copy, and is no reason to stop.
+fn is_being_erased(account: &Account) -> bool {
+    matches!(account.standing, Standing::Finalized { erasing: true, .. })
 }
 
 /// Whether the copy is Ferry's, closed, and as it was at the commit. Nothing is changed yet.
@@ -91,6 +100,9 @@ async fn may_erase(job: &Job, account: &Account, since_unix_ms: Option<i64>) -> 
         ))
         .remedy("finalize without --erase; the server's reinstallation ends it"));
     };
+    if is_being_erased(account) {
+        return Ok(());
+    }
     let since = since_unix_ms.ok_or_else(|| {
         Fault::precondition(format!(
             "the ledger of {} does not say when account {} moved away",

@@ -57,6 +57,13 @@ async fn plan(agent: &Arc<Agent>, of: &Move, source: SourceRecord) -> Result<Acc
     let before = match known.as_ref().map(|a| &a.standing) {
         None => None,
         Some(Standing::Receiving { of: was, before, .. }) if was.job == of.job => before.clone(),
+        Some(Standing::Finalized { erasing: true, .. }) => {
+            return Err(Fault::precondition(format!(
+                "the copy of account {} on {} is half erased",
+                of.account, agent.name
+            ))
+            .remedy(format!("end that first: ferry finalize {} --erase", of.account)));
+        }
         Some(standing @ (Standing::Moved { .. } | Standing::Finalized { .. })) => {
             Some(Box::new(standing.clone()))
         }

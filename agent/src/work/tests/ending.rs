@@ -68,6 +68,33 @@ fn a_copy_is_erased_once_it_is_ferrys_and_unwritten_and_that_can_be_asked_again(
     });
 }
 
+/// An erasure that was cut off has changed the copy itself: asked again, it goes on.
+#[test]
+fn an_erasure_that_was_cut_off_goes_on() {
+    alone(async |world| {
+        let (server, of) = moved_away(&world).await;
+        made_by_ferry(&server).await;
+        let job = world.job(&server, &of);
+        finalize::finalize(&job, false).await.unwrap();
+        let mut known = server.agent.account(&account()).unwrap();
+        let Standing::Finalized { since_unix_ms: Some(since), erasing, .. } = &mut known.standing
+        else {
+            panic!("not finalized")
+        };
+        while unix_ms() <= *since + 20 {
+            std::thread::yield_now();
+        }
+        *erasing = true;
+        server.agent.set_account(&account(), Some(known)).await.unwrap();
+        fs::remove_file(server.home().join("index.html")).unwrap();
+        // Nor does asking without --erase forget that it has begun.
+        finalize::finalize(&job, false).await.unwrap();
+        finalize::prove_erasable(&job).await.unwrap();
+        finalize::finalize(&job, true).await.unwrap();
+        assert!(server.agent.account(&account()).is_none());
+    });
+}
+
 #[test]
 fn a_copy_that_was_written_to_is_not_erased() {
     alone(async |world| {
