@@ -7,6 +7,7 @@ use std::fmt;
 use anyhow::{Context, Result, ensure};
 
 use crate::host::Host;
+use crate::sample::{self, Sample};
 use crate::visitors::{Kind, Log, Outcome, Visit};
 
 /// One kept row, wherever it was kept.
@@ -36,20 +37,29 @@ pub struct World {
 }
 
 impl World {
-    /// Reads it all on this host.
+    /// Reads all that is kept of the sample account on this host.
     pub fn read(host: &Host) -> Result<World> {
+        World::of(host, &sample::DEMO)
+    }
+
+    /// Reads all that is kept of an account on this host.
+    pub fn of(host: &Host, account: &Sample) -> Result<World> {
         let select = "SELECT id, server, at_us FROM visits ORDER BY n";
-        let mariadb = host.exec(&["mariadb", "-N", "-B", "demo_shop", "-e", select])?.ok()?;
+        let mariadb =
+            host.exec(&["mariadb", "-N", "-B", &account.named("demo_shop"), "-e", select])?.ok()?;
         let psql = ["runuser", "-u", "postgres", "--", "psql", "-At", "-F", "\t"];
-        let postgresql = host.exec(&[&psql[..], &["demo_app", "-c", select]].concat())?.ok()?;
-        let file =
-            String::from_utf8_lossy(&host.read_file("/home/demo/data/visits.log")?).into_owned();
-        let cron =
-            String::from_utf8_lossy(&host.read_file("/home/demo/data/cron.log")?).into_owned();
-        let headers = host.sh(
+        let postgresql =
+            host.exec(&[&psql[..], &[&account.named("demo_app"), "-c", select]].concat())?.ok()?;
+        let text = |path: &str| -> Result<String> {
+            let content = host.read_file(&account.named(path))?;
+            Ok(String::from_utf8_lossy(&content).into_owned())
+        };
+        let file = text("/home/demo/data/visits.log")?;
+        let cron = text("/home/demo/data/cron.log")?;
+        let headers = host.sh(&account.named(
             "cd /home/demo/mail; find . -path '*/new/*' -o -path '*/cur/*' -type f | sort | \
              while read -r f; do sed -n '/^$/q; s/^[Mm]essage-I[Dd]: *<\\(.*\\)>.*/\\1/p' \"$f\"; done",
-        )?;
+        ))?;
         Ok(World {
             mariadb: rows(&mariadb, '\t').context("MariaDB")?,
             postgresql: rows(&postgresql, '\t').context("PostgreSQL")?,
@@ -187,8 +197,10 @@ pub fn check(log: &Log, world: &World, owners: &[&str]) -> Verdict {
             (Outcome::Retried(why), _) => *verdict.retried.entry(why.clone()).or_default() += 1,
         }
     }
+    let runs = runs(log);
     for (place, rows) in world.places() {
-        let rows: Vec<&Row> = rows.iter().filter(|row| is_of(log, &row.id)).collect();
+        let is_ours = |id: &str| run(id).is_some_and(|run| runs.contains(run));
+        let rows: Vec<&Row> = rows.iter().filter(|row| is_ours(&row.id)).collect();
         let count = counts(rows.iter().map(|row| row.id.as_str()));
         for visit in log.acknowledged() {
             if !count.contains_key(visit.id.as_str()) {
@@ -207,10 +219,13 @@ pub fn check(log: &Log, world: &World, owners: &[&str]) -> Verdict {
     verdict
 }
 
-/// Whether an id is of the run that made this log: earlier runs went other ways.
-fn is_of(log: &Log, id: &str) -> bool {
-    let run = |id: &str| id.rsplit_once('-').map(|(run, _)| run.to_owned());
-    log.visits.first().is_some_and(|first| run(&first.id) == run(id))
+/// The runs that made this log, as their ids begin: earlier runs went other ways.
+fn runs(log: &Log) -> BTreeSet<&str> {
+    log.visits.iter().filter_map(|visit| run(&visit.id)).collect()
+}
+
+fn run(id: &str) -> Option<&str> {
+    id.rsplit_once('-').map(|(run, _)| run)
 }
 
 fn check_mail(log: &Log, world: &World, verdict: &mut Verdict) {

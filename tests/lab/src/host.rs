@@ -98,7 +98,7 @@ impl Host {
     /// Mounts the disks.
     pub(crate) fn mount(&self, tree: &Path) -> Result<()> {
         self.disk
-            .mount(tree, self.spec.home_mib)
+            .mount(tree, &self.spec)
             .with_context(|| format!("preparing the disks of {}", self.name()))
     }
 
@@ -112,6 +112,15 @@ impl Host {
 
     /// Switches it on, unless it is on, and waits until it has booted without a failed unit.
     pub fn start(&self) -> Result<()> {
+        let health = self.boot()?;
+        if health.state != "running" {
+            bail!("{} is {}; failed units: {}", self.name(), health.state, health.failed.join(" "));
+        }
+        Ok(())
+    }
+
+    /// Switches it on, unless it is on, and waits until it has booted, however well.
+    pub(crate) fn boot(&self) -> Result<Health> {
         if !self.cgroup.is_populated() {
             self.remove_nspawn_leftovers()?;
             // Anew: the kernel (seen with 6.18) kills what is cloned into a group that
@@ -121,11 +130,7 @@ impl Host {
             self.network.unplug(&self.machine)?;
             self.spawn()?;
         }
-        let health = self.wait_booted()?;
-        if health.state != "running" {
-            bail!("{} is {}; failed units: {}", self.name(), health.state, health.failed.join(" "));
-        }
-        Ok(())
+        self.wait_booted()
     }
 
     /// Waits until systemd has started all that it will, and tells how that went.
@@ -189,6 +194,19 @@ impl Host {
     /// the disk, synced or not. [`Host::start`] boots it again.
     pub fn kill_power(&self) -> Result<()> {
         self.cgroup.kill()
+    }
+
+    /// The power fails, on a host with disks of its own: what no program had synced is lost, and all
+    /// processes end. [`crate::lab::Lab::power_on`] boots it again.
+    pub(crate) fn lose_power(&self) -> Result<()> {
+        self.disk.cut().with_context(|| format!("cutting the disks of {}", self.name()))?;
+        self.cgroup.kill()?;
+        self.disk.unmount()
+    }
+
+    /// All its processes, by their numbers out here.
+    pub fn pids(&self) -> Vec<u32> {
+        self.cgroup.pids()
     }
 
     /// Pulls its cable. [`Host::heal_network`] and a reboot plug it in again.

@@ -189,6 +189,19 @@ impl Lab {
         self.place.network.file()
     }
 
+    /// The power of a host with disks of its own fails: what no program had synced is lost.
+    pub fn lose_power(&self, host: &Host) -> Result<()> {
+        host.lose_power()
+    }
+
+    /// The power comes back: the host boots from what its disks hold. Failed units are left to the
+    /// caller, who may have made them fail.
+    pub fn power_on(&self, host: &Host) -> Result<()> {
+        let record = self.state.host(host.name()).context("the lab does not know this host")?;
+        host.mount(&record.tree)?;
+        host.boot().map(drop)
+    }
+
     /// Drops everything between two hosts, in both directions, whatever addresses they use.
     pub fn block(&self, one: &Host, other: &Host) -> Result<()> {
         self.place.network.block(&one.port()?, &other.port()?)

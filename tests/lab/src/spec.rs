@@ -25,6 +25,10 @@ pub struct HostSpec {
     pub service_address: Option<Ipv4Addr>,
     /// The size of its /home, a file system of its own, in MiB. Space is used as it is filled.
     pub home_mib: u32,
+    /// Whether its system and its databases are on file systems of its own too: such a host can lose
+    /// its power, and its disks can be filled.
+    #[serde(default)]
+    pub own_disks: bool,
 }
 
 impl HostSpec {
@@ -62,6 +66,12 @@ impl HostSpec {
         HostSpec { home_mib, ..self }
     }
 
+    /// The same host with file systems of its own for all that it writes.
+    #[must_use]
+    pub fn with_own_disks(self) -> HostSpec {
+        HostSpec { own_disks: true, ..self }
+    }
+
     /// A host with the management address 10.77.0.N and the service address 10.77.0.N+1.
     pub fn numbered(name: &str, image: Image, number: u8) -> HostSpec {
         let [a, b, c, _] = LAB_ADDRESS.octets();
@@ -71,6 +81,7 @@ impl HostSpec {
             address: Ipv4Addr::new(a, b, c, number),
             service_address: Some(Ipv4Addr::new(a, b, c, number + 1)),
             home_mib: HOME_MIB,
+            own_disks: false,
         }
     }
 

@@ -14,6 +14,20 @@ use crate::wait;
 
 pub use tree::{Tree, check_kinds};
 
+/// An account like the sample: all that is named after it bears this name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sample {
+    /// The account's name, which is its user's too.
+    pub name: &'static str,
+    /// So many directories of small files are in its home.
+    directories: u32,
+    /// So many bytes of one large file.
+    archive: u32,
+}
+
+/// The sample account.
+pub const DEMO: Sample = Sample { name: ACCOUNT, directories: 40, archive: 20_000_000 };
+
 /// The account's name, which is its user's too.
 pub const ACCOUNT: &str = "demo";
 /// Its domain, for the web and for mail.
@@ -42,21 +56,142 @@ const USER: &str = include_str!("files/user.sh");
 const FILES: &str = include_str!("files/home.sh");
 const MAIL: &str = include_str!("files/mail.sh");
 const CRONTAB: &str = include_str!("files/crontab");
+/// Sends a mailbox its first messages.
+const SEND: &str = r#"
+    for n in $(seq 1 "$2"); do
+        printf 'From: customer@outside.example\nTo: %s@demo.example\nSubject: Order %d\nMessage-ID: <first-%d-%s@outside.example>\n\nDear %s, this is order %d.\n' \
+            "$1" "$n" "$n" "$1" "$1" "$n" | /usr/sbin/sendmail -f customer@outside.example "$1@demo.example"
+    done"#;
 /// The account's definition.
 pub const DEFINITION: &str = include_str!("files/account.toml");
 
-/// Makes the account on a Debian 12 host. Its definition comes last: Ferry sees it when it is whole.
+/// Makes the sample account on a Debian 12 host.
 pub fn create(host: &Host) -> Result<()> {
-    host.sh(USER).context("making the user")?;
-    as_user(host, FILES).context("filling the home")?;
-    databases(host)?;
-    site(host)?;
-    mail(host)?;
-    let cron = ["crontab", "-u", ACCOUNT, "-"];
-    host.exec_with(&cron, CRONTAB.as_bytes(), EXEC_LIMIT)?
-        .ok()
-        .context("installing the crontab")?;
-    define(host)
+    DEMO.create(host)
+}
+
+impl Sample {
+    /// A small one of this name.
+    pub const fn small(name: &'static str) -> Sample {
+        Sample { name, directories: 4, archive: 1_000_000 }
+    }
+
+    /// The domain.
+    pub fn domain(&self) -> String {
+        self.named(DOMAIN)
+    }
+
+    /// Something of the sample account's, as it is called for this one.
+    pub fn named(&self, text: &str) -> String {
+        text.replace(ACCOUNT, self.name)
+    }
+
+    /// Makes the account on a Debian 12 host. Its definition comes last: Ferry sees it when it is
+    /// whole.
+    pub fn create(&self, host: &Host) -> Result<()> {
+        host.sh(&self.named(USER)).context("making the user")?;
+        self.home(host).context("filling the home")?;
+        self.databases(host)?;
+        self.site(host)?;
+        self.mail(host)?;
+        let cron = ["crontab", "-u", self.name, "-"];
+        host.exec_with(&cron, self.named(CRONTAB).as_bytes(), EXEC_LIMIT)?
+            .ok()
+            .context("installing the crontab")?;
+        self.define(host)
+    }
+
+    /// Writes the account's definition where the agent looks for it.
+    pub fn define(&self, host: &Host) -> Result<()> {
+        let path = self.named("/etc/ferry/accounts.d/demo.toml");
+        host.write_file(&path, 0o644, self.named(DEFINITION).as_bytes())
+    }
+
+    /// Visits the site on the host itself; tells what it said.
+    pub fn visit(&self, host: &Host) -> Result<String> {
+        host.sh(&self
+            .named("curl -fsS -m 10 --resolve demo.example:80:127.0.0.1 http://demo.example/read"))
+    }
+
+    fn home(&self, host: &Host) -> Result<()> {
+        let script = self.named(FILES);
+        let [directories, archive] = [self.directories.to_string(), self.archive.to_string()];
+        let argv = ["runuser", "-u", self.name, "--", "bash", "-euc", &script, "home"];
+        host.exec(&[&argv[..], &[&directories, &archive]].concat())?.ok()?;
+        Ok(())
+    }
+
+    fn databases(&self, host: &Host) -> Result<()> {
+        let feed = |argv: &[&str], text: &str| -> Result<()> {
+            let argv: Vec<String> = argv.iter().map(|word| self.named(word)).collect();
+            let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+            host.exec_with(&argv, self.named(text).as_bytes(), EXEC_LIMIT)?.ok()?;
+            Ok(())
+        };
+        feed(&["mariadb"], MARIADB).context("making the MariaDB database")?;
+        let shop = [
+            "mariadb",
+            "--default-character-set=utf8mb4",
+            "-udemo_shop",
+            "-psample-shop-password",
+            "demo_shop",
+        ];
+        feed(&shop, MARIADB_OBJECTS).context("filling the MariaDB database")?;
+        let psql = ["psql", "-q", "-v", "ON_ERROR_STOP=1"];
+        feed(&[&["runuser", "-u", "postgres", "--"], &psql[..]].concat(), POSTGRESQL)
+            .context("making the PostgreSQL database")?;
+        let app = "postgresql://demo_app:sample-app-password@127.0.0.1/demo_app";
+        feed(&[&psql[..], &[app]].concat(), POSTGRESQL_OBJECTS)
+            .context("filling the PostgreSQL database")
+    }
+
+    fn site(&self, host: &Host) -> Result<()> {
+        let files = [
+            ("/home/demo/site/public/index.php", 0o644, INDEX),
+            ("/home/demo/site/settings.php", 0o600, SETTINGS),
+            ("/etc/nginx/sites-enabled/demo.conf", 0o644, NGINX),
+            ("/etc/php/8.2/fpm/pool.d/demo.conf", 0o644, POOL),
+        ];
+        for (path, mode, content) in files {
+            host.write_file(&self.named(path), mode, self.named(content).as_bytes())?;
+        }
+        host.sh(&self.named("chown -R demo:demo /home/demo/site"))?;
+        host.sh("nginx -t -q; systemctl restart php8.2-fpm; systemctl reload nginx")
+            .context("starting the site")?;
+        wait::until("the site to answer", DELIVERY_LIMIT, || {
+            Ok(self.visit(host).is_ok().then_some(()))
+        })
+    }
+
+    fn mail(&self, host: &Host) -> Result<()> {
+        host.write_file("/etc/dovecot/conf.d/auth-hosted.conf", 0o644, DOVECOT.as_bytes())?;
+        host.sh(&self.named(MAIL)).context("setting mail up")?;
+        let send = self.named(SEND);
+        for mailbox in MAILBOXES {
+            host.exec(&["sh", "-euc", &send, "sh", mailbox, &MESSAGES.to_string()])?.ok()?;
+        }
+        for mailbox in MAILBOXES {
+            let what = format!("the first messages of {mailbox}");
+            wait::until(&what, DELIVERY_LIMIT, || {
+                // Looking makes Dovecot give each message the id that must never change.
+                Ok((self.uids(host, mailbox)?.len() == MESSAGES).then_some(()))
+            })?;
+        }
+        host.sh(&self.named("ls /home/demo/mail/info/dovecot-uidlist >/dev/null"))
+            .context("no dovecot-uidlist")?;
+        Ok(())
+    }
+
+    /// What mail programs know the mailbox's messages by: each one's UID, with the Message-ID that it
+    /// must go on meaning. Looked at by Dovecot's own tool, whose output no mail program limits.
+    pub fn uids(&self, host: &Host, mailbox: &str) -> Result<Vec<String>> {
+        let owner = format!("{mailbox}@{}", self.domain());
+        let query = ["-u", &owner, "uid hdr.message-id", "mailbox", "INBOX"];
+        let said = host.exec(&[&["doveadm", "-f", "tab", "fetch"], &query[..]].concat())?.ok();
+        let said = said.with_context(|| format!("reading mailbox {mailbox} on {}", host.name()))?;
+        // The first line names the columns.
+        Ok(said.lines().skip(1).map(str::to_owned).collect())
+    }
 }
 
 /// Waits until the account's crontab is in force on a server that has taken the account over.
@@ -67,87 +202,19 @@ pub fn await_crontab(host: &Host) -> Result<()> {
     })
 }
 
-/// Writes the account's definition where the agent looks for it.
+/// Writes the sample account's definition where the agent looks for it.
 pub fn define(host: &Host) -> Result<()> {
-    host.write_file("/etc/ferry/accounts.d/demo.toml", 0o644, DEFINITION.as_bytes())
+    DEMO.define(host)
 }
 
-fn as_user(host: &Host, script: &str) -> Result<()> {
-    host.exec(&["runuser", "-u", ACCOUNT, "--", "bash", "-euc", script])?.ok()?;
-    Ok(())
-}
-
-fn databases(host: &Host) -> Result<()> {
-    let feed = |argv: &[&str], text: &str| -> Result<()> {
-        host.exec_with(argv, text.as_bytes(), EXEC_LIMIT)?.ok()?;
-        Ok(())
-    };
-    feed(&["mariadb"], MARIADB).context("making the MariaDB database")?;
-    let shop = [
-        "mariadb",
-        "--default-character-set=utf8mb4",
-        "-udemo_shop",
-        "-psample-shop-password",
-        "demo_shop",
-    ];
-    feed(&shop, MARIADB_OBJECTS).context("filling the MariaDB database")?;
-    let psql = ["psql", "-q", "-v", "ON_ERROR_STOP=1"];
-    feed(&[&["runuser", "-u", "postgres", "--"], &psql[..]].concat(), POSTGRESQL)
-        .context("making the PostgreSQL database")?;
-    let app = "postgresql://demo_app:sample-app-password@127.0.0.1/demo_app";
-    feed(&[&psql[..], &[app]].concat(), POSTGRESQL_OBJECTS)
-        .context("filling the PostgreSQL database")
-}
-
-fn site(host: &Host) -> Result<()> {
-    let own = ["chown", "-R", "demo:demo", "/home/demo/site"];
-    host.write_file("/home/demo/site/public/index.php", 0o644, INDEX.as_bytes())?;
-    host.write_file("/home/demo/site/settings.php", 0o600, SETTINGS.as_bytes())?;
-    host.exec(&own)?.ok()?;
-    host.write_file("/etc/nginx/sites-enabled/demo.conf", 0o644, NGINX.as_bytes())?;
-    host.write_file("/etc/php/8.2/fpm/pool.d/demo.conf", 0o644, POOL.as_bytes())?;
-    host.sh("nginx -t -q; systemctl restart php8.2-fpm; systemctl reload nginx")
-        .context("starting the site")?;
-    wait::until("the site to answer", DELIVERY_LIMIT, || Ok(visit(host).is_ok().then_some(())))
-}
-
-/// Visits the site on the host itself; tells what it said.
+/// Visits the sample account's site on the host itself; tells what it said.
 pub fn visit(host: &Host) -> Result<String> {
-    host.sh("curl -fsS -m 10 --resolve demo.example:80:127.0.0.1 http://demo.example/read")
+    DEMO.visit(host)
 }
 
-fn mail(host: &Host) -> Result<()> {
-    host.write_file("/etc/dovecot/conf.d/auth-hosted.conf", 0o644, DOVECOT.as_bytes())?;
-    host.sh(MAIL).context("setting mail up")?;
-    let send = r#"
-        for n in $(seq 1 "$2"); do
-            printf 'From: customer@outside.example\nTo: %s@demo.example\nSubject: Order %d\nMessage-ID: <first-%d-%s@outside.example>\n\nDear %s, this is order %d.\n' \
-                "$1" "$n" "$n" "$1" "$1" "$n" | /usr/sbin/sendmail -f customer@outside.example "$1@demo.example"
-        done"#;
-    for mailbox in MAILBOXES {
-        host.exec(&["sh", "-euc", send, "sh", mailbox, &MESSAGES.to_string()])?.ok()?;
-    }
-    for mailbox in MAILBOXES {
-        let what = format!("the first messages of {mailbox}");
-        wait::until(&what, DELIVERY_LIMIT, || {
-            // Looking makes Dovecot give each message the id that must never change.
-            Ok((mailbox_uids(host, mailbox)?.len() == MESSAGES).then_some(()))
-        })?;
-    }
-    as_user(host, "ls /home/demo/mail/info/dovecot-uidlist >/dev/null")
-        .context("no dovecot-uidlist")
-}
-
-/// What mail programs know the mailbox's messages by: each one's UID, with the Message-ID that it must
-/// go on meaning. Looked at by Dovecot's own tool, whose output no mail program limits.
+/// The sample account's messages: see [`Sample::uids`].
 pub fn mailbox_uids(host: &Host, mailbox: &str) -> Result<Vec<String>> {
-    let owner = format!("{mailbox}@{DOMAIN}");
-    let argv =
-        ["doveadm", "-f", "tab", "fetch", "-u", &owner, "uid hdr.message-id", "mailbox", "INBOX"];
-    let said = host.exec(&argv)?.ok();
-    let said = said.with_context(|| format!("reading mailbox {mailbox} on {}", host.name()))?;
-    // The first line names the columns.
-    Ok(said.lines().skip(1).map(str::to_owned).collect())
+    DEMO.uids(host, mailbox)
 }
 
 /// The mailbox's UIDVALIDITY, as a mail program sees it: by IMAP over TLS with the owner's password. One

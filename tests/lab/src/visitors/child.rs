@@ -1,5 +1,6 @@
 //! The visitors' process, as the lab holds it.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Stdio};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use std::os::unix::process::CommandExt;
 use super::{Log, PATIENCE};
 use crate::host::Host;
 use crate::lab::Lab;
+use crate::sample::Sample;
 use crate::{sample, wait};
 
 /// How long the first answers may take.
@@ -24,14 +26,36 @@ pub struct Visitors {
     log: PathBuf,
 }
 
+/// Where visitors go, and how often.
+#[derive(Debug, Clone, Copy)]
+pub struct Tour<'a> {
+    /// The account whose site they visit.
+    pub account: &'a Sample,
+    /// The certificate that the site must show, in PEM.
+    pub certificate: &'a [u8],
+    /// The address that they use.
+    pub address: Ipv4Addr,
+    /// Requests a second.
+    pub rate: u32,
+}
+
 impl Visitors {
-    /// Sends visitors to the sample site on `host`; the log is made in `place`.
+    /// Sends visitors to the sample site on `host`, and waits for their first answers; the log is made
+    /// in `place`.
     pub fn start(lab: &Lab, host: &Host, place: &Path, name: &str, rate: u32) -> Result<Visitors> {
-        std::fs::create_dir_all(place).with_context(|| format!("making {}", place.display()))?;
         let address = host.spec().service_address.context("the host has no service address")?;
+        let certificate = certificate(host, &sample::DEMO)?;
+        let tour = Tour { account: &sample::DEMO, certificate: &certificate, address, rate };
+        let mut visitors = Visitors::send(lab, place, name, tour)?;
+        visitors.await_answers(10)?;
+        Ok(visitors)
+    }
+
+    /// Sends visitors, whoever answers them; the log is made in `place`.
+    pub fn send(lab: &Lab, place: &Path, name: &str, tour: Tour<'_>) -> Result<Visitors> {
+        std::fs::create_dir_all(place).with_context(|| format!("making {}", place.display()))?;
         let certificate = place.join(format!("{name}.pem"));
-        let pem = host.read_file(&format!("{}/ssl/{}.pem", sample::HOME, sample::DOMAIN))?;
-        std::fs::write(&certificate, pem)
+        std::fs::write(&certificate, tour.certificate)
             .with_context(|| format!("writing {}", certificate.display()))?;
         let log = place.join(format!("{name}.jsonl"));
         if log.exists() {
@@ -42,7 +66,8 @@ impl Visitors {
         let prefix = format!("{name}-{:x}", super::log::now_us());
         let mut command = lab.netns_command(&program);
         command
-            .args(["visitors", "--address", &address.to_string(), "--rate", &rate.to_string()])
+            .args(["visitors", "--address", &tour.address.to_string()])
+            .args(["--rate", &tour.rate.to_string(), "--domain", &tour.account.domain()])
             .args(["--prefix", &prefix, "--log"])
             .arg(&log)
             .arg("--certificate")
@@ -51,9 +76,7 @@ impl Visitors {
         command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null());
         let mut child = command.spawn().context("starting the visitors")?;
         let until = child.stdin.take();
-        let mut visitors = Visitors { child, until, log };
-        visitors.await_answers(10)?;
-        Ok(visitors)
+        Ok(Visitors { child, until, log })
     }
 
     /// The visits so far.
@@ -93,6 +116,11 @@ impl Visitors {
         })?;
         self.log()
     }
+}
+
+/// The certificate of an account's site, as its owner keeps it on this host.
+pub fn certificate(host: &Host, account: &Sample) -> Result<Vec<u8>> {
+    host.read_file(&account.named(&format!("{}/ssl/{}.pem", sample::HOME, sample::DOMAIN)))
 }
 
 impl Drop for Visitors {

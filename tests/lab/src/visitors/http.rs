@@ -24,7 +24,6 @@ use tokio_rustls::rustls::{
 };
 
 use super::log::{Kind, Outcome};
-use crate::sample::DOMAIN;
 
 /// The largest head or body that is read.
 const LIMIT: usize = 64 << 10;
@@ -75,6 +74,7 @@ impl From<String> for Unanswered {
 /// All visitors' browsers.
 pub struct Client {
     address: Ipv4Addr,
+    domain: String,
     tls: TlsConnector,
     plain: Mutex<Vec<Connection>>,
     secure: Mutex<Vec<Connection>>,
@@ -143,8 +143,8 @@ struct Response {
 }
 
 impl Client {
-    /// Visitors of the sample site at this address. It must show this certificate, and no other.
-    pub fn new(address: Ipv4Addr, certificate: &Path) -> Result<Client> {
+    /// Visitors of a site at this address. It must show this certificate, and no other.
+    pub fn new(address: Ipv4Addr, domain: &str, certificate: &Path) -> Result<Client> {
         let certificate = CertificateDer::from_pem_file(certificate)
             .with_context(|| format!("reading {}", certificate.display()))?;
         let provider = Arc::new(aws_lc_rs::default_provider());
@@ -156,6 +156,7 @@ impl Client {
             .with_no_client_auth();
         Ok(Client {
             address,
+            domain: domain.to_owned(),
             tls: TlsConnector::from(Arc::new(config)),
             plain: Mutex::default(),
             secure: Mutex::default(),
@@ -165,6 +166,11 @@ impl Client {
     /// Where they go.
     pub fn address(&self) -> Ipv4Addr {
         self.address
+    }
+
+    /// The site that they ask for.
+    pub fn domain(&self) -> &str {
+        &self.domain
     }
 
     /// Writes an id at the site.
@@ -206,7 +212,7 @@ impl Client {
         kind: Kind,
         id: &str,
     ) -> Result<Outcome, Unanswered> {
-        let response = exchange(&mut connection.stream, id, is_kept(kind)).await?;
+        let response = exchange(&mut connection.stream, &self.domain, id, is_kept(kind)).await?;
         if is_kept(kind) && !response.close {
             let mut pool = self.pool(kind);
             if pool.len() < KEPT {
@@ -224,7 +230,7 @@ impl Client {
         tcp.set_nodelay(true).map_err(|e| e.to_string())?;
         let socket = tcp.as_fd().try_clone_to_owned().map_err(|e| e.to_string())?;
         let stream: Box<dyn Stream> = if secure {
-            let name = ServerName::try_from(DOMAIN).map_err(|e| e.to_string())?;
+            let name = ServerName::try_from(self.domain.clone()).map_err(|e| e.to_string())?;
             Box::new(self.tls.connect(name, tcp).await.map_err(|e| format!("tls: {e}"))?)
         } else {
             Box::new(tcp)
@@ -257,12 +263,13 @@ fn is_secure(kind: Kind) -> bool {
 
 async fn exchange(
     stream: &mut BufReader<Box<dyn Stream>>,
+    domain: &str,
     id: &str,
     keep: bool,
 ) -> Result<Response, Unanswered> {
     let wish = if keep { "keep-alive" } else { "close" };
     let request =
-        format!("GET /write?id={id} HTTP/1.1\r\nHost: {DOMAIN}\r\nConnection: {wish}\r\n\r\n");
+        format!("GET /write?id={id} HTTP/1.1\r\nHost: {domain}\r\nConnection: {wish}\r\n\r\n");
     let cut = |e: std::io::Error| format!("cut: {}", e.kind());
     let unsent = |e: std::io::Error| Unanswered::Silent(format!("not sent: {}", e.kind()));
     stream.write_all(request.as_bytes()).await.map_err(unsent)?;
@@ -350,7 +357,8 @@ mod tests {
                 let _ = server.read(&mut request).unwrap();
                 server.write_all(says).unwrap();
             });
-            let Err(unanswered) = exchange(&mut connection.stream, "v-1", true).await else {
+            let Err(unanswered) = exchange(&mut connection.stream, "a.test", "v-1", true).await
+            else {
                 panic!("an answer came")
             };
             assert_eq!(matches!(unanswered, Unanswered::Silent(_)), silent);

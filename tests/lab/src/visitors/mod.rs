@@ -20,7 +20,7 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::Semaphore;
 use tokio::time::MissedTickBehavior;
 
-pub use child::Visitors;
+pub use child::{Tour, Visitors, certificate};
 pub use log::{Kind, Log, Outcome, Visit};
 
 use http::Client;
@@ -39,6 +39,9 @@ pub struct Options {
     /// The address that they use
     #[arg(long)]
     pub address: Ipv4Addr,
+    /// The domain that they ask for, and send mail to
+    #[arg(long)]
+    pub domain: String,
     /// How many requests a second
     #[arg(long, default_value_t = 50)]
     pub rate: u32,
@@ -60,7 +63,7 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 async fn come(options: &Options) -> Result<()> {
-    let client = Arc::new(Client::new(options.address, &options.certificate)?);
+    let client = Arc::new(Client::new(options.address, &options.domain, &options.certificate)?);
     let log = Arc::new(Writer::create(&options.log)?);
     let room = Arc::new(Semaphore::new(MOST_AT_ONCE));
     let number = AtomicU64::new(0);
@@ -90,7 +93,9 @@ async fn come(options: &Options) -> Result<()> {
 /// Two of three by HTTP, half of all on kept connections, and now and then a mail.
 async fn visit(client: &Client, n: u64, id: String, log: &Writer) {
     if n % REQUESTS_PER_MAIL == REQUESTS_PER_MAIL - 1 {
-        let mail = log::timed(id, Kind::Mail, |id| smtp::send(client.address(), id)).await;
+        let mail =
+            log::timed(id, Kind::Mail, |id| smtp::send(client.address(), client.domain(), id))
+                .await;
         return log.write(&mail);
     }
     let kind = match n % 6 {

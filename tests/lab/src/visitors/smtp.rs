@@ -6,11 +6,10 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 use super::log::Outcome;
-use crate::sample::DOMAIN;
 
 /// Sends one message, with the id as its Message-ID's left part. A temporary refusal is a failure:
 /// a real server would come again, with the same right.
-pub async fn send(address: Ipv4Addr, id: String) -> Result<Outcome, String> {
+pub async fn send(address: Ipv4Addr, domain: &str, id: String) -> Result<Outcome, String> {
     let stream = TcpStream::connect((address, 25))
         .await
         .map_err(|e| format!("smtp connect: {}", e.kind()))?;
@@ -18,13 +17,13 @@ pub async fn send(address: Ipv4Addr, id: String) -> Result<Outcome, String> {
     expect(&mut stream, "greeting", '2').await?;
     let recipient = if id.len().is_multiple_of(2) { "info" } else { "sales" };
     let message = format!(
-        "From: customer@outside.example\r\nTo: {recipient}@{DOMAIN}\r\nSubject: Visit {id}\r\n\
+        "From: customer@outside.example\r\nTo: {recipient}@{domain}\r\nSubject: Visit {id}\r\n\
          Message-ID: <{id}@outside.example>\r\n\r\nThis is visit {id}.\r\n."
     );
     let dialogue = [
         ("EHLO lab.test".to_owned(), "EHLO", '2'),
         ("MAIL FROM:<customer@outside.example>".to_owned(), "MAIL", '2'),
-        (format!("RCPT TO:<{recipient}@{DOMAIN}>"), "RCPT", '2'),
+        (format!("RCPT TO:<{recipient}@{domain}>"), "RCPT", '2'),
         ("DATA".to_owned(), "DATA", '3'),
         (message, "message", '2'),
     ];

@@ -1,4 +1,5 @@
-# What is in the home, made by its owner: every kind of file that a move must keep.
+# What is in the home, made by its owner: every kind of file that a move must keep. Arguments: how many
+# directories of small files, how many bytes of a large one.
 umask 022
 cd /home/demo
 mkdir -p site/public/assets data mail ssl kinds
@@ -7,13 +8,13 @@ mkdir -m 2775 kinds/team && chgrp demo-team kinds/team
 mkdir -m 1777 kinds/sticky
 
 # Some thousand small files.
-for d in $(seq 0 39); do
+for d in $(seq 1 "$1"); do
     mkdir -p "site/public/assets/$d"
     for f in $(seq 0 29); do
         echo "body { color: #$d$f; } /* $d/$f */" > "site/public/assets/$d/style-$f.css"
     done
 done
-head -c 20000000 /dev/urandom > data/archive.bin
+head -c "$2" /dev/urandom > data/archive.bin
 
 # Links.
 echo 'one file, three names' > kinds/hard-a
