@@ -2,8 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use ferry_api::MoveLimits;
 use ferry_proto::Fault;
 use serde::Deserialize;
+
+/// An agent takes so many commands at once that this many moves leave room for all others.
+const MOST_AT_ONCE: usize = 64;
 
 /// What may be set.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -19,6 +23,8 @@ pub struct Config {
     pub certificate_minutes: Option<u32>,
     /// How long an enrolment token is good for, in minutes.
     pub token_minutes: u32,
+    /// How many moves there may be at one server at once.
+    pub moves: MoveLimits,
     /// What is logged: a filter of the tracing crate, such as `info` or `ferry_fleet=debug`.
     pub log: String,
 }
@@ -31,6 +37,7 @@ impl Default for Config {
             certificate_days: 90,
             certificate_minutes: None,
             token_minutes: 60,
+            moves: MoveLimits::default(),
             log: "info".to_owned(),
         }
     }
@@ -57,6 +64,13 @@ impl Config {
         if !(1..=10_080).contains(&config.token_minutes) {
             return Err(Fault::precondition(format!(
                 "{}: token_minutes must be 1 to 10080 (a week)",
+                path.display()
+            )));
+        }
+        let MoveLimits { source, target, fence } = config.moves;
+        if [source, target, fence].iter().any(|limit| !(1..=MOST_AT_ONCE).contains(limit)) {
+            return Err(Fault::precondition(format!(
+                "{}: each number of [moves] must be 1 to {MOST_AT_ONCE}",
                 path.display()
             )));
         }
@@ -91,5 +105,17 @@ mod tests {
             fault.message.contains("line 2") && fault.message.contains("listen_port"),
             "{fault}"
         );
+    }
+
+    #[test]
+    fn limits_of_moves_are_set_one_by_one_and_none_is_zero() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("controller.toml");
+        std::fs::write(&path, "[moves]\ntarget = 3\n").unwrap();
+        let limits = Config::load(&path).unwrap().moves;
+        assert_eq!(limits, MoveLimits { target: 3, ..MoveLimits::default() });
+        std::fs::write(&path, "[moves]\nfence = 0\n").unwrap();
+        let fault = Config::load(&path).unwrap_err();
+        assert!(fault.message.contains("[moves]") && fault.message.contains("1 to 64"), "{fault}");
     }
 }

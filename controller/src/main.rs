@@ -89,7 +89,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let fleet =
         Fleet::open(store.clone(), authority.clone(), connections.clone(), settings).await?;
     let stop = CancellationToken::new();
-    let jobs = Jobs::new(store.clone(), &fleet, stop.clone());
+    let jobs = Jobs::new(store.clone(), &fleet, config.moves, stop.clone());
     let incoming = Listener::bind(&config.listen)
         .await?
         .serve(&authority.controller_identity(), &connections)?;

@@ -1,11 +1,14 @@
 //! The controller's parts joined as in its main, over real TLS, with agents played by the test: they
 //! enrol with real tokens and answer real commands, and fail where a case says so.
 
+#[path = "moves/at_once.rs"]
+mod at_once;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ferry_api::{Jobs, OperatorEndpoint, OperatorToken};
+use ferry_api::{Jobs, MoveLimits, OperatorEndpoint, OperatorToken};
 use ferry_fleet::authority::Authority;
 use ferry_fleet::session::AgentEndpoint;
 use ferry_fleet::{Fleet, Settings};
@@ -47,6 +50,10 @@ struct Controller {
 
 impl Controller {
     async fn start(dir: tempfile::TempDir) -> Self {
+        Self::with(dir, MoveLimits::default()).await
+    }
+
+    async fn with(dir: tempfile::TempDir, limits: MoveLimits) -> Self {
         let state = dir.path();
         let store: Arc<dyn Store> =
             Arc::new(SqliteStore::open(&state.join("ferry.db")).await.unwrap());
@@ -63,7 +70,7 @@ impl Controller {
             .await
             .unwrap();
         let stop = CancellationToken::new();
-        let jobs = Jobs::new(store.clone(), &fleet, stop.clone());
+        let jobs = Jobs::new(store.clone(), &fleet, limits, stop.clone());
         let incoming = Listener::bind("127.0.0.1:0")
             .await
             .unwrap()
@@ -267,6 +274,8 @@ impl Controller {
 struct World {
     /// Kinds of commands carried out, in order, with how often.
     done: Vec<String>,
+    /// The same, each with its account.
+    done_for: Vec<(String, String)>,
     outcomes: HashMap<String, Result<Receipt, Fault>>,
     /// What to answer instead of carrying out, by kind.
     failing: HashMap<String, Fault>,
@@ -280,6 +289,16 @@ struct World {
     revocations: Vec<Vec<String>>,
     /// What it says of its accounts when it connects; none: what it begins with.
     accounts: Option<Vec<AccountState>>,
+}
+
+impl World {
+    fn serves(&mut self, names: &[&str]) {
+        let state = |name: &&str| AccountState {
+            name: name.parse().unwrap(),
+            ..stands(StandingKind::Serving, 0)
+        };
+        self.accounts = Some(names.iter().map(state).collect());
+    }
 }
 
 #[derive(Clone)]
@@ -431,6 +450,7 @@ impl Player {
                     None => Ok(receipt(&intent)),
                 };
                 world.done.push(intent.kind().to_owned());
+                world.done_for.push((intent.kind().to_owned(), intent.account().to_string()));
                 world.outcomes.insert(command.id.clone(), outcome.clone());
                 outcome
             }
@@ -466,9 +486,9 @@ fn request(body: session_request::Body) -> v1::SessionRequest {
 
 fn receipt(intent: &Intent) -> Receipt {
     match intent {
-        Intent::Inspect { source: None, .. } => Receipt::Source(Box::new(AccountFacts {
+        Intent::Inspect { source: None, account, .. } => Receipt::Source(Box::new(AccountFacts {
             definition: serde_json::from_value(
-                serde_json::json!({"name": "demo", "user": "demo", "home": "/home/demo"}),
+                serde_json::json!({"name": account, "user": account, "home": "/home/demo"}),
             )
             .unwrap(),
             epoch: Epoch(0),

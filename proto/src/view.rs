@@ -89,6 +89,33 @@ pub struct StepView {
     pub progress: Option<Progress>,
 }
 
+/// What there is only so much of at one server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlaceKind {
+    /// A move away from it.
+    Source,
+    /// A move to it.
+    Target,
+    /// An account inside its fence, at either end.
+    Fence,
+}
+
+/// What a move takes up at a server.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Place {
+    /// The server.
+    pub server: ServerName,
+    /// Which of its places.
+    pub kind: PlaceKind,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a place on {}", self.server)
+    }
+}
+
 /// A job as it is shown.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobView {
@@ -113,6 +140,9 @@ pub struct JobView {
     /// Whether somebody asked for it to be undone.
     #[serde(default)]
     pub abort_requested: bool,
+    /// What it waits for before it goes on: the limits of moves at once are reached there.
+    #[serde(default)]
+    pub waiting_for: Option<Place>,
     /// What a person should know: who serves the account, what is safe, what to do next.
     pub advice: String,
     /// When it was started, Unix milliseconds.

@@ -2,7 +2,7 @@
 
 use ferry_engine::JobSpec;
 use ferry_plan::Plan;
-use ferry_proto::view::{JobPhase, JobView};
+use ferry_proto::view::{JobPhase, JobView, Place, PlaceKind};
 
 /// Where the package puts the pages for whoever is called.
 const PAGES: &str = "/usr/share/doc/ferry-controller/what-if";
@@ -17,6 +17,23 @@ pub fn advice(plan: &Plan, spec: &JobSpec, view: &JobView) -> String {
         (phase, true, _) => committed(plan, phase),
         (phase, false, false) => uncommitted(plan, phase),
     }
+}
+
+/// The advice for a job that waits for a place.
+pub fn waiting(view: &JobView, place: &Place) -> String {
+    let JobView { account, source, .. } = view;
+    let server = &place.server;
+    let full = match place.kind {
+        PlaceKind::Source => format!("as many moves from {server} as there may be at once"),
+        PlaceKind::Target => format!("as many moves to {server} as there may be at once"),
+        PlaceKind::Fence => {
+            format!("as many accounts on {server} as there may be at once inside their fence")
+        }
+    };
+    format!(
+        "{source} serves account {account}. The move waits for {place}: there are {full} ([moves] in controller.toml), or earlier ones wait for it. \
+         It goes on by itself; `ferry abort {account}` ends it at once."
+    )
 }
 
 fn uncommitted(plan: &Plan, phase: JobPhase) -> String {

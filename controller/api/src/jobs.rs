@@ -10,12 +10,14 @@ use ferry_fleet::{Fleet, now_ms};
 use ferry_plan::Plan;
 use ferry_proto::Fault;
 use ferry_proto::ids::{AccountName, JobId};
-use ferry_proto::view::{JobPhase, JobView, StepPhase, StepView};
+use ferry_proto::view::{JobPhase, JobView, Place, StepPhase, StepView};
 use ferry_store::{JobRow, Store};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::advice;
+use crate::places::{MoveLimits, Places, Turn};
 use crate::view::Folded;
 
 /// Events waiting for a job's view; the runner waits if it is full.
@@ -64,6 +66,14 @@ struct Running {
     shown: watch::Receiver<Shown>,
 }
 
+/// A job that may be given its task.
+struct Ready {
+    row: JobRow,
+    /// None if its journal could not be read: it is read again.
+    turn: Option<Arc<Turn>>,
+    shown: Shown,
+}
+
 /// How long an abort may take to be journalled.
 const JOURNALLED_WITHIN: Duration = Duration::from_secs(20);
 /// How long to wait before a job whose journal failed is taken up again: at first, and at most.
@@ -85,20 +95,27 @@ pub struct Jobs {
     running: Mutex<HashMap<JobId, Running>>,
     /// Rung after each event, for those who follow the journal.
     bell: broadcast::Sender<()>,
+    places: Arc<Places>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Jobs {
-    /// Jobs of `store`, whose steps are done by `fleet`. When `stop` fires, jobs are left where
-    /// their journal says.
-    pub fn new(store: Arc<dyn Store>, fleet: &Arc<Fleet>, stop: CancellationToken) -> Arc<Self> {
+    /// Jobs of `store`, whose steps are done by `fleet`, so many at once as `limits` says. When `stop`
+    /// fires, jobs are left where their journal says.
+    pub fn new(
+        store: Arc<dyn Store>,
+        fleet: &Arc<Fleet>,
+        limits: MoveLimits,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
         let (bell, _) = broadcast::channel(1);
         Arc::new(Self {
             store,
             steps: Arc::new(ferry_steps::kinds(fleet)),
             running: Mutex::default(),
             bell,
+            places: Places::new(limits),
             tasks: TaskTracker::new(),
             stop,
         })
@@ -109,9 +126,14 @@ impl Jobs {
     /// # Errors
     /// If the store cannot be read. A damaged job says so whenever it is asked for.
     pub async fn recover(self: &Arc<Self>) -> Result<(), Fault> {
+        let mut ready = Vec::new();
         for row in self.store.jobs(None, true).await? {
             tracing::info!(job = %row.id, account = %row.account, "taking the job up again");
-            self.spawn(row).await;
+            ready.push(self.prepare(row).await);
+        }
+        // Only now: no place is given away that another job has from before.
+        for job in ready {
+            self.spawn(job);
         }
         Ok(())
     }
@@ -151,10 +173,38 @@ impl Jobs {
             ))
             .remedy("see its findings, mend them, and plan again"));
         }
-        self.store.start_job(id, now_ms()).await?;
+        if let Err(fault) = self.store.start_job(id, now_ms()).await {
+            // The store knows that it may not be, and not why.
+            self.refuse_if_busy(&row.account).await?;
+            return Err(fault);
+        }
         let row = self.store.job(id).await?.ok_or_else(unknown)?;
-        self.spawn(row).await;
+        let ready = self.prepare(row).await;
+        self.spawn(ready);
         Ok(())
+    }
+
+    /// A fault if an account has a job that has not ended. For clear words: that two are never
+    /// started at once is the store's to see to.
+    ///
+    /// # Errors
+    /// That, or the store's.
+    pub async fn refuse_if_busy(&self, account: &AccountName) -> Result<(), Fault> {
+        let Some(row) = self.store.jobs(Some(account), true).await?.into_iter().next() else {
+            return Ok(());
+        };
+        let plan = read_plan(&row)?;
+        let what = match plan.steps.iter().any(|step| step.commit_point) {
+            true => format!("its {} move from {} to {}", plan.direction, plan.source, plan.target),
+            false => format!("the end of its move to {}", plan.target),
+        };
+        Err(Fault::precondition(format!(
+            "account {account} has a job under way, {what} (job {}): one at a time",
+            row.id
+        ))
+        .remedy(format!(
+            "see `ferry status {account}`; wait for its end, or undo it: ferry abort {account}"
+        )))
     }
 
     /// Asks the running job of an account to undo itself; returns once that is journalled. `by` says
@@ -202,7 +252,8 @@ impl Jobs {
         tracing::info!(job = %row.id, account = %row.account, by, "job resumed");
         let _ = self.bell.send(());
         let (id, account) = (row.id, row.account.clone());
-        self.spawn(row).await;
+        let ready = self.prepare(row).await;
+        self.spawn(ready);
         Ok((id, account))
     }
 
@@ -314,9 +365,28 @@ impl Jobs {
         Ok(folded)
     }
 
-    /// Gives a job that has not ended its task.
-    async fn spawn(self: &Arc<Self>, row: JobRow) {
-        let shown = self.fold(&row).await.map(|folded| folded.view().clone());
+    /// A job that has not ended, with what it has begun before.
+    async fn prepare(&self, row: JobRow) -> Ready {
+        let (turn, shown) = match self.fold(&row).await {
+            Ok(folded) => {
+                let turn = self.turn(&row, &folded);
+                (Some(turn), Ok(folded.view().clone()))
+            }
+            Err(fault) => (None, Err(fault)),
+        };
+        Ready { row, turn, shown }
+    }
+
+    fn turn(&self, row: &JobRow, folded: &Folded) -> Arc<Turn> {
+        let ticket = (row.started_ms.unwrap_or(row.planned_ms), row.id);
+        let turn = Turn::new(&self.places, ticket, folded.plan());
+        turn.take_up(&folded.spec().steps, folded.state());
+        turn
+    }
+
+    /// Gives a job its task.
+    fn spawn(self: &Arc<Self>, job: Ready) {
+        let Ready { row, turn, shown } = job;
         let (sender, shown) = watch::channel(shown);
         let abort = Abort::default();
         let account = row.account.clone();
@@ -324,9 +394,11 @@ impl Jobs {
         let jobs = self.clone();
         self.tasks.spawn(async move {
             tokio::select! {
-                () = jobs.drive(&row, &abort, &sender) => {}
-                // Left where its journal says.
+                biased;
+                // Left where its journal says. First: a place that another job left by stopping
+                // is not taken.
                 () = jobs.stop.cancelled() => {}
+                () = jobs.drive(&row, turn, &abort, &sender) => {}
             }
             jobs.running().remove(&row.id);
             let _ = jobs.bell.send(());
@@ -335,11 +407,17 @@ impl Jobs {
 
     /// Runs a job to its end. If its journal or the store fails it is taken up again, after a while,
     /// as after a crash: whoever watches is told meanwhile.
-    async fn drive(&self, row: &JobRow, abort: &Abort, sender: &watch::Sender<Shown>) {
+    async fn drive(
+        &self,
+        row: &JobRow,
+        mut turn: Option<Arc<Turn>>,
+        abort: &Abort,
+        sender: &watch::Sender<Shown>,
+    ) {
         let (mut pause, longest) = PAUSES;
         loop {
             let began = tokio::time::Instant::now();
-            let Err(fault) = self.to_the_end(row, abort, sender).await else { return };
+            let Err(fault) = self.to_the_end(row, &mut turn, abort, sender).await else { return };
             tracing::error!(job = %row.id, "the job stopped where its journal says: {fault}");
             tell(sender, Err(stopped(row, fault)));
             if began.elapsed() > longest {
@@ -350,21 +428,25 @@ impl Jobs {
         }
     }
 
+    /// `turn` keeps what the job takes up while it does not go on.
     async fn to_the_end(
         &self,
         row: &JobRow,
+        turn: &mut Option<Arc<Turn>>,
         abort: &Abort,
         sender: &watch::Sender<Shown>,
     ) -> Result<(), Fault> {
         let mut folded = self.fold(row).await?;
+        let turn = turn.get_or_insert_with(|| self.turn(row, &folded)).clone();
         let (told, seen) = mpsc::channel(TOLD);
         let journal = Arc::new(StoreJournal(self.store.clone()));
         let (spec, steps) = (folded.spec().clone(), self.steps.clone());
         let runner = Runner::recover(spec, steps, journal, told, abort.clone()).await?;
-        show_unless_ended(&folded, sender);
-        let showing = show(&mut folded, seen, sender, &self.bell);
+        let mut display = Display { sender, bell: &self.bell, lacking: turn.lacking() };
+        display.show(&folded);
+        let showing = display.follow(&mut folded, seen);
         // The runner's end drops the sender of what is told, and so ends the showing.
-        let (phase, ()) = tokio::join!(runner.run(), showing);
+        let (phase, ()) = tokio::join!(runner.gated(turn).run(), showing);
         let phase = phase?;
         self.store.end_job(row.id, &phase.to_string(), now_ms()).await?;
         tracing::info!(job = %row.id, %phase, "job ended");
@@ -421,30 +503,51 @@ fn to_json(event: &Event) -> Result<String, Fault> {
     serde_json::to_string(event).map_err(|e| Fault::bug("an event has no JSON").caused_by(&e))
 }
 
-fn show_unless_ended(folded: &Folded, sender: &watch::Sender<Shown>) {
-    if !folded.view().phase.has_ended() {
-        tell(sender, Ok(folded.view().clone()));
-    }
+/// Keeps a job's view current, but for its end.
+struct Display<'a> {
+    sender: &'a watch::Sender<Shown>,
+    bell: &'a broadcast::Sender<()>,
+    /// What the job waits for before it goes on.
+    lacking: watch::Receiver<Option<Place>>,
 }
 
-/// Keeps a job's view current, but for its end.
-async fn show(
-    folded: &mut Folded,
-    mut seen: mpsc::Receiver<Told>,
-    sender: &watch::Sender<Shown>,
-    bell: &broadcast::Sender<()>,
-) {
-    while let Some(told) = seen.recv().await {
+impl Display<'_> {
+    async fn follow(&mut self, folded: &mut Folded, mut seen: mpsc::Receiver<Told>) {
+        loop {
+            tokio::select! {
+                told = seen.recv() => match told {
+                    Some(told) => self.take(folded, told),
+                    None => return,
+                },
+                // Its sender is the job's turn, which the runner has too.
+                Ok(()) = self.lacking.changed() => {}
+            }
+            self.show(folded);
+        }
+    }
+
+    fn take(&self, folded: &mut Folded, told: Told) {
         match told {
             Told::Event(event) => {
                 if let Err(fault) = folded.apply(&event, now_ms()) {
                     tracing::error!("{fault}");
                 }
                 // Nobody may be listening.
-                let _ = bell.send(());
+                let _ = self.bell.send(());
             }
             Told::Progress { step, progress } => folded.progress(step, progress),
         }
-        show_unless_ended(folded, sender);
+    }
+
+    fn show(&mut self, folded: &Folded) {
+        let mut view = folded.view().clone();
+        if view.phase.has_ended() {
+            return;
+        }
+        view.waiting_for = self.lacking.borrow_and_update().clone();
+        if let Some(place) = &view.waiting_for {
+            view.advice = advice::waiting(&view, place);
+        }
+        tell(self.sender, Ok(view));
     }
 }

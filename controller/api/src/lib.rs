@@ -4,15 +4,18 @@
 //! * [`auth`]: who may call it.
 //! * [`planning`]: asks both ends, then plans.
 //! * [`jobs`]: jobs that run, and those that are taken up again after a restart.
+//! * [`places`]: how many moves there may be at one server at once; the others wait.
 //! * [`view`]: a job as it is shown; [`advice`]: what a person should know of it.
 
 pub mod advice;
 pub mod auth;
 pub mod jobs;
 pub mod operators;
+pub mod places;
 pub mod planning;
 pub mod view;
 
 pub use auth::OperatorToken;
 pub use jobs::Jobs;
 pub use operators::OperatorEndpoint;
+pub use places::MoveLimits;

@@ -162,6 +162,7 @@ impl OperatorService for OperatorEndpoint {
                 ..Policy::default()
             },
         };
+        or_status(self.jobs.refuse_if_busy(&wish.account).await)?;
         let plan = or_status(self.planner().plan(&wish).await)?;
         or_status(self.jobs.keep(&plan).await)?;
         Ok(Response::new(v1::PlanMoveResponse {
@@ -213,6 +214,7 @@ impl OperatorService for OperatorEndpoint {
         let request = request.into_inner();
         let account: AccountName = parse(&request.account)?;
         let from = (!request.from.is_empty()).then(|| parse(&request.from)).transpose()?;
+        or_status(self.jobs.refuse_if_busy(&account).await)?;
         let plan = self.planner().plan_finalize(&account, from.as_ref(), request.erase).await;
         let plan = or_status(plan)?;
         or_status(self.jobs.keep(&plan).await)?;

@@ -52,6 +52,7 @@ impl Folded {
             committed: false,
             commit_unknown: false,
             abort_requested: false,
+            waiting_for: None,
             advice: String::new(),
             started_unix_ms,
             ended_unix_ms: None,
@@ -65,6 +66,16 @@ impl Folded {
     /// The job as the engine runs it.
     pub fn spec(&self) -> &JobSpec {
         &self.spec
+    }
+
+    /// The plan that it came from.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// What its events add up to.
+    pub fn state(&self) -> &JobState {
+        &self.state
     }
 
     /// The document.

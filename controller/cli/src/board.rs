@@ -76,7 +76,8 @@ impl Board {
     fn progress(&mut self, job: &JobView, now: Instant) {
         let Some((number, step)) = running(job) else {
             if let Some(bar) = &self.bar {
-                bar.set_message(String::new());
+                let waiting = job.waiting_for.as_ref().map(|place| format!("waiting for {place}"));
+                bar.set_message(waiting.unwrap_or_default());
             }
             return;
         };
@@ -164,6 +165,11 @@ pub fn changes(old: Option<&JobView>, new: &JobView) -> Vec<String> {
     if old.map(|job| job.phase) != Some(new.phase) && new.phase == JobPhase::Undoing {
         lines.push(format!("Undoing: account {} stays on {}.", new.account, new.source));
     }
+    if let Some(place) = &new.waiting_for
+        && old.and_then(|job| job.waiting_for.as_ref()) != Some(place)
+    {
+        lines.push(format!("Waiting for {place}: it goes on by itself."));
+    }
     for (i, step) in new.steps.iter().enumerate() {
         let before = old.and_then(|job| job.steps.get(i)).filter(|s| s.name == step.name);
         let was = before.map_or(StepPhase::Waiting, |s| s.phase);
@@ -225,6 +231,7 @@ pub fn summary(step: &StepView) -> Option<String> {
 pub mod tests {
     use super::*;
     use ferry_proto::Fault;
+    use ferry_proto::view::{Place, PlaceKind};
 
     /// A job with a step in each of these phases.
     pub fn job(phase: JobPhase, steps: &[(&str, &str, StepPhase)]) -> JobView {
@@ -256,6 +263,7 @@ pub mod tests {
             committed: phase == JobPhase::Done,
             commit_unknown: false,
             abort_requested: false,
+            waiting_for: None,
             advice: "transit1 serves shop; ferry finalize shop ends the move".to_owned(),
             started_unix_ms: 1_795_398_180_000,
             ended_unix_ms: phase.has_ended().then_some(1_795_398_200_000),
@@ -307,6 +315,29 @@ pub mod tests {
         }
         insta::assert_snapshot!(lines.join("\n"));
         assert!(changes(last, &states[5]).is_empty());
+    }
+
+    #[test]
+    fn what_it_waits_for_is_said_once_and_again_when_it_is_another_place() {
+        let waiting = |server: &str| {
+            let mut job = job(JobPhase::Running, &[("provision", "transit1", StepPhase::Waiting)]);
+            job.waiting_for =
+                Some(Place { server: server.parse().unwrap(), kind: PlaceKind::Target });
+            job
+        };
+        let (first, other) = (waiting("web1"), waiting("transit1"));
+        assert_eq!(changes(None, &first), ["Waiting for a place on web1: it goes on by itself."]);
+        assert_eq!(changes(Some(&first), &first), [] as [&str; 0]);
+        assert_eq!(
+            changes(Some(&first), &other),
+            ["Waiting for a place on transit1: it goes on by itself."]
+        );
+        assert_eq!(crate::summary::state(&first), "waiting for a place on web1");
+        let json = serde_json::to_value(&other).unwrap();
+        assert_eq!(
+            json["waiting_for"],
+            serde_json::json!({"server": "transit1", "kind": "target"})
+        );
     }
 
     #[test]

@@ -90,11 +90,19 @@ fn headline(job: &JobView) -> String {
             "The {what} of {account} from {source} to {target} is stuck: a person must look."
         ),
         JobPhase::Running => {
-            format!("The {what} of {account} from {source} to {target} is running.")
+            format!("The {what} of {account} from {source} to {target} is {}.", state(job))
         }
         JobPhase::Undoing => {
             format!("The {what} of {account} from {source} to {target} is being undone.")
         }
+    }
+}
+
+/// Where a job is, in words.
+pub fn state(job: &JobView) -> String {
+    match &job.waiting_for {
+        Some(place) => format!("waiting for {place}"),
+        None => job.phase.to_string(),
     }
 }
 

@@ -5,13 +5,16 @@
 //! * [`spec`]: the job as data.
 //! * [`state`]: a pure function (state, event) -> state and what to do next. Recovery replays it.
 //! * [`step`]: what a step offers, and where events are kept.
+//! * [`gate`]: who lets a job go on to its next step.
 //! * [`runner`]: the loop that joins them.
 
+pub mod gate;
 pub mod runner;
 pub mod spec;
 pub mod state;
 pub mod step;
 
+pub use gate::Gate;
 pub use runner::{Abort, Runner, Told};
 pub use spec::{JobSpec, StepSpec};
 pub use state::{Event, JobState, Next, StepState};

@@ -10,6 +10,7 @@ use ferry_proto::{Fault, FaultClass};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::gate::Gate;
 use crate::spec::JobSpec;
 use crate::state::{Event, JobState, Next, StepState};
 use crate::step::{Context, Journal, Observation, Steps};
@@ -69,6 +70,7 @@ pub struct Runner {
     journal: Arc<dyn Journal>,
     told: mpsc::Sender<Told>,
     abort: Abort,
+    gate: Option<Arc<dyn Gate>>,
 }
 
 impl Runner {
@@ -96,7 +98,12 @@ impl Runner {
             // Somebody wished it before the controller stopped: steps are cancelled as they were.
             abort.token.cancel();
         }
-        Ok(Self { spec, state, steps, journal, told, abort })
+        Ok(Self { spec, state, steps, journal, told, abort, gate: None })
+    }
+
+    /// Starts each step only when `gate` lets it.
+    pub fn gated(self, gate: Arc<dyn Gate>) -> Self {
+        Self { gate: Some(gate), ..self }
     }
 
     /// The state now.
@@ -114,7 +121,7 @@ impl Runner {
             match self.state.next(&self.spec) {
                 Next::End(phase) => return Ok(phase),
                 Next::Start { step, attempt } => {
-                    if !self.pause(attempt).await {
+                    if !self.pause(attempt).await || !self.enter(step).await {
                         continue;
                     }
                     self.record(Event::StepStarted { step, attempt }).await?;
@@ -144,6 +151,21 @@ impl Runner {
         tokio::select! {
             () = wait => true,
             () = self.abort.requested() => false,
+        }
+    }
+
+    /// Waits at the gate. False if an abort arrived meanwhile, while there is a way back.
+    async fn enter(&self, step: usize) -> bool {
+        let Some(gate) = &self.gate else { return true };
+        let entered = gate.enter(&self.spec.steps[step]);
+        if self.state.abort_requested || !self.state.can_go_back(&self.spec) {
+            entered.await;
+            return true;
+        }
+        tokio::select! {
+            biased;
+            () = self.abort.requested() => false,
+            () = entered => true,
         }
     }
 
@@ -186,6 +208,11 @@ impl Runner {
         next.apply(&event).map_err(|e| Fault::bug(e.to_string()))?;
         self.journal.append(self.spec.job, &event).await?;
         self.state = next;
+        match (&self.gate, &event) {
+            (Some(gate), Event::StepDone { step, .. }) => gate.done(&self.spec.steps[*step]),
+            (Some(gate), Event::UndoDone { step }) => gate.undone(&self.spec.steps[*step]),
+            _ => {}
+        }
         // A watcher that is gone does not stop a job.
         let _ = self.told.send(Told::Event(event)).await;
         Ok(())

@@ -128,7 +128,7 @@ fn table(jobs: &[JobView]) -> String {
             job.account.to_string(),
             job.direction.to_string(),
             format!("{} to {}", job.source, job.target),
-            job.phase.to_string(),
+            summary::state(job),
             at(job),
             text::moment(job.started_unix_ms.div_euclid(1000)),
             job.job.to_string(),
