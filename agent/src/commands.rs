@@ -136,7 +136,8 @@ impl Commands {
                     }
                     work::check_epoch(&self.agent, of)?;
                     let entry = Entry::Taken { id, digest: digest.clone() };
-                    self.agent.write(move |l| l.record(entry)).await?;
+                    let kind = intent.kind();
+                    self.agent.write(move |l| l.record_of(kind, entry)).await?;
                     self.note_undone(&intent, of.job).await?;
                 }
                 Ok(Admitted::Begin(intent, digest))
@@ -219,7 +220,8 @@ impl Commands {
         let mut recorded = Ok(());
         if intent.of().is_some() {
             let entry = Entry::Ended { id, digest, outcome: outcome.clone() };
-            recorded = self.agent.write(move |l| l.record(entry)).await;
+            let kind = intent.kind();
+            recorded = self.agent.write(move |l| l.record_of(kind, entry)).await;
         }
         self.running().remove(&id);
         match recorded {

@@ -92,8 +92,8 @@ fn main() -> anyhow::Result<()> {
     match arguments.command {
         Command::Run => {
             start_log(&config)?;
-            if cfg!(feature = "unfenced") {
-                tracing::error!("this agent was built without fences, for a test: it loses data");
+            if ferry_failpoints::ENABLED {
+                tracing::error!("this agent was built with failpoints, for tests alone");
             }
             let result = runtime.block_on(run(config));
             // What blocks (a child that does not end) does not hold up the stop.

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use ferry_failpoints::ENABLED;
 use ferry_proto::Fault;
 use ferry_proto::account::EngineKind;
 use ferry_proto::ids::DatabaseName;
@@ -16,6 +17,7 @@ use crate::mariadb::{Mariadb, MariadbConfig};
 use crate::model::{
     Availability, DumpReport, Existing, Facts, Finding, LoadReport, Provisioned, Spec,
 };
+use crate::points::Points;
 use crate::postgres::{Postgresql, PostgresqlConfig};
 use crate::record::{FenceRecord, Record};
 
@@ -140,10 +142,15 @@ pub trait Engine: Send + Sync {
 
 /// MariaDB on this server.
 pub fn mariadb(config: MariadbConfig) -> Box<dyn Engine> {
-    Box::new(Mariadb::new(config))
+    pointed(Mariadb::new(config))
 }
 
 /// PostgreSQL on this server.
 pub fn postgresql(config: PostgresqlConfig) -> Box<dyn Engine> {
-    Box::new(Postgresql::new(config))
+    pointed(Postgresql::new(config))
+}
+
+/// An engine as it is, or where there are failpoints as one that comes to them.
+fn pointed(engine: impl Engine + 'static) -> Box<dyn Engine> {
+    if ENABLED { Box::new(Points(engine)) } else { Box::new(engine) }
 }

@@ -24,6 +24,7 @@ mod frame;
 mod manifest;
 mod mariadb;
 mod model;
+mod points;
 mod postgres;
 mod record;
 mod secret;

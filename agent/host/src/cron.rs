@@ -183,7 +183,8 @@ fn change(layout: &Layout, act: impl FnOnce() -> Result<(), Fault>) -> Result<()
 
 /// What Debian's `crontab -n` (a dry run) says against the file; nothing where it does not know `-n`.
 fn complaint(user: &UnixName, file: &Path) -> Option<Finding> {
-    let output = Run::new("/usr/bin/crontab").argument("-n").argument(file).output().ok()?;
+    let output =
+        Run::new("/usr/bin/crontab").argument("-n").argument(file).looking().output().ok()?;
     let said = output.said();
     if output.status.success() || !said.contains("errors in") && !said.contains("bad ") {
         return None;

@@ -1,12 +1,14 @@
 //! Changes of files that survive a power cut: written aside, synced, renamed, and the directory
-//! synced. Knows nothing of what the files mean. Never follows a symlink in the last component.
+//! synced, each between two failpoints. Knows nothing of what the files mean. Never follows a symlink in the last component.
 
+use std::convert::identity;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use ferry_failpoints::around;
 use ferry_proto::Fault;
 
 /// Who a written file belongs to, and its mode.
@@ -41,6 +43,11 @@ fn temporary(path: &Path) -> PathBuf {
     parent(path).join(name)
 }
 
+/// Changes what is at `path`; fault tests know the change by it.
+fn change<T>(path: &Path, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    around(|| format!("file.{}", path.display()), identity, act)
+}
+
 /// Writes `bytes` as `path`, replacing what is there.
 pub(crate) fn write(path: &Path, bytes: &[u8], owner: Ownership) -> Result<(), Fault> {
     let act = || -> io::Result<()> {
@@ -61,7 +68,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8], owner: Ownership) -> Result<(), F
         fs::rename(&aside, path)?;
         sync_parent(path)
     };
-    act().map_err(|e| Fault::io(format!("{} could not be written", path.display()), &e))
+    change(path, act).map_err(|e| Fault::io(format!("{} could not be written", path.display()), &e))
 }
 
 /// Writes only if the content differs. True if it was written.
@@ -82,9 +89,7 @@ pub(crate) fn read(path: &Path, cap: u64) -> Result<Option<Vec<u8>>, Fault> {
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     let file = match OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path) {
         Ok(file) => file,
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(None);
-        }
+        Err(e) if is_absent(&e) => return Ok(None),
         Err(e) => return Err(failed(&e)),
     };
     read_open(&file, path, cap).map(Some)
@@ -109,62 +114,65 @@ pub(crate) fn read_open(file: &File, path: &Path, cap: u64) -> Result<Vec<u8>, F
     Ok(bytes)
 }
 
+fn is_absent(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
 /// Whether there is an entry at `path`, a dangling symlink included.
 pub(crate) fn exists(path: &Path) -> Result<bool, Fault> {
     match fs::symlink_metadata(path) {
         Ok(_) => Ok(true),
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            Ok(false)
-        }
+        Err(e) if is_absent(&e) => Ok(false),
         Err(e) => Err(Fault::io(format!("{} could not be examined", path.display()), &e)),
     }
 }
 
 /// Renames; both directories are synced.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), Fault> {
-    rename_by(from, to, fs::rename(from, to))
+    rename_by(from, to, || fs::rename(from, to))
 }
 
 /// The same, but never over what is there.
 pub(crate) fn rename_to_free(from: &Path, to: &Path) -> Result<(), Fault> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     use rustix::io::Errno;
-    let renamed = match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+    rename_by(from, to, || match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // Some file systems cannot: then what was there a moment ago is what is known.
-        Err(Errno::INVAL | Errno::NOSYS) if !exists(to)? => fs::rename(from, to),
+        Err(Errno::INVAL | Errno::NOSYS)
+            if fs::symlink_metadata(to).is_err_and(|e| is_absent(&e)) =>
+        {
+            fs::rename(from, to)
+        }
         renamed => renamed.map_err(io::Error::from),
-    };
-    rename_by(from, to, renamed)
+    })
 }
 
-fn rename_by(from: &Path, to: &Path, renamed: io::Result<()>) -> Result<(), Fault> {
+fn rename_by(from: &Path, to: &Path, rename: impl FnOnce() -> io::Result<()>) -> Result<(), Fault> {
     let act = || -> io::Result<()> {
-        renamed?;
+        rename()?;
         sync_parent(to)?;
         if parent(from) != parent(to) { sync_parent(from) } else { Ok(()) }
     };
-    act().map_err(|e| {
+    change(to, act).map_err(|e| {
         Fault::io(format!("{} could not be renamed to {}", from.display(), to.display()), &e)
     })
 }
 
 /// Removes a file or symlink; one that is not there is no error. True if it was there.
 pub(crate) fn remove(path: &Path) -> Result<bool, Fault> {
-    match fs::remove_file(path).and_then(|()| sync_parent(path)) {
+    let act = || fs::remove_file(path).and_then(|()| sync_parent(path));
+    match fs::symlink_metadata(path).and_then(|_| change(path, act)) {
         Ok(()) => Ok(true),
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            Ok(false)
-        }
+        Err(e) if is_absent(&e) => Ok(false),
         Err(e) => Err(Fault::io(format!("{} could not be removed", path.display()), &e)),
     }
 }
 
 /// Removes a directory if it is there and empty. True if it is gone.
 pub(crate) fn remove_empty_directory(path: &Path) -> Result<bool, Fault> {
-    match fs::remove_dir(path) {
-        Ok(()) => sync_parent(path)
-            .map(|()| true)
-            .map_err(|e| Fault::io(format!("{} could not be synced", path.display()), &e)),
+    let act = || fs::remove_dir(path).and_then(|()| sync_parent(path));
+    match fs::symlink_metadata(path).and_then(|_| change(path, act)) {
+        Ok(()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
         Err(e) => Err(Fault::io(format!("{} could not be removed", path.display()), &e)),
@@ -173,11 +181,14 @@ pub(crate) fn remove_empty_directory(path: &Path) -> Result<bool, Fault> {
 
 /// Makes `path` and what is missing above it, each with `mode`.
 pub(crate) fn make_directory(path: &Path, mode: u32) -> Result<(), Fault> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(mode)
-        .create(path)
-        .and_then(|()| sync_parent(path))
+    if path.is_dir() {
+        return Ok(());
+    }
+    let act = || {
+        fs::DirBuilder::new().recursive(true).mode(mode).create(path)?;
+        sync_parent(path)
+    };
+    change(path, act)
         .map_err(|e| Fault::io(format!("the directory {} could not be made", path.display()), &e))
 }
 
@@ -196,5 +207,6 @@ pub(crate) fn symlink(target: &Path, link: &Path) -> Result<(), Fault> {
         fs::rename(&aside, link)?;
         sync_parent(link)
     };
-    act().map_err(|e| Fault::io(format!("the symlink {} could not be made", link.display()), &e))
+    change(link, act)
+        .map_err(|e| Fault::io(format!("the symlink {} could not be made", link.display()), &e))
 }

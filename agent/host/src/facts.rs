@@ -135,6 +135,7 @@ fn durable_text(path: &Path) -> Result<Option<String>, Fault> {
 fn packages() -> Result<BTreeMap<String, String>, Fault> {
     // dpkg-query ends with 1 if it does not know one of them: that is no failure.
     let output = Run::new("/usr/bin/dpkg-query")
+        .looking()
         .arguments(["--show", "--showformat=${Package}\\t${Version}\\t${db:Status-Status}\\n"])
         .arguments(PACKAGES)
         .output()

@@ -80,6 +80,7 @@ pub fn run_telling(
     // What is executed is looked up by path once more, but by then as the account: it can reach
     // nothing that the account could not run by itself.
     let output = Run::new("/usr/bin/setpriv")
+        .named("hook")
         .arguments(["--reuid", &user.uid.to_string(), "--regid", &user.gid.to_string()])
         .arguments(["--groups", &groups.join(","), "--inh-caps=-all", "--"])
         .argument(hook.below(&definition.home))

@@ -55,6 +55,7 @@ fn test(layout: &Layout, more: &[&OsStr]) -> Result<(), Fault> {
         .argument("-t")
         .argument("-q")
         .arguments(more)
+        .looking()
         .succeed("nginx does not accept its configuration")
         .map(|_| ())
         .map_err(|fault| fault.remedy("run nginx -t and mend what it names"))

@@ -69,6 +69,7 @@ fn test(layout: &Layout, version: &str, more: &[&OsStr]) -> Result<(), Fault> {
     Run::new(program(layout, version))
         .argument("-t")
         .arguments(more)
+        .looking()
         .succeed(&format!("PHP-FPM {version} does not accept its configuration"))
         .map(|_| ())
         .map_err(|fault| fault.remedy(format!("run php-fpm{version} -t and mend what it names")))

@@ -1,5 +1,6 @@
 //! Runs other programs: by argument vector, with a clean environment, a deadline, and a bound on
-//! what they may say. Knows nothing of what the programs do.
+//! what they may say. Knows nothing of what the programs do, but whether they change something: each that
+//! does not say otherwise does, and is run between two failpoints.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use ferry_failpoints::around;
 use ferry_proto::{Fault, FaultClass};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -30,6 +32,18 @@ pub(crate) struct Run {
     input: Vec<u8>,
     timeout: Duration,
     cap: usize,
+    change: Change,
+}
+
+/// What fault tests know a run by.
+#[derive(Debug)]
+enum Change {
+    /// It changes nothing.
+    None,
+    /// By the program.
+    Program,
+    /// By this name.
+    Named(String),
 }
 
 /// What a program that ended has left.
@@ -65,7 +79,20 @@ impl Run {
             input: Vec::new(),
             timeout: Duration::from_secs(30),
             cap: 64 * 1024,
+            change: Change::Program,
         }
+    }
+
+    /// It only looks: it changes nothing.
+    pub(crate) fn looking(mut self) -> Self {
+        self.change = Change::None;
+        self
+    }
+
+    /// What fault tests know the change by, if the program's name does not say it.
+    pub(crate) fn named(mut self, change: impl Into<String>) -> Self {
+        self.change = Change::Named(change.into());
+        self
     }
 
     pub(crate) fn argument(mut self, argument: impl AsRef<OsStr>) -> Self {
@@ -113,6 +140,18 @@ impl Run {
 
     /// The same; says when there is a process.
     pub(crate) fn output_telling(self, begun: impl FnOnce()) -> Result<Output, RunError> {
+        let name = match &self.change {
+            Change::None => return self.run(begun),
+            Change::Program => {
+                let program = self.program.file_name().unwrap_or_default();
+                format!("program.{}", program.to_string_lossy())
+            }
+            Change::Named(name) => name.clone(),
+        };
+        around(|| name, RunError::Io, || self.run(begun))
+    }
+
+    fn run(self, begun: impl FnOnce()) -> Result<Output, RunError> {
         let mut child = self.spawn().map_err(RunError::Io)?;
         begun();
         let deadline = Instant::now() + self.timeout;

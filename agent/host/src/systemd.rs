@@ -31,14 +31,23 @@ pub(crate) fn reload_units(layout: &Layout) -> Result<(), Fault> {
         return Ok(());
     }
     let what = "systemd could not read the unit files again";
-    systemctl(layout).argument("daemon-reload").succeed(what)?;
+    systemctl(layout)
+        .argument("daemon-reload")
+        .named("service.systemd.daemon-reload")
+        .succeed(what)?;
     Ok(())
+}
+
+/// What fault tests know a change of a unit by.
+fn change(unit: &str, verb: &str) -> String {
+    format!("service.{}.{verb}", unit.strip_suffix(".service").unwrap_or(unit))
 }
 
 fn job(layout: &Layout, verb: &str, done: &str, unit: &str) -> Result<(), Fault> {
     systemctl(layout)
         .timeout(JOB_TIMEOUT)
         .arguments([verb, "--", unit])
+        .named(change(unit, verb))
         .succeed(&format!("{unit} could not be {done}"))
         .map(|_| ())
 }
@@ -47,6 +56,7 @@ fn job(layout: &Layout, verb: &str, done: &str, unit: &str) -> Result<(), Fault>
 pub(crate) fn stop_soon(layout: &Layout, unit: &str) -> Result<(), Fault> {
     systemctl(layout)
         .arguments(["stop", "--no-block", "--", unit])
+        .named(change(unit, "stop"))
         .succeed(&format!("{unit} could not be stopped"))
         .map(|_| ())
 }
@@ -60,6 +70,7 @@ pub(crate) fn start(layout: &Layout, unit: &str) -> Result<(), Fault> {
 pub(crate) fn start_soon(layout: &Layout, unit: &str) -> Result<(), Fault> {
     systemctl(layout)
         .arguments(["start", "--no-block", "--", unit])
+        .named(change(unit, "start"))
         .succeed(&format!("{unit} could not be started"))
         .map(|_| ())
 }
@@ -89,6 +100,7 @@ pub(crate) fn properties(
     for units in units.chunks(200) {
         let output = systemctl(layout)
             .argument("show")
+            .looking()
             .arguments(wanted.iter().map(|p| format!("--property={p}")))
             .argument("--")
             .arguments(units)

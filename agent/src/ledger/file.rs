@@ -4,12 +4,14 @@
 //!
 //! Space is reserved ahead, so that taking an account back needs no free disk.
 
-use std::fmt::Debug;
+use std::convert::identity;
+use std::fmt::{Debug, Display};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use ferry_failpoints::around;
 use ferry_proto::Fault;
 
 const MAGIC: &[u8; 8] = b"ferryL1\n";
@@ -99,26 +101,32 @@ impl LogFile {
         Ok((log, documents))
     }
 
-    /// Appends a document and waits until it is durable.
+    /// Appends a document and waits until it is durable. `point` is what fault tests know it by.
     ///
     /// # Errors
     /// If it is not known to be durable. [`Self::reread`] finds out.
-    pub fn append(&mut self, document: &[u8]) -> Result<(), Fault> {
+    pub fn append(&mut self, document: &[u8], point: &dyn Display) -> Result<(), Fault> {
         if self.unsure {
             return Err(Fault::transient("the ledger's last write failed and has not been reread"));
         }
         let frame = frame(document)?;
         self.unsure = true;
-        self.write(&frame, self.end).map_err(|e| self.failed("write to", &e))?;
+        self.write(&frame, self.end, point).map_err(|e| self.failed("write to", &e))?;
         self.end += frame.len() as u64;
         self.unsure = false;
         self.reserve();
         Ok(())
     }
 
-    fn write(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
-        self.file.write(bytes, at)?;
-        self.file.sync()
+    fn write(&mut self, bytes: &[u8], at: u64, point: &dyn Display) -> io::Result<()> {
+        around(
+            || format!("ledger.{point}"),
+            identity,
+            || {
+                self.file.write(bytes, at)?;
+                self.file.sync()
+            },
+        )
     }
 
     /// Whether a write failed since the last reading.
@@ -145,7 +153,7 @@ impl LogFile {
         // the next one has nothing to write. So what the failure may have lost, the last frame at
         // most, is written again; with it the cut becomes durable.
         let last = documents.last().map_or(MAGIC.len(), |d| HEADER + d.len());
-        self.write(&bytes[end - last..end], (end - last) as u64)
+        self.write(&bytes[end - last..end], (end - last) as u64, &"reread")
             .map_err(|e| self.failed("write to", &e))?;
         self.end = end as u64;
         self.reserved = self.end;
@@ -195,18 +203,25 @@ impl LogFile {
         for document in documents {
             bytes.extend(frame(document)?);
         }
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&next)
-            .map_err(|e| failed(&e))?;
-        file.write_all(&bytes).map_err(|e| failed(&e))?;
-        file.sync_all().map_err(|e| failed(&e))?;
-        std::fs::rename(&next, &self.path).map_err(|e| failed(&e))?;
-        sync_parent(&self.path).map_err(|e| failed(&e))?;
+        let file = around(
+            || "ledger.compacted".to_owned(),
+            identity,
+            || {
+                let mut file = OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .create(true)
+                    .truncate(true)
+                    .mode(0o600)
+                    .open(&next)?;
+                file.write_all(&bytes)?;
+                file.sync_all()?;
+                std::fs::rename(&next, &self.path)?;
+                sync_parent(&self.path)?;
+                Ok(file)
+            },
+        )
+        .map_err(|e| failed(&e))?;
         self.file = Box::new(file);
         self.end = bytes.len() as u64;
         self.reserved = self.end;
@@ -304,11 +319,11 @@ mod tests {
         let (mut log, found) = LogFile::open(&path).unwrap();
         assert!(found.is_empty());
         for document in documents(5) {
-            log.append(&document).unwrap();
+            log.append(&document, &"test").unwrap();
         }
         assert_eq!(LogFile::open(&path).unwrap().1, documents(5));
         log.replace(&documents(2)).unwrap();
-        log.append(b"{\"later\":1}").unwrap();
+        log.append(b"{\"later\":1}", &"test").unwrap();
         let mut expected = documents(2);
         expected.push(b"{\"later\":1}".to_vec());
         assert_eq!(LogFile::open(&path).unwrap().1, expected);
@@ -320,7 +335,7 @@ mod tests {
         let path = dir.path().join("ledger");
         let (mut log, _) = LogFile::open(&path).unwrap();
         for document in documents(2) {
-            log.append(&document).unwrap();
+            log.append(&document, &"test").unwrap();
         }
         let whole = std::fs::read(&path).unwrap();
         let last = HEADER + documents(2)[1].len();
@@ -328,7 +343,7 @@ mod tests {
             std::fs::write(&path, &whole[..whole.len() - cut]).unwrap();
             let (mut log, found) = LogFile::open(&path).unwrap();
             assert_eq!(found, documents(1), "cut {cut}");
-            log.append(b"{\"after\":1}").unwrap();
+            log.append(b"{\"after\":1}", &"test").unwrap();
             assert_eq!(LogFile::open(&path).unwrap().1.len(), 2, "cut {cut}");
         }
     }
@@ -339,7 +354,7 @@ mod tests {
         let path = dir.path().join("ledger");
         let (mut log, _) = LogFile::open(&path).unwrap();
         for document in documents(3) {
-            log.append(&document).unwrap();
+            log.append(&document, &"test").unwrap();
         }
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[MAGIC.len() + HEADER + 2] ^= 1;

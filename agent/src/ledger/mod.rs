@@ -5,6 +5,7 @@ mod entry;
 #[cfg(test)]
 pub mod failing;
 mod file;
+mod point;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
@@ -15,6 +16,7 @@ use ferry_proto::{Fault, FaultClass};
 
 pub use entry::{Account, AfterOpen, Closed, Entry, Made, Refreshed, SourceRecord, Standing};
 use file::LogFile;
+use point::Point;
 
 /// Outcomes of ended commands that are kept for repeated questions. A controller asks again within
 /// the life of a job; this many commands are some hundreds of jobs.
@@ -94,15 +96,24 @@ impl Ledger {
     /// # Errors
     /// Of class Transient, whatever the cause: the entry is not recorded, or not known to be.
     pub fn record(&mut self, entry: Entry) -> Result<(), Fault> {
-        self.try_record(entry).map_err(|fault| Fault { class: FaultClass::Transient, ..fault })
+        self.record_of("", entry)
     }
 
-    fn try_record(&mut self, entry: Entry) -> Result<(), Fault> {
+    /// [`Self::record`], of a command; `kind` is what fault tests know it by.
+    ///
+    /// # Errors
+    /// As [`Self::record`].
+    pub fn record_of(&mut self, kind: &str, entry: Entry) -> Result<(), Fault> {
+        self.try_record(kind, entry)
+            .map_err(|fault| Fault { class: FaultClass::Transient, ..fault })
+    }
+
+    fn try_record(&mut self, kind: &str, entry: Entry) -> Result<(), Fault> {
         let document = to_json(&entry)?;
         if self.log.is_unsure() {
             self.catch_up(&entry)?;
         }
-        match self.log.append(&document) {
+        match self.log.append(&document, &Point { kind, entry: &entry }) {
             Ok(()) => {
                 self.state.apply(entry);
                 Ok(())

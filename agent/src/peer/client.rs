@@ -1,10 +1,12 @@
 //! The calling side.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ferry_databases::DatabaseManifest;
+use ferry_failpoints::around_async;
 use ferry_proto::Fault;
 use ferry_proto::account::EngineKind;
 use ferry_proto::channel::{SecureStream, peer_connect};
@@ -126,11 +128,21 @@ impl Peer {
 
     /// One operation that has only a reply.
     async fn ask(&self, operation: Operation) -> Result<Reply, Fault> {
-        let mut stream = self.open(operation).await?;
-        self.last_word(receive::<Answer<Reply>>(&mut stream).await?)
+        let name = operation.name();
+        let asked = async {
+            let mut stream = self.admitted(operation).await?;
+            self.last_word(receive::<Answer<Reply>>(&mut stream).await?)
+        };
+        around_async(|| format!("peer.{name}"), lost, asked).await
     }
 
+    /// One operation that is followed by a stream.
     async fn open(&self, operation: Operation) -> Result<SecureStream, Fault> {
+        let name = operation.name();
+        around_async(|| format!("peer.{name}"), lost, self.admitted(operation)).await
+    }
+
+    async fn admitted(&self, operation: Operation) -> Result<SecureStream, Fault> {
         let agent = &self.agent;
         let mut stream = peer_connect(
             &self.address.to_string(),
@@ -160,4 +172,8 @@ impl Peer {
     fn unexpected(&self, reply: &Reply) -> Fault {
         Fault::bug(format!("the agent of {} gave an unexpected reply: {reply:?}", self.server))
     }
+}
+
+fn lost(error: io::Error) -> Fault {
+    Fault::io("the connection to the peer was lost", &error)
 }

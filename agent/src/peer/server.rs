@@ -112,12 +112,12 @@ fn fits(agent: &Agent, grant: &Grant, operation: &Operation) -> Answer<()> {
             !agent.look(|l| l.is_undone(grant.job)) && may_be_told(account.as_ref(), grant)
         }
         Operation::Open { commit } => {
-            (&commit.account, commit.job, commit.epoch)
-                == (&grant.account, grant.job, grant.epoch.next())
+            (&commit.account, commit.job) == (&grant.account, grant.job)
+                && work::is_epoch(commit.epoch, grant.epoch.next())
                 && (&commit.source, &commit.target) == (&grant.source, &grant.target)
         }
         _ => account.as_ref().is_some_and(|a| {
-            matches!(&a.standing, Standing::Receiving { of, .. } if of.job == grant.job && of.epoch == grant.epoch)
+            matches!(&a.standing, Standing::Receiving { of, .. } if of.job == grant.job && work::is_epoch(of.epoch, grant.epoch))
         }),
     };
     if fits {
@@ -141,7 +141,7 @@ fn may_be_told(account: Option<&Account>, grant: &Grant) -> bool {
         Standing::Armed { of } => of.job == grant.job,
         _ => false,
     };
-    free && account.epoch == grant.epoch
+    free && work::is_epoch(account.epoch, grant.epoch)
 }
 
 async fn carry_out(

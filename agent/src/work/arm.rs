@@ -17,7 +17,7 @@ use ferry_traffic::firewall;
 use crate::agent::{Agent, blocking};
 use crate::ledger::{Account, Standing};
 use crate::work::record::here;
-use crate::work::{Job, done};
+use crate::work::{Job, done, is_epoch};
 use route::{is_in_front, is_opening, peer, route, seen_by_visitors, serving_peers};
 use watch::{rules, step_aside};
 
@@ -39,7 +39,7 @@ pub async fn arm(job: &Job) -> Result<Receipt, Fault> {
         Standing::Armed { of } if of.job == job.of.job => true,
         _ => return Err(job.stands_otherwise(&account, "served and free to move")),
     };
-    if account.epoch != job.of.epoch {
+    if !is_epoch(account.epoch, job.of.epoch) {
         return Err(job.stands_otherwise(&account, &format!("at epoch {}", job.of.epoch)));
     }
     let wind_down = match account.wound_down.take().filter(|_| repeated) {

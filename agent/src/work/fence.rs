@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ferry_failpoints::{Promise, broken};
 use ferry_host::processes::{
     Process, Writer, keep_stopped, of_users, plan_keep_stopped, stop_all, wait_no_writers,
     writers_below,
@@ -203,7 +204,7 @@ async fn close(
     grace: Duration,
     closing: &Closing,
 ) -> Result<(), Fault> {
-    if cfg!(feature = "unfenced") {
+    if broken(Promise::Fence) {
         return Ok(());
     }
     // New connections are held from here on.
@@ -260,7 +261,7 @@ fn roots(account: &Account) -> Vec<PathBuf> {
 /// # Errors
 /// Of class Fenced, naming what has come back; else what could not be looked at.
 pub async fn still_closed(account: &Account) -> Result<(), Fault> {
-    if cfg!(feature = "unfenced") {
+    if broken(Promise::Fence) {
         return Ok(());
     }
     let (uid, roots) = (account.uid, roots(account));

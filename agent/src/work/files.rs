@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ferry_failpoints::{Promise, broken};
 use ferry_files::{Bounded, Directories, PassReport, Progress as FileProgress, Refusal, send_pass};
 use ferry_proto::command::{Progress, Receipt};
 use ferry_proto::{Fault, FaultClass};
@@ -130,7 +131,7 @@ pub async fn final_pass(job: &Job) -> Result<Receipt, Fault> {
     let account = job.fenced()?;
     let last = Copied::of(job).await.last;
     let (report, _) = pass(job, &account, "final pass", last.as_ref(), &Doubt::NONE).await?;
-    if report.changed_while_read > 0 && !cfg!(feature = "unfenced") {
+    if report.changed_while_read > 0 && !broken(Promise::Fence) {
         return Err(Fault::permanent(format!(
             "{} files of account {} changed while it was fenced",
             report.changed_while_read, job.of.account

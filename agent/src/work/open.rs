@@ -14,7 +14,7 @@ use ferry_proto::ids::{AccountName, JobId};
 use crate::agent::{Agent, blocking, engine};
 use crate::clock::unix_ms;
 use crate::ledger::{Account, SourceRecord, Standing};
-use crate::work::{Job, arm, done_with, mail_spec, spec};
+use crate::work::{Job, arm, done_with, is_epoch, mail_spec, spec};
 
 /// Opens the account, on the controller's word.
 ///
@@ -104,7 +104,7 @@ fn matches(of: &Move, job: JobId, commit: &CommitRecord) -> bool {
         && commit.account == of.account
         && commit.source == of.source
         && commit.target == of.target
-        && commit.epoch == of.epoch.next()
+        && is_epoch(commit.epoch, of.epoch.next())
 }
 
 /// Enables everything: databases before what uses them, sites last.

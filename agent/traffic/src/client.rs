@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ferry_failpoints::around_async;
 use ferry_proto::Fault;
 use ferry_proto::ids::{AccountName, Epoch};
 use tokio::io::BufReader;
@@ -146,9 +147,15 @@ impl Redirector {
     }
 
     async fn ask(&self, request: Request, extra: Duration) -> Result<Reply, Fault> {
+        let Some(change) = request.change() else { return self.answer(&request, extra).await };
+        let lost = |e| Fault::io("the redirector cannot be reached", &e);
+        around_async(|| change.to_owned(), lost, self.answer(&request, extra)).await
+    }
+
+    async fn answer(&self, request: &Request, extra: Duration) -> Result<Reply, Fault> {
         let within = ANSWER_WITHIN.saturating_add(extra);
         let reply =
-            tokio::time::timeout(within, self.exchange(&request)).await.map_err(|_| {
+            tokio::time::timeout(within, self.exchange(request)).await.map_err(|_| {
                 Fault::transient(format!(
                     "the redirector did not answer within {} s",
                     within.as_secs()

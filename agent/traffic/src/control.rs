@@ -193,6 +193,25 @@ pub enum Request {
     Status,
 }
 
+impl Request {
+    /// What fault tests know it by, if it changes something.
+    pub(crate) fn change(&self) -> Option<&'static str> {
+        match self {
+            Self::SetRoute { route } => Some(match route.state {
+                RouteState::Local => "redirector.set_route.local",
+                RouteState::Hold { .. } => "redirector.set_route.hold",
+                RouteState::Remote { .. } => "redirector.set_route.remote",
+            }),
+            Self::Hold { .. } => Some("redirector.hold"),
+            Self::Release { to: Target::Local, .. } => Some("redirector.release.local"),
+            Self::Release { to: Target::Remote { .. }, .. } => Some("redirector.release.remote"),
+            Self::RemoveRoute { .. } => Some("redirector.remove_route"),
+            Self::SetPeers { .. } => Some("redirector.set_peers"),
+            Self::Drain { .. } | Self::Status => None,
+        }
+    }
+}
+
 /// What the redirector answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]

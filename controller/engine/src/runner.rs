@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use ferry_failpoints::around_async;
 use ferry_proto::command::Progress;
 use ferry_proto::view::JobPhase;
 use ferry_proto::{Fault, FaultClass};
@@ -206,7 +207,9 @@ impl Runner {
         // Checked on a copy first: what cannot follow must not reach the journal.
         let mut next = self.state.clone();
         next.apply(&event).map_err(|e| Fault::bug(e.to_string()))?;
-        self.journal.append(self.spec.job, &event).await?;
+        let failed = |e| Fault::transient("the journal could not be written").caused_by(&e);
+        let append = self.journal.append(self.spec.job, &event);
+        around_async(|| format!("journal.{}", event.point(&self.spec)), failed, append).await?;
         self.state = next;
         match (&self.gate, &event) {
             (Some(gate), Event::StepDone { step, .. }) => gate.done(&self.spec.steps[*step]),

@@ -77,6 +77,23 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// What fault tests know its journalling by: what happened, and to which step.
+    pub(crate) fn point(&self, spec: &JobSpec) -> String {
+        let (what, step) = match self {
+            Self::StepStarted { step, .. } => ("step_started", step),
+            Self::StepDone { step, .. } => ("step_done", step),
+            Self::StepFailed { step, .. } => ("step_failed", step),
+            Self::UndoStarted { step, .. } => ("undo_started", step),
+            Self::UndoDone { step } => ("undo_done", step),
+            Self::UndoFailed { step, .. } => ("undo_failed", step),
+            Self::AbortRequested { .. } => return "abort_requested".to_owned(),
+            Self::Resumed { .. } => return "resumed".to_owned(),
+        };
+        format!("{what}.{}", spec.steps.get(*step).map_or("unknown", |s| &s.name))
+    }
+}
+
 /// Where a step is.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StepState {

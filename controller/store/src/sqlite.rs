@@ -4,6 +4,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use async_trait::async_trait;
+use ferry_failpoints::around_async;
 use ferry_proto::command::AccountState;
 use ferry_proto::ids::{AccountName, JobId, ServerName};
 use ferry_proto::{Fault, FaultClass};
@@ -183,6 +184,12 @@ async fn insert_event(
 }
 
 /// The partial unique index: another job of this account has not ended.
+/// A write beside the engine's own, which fault tests know by `name`.
+async fn point<T>(name: &str, write: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+    let failed = |e| Fault::transient("the journal could not be written").caused_by(&e);
+    around_async(|| format!("journal.{name}"), failed, write).await
+}
+
 fn other_job() -> Fault {
     Fault::precondition("another job of this account has not ended")
         .remedy("see `ferry status`; abort it, or wait for its end")
@@ -433,54 +440,63 @@ impl Store for SqliteStore {
     }
 
     async fn start_job(&self, id: JobId, now_ms: i64) -> Result<(), Fault> {
-        let started =
-            sqlx::query("UPDATE jobs SET started_ms = $2 WHERE id = $1 AND started_ms IS NULL")
-                .bind(id.to_string())
-                .bind(now_ms)
-                .execute(&self.pool)
-                .await;
-        match started {
-            Ok(done) if done.rows_affected() == 1 => Ok(()),
-            Ok(_) => {
-                Err(Fault::precondition(format!("plan {id} was started before, or is unknown"))
-                    .remedy("plan the move again"))
+        let write = async {
+            let started =
+                sqlx::query("UPDATE jobs SET started_ms = $2 WHERE id = $1 AND started_ms IS NULL")
+                    .bind(id.to_string())
+                    .bind(now_ms)
+                    .execute(&self.pool)
+                    .await;
+            match started {
+                Ok(done) if done.rows_affected() == 1 => Ok(()),
+                Ok(_) => {
+                    Err(Fault::precondition(format!("plan {id} was started before, or is unknown"))
+                        .remedy("plan the move again"))
+                }
+                Err(sqlx::Error::Database(e)) if e.is_unique_violation() => Err(other_job()),
+                Err(e) => Err(fault("cannot start the job", &e)),
             }
-            Err(sqlx::Error::Database(e)) if e.is_unique_violation() => Err(other_job()),
-            Err(e) => Err(fault("cannot start the job", &e)),
-        }
+        };
+        point("job_started", write).await
     }
 
     async fn resume_job(&self, id: JobId, event: &str, now_ms: i64) -> Result<(), Fault> {
-        let message = "cannot take the job up again";
-        let mut transaction = self.pool.begin().await.or_fault(message)?;
-        let reopened = sqlx::query(
+        let write = async {
+            let message = "cannot take the job up again";
+            let mut transaction = self.pool.begin().await.or_fault(message)?;
+            let reopened = sqlx::query(
             "UPDATE jobs SET ended_ms = NULL, phase = NULL WHERE id = $1 AND ended_ms IS NOT NULL",
         )
         .bind(id.to_string())
         .execute(&mut *transaction)
         .await;
-        match reopened {
-            Ok(done) if done.rows_affected() == 1 => {}
-            Ok(_) => {
-                return Err(Fault::precondition(format!("job {id} has not ended"))
-                    .remedy("see `ferry status`"));
+            match reopened {
+                Ok(done) if done.rows_affected() == 1 => {}
+                Ok(_) => {
+                    return Err(Fault::precondition(format!("job {id} has not ended"))
+                        .remedy("see `ferry status`"));
+                }
+                Err(sqlx::Error::Database(e)) if e.is_unique_violation() => return Err(other_job()),
+                Err(e) => return Err(fault(message, &e)),
             }
-            Err(sqlx::Error::Database(e)) if e.is_unique_violation() => return Err(other_job()),
-            Err(e) => return Err(fault(message, &e)),
-        }
-        insert_event(&mut *transaction, id, event, now_ms).await?;
-        transaction.commit().await.or_fault(message)
+            insert_event(&mut *transaction, id, event, now_ms).await?;
+            transaction.commit().await.or_fault(message)
+        };
+        point("job_resumed", write).await
     }
 
     async fn end_job(&self, id: JobId, phase: &str, now_ms: i64) -> Result<(), Fault> {
-        sqlx::query("UPDATE jobs SET ended_ms = $2, phase = $3 WHERE id = $1")
-            .bind(id.to_string())
-            .bind(now_ms)
-            .bind(phase)
-            .execute(&self.pool)
-            .await
-            .or_fault("cannot end the job")?;
-        Ok(())
+        let write = async {
+            sqlx::query("UPDATE jobs SET ended_ms = $2, phase = $3 WHERE id = $1")
+                .bind(id.to_string())
+                .bind(now_ms)
+                .bind(phase)
+                .execute(&self.pool)
+                .await
+                .or_fault("cannot end the job")?;
+            Ok(())
+        };
+        point("job_ended", write).await
     }
 
     async fn job(&self, id: JobId) -> Result<Option<JobRow>, Fault> {

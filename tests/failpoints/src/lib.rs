@@ -8,11 +8,23 @@
 //! program goes on: hosts on which no fault is tested run the same build.
 //!
 //! Points are named after what is about to be written or changed, `ledger.account.fenced.before`: the
-//! lab learns them from a run without faults, so that a new write is a new test.
+//! lab learns them from a run without faults, so that a new write is a new test. So they stand where all
+//! writes and changes of a kind come by, and a name holds nothing that differs from run to run: no ids,
+//! no numbers of processes, no names of temporary files.
+
+#[cfg(feature = "enabled")]
+mod enabled;
+#[cfg(feature = "enabled")]
+mod fake;
 
 use std::fmt::Arguments;
 use std::io;
 
+#[cfg(feature = "enabled")]
+pub use fake::FakeLab;
+
+/// What of the lab is on a host.
+pub const DIRECTORY: &str = "/run/ferry-faults";
 /// Where the lab listens.
 pub const SOCKET: &str = "/run/ferry-faults/lab.sock";
 /// Where a file named after a [`Promise`] says that it is not kept.
@@ -58,36 +70,74 @@ macro_rules! reach {
     };
 }
 
-/// What [`reach!`] does where there are failpoints.
+/// What [`reach!`] does where there are failpoints. Blocks until the lab answers.
 ///
 /// # Errors
 /// The one that the lab asks for.
 pub fn reach(point: Arguments<'_>) -> io::Result<()> {
-    if ENABLED { told(&point.to_string()) } else { Ok(()) }
+    told(&point)
+}
+
+/// Does `work` between the failpoints `NAME.before` and `NAME.after`. An error that the lab asks for at
+/// the first takes the place of the work, at the second that of its success; `failed` says what it is
+/// to whoever wanted the work done.
+///
+/// # Errors
+/// The work's, and the lab's.
+pub fn around<T, E>(
+    name: impl FnOnce() -> String,
+    failed: impl Fn(io::Error) -> E,
+    work: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
+    if !ENABLED {
+        return work();
+    }
+    let name = name();
+    reach(format_args!("{name}.before")).map_err(&failed)?;
+    let done = work()?;
+    reach(format_args!("{name}.after")).map_err(&failed)?;
+    Ok(done)
+}
+
+/// The same for work that is awaited. While the lab does not answer a thread of its own waits: what
+/// else the program does goes on, its deadlines among it.
+///
+/// # Errors
+/// The work's, and the lab's.
+pub async fn around_async<T, E>(
+    name: impl FnOnce() -> String,
+    failed: impl Fn(io::Error) -> E,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    if !ENABLED {
+        return work.await;
+    }
+    let name = name();
+    told_async(format!("{name}.before")).await.map_err(&failed)?;
+    let done = work.await?;
+    told_async(format!("{name}.after")).await.map_err(&failed)?;
+    Ok(done)
 }
 
 /// Whether a promise is to be broken, to show that the tests find out.
 pub fn broken(promise: Promise) -> bool {
-    ENABLED && std::path::Path::new(BROKEN).join(promise.name()).exists()
+    ENABLED && is_broken(promise)
 }
 
-fn told(point: &str) -> io::Result<()> {
-    use std::io::{BufRead, BufReader, Write};
-    let Ok(mut lab) = std::os::unix::net::UnixStream::connect(SOCKET) else { return Ok(()) };
-    let mut answer = String::new();
-    let asked = lab
-        .write_all(format!("{} {point}\n", program()).as_bytes())
-        .and_then(|()| BufReader::new(&lab).read_line(&mut answer));
-    let errno = answer.trim_end().strip_prefix("errno ").and_then(|n| n.parse().ok());
-    match (asked, errno) {
-        (Ok(_), Some(errno)) => Err(io::Error::from_raw_os_error(errno)),
-        // The lab has gone, or says `go`.
-        _ => Ok(()),
-    }
+#[cfg(feature = "enabled")]
+use enabled::{is_broken, told, told_async};
+
+#[cfg(not(feature = "enabled"))]
+fn told(_: &Arguments<'_>) -> io::Result<()> {
+    Ok(())
 }
 
-/// The name of this program's file.
-fn program() -> String {
-    let path = std::env::current_exe().unwrap_or_default();
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+#[cfg(not(feature = "enabled"))]
+async fn told_async(_: String) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(not(feature = "enabled"))]
+fn is_broken(_: Promise) -> bool {
+    false
 }

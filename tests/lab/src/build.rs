@@ -10,13 +10,29 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::progress::{Task, say};
 use crate::{cache, run};
 
 /// The crates that become Debian packages, each with a `[package.metadata.deb]` of its own.
 pub const PACKAGES: &[&str] = &["ferry-agent", "ferry-controller"];
+/// Their programs, and where each is in its package.
+const PACKAGED: &[(&str, &[(&str, &str)])] = &[
+    (
+        "ferry-agent",
+        &[
+            ("ferry-agent", "usr/bin/ferry-agent"),
+            ("ferry-redirector", "usr/libexec/ferry/ferry-redirector"),
+        ],
+    ),
+    (
+        "ferry-controller",
+        &[("ferry-controller", "usr/bin/ferry-controller"), ("ferry", "usr/bin/ferry")],
+    ),
+];
+/// How many of them have failpoints when they are built with them: all but the command line.
+const FAULTY: usize = 3;
 /// What the lab builds with, in the workspace's Cargo.toml.
 const PROFILE: &str = "lab";
 /// Debian 11's.
@@ -58,7 +74,9 @@ impl Build {
                 .map(|job| job.join().map_err(|_| anyhow!("a packaging thread panicked"))?)
                 .collect::<Result<Vec<PathBuf>>>()
         })?;
-        Ok(Build { programs: target.join(triple).join(PROFILE), debs })
+        let programs = target.join(triple).join(PROFILE);
+        expect_no_failpoints(&programs)?;
+        Ok(Build { programs, debs })
     }
 
     /// Builds beside other work, such as bringing the hosts up, and waits for both.
@@ -102,23 +120,66 @@ fn compile(tools: &Tools, triple: &str, what: &str, more: &[&str]) -> Result<()>
     Ok(())
 }
 
-/// The agent's package with an agent that does not fence: what the checker must find out. It is made in a
-/// place of its own, and the program that belongs in the real package is put back.
-pub fn unfenced(build: &Build) -> Result<PathBuf> {
+/// The packages with failpoints in their programs, for hosts on which faults are tested. They are made in a
+/// place of their own, and the programs that belong in the real packages are put back. What both builds
+/// have compiled stays: neither is compiled anew after the other.
+pub fn faulty(build: &Build) -> Result<Build> {
     let tools = Tools::ensure()?;
     let triple = format!("{}-unknown-linux-gnu", env::consts::ARCH);
-    let features = ["--features", "ferry-agent/unfenced"];
-    let built = compile(&tools, &triple, "building the agent that does not fence", &features);
-    let program = built.and_then(|()| {
-        let program = build.program("ferry-agent")?;
-        fs::read(&program).with_context(|| format!("reading {}", program.display()))
-    });
-    compile(&tools, &triple, "building the real agent again", &[])?;
-    let program = program?;
-    altered(build.deb("ferry-agent")?, "unfenced", |tree| {
-        let path = tree.join("usr/bin/ferry-agent");
-        fs::write(&path, &program).with_context(|| format!("writing {}", path.display()))
-    })
+    let features = ["--features", "ferry-agent/faults,ferry-controller/faults"];
+    let built = compile(&tools, &triple, "building Ferry with failpoints", &features);
+    let programs = target_dir()?.join("lab-build/faults/programs");
+    let kept = built.and_then(|()| keep_programs(&build.programs, &programs));
+    compile(&tools, &triple, "building Ferry without failpoints again", &[])?;
+    kept?;
+    expect_no_failpoints(&build.programs)?;
+    let mut debs = Vec::new();
+    for (package, contents) in PACKAGED {
+        debs.push(altered(build.deb(package)?, "faults", |tree| {
+            for (program, place) in *contents {
+                copy(&programs.join(program), &tree.join(place))?;
+            }
+            Ok(())
+        })?);
+    }
+    Ok(Build { programs, debs })
+}
+
+/// Copies the packaged programs, and sees that they have failpoints indeed.
+fn keep_programs(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).with_context(|| format!("making {}", to.display()))?;
+    let mut found = 0;
+    for (program, _) in PACKAGED.iter().flat_map(|(_, contents)| *contents) {
+        copy(&from.join(program), &to.join(program))?;
+        found += usize::from(has_failpoints(&to.join(program))?);
+    }
+    ensure!(found == FAULTY, "{found} programs were built with failpoints, not {FAULTY}");
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let copied = fs::copy(from, to).map(drop);
+    copied.with_context(|| format!("copying {} to {}", from.display(), to.display()))
+}
+
+/// What is shipped has no failpoint in it: it would do what whoever may listen there says.
+fn expect_no_failpoints(programs: &Path) -> Result<()> {
+    for (program, _) in PACKAGED.iter().flat_map(|(_, contents)| *contents) {
+        let path = programs.join(program);
+        ensure!(!has_failpoints(&path)?, "{} was built with failpoints", path.display());
+    }
+    Ok(())
+}
+
+/// Whether a program knows where a lab would listen.
+fn has_failpoints(program: &Path) -> Result<bool> {
+    let mut grep = Command::new("grep");
+    grep.args(["-qaF", "-e", ferry_failpoints::DIRECTORY, "--"]).arg(program);
+    match grep.status().context("running grep")?.code() {
+        Some(0) => Ok(true),
+        Some(1) => Ok(false),
+        _ => bail!("{} could not be searched", program.display()),
+    }
 }
 
 /// A package of ours with something changed, under the version `VERSION+SUFFIX`.

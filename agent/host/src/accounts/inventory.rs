@@ -48,13 +48,15 @@ fn printed(file: &Path) -> Result<Vec<Value>, Box<Problem>> {
             "make it executable, or move it out of this directory",
         ));
     }
-    let output = Run::new(file).timeout(TIMEOUT).cap(OUTPUT_CAP).output().map_err(|e| match e {
-        RunError::Timeout => problem(
-            format!("it did not end within {} s and was killed", TIMEOUT.as_secs()),
-            "make it faster",
-        ),
-        RunError::Io(e) => problem(format!("it could not be run: {e}"), "mend the executable"),
-    })?;
+    let output = Run::new(file).looking().timeout(TIMEOUT).cap(OUTPUT_CAP).output().map_err(
+        |e| match e {
+            RunError::Timeout => problem(
+                format!("it did not end within {} s and was killed", TIMEOUT.as_secs()),
+                "make it faster",
+            ),
+            RunError::Io(e) => problem(format!("it could not be run: {e}"), "mend the executable"),
+        },
+    )?;
     if !output.status.success() {
         let message = format!("it ended with {}: {}", output.status, output.said());
         return Err(problem(message, "run it by hand as root and mend it"));

@@ -212,6 +212,7 @@ fn kill_group(layout: &Layout, uid: u32) {
 /// hit anybody else.
 fn kill_everything_of(uid: u32) {
     let result = Run::new("/usr/bin/setpriv")
+        .named("processes.kill")
         .arguments(["--reuid", &uid.to_string(), "--clear-groups", "--"])
         .arguments(["/bin/sh", "-c", "kill -s KILL -- -1"])
         .timeout(Duration::from_secs(5))

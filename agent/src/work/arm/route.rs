@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use ferry_failpoints::{Promise, broken};
 use ferry_proto::ids::Epoch;
 use ferry_traffic::config;
 use ferry_traffic::control::{AccountRoute, HoldLimits, LocalUpstream, RouteState, Upstream};
@@ -42,7 +43,7 @@ pub fn route(account: &Account, limits: HoldLimits) -> Option<AccountRoute> {
         Standing::Serving if account.epoch > Epoch::default() => RouteState::Local,
         // Taken back so far that its sites are open.
         Standing::Fenced { open: true, .. } => RouteState::Local,
-        Standing::Fenced { .. } if cfg!(feature = "unfenced") => RouteState::Local,
+        Standing::Fenced { .. } if broken(Promise::Fence) => RouteState::Local,
         Standing::Fenced { grace_ms, .. } => {
             let grace_ms = grace_ms.map_or(limits.grace_ms, u64::from);
             RouteState::Hold { limits: HoldLimits { grace_ms, ..limits } }

@@ -4,6 +4,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use ferry_failpoints::around_async;
 use ferry_proto::Fault;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -85,11 +86,11 @@ async fn table_stands() -> Result<bool, Fault> {
 
 /// Puts the route and the rule in place.
 pub(super) async fn add_routing(family: Family) -> Result<(), Fault> {
-    run("ip", &family.route("replace"), "").await?;
+    change("firewall.route.replace", "ip", &family.route("replace"), "").await?;
     if !has_rule(family).await? {
         let mark = format!("{MARK:#x}");
         let add = [family.option, "rule", "add", "fwmark", &mark, "lookup", ROUTING_TABLE];
-        run("ip", &add, "").await?;
+        change("firewall.rule.add", "ip", &add, "").await?;
     }
     Ok(())
 }
@@ -103,11 +104,11 @@ pub(super) async fn remove_routing(family: Family) -> Result<(), Fault> {
             break;
         }
         let delete = [family.option, "rule", "del", "fwmark", &mark, "lookup", ROUTING_TABLE];
-        run("ip", &delete, "").await?;
+        change("firewall.rule.del", "ip", &delete, "").await?;
     }
     // Put there first, it is there to be deleted.
-    for act in ["replace", "del"] {
-        run("ip", &family.route(act), "").await?;
+    for (name, act) in [("firewall.route.replace", "replace"), ("firewall.route.del", "del")] {
+        change(name, "ip", &family.route(act), "").await?;
     }
     Ok(())
 }
@@ -122,7 +123,7 @@ pub(super) async fn has_rule(family: Family) -> Result<bool, Fault> {
 
 /// Runs a script as one transaction.
 pub(super) async fn nft(script: &str) -> Result<(), Fault> {
-    run("nft", &["-f", "-"], script).await.map(drop)
+    change("firewall.nft", "nft", &["-f", "-"], script).await
 }
 
 fn objects(text: &str) -> Result<Vec<serde_json::Value>, Fault> {
@@ -132,6 +133,12 @@ fn objects(text: &str) -> Result<Vec<serde_json::Value>, Fault> {
         serde_json::Value::Array(objects) => Ok(objects),
         _ => Err(Fault::permanent("nft gave a listing without the list \"nftables\"")),
     }
+}
+
+/// Runs a program that changes something; fault tests know the change by `name`.
+async fn change(name: &str, program: &str, arguments: &[&str], input: &str) -> Result<(), Fault> {
+    let failed = |e| Fault::io(format!("`{program}` could not be run"), &e);
+    around_async(|| name.to_owned(), failed, run(program, arguments, input)).await.map(drop)
 }
 
 /// Runs a program with `input`, and returns what it printed.

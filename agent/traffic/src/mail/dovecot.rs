@@ -215,7 +215,7 @@ impl Dovecot<'_> {
 
     /// Makes Dovecot read its configuration again, and proves that it then reads the tables.
     async fn reload(&self) -> Result<(), Fault> {
-        self.doveadm().succeed(&["reload"]).await?;
+        self.doveadm().change("service.dovecot.reload", &["reload"]).await?;
         self.await_hold(PROBE_DOMAIN, true, SETTLE).await
     }
 
@@ -225,7 +225,7 @@ impl Dovecot<'_> {
         let works = self.is_hooked() && self.version().await?.is_some();
         self.remove_files(vec![self.config.dovecot_snippet.clone()]).await?;
         if works && self.master().await?.is_some() {
-            self.doveadm().succeed(&["reload"]).await?;
+            self.doveadm().change("service.dovecot.reload", &["reload"]).await?;
             self.await_hold(PROBE_DOMAIN, false, SETTLE).await?;
         }
         let tables = self.files(&Tables::default(), None);

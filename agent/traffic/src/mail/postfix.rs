@@ -242,12 +242,12 @@ impl Postfix<'_> {
         let saved = Wanted { path: self.saved_path(), text, mode: 0o600, gid: None, age: Age::Old };
         store::blocking(move || saved.write()).await?;
         for entry in services {
-            self.postconf().succeed(&["-M", &entry]).await?;
+            self.postconf().change("postfix.configure", &["-M", &entry]).await?;
         }
         if !edits.is_empty() {
             let mut args = vec!["-e"];
             args.extend(edits.iter().map(String::as_str));
-            self.postconf().succeed(&args).await?;
+            self.postconf().change("postfix.configure", &args).await?;
         }
         Ok(true)
     }
@@ -320,17 +320,19 @@ impl Postfix<'_> {
             };
             match back {
                 Some(value) => {
-                    self.postconf().succeed(&["-e", &format!("{name}={value}")]).await?;
+                    self.postconf()
+                        .change("postfix.configure", &["-e", &format!("{name}={value}")])
+                        .await?;
                 }
                 None => {
-                    self.postconf().succeed(&["-X", name]).await?;
+                    self.postconf().change("postfix.configure", &["-X", name]).await?;
                 }
             }
         }
         for (name, _) in self.services() {
             let entry = format!("{name}/unix");
             if self.has_service(&entry).await? {
-                self.postconf().succeed(&["-MX", &entry]).await?;
+                self.postconf().change("postfix.configure", &["-MX", &entry]).await?;
             }
         }
         Ok(())
@@ -352,7 +354,9 @@ impl Postfix<'_> {
             return Ok(None);
         };
         let before = procs::children(master.pid);
-        self.program(&self.config.programs.postfix).succeed(&["reload"]).await?;
+        self.program(&self.config.programs.postfix)
+            .change("service.postfix.reload", &["reload"])
+            .await?;
         let start = Instant::now();
         let mut ended = false;
         loop {

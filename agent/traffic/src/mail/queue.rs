@@ -93,12 +93,12 @@ impl Postfix<'_> {
             .filter(|m| m.queue_name == "deferred")
             .collect();
         if deferred.len() > FLUSH_SINGLY {
-            self.postqueue().succeed(&["-f"]).await?;
+            self.postqueue().change("postfix.flush", &["-f"]).await?;
             return Ok(());
         }
         for message in deferred {
             // One that is gone meanwhile was delivered: postqueue does not mind.
-            self.postqueue().succeed(&["-i", &message.queue_id]).await?;
+            self.postqueue().change("postfix.flush", &["-i", &message.queue_id]).await?;
         }
         Ok(())
     }

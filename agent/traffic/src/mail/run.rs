@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use ferry_failpoints::around_async;
 use ferry_proto::Fault;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::process::Command;
@@ -129,6 +130,15 @@ impl Program<'_> {
         ));
         fault.causes.extend(output.stderr.lines().take(5).map(str::to_owned));
         Err(fault)
+    }
+
+    /// [`Program::succeed`] of what changes something; fault tests know the change by `name`.
+    ///
+    /// # Errors
+    /// As [`Program::succeed`].
+    pub async fn change(&self, name: &str, args: &[&str]) -> Result<(), Fault> {
+        let failed = |e| Fault::io(format!("{} cannot be run", self.path.display()), &e);
+        around_async(|| name.to_owned(), failed, self.succeed(args)).await.map(drop)
     }
 }
 

@@ -4,12 +4,14 @@
 //! Knows nothing of what the files mean.
 
 use std::collections::BTreeMap;
+use std::convert::identity;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ferry_failpoints::around;
 use ferry_proto::Fault;
 use ferry_proto::ids::AccountName;
 use nix::fcntl::{Flock, FlockArg};
@@ -189,8 +191,9 @@ pub(super) fn make_directory_for(path: &Path, gid: Option<u32>) -> Result<(), Fa
 
 /// Removes a file; one that is not there is removed already.
 pub(super) fn remove(path: &Path) -> Result<(), Fault> {
-    match std::fs::remove_file(path) {
-        Ok(()) => sync_parent(path),
+    let act = || std::fs::remove_file(path).and_then(|()| sync_parent(path));
+    match std::fs::symlink_metadata(path).and_then(|_| change(path, act)) {
+        Ok(()) => Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(Fault::io(format!("{} cannot be removed", path.display()), &e)),
     }
@@ -211,12 +214,19 @@ fn replace(wanted: &Wanted) -> Result<(), Fault> {
     let path = &wanted.path;
     let old = std::fs::metadata(path).ok();
     let fits = old.as_ref().is_some_and(|o| o.len() >= wanted.text.len() as u64);
-    let written = match write_beside(wanted, old.as_ref()) {
-        Err(e) if is_full(&e) && fits => overwrite(wanted, old.as_ref()),
-        other => other,
+    let act = || {
+        match write_beside(wanted, old.as_ref()) {
+            Err(e) if is_full(&e) && fits => overwrite(wanted, old.as_ref()),
+            other => other,
+        }?;
+        sync_parent(path)
     };
-    written.map_err(|e| Fault::io(format!("{} cannot be written", path.display()), &e))?;
-    sync_parent(path)
+    change(path, act).map_err(|e| Fault::io(format!("{} cannot be written", path.display()), &e))
+}
+
+/// Changes what is at `path`; fault tests know the change by it.
+fn change(path: &Path, act: impl FnOnce() -> std::io::Result<()>) -> std::io::Result<()> {
+    around(|| format!("file.{}", path.display()), identity, act)
 }
 
 fn is_full(e: &std::io::Error) -> bool {
@@ -264,11 +274,8 @@ fn set_age(file: &File, age: Age, old: Option<&std::fs::Metadata>) -> std::io::R
     }
 }
 
-fn sync_parent(path: &Path) -> Result<(), Fault> {
-    let parent = path.parent().unwrap_or(Path::new("/"));
-    File::open(parent)
-        .and_then(|dir| dir.sync_all())
-        .map_err(|e| Fault::io(format!("{} cannot be synced", parent.display()), &e))
+fn sync_parent(path: &Path) -> std::io::Result<()> {
+    File::open(path.parent().unwrap_or(Path::new("/"))).and_then(|dir| dir.sync_all())
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
 //! The routes on disk: one file, replaced as a whole. It owns the file; it must not know what the
 //! routes mean.
 
+use std::convert::identity;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use ferry_failpoints::around;
 use ferry_proto::Fault;
 use serde::{Deserialize, Serialize};
 
@@ -73,7 +75,7 @@ impl Store {
     /// # Errors
     /// The disk is full or failed; the old file stands.
     pub fn save(&self, routes: &Routes) -> Result<(), Fault> {
-        self.replace(routes).map_err(|e| {
+        around(|| "routes.save".to_owned(), identity, || self.replace(routes)).map_err(|e| {
             Fault::io(
                 format!("the redirector's routes cannot be saved in {}", self.directory.display()),
                 &e,

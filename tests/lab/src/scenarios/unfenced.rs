@@ -4,6 +4,8 @@
 
 use anyhow::{Context, Result, ensure};
 
+use ferry_failpoints::{BROKEN, Promise};
+
 use crate::build;
 use crate::checker::{self, Verdict, World};
 use crate::fleet::Fleet;
@@ -16,7 +18,10 @@ use crate::stage::Stage;
 pub fn run(stage: &mut Stage) -> Result<()> {
     let fleet = stage.account()?;
     let [client, transit] = [stage.host("client")?, stage.host("transit")?];
-    client.install_debs(&[build::unfenced(&stage.build)?])?;
+    let faulty = build::faulty(&stage.build)?;
+    client.install_debs(&[faulty.deb("ferry-agent")?.to_owned()])?;
+    let broken = format!("{BROKEN}/{}", Promise::Fence.name());
+    client.sh(&format!("mkdir -p {BROKEN} && touch {broken}"))?;
     fleet.await_connected(&["client"])?;
     let verdict = judged(&fleet, transit).with_context(|| fleet.journals())?;
     say(format!("as it should, the checker says: {verdict}"));

@@ -1,0 +1,79 @@
+//! What a failpoint does in the lab's own builds.
+
+use std::cell::RefCell;
+use std::fmt::Arguments;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use crate::{BROKEN, DIRECTORY, Promise, SOCKET};
+
+thread_local! {
+    /// In tests: what is on this thread instead of [`DIRECTORY`].
+    static INSTEAD: RefCell<Option<PathBuf>> = const { RefCell::new(None) };
+}
+
+/// In tests: what this thread does, and what it awaits, finds the lab in `directory`.
+pub(crate) fn look_in(directory: Option<&Path>) {
+    INSTEAD.with(|instead| *instead.borrow_mut() = directory.map(Path::to_owned));
+}
+
+fn place(of: &str) -> PathBuf {
+    let instead = INSTEAD.with(|instead| instead.borrow().clone());
+    match (instead, Path::new(of).strip_prefix(DIRECTORY)) {
+        (Some(directory), Ok(below)) => directory.join(below),
+        _ => PathBuf::from(of),
+    }
+}
+
+/// Tells the lab of a point, and waits for what it says.
+pub(crate) fn told(point: &Arguments<'_>) -> io::Result<()> {
+    told_at(&place(SOCKET), &point.to_string())
+}
+
+/// The same, on a thread that may wait.
+pub(crate) async fn told_async(point: String) -> io::Result<()> {
+    let lab = place(SOCKET);
+    if !lab.exists() {
+        return Ok(());
+    }
+    // A runtime that is going down asks nobody any more.
+    tokio::task::spawn_blocking(move || told_at(&lab, &point)).await.unwrap_or(Ok(()))
+}
+
+fn told_at(lab: &Path, point: &str) -> io::Result<()> {
+    let Ok(mut lab) = UnixStream::connect(lab) else { return Ok(()) };
+    let point: String = point.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    let mut answer = String::new();
+    let asked = lab
+        .write_all(format!("{} {point}\n", program()).as_bytes())
+        .and_then(|()| BufReader::new(&lab).read_line(&mut answer));
+    let errno = answer.trim_end().strip_prefix("errno ").and_then(|n| n.parse().ok());
+    match (asked, errno) {
+        (Ok(_), Some(errno)) => Err(io::Error::from_raw_os_error(errno)),
+        // The lab has gone, or says `go`.
+        _ => Ok(()),
+    }
+}
+
+/// Whether a file says so. Says it aloud, once.
+pub(crate) fn is_broken(promise: Promise) -> bool {
+    static SAID: AtomicU8 = AtomicU8::new(0);
+    let broken = place(BROKEN).join(promise.name()).exists();
+    let bit = 1 << promise as u8;
+    if broken && SAID.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+        tracing::error!(
+            promise = promise.name(),
+            "this program breaks a promise, for a test: IT LOSES DATA"
+        );
+    }
+    broken
+}
+
+/// The name of this program's file. An upgrade may have removed the file since.
+fn program() -> String {
+    let path = std::env::current_exe().unwrap_or_default();
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    name.strip_suffix(" (deleted)").map_or(name.clone(), str::to_owned)
+}
