@@ -8,6 +8,7 @@ mod config;
 mod deadlines;
 mod definitions;
 mod enrolment;
+mod guard;
 mod ledger;
 mod link;
 mod parts;
@@ -75,6 +76,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Close again, at boot, what accounts are not to be served here. `ferry-guard.service` does it.
+    Guard,
     /// Take Ferry's hooks out of Postfix and Dovecot, before the package is removed.
     Unhook {
         /// Also while an account is on the move: nobody may serve it afterwards.
@@ -111,6 +114,10 @@ fn main() -> anyhow::Result<()> {
             Ok(())
         }
         Command::Accounts { json } => show_accounts(&config, json),
+        Command::Guard => {
+            start_log(&config)?;
+            runtime.block_on(guard::run(&config))
+        }
         Command::Unhook { force } => {
             runtime.block_on(unhook::unhook(&config, force))?;
             println!("Postfix and Dovecot no longer know Ferry");
@@ -189,6 +196,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let pulse = Arc::new(Pulse::default());
     parts.spawn("deadlines", deadlines::watch(agent.clone(), pulse.clone(), stop.clone()));
     parts.spawn("firewall", work::arm::keep(agent.clone(), stop.clone()));
+    parts.spawn("guard", guard::keep(agent.clone(), stop.clone()));
     parts.spawn("watchdog", watchdog(agent.clone(), pulse, stop.clone()));
     let metrics = status::record()?;
     let (told, heard) = mpsc::channel(TOLD);

@@ -99,6 +99,14 @@ fn describe() {
     );
     metrics::describe_gauge!("ferry_redirector_held", "Connections that the redirector holds now");
     metrics::describe_gauge!("ferry_redirector_up", "1 while the redirector answers");
+    metrics::describe_counter!(
+        "ferry_closed_again_total",
+        "What was open of an account that this server must not serve, and was closed again"
+    );
+    metrics::describe_gauge!(
+        "ferry_closed_unsure",
+        "1 while it cannot be seen or brought about that a closed account is closed"
+    );
     metrics::describe_counter!("ferry_commands_total", "Commands by kind and outcome");
 }
 

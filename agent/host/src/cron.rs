@@ -76,6 +76,14 @@ pub fn disable(layout: &Layout, user: &UnixName) -> Result<(), Fault> {
     change(layout, || durable::rename(&visible, &aside))
 }
 
+/// Whether cron sees a crontab of the user.
+///
+/// # Errors
+/// What looking failed of.
+pub fn is_visible(layout: &Layout, user: &UnixName) -> Result<bool, Fault> {
+    durable::exists(&crontab(layout, user))
+}
+
 /// Shows cron the user's crontab again. One that was never hidden, or that is not there, is fine; so is
 /// one that the user has replaced meanwhile: the new one stays.
 ///

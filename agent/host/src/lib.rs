@@ -12,6 +12,7 @@
 //! point, and undoing what never happened succeeds.
 
 pub mod accounts;
+pub mod closed;
 pub mod cron;
 mod durable;
 pub mod facts;
@@ -48,6 +49,23 @@ impl Finding {
     pub(crate) fn new(message: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { message: message.into(), remedy: remedy.into() }
     }
+}
+
+/// Whether a unit of systemd is active, or just starting.
+///
+/// # Errors
+/// If systemd does not answer.
+pub fn is_unit_active(layout: &Layout, unit: &str) -> Result<bool, ferry_proto::Fault> {
+    systemd::is_active(layout, unit)
+}
+
+/// Whether the services run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Services {
+    /// They may: they are made to take the change.
+    Running,
+    /// The host is booting, and none has started: only files are changed.
+    Booting,
 }
 
 #[cfg(test)]

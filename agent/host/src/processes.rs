@@ -10,10 +10,12 @@ mod table;
 mod writers;
 
 pub use keep::{
-    KeptStopped, StoppedUnit, allow, forget, keep_stopped, plan_keep_stopped, prepare_keep_stopped,
-    unit_findings,
+    KeptStopped, StoppedUnit, allow, forget, keep_stopped, keep_stopped_again, kept_stopped,
+    may_start, plan_keep_stopped, prepare_keep_stopped, unit_findings,
 };
-pub use linger::{lingers, remove as remove_linger};
+pub use linger::{
+    is_visible as lingers_now, lingers, put_aside as put_linger_aside, remove as remove_linger,
+};
 pub(crate) use mounts::device_of;
 pub(crate) use stop::kill_one;
 pub use stop::{StopReport, stop_all};

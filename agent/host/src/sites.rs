@@ -6,7 +6,7 @@ mod change;
 mod rehearse;
 mod render;
 
-pub use change::{close, install_closed, open, remove};
+pub use change::{close, close_again, install_closed, open, remove};
 pub use rehearse::{Rehearsal, Smoke, rehearse};
 pub use render::{RenderedFile, Role, render};
 

@@ -3,20 +3,23 @@
 //! the services themselves and holds across reboots. Knows no redirector.
 
 mod act;
+mod again;
 mod discard;
 mod plan;
 mod rehearse;
 
-pub use act::{Services, fence, unfence};
+pub use act::{fence, unfence};
+pub use again::{Enabled, close_again, reopened};
 pub use discard::discard;
 pub use plan::plan_fence;
 pub use rehearse::rehearse;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ferry_proto::ids::AccountName;
 use serde::{Deserialize, Serialize};
 
+pub use crate::Services;
 use crate::{Finding, Layout, nginx_config, php};
 
 /// All that fencing an account's sites changes, and what was before.
@@ -45,6 +48,15 @@ pub struct AsideFile {
     pub owner: (u32, u32, u32),
     /// Where it leads, if it is a symlink.
     pub target: Option<PathBuf>,
+}
+
+impl AsideFile {
+    /// Where what has taken its place meanwhile is kept.
+    fn found(&self) -> PathBuf {
+        let mut kept = self.aside.clone().into_os_string();
+        kept.push(".found");
+        kept.into()
+    }
 }
 
 /// A server block that answers 503.
@@ -121,6 +133,12 @@ impl Stub {
         (text, token)
     }
 
+    /// Whether `path` is the stub of some site of the account.
+    fn is_of(account: &AccountName, path: &Path) -> bool {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with(&format!("ferry-fence-{account}."))
+    }
+
     /// The name by which it is asked whether it answers.
     fn host(&self) -> Option<&str> {
         self.names.iter().map(String::as_str).find(|n| *n != "_" && !n.starts_with('~'))
@@ -151,7 +169,7 @@ impl Stub {
 
 /// A web server's file that is moved aside.
 struct Moved<'a> {
-    path: &'a std::path::Path,
+    path: &'a Path,
     summary: &'a nginx_config::Summary,
     names: Vec<String>,
 }

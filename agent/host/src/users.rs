@@ -10,7 +10,7 @@ mod refresh;
 mod web;
 
 pub use deprovision::deprovision;
-pub use logins::{LoginRecord, close_logins, open_logins, plan_close_logins};
+pub use logins::{LoginRecord, close_logins, may_log_in, open_logins, plan_close_logins};
 pub use provision::{Existing, Policy, Provision, plan_provision, provision};
 pub use refresh::{FormerUser, former, refresh, restore};
 pub use web::{WebIds, web_ids};

@@ -12,7 +12,7 @@ use ferry_host::processes::{
     writers_below,
 };
 use ferry_host::sites_fence::{self, Services};
-use ferry_host::{cron, hooks, users};
+use ferry_host::{Layout, closed, cron, hooks, users};
 use ferry_proto::Fault;
 use ferry_proto::command::Receipt;
 use tokio::sync::OwnedMutexGuard;
@@ -256,20 +256,25 @@ fn roots(account: &Account) -> Vec<PathBuf> {
 }
 
 /// Looks whether the account is still as closed as the fence left it: something that the fence does
-/// not know may have started a process of it, or write into its home.
+/// not know may have started a process of it, write into its home, or have given back what was denied.
 ///
 /// # Errors
 /// Of class Fenced, naming what has come back; else what could not be looked at.
-pub async fn still_closed(account: &Account) -> Result<(), Fault> {
+pub async fn still_closed(layout: &Layout, account: &Account) -> Result<(), Fault> {
     if broken(Promise::Fence) {
         return Ok(());
     }
-    let (uid, roots) = (account.uid, roots(account));
+    let (layout, uid, roots) = (layout.clone(), account.uid, roots(account));
+    let (definition, closed) = (account.definition.clone(), account.closed.clone());
     let mut found = blocking(move || {
-        let processes = of_users(&[uid], &[])?;
-        let writers = writers_below(&roots, &[])?;
-        let found = processes.iter().map(Process::to_string);
-        Ok(found.chain(writers.iter().map(Writer::to_string)).collect::<Vec<_>>())
+        let mut found = match closed {
+            Some(closed) => closed::reopened(&layout, &definition, &closed.sites, &closed.units)?,
+            None => Vec::new(),
+        };
+        let (processes, writers) = (of_users(&[uid], &[])?, writers_below(&roots, &[])?);
+        found.extend(processes.iter().map(Process::to_string));
+        found.extend(writers.iter().map(Writer::to_string));
+        Ok(found)
     })
     .await?;
     for kind in ENGINES {

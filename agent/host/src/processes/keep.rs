@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::linger;
 use crate::durable::{self, Ownership};
-use crate::{Finding, Layout, systemd};
+use crate::{Finding, Layout, Services, systemd};
 
 const UNITS: &str = "/etc/systemd/system";
 const UNIT_DIRECTORIES: &[&str] =
@@ -145,6 +145,11 @@ fn flag(layout: &Layout, plan: &KeptStopped) -> PathBuf {
     layout.path(FLAGS).join(plan.user.as_str())
 }
 
+/// What holds a unit for as long as the flag is there.
+fn condition(layout: &Layout, plan: &KeptStopped) -> String {
+    format!("ConditionPathExists=!{}", flag(layout, plan).display())
+}
+
 /// Prepares `keep_stopped`, so that it is quick: changes nothing yet for the account. Undone by `allow`.
 ///
 /// # Errors
@@ -152,8 +157,8 @@ fn flag(layout: &Layout, plan: &KeptStopped) -> PathBuf {
 pub fn prepare_keep_stopped(layout: &Layout, plan: &KeptStopped) -> Result<(), Fault> {
     let text = format!(
         "# Made by Ferry, which removes it: while the file named here exists, the unit's account is\n\
-         # fenced, or served by another server.\n[Unit]\nConditionPathExists=!{}\n",
-        flag(layout, plan).display()
+         # fenced, or served by another server.\n[Unit]\n{}\n",
+        condition(layout, plan)
     );
     for name in plan.names() {
         let directory = drop_in(layout, &name)?;
@@ -203,10 +208,7 @@ fn unread(layout: &Layout, plan: &KeptStopped) -> Result<Option<String>, Fault> 
 /// What writing or systemd failed of.
 pub fn keep_stopped(layout: &Layout, plan: &KeptStopped) -> Result<(), Fault> {
     prepare_keep_stopped(layout, plan)?;
-    let flag = flag(layout, plan);
-    durable::make_directory(durable::parent(&flag), 0o755)?;
-    durable::write_if_changed(&flag, b"", Ownership::root(0o644))?;
-    linger::put_aside(layout, &plan.user)?;
+    shut(layout, plan)?;
     if !systemd::is_booted(layout) {
         return Ok(());
     }
@@ -215,6 +217,79 @@ pub fn keep_stopped(layout: &Layout, plan: &KeptStopped) -> Result<(), Fault> {
         systemd::stop_soon(layout, &unit.name)?;
     }
     Ok(())
+}
+
+/// Keeps the user's units stopped again, where something has let them start behind the fence's back: the
+/// flag or a condition was taken away, lingering was given back, or a unit has come that the fence did
+/// not know. Closes what it can before it fails. Tells what was open; at boot nothing is told to stop,
+/// for nothing runs.
+///
+/// # Errors
+/// What writing or systemd failed of.
+pub fn keep_stopped_again(
+    layout: &Layout,
+    plan: &KeptStopped,
+    services: Services,
+) -> Result<Vec<String>, Fault> {
+    let mut plan = plan.clone();
+    for name in installed(layout, &plan.user, plan.uid) {
+        if plan.names().all(|known| known != name) {
+            plan.units.push(StoppedUnit { name, active: false });
+        }
+    }
+    let found = may_start(layout, &plan)?;
+    if found.is_empty() {
+        return Ok(found);
+    }
+    // First the doors, then what systemd has to be asked.
+    shut(layout, &plan)?;
+    prepare_keep_stopped(layout, &plan)?;
+    if services == Services::Running && systemd::is_booted(layout) {
+        plan.units.iter().try_for_each(|unit| systemd::stop_soon(layout, &unit.name))?;
+    }
+    Ok(found)
+}
+
+/// What lets units of the plan start though they are kept stopped.
+///
+/// # Errors
+/// What looking failed of.
+pub fn may_start(layout: &Layout, plan: &KeptStopped) -> Result<Vec<String>, Fault> {
+    let mut found = Vec::new();
+    if !durable::exists(&flag(layout, plan))? {
+        found.push(format!("units of user {} may start", plan.user));
+    }
+    if linger::is_visible(layout, &plan.user)? {
+        found.push(format!("user {} lingers", plan.user));
+    }
+    for name in plan.names() {
+        if !durable::exists(&drop_in(layout, &name)?.join(DROP_IN))? {
+            found.push(format!("{name} may start"));
+        }
+    }
+    Ok(found)
+}
+
+/// Sets the flag, and ends lingering for as long as the fence lasts.
+fn shut(layout: &Layout, plan: &KeptStopped) -> Result<(), Fault> {
+    let flag = flag(layout, plan);
+    durable::make_directory(durable::parent(&flag), 0o755)?;
+    durable::write_if_changed(&flag, b"", Ownership::root(0o644))?;
+    linger::put_aside(layout, &plan.user)
+}
+
+/// The users whose units are kept stopped, as the flags say it.
+///
+/// # Errors
+/// What reading failed of.
+pub fn kept_stopped(layout: &Layout) -> Result<Vec<UnixName>, Fault> {
+    let directory = layout.path(FLAGS);
+    if !durable::exists(&directory)? {
+        return Ok(Vec::new());
+    }
+    let entries = fs::read_dir(&directory)
+        .map_err(|e| Fault::io(format!("{} could not be read", directory.display()), &e))?;
+    Ok(entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect())
 }
 
 /// Lets the plan's units start again, starts those that were running, without waiting for them, and
@@ -254,12 +329,24 @@ pub fn forget(layout: &Layout, plan: &KeptStopped) -> Result<(), Fault> {
 
 fn remove_drop_ins(layout: &Layout, plan: &KeptStopped) -> Result<(), Fault> {
     let mut changed = false;
-    for name in plan.names() {
+    for name in plan.names().chain(conditioned(layout, plan)) {
         let directory = drop_in(layout, &name)?;
         changed |= durable::remove(&directory.join(DROP_IN))?;
         durable::remove_empty_directory(&directory)?;
     }
     if changed { systemd::reload_units(layout) } else { Ok(()) }
+}
+
+/// Units beyond the plan's that have the plan's condition: they came while the account was fenced.
+fn conditioned(layout: &Layout, plan: &KeptStopped) -> Vec<String> {
+    let condition = condition(layout, plan);
+    let entries = fs::read_dir(layout.path(UNITS)).into_iter().flatten().flatten();
+    let units = entries.take(ENTRIES_CAP).filter_map(|entry| {
+        let name = entry.file_name().to_str()?.strip_suffix(".d")?.to_owned();
+        let text = durable::read(&entry.path().join(DROP_IN), FILE_CAP).ok()??;
+        String::from_utf8_lossy(&text).lines().any(|line| line == condition).then_some(name)
+    });
+    units.filter(|name| plan.names().all(|known| known != *name)).collect()
 }
 
 /// The system's units that run as `user`: they are stopped with the account, but do not move.

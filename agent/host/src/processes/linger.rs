@@ -28,8 +28,19 @@ pub fn lingers(layout: &Layout, user: &UnixName) -> Result<bool, Fault> {
     Ok(durable::exists(&file(layout, user))? || durable::exists(&aside(layout, user))?)
 }
 
+/// Whether the user's units would start without a login, whatever their conditions say.
+///
+/// # Errors
+/// If that cannot be looked up.
+pub fn is_visible(layout: &Layout, user: &UnixName) -> Result<bool, Fault> {
+    durable::exists(&file(layout, user))
+}
+
 /// Ends lingering for as long as a fence lasts.
-pub(super) fn put_aside(layout: &Layout, user: &UnixName) -> Result<(), Fault> {
+///
+/// # Errors
+/// What renaming failed of.
+pub fn put_aside(layout: &Layout, user: &UnixName) -> Result<(), Fault> {
     let file = file(layout, user);
     if durable::exists(&file)? { durable::rename(&file, &aside(layout, user)) } else { Ok(()) }
 }

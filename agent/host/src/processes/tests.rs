@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::Layout;
+use crate::{Layout, Services};
 
 /// A user id that nothing else on the machine has.
 fn own_uid() -> u32 {
@@ -394,6 +394,40 @@ fn what_kept_units_stopped_is_forgotten_without_starting_any() {
         assert_eq!(std::fs::read_dir(layout.path("/etc/systemd/system")).unwrap().count(), 0);
         assert!(!layout.path("/etc/ferry/fenced/shop").exists());
     }
+}
+
+#[test]
+fn units_that_may_start_again_behind_a_fences_back_are_kept_stopped() {
+    let (_keep, layout) = with_systemctl();
+    let linger = layout.path("/var/lib/systemd/linger/shop");
+    std::fs::create_dir_all(linger.parent().unwrap()).unwrap();
+    let plan = plan_keep_stopped(&layout, &"shop".parse().unwrap(), 1501).unwrap();
+    keep_stopped(&layout, &plan).unwrap();
+    asked(&layout);
+    assert_eq!(keep_stopped_again(&layout, &plan, Services::Booting).unwrap(), [""; 0]);
+    assert_eq!(asked(&layout), "", "nothing was open");
+
+    let flag = layout.path("/etc/ferry/fenced/shop");
+    std::fs::remove_file(&flag).unwrap();
+    std::fs::write(&linger, "").unwrap();
+    // A unit that the fence did not know.
+    let new = layout.path("/etc/systemd/system/queue.service");
+    std::fs::write(&new, "[Service]\nUser=shop\nExecStart=/bin/true\n").unwrap();
+    assert_eq!(kept_stopped(&layout).unwrap(), []);
+    let found = keep_stopped_again(&layout, &plan, Services::Booting).unwrap();
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(!asked(&layout).contains("stop"), "nothing runs yet");
+    assert!(flag.exists() && !linger.exists());
+    assert_eq!(kept_stopped(&layout).unwrap(), ["shop".parse().unwrap()]);
+    let condition = layout.path("/etc/systemd/system/queue.service.d/zzz-ferry-fence.conf");
+    assert!(condition.exists());
+
+    std::fs::remove_file(&flag).unwrap();
+    assert_eq!(keep_stopped_again(&layout, &plan, Services::Running).unwrap().len(), 1);
+    assert!(asked(&layout).contains("stop --no-block -- queue.service"));
+    // With the fence goes the condition of the unit that came meanwhile.
+    allow(&layout, &plan).unwrap();
+    assert!(new.exists() && !condition.parent().unwrap().exists());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::render::{Role, certificate_files, pool_file, server};
 use super::{SitesPlan, available, certificates, enabled, label, rehearse, render, socket};
 use crate::durable::{self, Ownership};
 use crate::nginx::{self, IfDown};
-use crate::{Layout, php};
+use crate::{Layout, Services, php};
 
 /// The name of a pool's file while the account is closed: PHP-FPM includes only `*.conf`.
 fn disabled(pool: &Path) -> PathBuf {
@@ -142,12 +142,49 @@ pub fn close(layout: &Layout, plan: &SitesPlan) -> Result<(), Fault> {
     })
 }
 
+/// Closes all sites again, where something has opened them behind our back. Tells which were open. At
+/// boot the pools of a rehearsal end too: they were reached by nobody, and opening starts them.
+///
+/// # Errors
+/// What writing or the services failed of.
+pub fn close_again(
+    layout: &Layout,
+    plan: &SitesPlan,
+    services: Services,
+) -> Result<Vec<String>, Fault> {
+    let _guard = nginx::lock();
+    let mut found = Vec::new();
+    for site in &plan.definition.sites {
+        let link = enabled(layout, &plan.definition, site);
+        if durable::exists(&link)? {
+            found.push(format!("{} is enabled", link.display()));
+        }
+    }
+    match services {
+        Services::Running if !found.is_empty() => close_locked(layout, plan)?,
+        Services::Running => {}
+        Services::Booting => {
+            disable(layout, plan)?;
+            if let Some(version) = &plan.php {
+                hide_pools(layout, plan, version)?;
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Takes the server blocks away, of a rehearsal too. True if the web server may still have one.
+fn disable(layout: &Layout, plan: &SitesPlan) -> Result<bool, Fault> {
+    let mut changed = rehearse::tear_down_files(layout, plan)?;
+    for site in &plan.definition.sites {
+        changed |= durable::remove(&enabled(layout, &plan.definition, site))?;
+    }
+    Ok(changed)
+}
+
 fn close_locked(layout: &Layout, plan: &SitesPlan) -> Result<(), Fault> {
     let definition = &plan.definition;
-    let mut changed = rehearse::tear_down_files(layout, plan)?;
-    for site in &definition.sites {
-        changed |= durable::remove(&enabled(layout, definition, site))?;
-    }
+    let changed = disable(layout, plan)?;
     let answers = |site: &Site| {
         let token = server(layout, plan, site).1;
         nginx::probe(layout.http_port, site.domains[0].as_str(), &token)

@@ -10,16 +10,7 @@ use super::{AsideFile, FencePlan, Stub, VersionPools};
 use crate::durable::{self, Ownership};
 use crate::nginx::{self, IfDown};
 use crate::sites::CONFIG_CAP;
-use crate::{Layout, php};
-
-/// Whether the services run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Services {
-    /// They may: they are made to take the change.
-    Running,
-    /// The host is booting, and none has started: only files are changed.
-    Booting,
-}
+use crate::{Layout, Services, php};
 
 /// Fences the account's sites. Returns when nothing serves them any more. Requests that its pools are
 /// answering get `grace` to end; true is returned if all have. (A worker of the web server may still
@@ -57,6 +48,17 @@ fn fence_locked(
     for file in &plan.files {
         changed |= put_aside(file)?;
     }
+    take_effect(layout, plan, services, grace, changed)
+}
+
+/// What is aside is served no more: stubs answer in its place, and its pools end.
+pub(super) fn take_effect(
+    layout: &Layout,
+    plan: &FencePlan,
+    services: Services,
+    grace: Duration,
+    mut changed: bool,
+) -> Result<bool, Fault> {
     for pools in &plan.pools {
         stand_in(layout, pools)?;
     }
@@ -121,10 +123,8 @@ fn put_back(file: &AsideFile) -> Result<bool, Fault> {
         return Ok(false);
     }
     if durable::exists(&file.path)? {
-        let mut kept = file.aside.clone().into_os_string();
-        kept.push(".found");
         tracing::warn!(file = %file.path.display(), "a file that appeared during the fence is kept aside");
-        durable::rename(&file.path, Path::new(&kept))?;
+        durable::rename(&file.path, &file.found())?;
     }
     durable::rename(&file.aside, &file.path).map(|()| true)
 }
@@ -170,7 +170,7 @@ fn copy_certificate(stub: &Stub) -> Result<bool, Fault> {
 }
 
 /// Gives PHP-FPM a pool that does nothing if no other is left.
-fn stand_in(layout: &Layout, pools: &VersionPools) -> Result<(), Fault> {
+pub(super) fn stand_in(layout: &Layout, pools: &VersionPools) -> Result<(), Fault> {
     let directory = php::pools(layout, &pools.version);
     let others = fs::read_dir(&directory)
         .map_err(|e| Fault::io(format!("{} could not be read", directory.display()), &e))?

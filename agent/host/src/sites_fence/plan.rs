@@ -92,10 +92,7 @@ fn servers<'a>(
     let domains: BTreeSet<&str> = definition.domains().map(|d| d.as_str()).collect();
     let mut found = Vec::new();
     for (path, summary) in enabled {
-        let is_stub = path.file_name().is_some_and(|n| {
-            n.to_string_lossy().starts_with(&format!("ferry-fence-{}.", definition.name))
-        });
-        if is_stub {
+        if Stub::is_of(&definition.name, path) {
             continue;
         }
         let ours = named.contains(path) || fs::canonicalize(path).is_ok_and(|p| real.contains(&p));
@@ -215,7 +212,7 @@ fn pools(
     Ok((versions, files))
 }
 
-fn runs_as(text: &str, user: &str) -> bool {
+pub(super) fn runs_as(text: &str, user: &str) -> bool {
     text.lines().filter_map(|line| line.split_once('=')).any(|(key, value)| {
         let value = value.split(';').next().unwrap_or_default().trim().trim_matches('"');
         key.trim() == "user" && value == user

@@ -254,6 +254,128 @@ fn a_file_that_comes_back_stops_a_fence_but_not_its_undoing() {
     assert!(web.layout.aside(&definition.name).join("00-shop.found").is_symlink());
 }
 
+/// As a backup that is restored does it, and a hand that copies a file under another name.
+fn reopened_by_others(web: &Web, plan: &FencePlan) {
+    for file in &plan.files {
+        match &file.target {
+            Some(target) => symlink(target, &file.path).unwrap(),
+            None => drop(fs::copy(&file.aside, &file.path).unwrap()),
+        }
+    }
+    let port = web.layout.http_port;
+    let text =
+        format!("server {{ listen {port}; server_name www.shop.example; return 200 open; }}\n");
+    web.put("/etc/nginx/conf.d/copy.conf", &text);
+    let pool = format!("/etc/php/{}/fpm/pool.d/copy.conf", web.php);
+    let root = web.layout.root().display();
+    web.put(
+        &pool,
+        &format!(
+            "[copy{}]\nuser = nobody\ngroup = nogroup\nlisten = {root}/run/php/copy.sock\npm = static\n\
+             pm.max_children = 1\n",
+            std::process::id()
+        ),
+    );
+}
+
+fn close_again_as(
+    web: &Web,
+    definition: &Definition,
+    plan: &FencePlan,
+    s: Services,
+) -> Vec<String> {
+    let enabled = Enabled::read(&web.layout).unwrap();
+    close_again(&web.layout, definition, Some(plan), &enabled, s).unwrap()
+}
+
+#[test]
+fn what_was_opened_behind_a_fences_back_is_closed_again_while_the_host_boots() {
+    let (web, definition) = provider();
+    let before = [web.snapshot("/etc/nginx"), web.snapshot("/etc/php")];
+    let plan = plan_fence(&web.layout, &definition).unwrap();
+    fence(&web.layout, &plan, Services::Running, GRACE).unwrap();
+    let fenced = [web.snapshot("/etc/nginx"), web.snapshot("/etc/php")];
+    assert_eq!(close_again_as(&web, &definition, &plan, Services::Booting), [""; 0]);
+    assert_eq!([web.snapshot("/etc/nginx"), web.snapshot("/etc/php")], fenced, "nothing was open");
+
+    reopened_by_others(&web, &plan);
+    assert_eq!(reopened(&plan).unwrap().len(), 2);
+    let jobs = web.jobs();
+    let found = close_again_as(&web, &definition, &plan, Services::Booting);
+    assert_eq!(found.len(), 4, "{found:?}");
+    assert_eq!(web.jobs(), jobs, "nothing runs that could be told");
+    assert_eq!([web.snapshot("/etc/nginx"), web.snapshot("/etc/php")], fenced);
+    assert_eq!(close_again_as(&web, &definition, &plan, Services::Booting), [""; 0]);
+    // The account's own files are what comes back; what was found is kept.
+    unfence(&web.layout, &plan, Services::Running).unwrap();
+    assert_eq!([web.snapshot("/etc/nginx"), web.snapshot("/etc/php")], before);
+    let kept = fs::read_dir(web.layout.aside(&definition.name)).unwrap().count();
+    assert_eq!(kept, 4);
+}
+
+#[test]
+fn what_is_served_again_behind_a_fences_back_is_closed_while_the_services_run() {
+    let (web, definition) = provider();
+    let plan = plan_fence(&web.layout, &definition).unwrap();
+    fence(&web.layout, &plan, Services::Running, GRACE).unwrap();
+    let jobs = web.jobs();
+    assert_eq!(close_again_as(&web, &definition, &plan, Services::Running), [""; 0]);
+    assert_eq!(web.jobs(), jobs, "nothing was open, and nothing is reloaded");
+    reopened_by_others(&web, &plan);
+    for stub in &plan.stubs {
+        fs::remove_file(&stub.path).unwrap();
+    }
+    crate::php::apply(&web.layout, &web.php).unwrap();
+    crate::php::wait_listening(&format!("{}/run/php/copy.sock", web.layout.root().display()))
+        .unwrap();
+    crate::nginx::apply(&web.layout, crate::nginx::IfDown::Leave).unwrap();
+    assert!(web.get("shop.example", "/").text.ends_with("php says 42"), "it is open");
+    let found = close_again_as(&web, &definition, &plan, Services::Running);
+    assert!(found.len() >= 4, "{found:?}");
+    assert_fenced(&web);
+    let copy = crate::php::Pool { name: format!("copy{}", std::process::id()), listen: None };
+    assert!(crate::php::workers(&copy).unwrap().is_empty());
+}
+
+#[test]
+fn what_serves_others_too_is_left_and_told() {
+    let (web, definition) = provider();
+    let plan = plan_fence(&web.layout, &definition).unwrap();
+    fence(&web.layout, &plan, Services::Running, GRACE).unwrap();
+    let port = web.layout.http_port;
+    let both = web.put(
+        "/etc/nginx/conf.d/both.conf",
+        &format!(
+            "server {{ listen {port}; server_name shop.example other.example; return 200 x; }}\n"
+        ),
+    );
+    let enabled = Enabled::read(&web.layout).unwrap();
+    let closed = close_again(&web.layout, &definition, Some(&plan), &enabled, Services::Booting);
+    let fault = closed.unwrap_err();
+    assert!(fault.message.contains("both.conf"), "{fault}");
+    assert!(both.exists());
+}
+
+#[test]
+fn a_stub_that_is_there_stays_as_it_is_at_boot_and_one_that_is_gone_needs_no_certificate() {
+    let (web, definition) = provider();
+    let mut plan = plan_fence(&web.layout, &definition).unwrap();
+    fence(&web.layout, &plan, Services::Running, GRACE).unwrap();
+    // Made without TLS, for its certificate was of no use: with it no site of the host would start.
+    let stub = &mut plan.stubs[0];
+    stub.listens.push(format!("listen {} ssl", web.layout.https_port));
+    stub.secure.push(true);
+    let path = stub.path.clone();
+    for gone in [false, true] {
+        if gone {
+            fs::remove_file(&path).unwrap();
+        }
+        close_again_as(&web, &definition, &plan, Services::Booting);
+        assert!(!fs::read_to_string(&path).unwrap().contains("ssl"));
+        crate::nginx::check(&web.layout).unwrap();
+    }
+}
+
 #[test]
 fn a_site_that_ferry_rendered_is_fenced_too() {
     let web = Web::start();

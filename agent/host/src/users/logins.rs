@@ -39,6 +39,18 @@ pub fn close_logins(layout: &Layout, record: &LoginRecord) -> Result<(), Fault> 
     set(layout, &record.user, Some(CLOSED))
 }
 
+/// Whether the user can log in: it is here, and not closed.
+///
+/// # Errors
+/// What reading failed of.
+pub fn may_log_in(layout: &Layout, user: &UnixName) -> Result<bool, Fault> {
+    let database = Database::read(layout)?;
+    // One of whom nothing is said in /etc/shadow cannot be closed there.
+    let shadow = database.shadow(user.as_str());
+    Ok(database.user(user.as_str()).is_some()
+        && shadow.is_none_or(|s| s.aging.expire != Some(CLOSED)))
+}
+
 /// Opens the logins as they were. A user that is gone has none to open.
 ///
 /// # Errors

@@ -127,22 +127,8 @@ impl Mail {
             return Ok(Observed { state, drift: Vec::new() });
         }
         let (postfix, dovecot) = (self.postfix(), self.dovecot());
-        let mut drift = Vec::new();
+        let mut drift = self.stale_tables(&standings).await?;
         let version = dovecot.version().await?;
-        let dialect = version.as_ref().map_or(maps::Dialect::V2_3, |v| v.dialect);
-        let tables = maps::render(&standings, dialect, self.config.pass_on_port);
-        let mut wanted = postfix.files(&tables);
-        wanted.extend(dovecot.wanted(&tables));
-        let stale = store::blocking(move || {
-            let mut stale = Vec::new();
-            for file in wanted {
-                if file.differs()? {
-                    stale.push(format!("{} does not hold what it should", file.path.display()));
-                }
-            }
-            Ok(stale)
-        });
-        drift.extend(stale.await?);
         match postfix.version().await? {
             Some(_) if !postfix.is_installed().await? => {
                 drift.push("Postfix's hook is not in its configuration".to_owned());

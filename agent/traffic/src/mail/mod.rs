@@ -15,6 +15,7 @@
 //! Knows nothing of moves, epochs or deadlines, and does not look for other processes below the home:
 //! a caller says what is to stand.
 
+mod again;
 mod dovecot;
 mod inspect;
 mod maps;
@@ -35,6 +36,7 @@ use std::time::Duration;
 use ferry_proto::Fault;
 use ferry_proto::ids::{AccountName, DomainName};
 
+pub use again::Shut;
 pub use inspect::{Finding, Inspection, Observed, Service, Severity};
 pub use record::{MailRecord, MailboxPassword, PasswordHash};
 pub use spec::{MailSpec, Mailbox};

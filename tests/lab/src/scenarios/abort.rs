@@ -22,15 +22,7 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     let argv =
         ["move", sample::ACCOUNT, "--to", "transit", "--yes", "--detach", "--deadline", "2m"];
     fleet.ferry(&argv)?.ok()?;
-    wait::until("the account to be fenced", LIMIT, || {
-        let job = fleet.last_job(sample::ACCOUNT)?;
-        ensure!(
-            !job.phase.has_ended(),
-            "the move ended before it could be aborted: {}",
-            job.advice
-        );
-        Ok(is_fenced(&job).then_some(()))
-    })?;
+    await_fence(&fleet)?;
     let said = fleet.ferry(&["abort", sample::ACCOUNT])?;
     let job = ended(&fleet)?;
     ensure!(
@@ -57,6 +49,19 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
+/// Waits until the account's move has fenced it.
+pub fn await_fence(fleet: &Fleet<'_>) -> Result<()> {
+    wait::until("the account to be fenced", LIMIT, || {
+        let job = fleet.last_job(sample::ACCOUNT)?;
+        ensure!(
+            !job.phase.has_ended(),
+            "the move ended before it could be aborted: {}",
+            job.advice
+        );
+        Ok(is_fenced(&job).then_some(()))
+    })
+}
+
 /// Between the fence's beginning and the commit's.
 fn is_fenced(job: &JobView) -> bool {
     let at = |name: &str| job.steps.iter().find(|step| step.name == name);
@@ -64,7 +69,8 @@ fn is_fenced(job: &JobView) -> bool {
     fenced && at("commit").is_some_and(|s| s.started_unix_ms.is_none())
 }
 
-fn ended(fleet: &Fleet<'_>) -> Result<JobView> {
+/// Waits until the account's last job has ended.
+pub fn ended(fleet: &Fleet<'_>) -> Result<JobView> {
     wait::until("the job to end", LIMIT, || {
         let job = fleet.last_job(sample::ACCOUNT)?;
         Ok(job.phase.has_ended().then_some(job))

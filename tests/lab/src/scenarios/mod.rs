@@ -10,6 +10,7 @@ mod move_and_rollback;
 mod packages;
 mod restored;
 mod revoked;
+mod stays_closed;
 mod unfenced;
 
 use anyhow::{Result, ensure};
@@ -74,6 +75,11 @@ pub const ALL: &[Scenario] = &[
         "move-and-rollback",
         "an account moves and comes back under visitors; nothing is lost or doubled",
         move_and_rollback::run,
+    ),
+    on(
+        "stays-closed",
+        "nothing that happens on a host opens an account that it must not serve",
+        stays_closed::run,
     ),
     on(
         "finalize",
