@@ -7,6 +7,7 @@ mod commands;
 mod config;
 mod deadlines;
 mod definitions;
+mod discover;
 mod enrolment;
 mod guard;
 mod ledger;
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use ferry_proto::channel::{self, Connections, Identity, Limits, Listener, PeerListener};
 use ferry_traffic::client::Redirector;
 use ferry_traffic::control::CONTROL_SOCKET;
@@ -71,10 +72,18 @@ enum Command {
         token_file: PathBuf,
     },
     /// Show the accounts that this server's definitions name, and what is wrong with them.
+    #[command(args_conflicts_with_subcommands = true)]
     Accounts {
         /// One JSON document.
         #[arg(long)]
         json: bool,
+        #[command(subcommand)]
+        command: Option<AccountsCommand>,
+    },
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
     },
     /// Close again, at boot, what accounts are not to be served here. `ferry-guard.service` does it.
     Guard,
@@ -84,6 +93,12 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum AccountsCommand {
+    /// Propose definitions from what this server shows, for a person to review.
+    Discover(discover::Wanted),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -113,7 +128,15 @@ fn main() -> anyhow::Result<()> {
             println!("enrolled as {server}; start the agent: systemctl start ferry-agent");
             Ok(())
         }
-        Command::Accounts { json } => show_accounts(&config, json),
+        Command::Accounts { command: Some(AccountsCommand::Discover(wanted)), .. } => {
+            runtime.block_on(discover::run(&config, wanted))
+        }
+        Command::Accounts { json, command: None } => show_accounts(&config, json),
+        Command::Completions { shell } => {
+            let mut command = Arguments::command();
+            clap_complete::generate(shell, &mut command, "ferry-agent", &mut std::io::stdout());
+            Ok(())
+        }
         Command::Guard => {
             start_log(&config)?;
             runtime.block_on(guard::run(&config))

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::manifest::DatabaseManifest;
 use crate::mariadb::{Mariadb, MariadbConfig};
 use crate::model::{
-    Availability, DumpReport, Existing, Facts, Finding, LoadReport, Provisioned, Spec,
+    Availability, DumpReport, Existing, Facts, Finding, LoadReport, Provisioned, Spec, Survey,
 };
 use crate::points::Points;
 use crate::postgres::{Postgresql, PostgresqlConfig};
@@ -36,6 +36,10 @@ pub trait Engine: Send + Sync {
     /// Whether the server is installed and answers. An engine that an account does not use need
     /// not be installed.
     async fn available(&self) -> Availability;
+
+    /// Every database and database user of the server, and who has rights on what: for proposing
+    /// definitions. Changes nothing.
+    async fn survey(&self) -> Result<Survey, Fault>;
 
     /// At the source: what the account has here, and what stands in the way of moving it.
     /// A database or user that the definition names and the server lacks is a precondition fault

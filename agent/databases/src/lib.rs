@@ -34,7 +34,7 @@ pub use manifest::{DatabaseManifest, Difference, compare, not_compared};
 pub use mariadb::MariadbConfig;
 pub use model::{
     Availability, DatabaseFacts, DumpReport, Existing, Facts, Finding, Level, LoadReport,
-    Provisioned, ServerFacts, Spec,
+    Provisioned, ServerFacts, Spec, Survey, SurveyedDatabase, SurveyedUser,
 };
 pub use postgres::PostgresqlConfig;
 pub use record::{FenceRecord, Record};

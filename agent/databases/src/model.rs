@@ -7,6 +7,37 @@ use ferry_proto::account::{DatabaseUser, Definition, EngineKind};
 use ferry_proto::ids::{AccountName, DatabaseName};
 use serde::{Deserialize, Serialize};
 
+/// The databases and users of a server, whosever they are; the server's own among them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// Every database.
+    pub databases: Vec<SurveyedDatabase>,
+    /// Every user that can log in or has rights.
+    pub users: Vec<SurveyedUser>,
+}
+
+/// A database of a survey.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SurveyedDatabase {
+    /// Its name as the server keeps it, which need not be one that Ferry moves.
+    pub name: String,
+    /// Its owner; MariaDB knows none.
+    pub owner: Option<String>,
+}
+
+/// A database user of a survey.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SurveyedUser {
+    /// Its name.
+    pub name: String,
+    /// MariaDB: from where it may come.
+    pub host: Option<String>,
+    /// The databases on which, or on something in which, it was given rights.
+    pub databases: BTreeSet<String>,
+    /// Whether it has rights on the whole server.
+    pub administrates: bool,
+}
+
 /// What of an account one engine is asked to handle.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {

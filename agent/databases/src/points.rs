@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::engine::{Engine, Progress};
 use crate::manifest::DatabaseManifest;
 use crate::model::{
-    Availability, DumpReport, Existing, Facts, Finding, LoadReport, Provisioned, Spec,
+    Availability, DumpReport, Existing, Facts, Finding, LoadReport, Provisioned, Spec, Survey,
 };
 use crate::record::{FenceRecord, Record};
 
@@ -42,6 +42,10 @@ impl<E: Engine> Engine for Points<E> {
 
     async fn available(&self) -> Availability {
         self.0.available().await
+    }
+
+    async fn survey(&self) -> Result<Survey, Fault> {
+        self.0.survey().await
     }
 
     async fn inspect(&self, spec: &Spec) -> Result<Facts, Fault> {

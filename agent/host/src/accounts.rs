@@ -116,6 +116,15 @@ pub fn load(accounts: &Path, inventory: &Path) -> Inventory {
     }
 }
 
+/// What several of these definitions claim, so that neither could be moved: by account.
+pub(crate) fn clashing(all: &[Definition]) -> Vec<(AccountName, String)> {
+    let named = |d: &Definition| PathBuf::from(format!("{}.toml", d.name));
+    let sourced = all.iter().map(|d| Sourced { definition: d.clone(), file: named(d) }).collect();
+    let (_, problems) = conflicts::sort_out(sourced);
+    let of = |p: &Problem| all.iter().find(|d| named(d) == p.file).map(|d| d.name.clone());
+    problems.iter().filter_map(|p| Some((of(p)?, p.message.clone()))).collect()
+}
+
 /// The entries of a directory that are not hidden, sorted.
 fn entries(directory: &Path, gathered: &mut Gathered) -> Vec<PathBuf> {
     match safe(directory, "directory").and_then(|()| list(directory)) {

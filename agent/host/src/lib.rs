@@ -14,6 +14,7 @@
 pub mod accounts;
 pub mod closed;
 pub mod cron;
+pub mod discover;
 mod durable;
 pub mod facts;
 pub mod hooks;

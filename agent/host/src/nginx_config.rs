@@ -1,4 +1,4 @@
-//! Reads nginx configuration as far as the fence needs it: which names a file serves, where it
+//! Reads nginx configuration as far as the fence and the proposals of definitions need it: which names a file serves, where it
 //! listens, with which certificate; and makes a copy of which the web server closes each connection
 //! after its answer. Follows no include. Knows no accounts.
 
@@ -6,13 +6,15 @@ use std::ops::Range;
 
 /// A directive. Blocks are given by their heads, their content follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Directive {
+pub(crate) struct Directive {
     /// Its name and its arguments.
-    words: Vec<String>,
+    pub(crate) words: Vec<String>,
     /// Where it stands in the text, the last sign included.
     span: Range<usize>,
     /// Whether it is the head of a block.
-    opens: bool,
+    pub(crate) opens: bool,
+    /// In how many blocks it stands.
+    pub(crate) depth: usize,
 }
 
 /// What a file says about its server blocks.
@@ -109,7 +111,7 @@ pub(crate) fn summarise(text: &str) -> Summary {
 pub(crate) fn closing(text: &str) -> String {
     let mut closing = String::with_capacity(text.len() + 64);
     let mut copied = 0;
-    for Directive { words, span, opens } in directives(text) {
+    for Directive { words, span, opens, .. } in directives(text) {
         let (upto, next) = match (words[0].as_str(), opens) {
             // Other values, also those of locations.
             ("keepalive_timeout", false) => (span.start, span.end),
@@ -140,11 +142,11 @@ fn listen(words: &[String]) -> Option<Listen> {
 }
 
 /// The directives of a text, blocks flattened.
-fn directives(text: &str) -> Vec<Directive> {
+pub(crate) fn directives(text: &str) -> Vec<Directive> {
     let mut found = Vec::new();
     let mut words: Vec<String> = Vec::new();
     let mut word = String::new();
-    let mut start = 0;
+    let (mut start, mut depth) = (0, 0_usize);
     let mut chars = text.char_indices().peekable();
     while let Some((at, c)) = chars.next() {
         if words.is_empty() && word.is_empty() {
@@ -173,7 +175,12 @@ fn directives(text: &str) -> Vec<Directive> {
                 }
                 if !words.is_empty() {
                     let words = std::mem::take(&mut words);
-                    found.push(Directive { words, span: start..at + 1, opens: c == '{' });
+                    found.push(Directive { words, span: start..at + 1, opens: c == '{', depth });
+                }
+                match c {
+                    '{' => depth += 1,
+                    '}' => depth = depth.saturating_sub(1),
+                    _ => {}
                 }
             }
             c if c.is_whitespace() => {

@@ -9,6 +9,7 @@ mod stop;
 mod table;
 mod writers;
 
+pub(crate) use keep::installed as installed_units;
 pub use keep::{
     KeptStopped, StoppedUnit, allow, forget, keep_stopped, keep_stopped_again, kept_stopped,
     may_start, plan_keep_stopped, prepare_keep_stopped, unit_findings,

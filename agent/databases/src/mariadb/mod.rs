@@ -19,6 +19,7 @@ mod rows;
 mod session;
 mod single;
 mod strangers;
+mod survey;
 mod target;
 mod temporary;
 mod users;
@@ -40,7 +41,7 @@ use crate::child::first_existing;
 use crate::engine::{Engine, Progress};
 use crate::manifest::DatabaseManifest;
 use crate::model::{
-    Availability, DumpReport, Existing, Facts, Finding, LoadReport, Provisioned, Spec,
+    Availability, DumpReport, Existing, Facts, Finding, LoadReport, Provisioned, Spec, Survey,
 };
 use crate::record::{FenceRecord, Record};
 use session::Session;
@@ -100,6 +101,10 @@ impl Engine for Mariadb {
         }
         let asked = async { inspect::server(&mut self.session().await?).await };
         asked.await.map_or_else(Availability::Down, Availability::Running)
+    }
+
+    async fn survey(&self) -> Result<Survey, Fault> {
+        survey::survey(&mut self.session().await?).await
     }
 
     async fn inspect(&self, spec: &Spec) -> Result<Facts, Fault> {

@@ -15,6 +15,7 @@ mod record;
 mod recording;
 mod rehearse;
 mod session;
+mod survey;
 mod target;
 mod temporary;
 mod tools;
@@ -35,7 +36,7 @@ pub use record::PostgresqlRecord;
 use crate::engine::{Engine, Progress};
 use crate::manifest::DatabaseManifest;
 use crate::model::{
-    Availability, DumpReport, Existing, Facts, Finding, LoadReport, Provisioned, Spec,
+    Availability, DumpReport, Existing, Facts, Finding, LoadReport, Provisioned, Spec, Survey,
 };
 use crate::record::{FenceRecord, Record};
 use session::Session;
@@ -111,6 +112,10 @@ impl Engine for Postgresql {
         }
         let asked = async { inspect::server(&self.session().await?).await };
         asked.await.map_or_else(Availability::Down, Availability::Running)
+    }
+
+    async fn survey(&self) -> Result<Survey, Fault> {
+        survey::survey(&self.session().await?).await
     }
 
     async fn inspect(&self, spec: &Spec) -> Result<Facts, Fault> {

@@ -97,7 +97,7 @@ fn is_user(value: &str, user: &UnixName, uid: u32) -> bool {
 
 /// Services that are installed and name the user, whether systemd has loaded them or not. It would
 /// take half a second to ask systemd for all.
-fn installed(layout: &Layout, user: &UnixName, uid: u32) -> Vec<String> {
+pub(crate) fn installed(layout: &Layout, user: &UnixName, uid: u32) -> Vec<String> {
     let mut names = Vec::new();
     for directory in UNIT_DIRECTORIES {
         let entries = fs::read_dir(layout.path(directory)).into_iter().flatten().flatten();

@@ -72,6 +72,10 @@ impl Database {
         })
     }
 
+    pub(crate) fn users(&self) -> &[User] {
+        &self.users
+    }
+
     pub(crate) fn user(&self, name: &str) -> Option<&User> {
         self.users.iter().find(|u| u.name == name)
     }
