@@ -11,6 +11,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 
 use crate::spec::{HostSpec, etc_hosts, etc_interfaces};
 use crate::{mounts, run, wait};
@@ -19,6 +21,10 @@ use crate::{mounts, run, wait};
 const SYSTEM_MIB: u32 = 3072;
 /// The size of such a host's databases' disk.
 const DATABASES_MIB: u32 = 2048;
+/// What fills a disk up.
+const FILLER: &str = "lab-filler";
+/// The smallest piece of a disk.
+const BLOCK: u64 = 4096;
 /// How long the kernel may take to let go of a disk whose users have ended.
 const RELEASE_LIMIT: Duration = Duration::from_secs(15);
 
@@ -151,6 +157,41 @@ impl Disk {
         })
     }
 
+    /// Fills one of a host's own disks up: `system`, `databases` or `home`.
+    pub fn fill(&self, name: &str) -> Result<()> {
+        let path = self.point(name).join(FILLER);
+        let file = File::create(&path).with_context(|| format!("making {}", path.display()))?;
+        let mut end = 0;
+        // What is not free in one piece is taken in smaller ones, down to the last block.
+        let mut piece = u64::from(SYSTEM_MIB) << 20;
+        while piece >= BLOCK {
+            match rustix::fs::fallocate(&file, FallocateFlags::empty(), end, piece) {
+                Ok(()) => end += piece,
+                Err(Errno::NOSPC) => piece /= 2,
+                Err(error) => return Err(error).context("filling a disk"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Frees what [`Disk::fill`] took.
+    pub fn unfill(&self, name: &str) -> Result<()> {
+        let path = self.point(name).join(FILLER);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            other => other.with_context(|| format!("removing {}", path.display())),
+        }
+    }
+
+    /// Where one of a host's own disks is mounted.
+    fn point(&self, name: &str) -> PathBuf {
+        match name {
+            "system" => self.system(),
+            "databases" => self.databases(),
+            _ => self.root().join("home"),
+        }
+    }
+
     /// Where the files of a host's own disks are.
     fn memory(&self) -> PathBuf {
         self.dir.join("memory")
@@ -272,6 +313,11 @@ mod tests {
         mount_all();
         assert_eq!(fs::read_to_string(&synced).unwrap(), "kept");
         assert!(!home.join("unsynced").exists());
+        disk.fill("home").unwrap();
+        let full = fs::write(home.join("more"), [0; 1 << 16]).unwrap_err();
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+        disk.unfill("home").unwrap();
+        fs::write(home.join("more"), [0; 1 << 16]).unwrap();
         disk.unmount().unwrap();
         disk.destroy().unwrap();
     }

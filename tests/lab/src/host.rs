@@ -204,6 +204,16 @@ impl Host {
         self.disk.unmount()
     }
 
+    /// Fills one of its own disks up: `system`, `databases` or `home`.
+    pub fn fill(&self, disk: &str) -> Result<()> {
+        self.disk.fill(disk)
+    }
+
+    /// Frees what [`Host::fill`] took.
+    pub fn unfill(&self, disk: &str) -> Result<()> {
+        self.disk.unfill(disk)
+    }
+
     /// All its processes, by their numbers out here.
     pub fn pids(&self) -> Vec<u32> {
         self.cgroup.pids()

@@ -16,7 +16,7 @@ use crate::host::Host;
 use crate::interrupt;
 use crate::lab::Lab;
 use crate::progress::{Task, say};
-use crate::sample::{self, Tree};
+use crate::sample::{self, Sample, Tree};
 use crate::spec::HostSpec;
 use crate::visitors::{Log, Visitors};
 use crate::wait;
@@ -248,6 +248,11 @@ fn step_at(job: &JobView, at_unix_ms: i64) -> &str {
 /// What was accepted by the one server may wait there for the other's; a sender is not told, so it may
 /// not be lost either. Postfix would try again in some minutes: it is asked to try now.
 pub fn settled(fleet: &Fleet<'_>, host: &Host, log: &Log) -> Result<World> {
+    settled_of(fleet, host, &sample::DEMO, log)
+}
+
+/// The same of any account.
+pub fn settled_of(fleet: &Fleet<'_>, host: &Host, account: &Sample, log: &Log) -> Result<World> {
     const DELIVERY: Duration = Duration::from_secs(240);
     let accepted = log.visits.iter().filter(|v| !v.is_web() && v.is_acknowledged());
     let accepted: Vec<String> = accepted.map(|v| format!("{}@outside.example", v.id)).collect();
@@ -256,7 +261,7 @@ pub fn settled(fleet: &Fleet<'_>, host: &Host, log: &Log) -> Result<World> {
         for server in ["client", "transit"] {
             fleet.lab().host(server)?.exec(&["postqueue", "-f"])?;
         }
-        let world = World::read(host)?;
+        let world = World::of(host, account)?;
         // If they do not come, the checker says which.
         if accepted.iter().all(|id| world.mail.contains(id)) || Instant::now() > deadline {
             return Ok(world);

@@ -30,6 +30,7 @@ pub mod checker;
 pub mod checks;
 pub mod demo;
 pub mod edges;
+pub mod faults;
 pub mod fleet;
 pub mod journey;
 pub mod sample;

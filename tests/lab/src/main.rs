@@ -10,7 +10,7 @@ use ferry_lab::interrupt::{self, Interrupted};
 use ferry_lab::lab::Lab;
 use ferry_lab::progress::say;
 use ferry_lab::spec::HostSpec;
-use ferry_lab::{bench, demo, testrun, visitors};
+use ferry_lab::{bench, demo, faults, testrun, visitors};
 
 /// Real hosts on this machine, to show, test and measure Ferry on. Needs root on Debian 12 or 13.
 #[derive(Debug, Parser)]
@@ -69,6 +69,9 @@ enum Verb {
         /// Play on the lab that is up, if one is, and leave it up: to look at what failed
         #[arg(long)]
         keep: bool,
+        /// Which cases the scenario faults plays
+        #[command(flatten)]
+        faults: faults::Options,
     },
     /// Measures Ferry and its peers side by side
     Bench {
@@ -106,7 +109,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Build => build(),
         Verb::Demo { again: true, .. } => demo::again(),
         Verb::Demo { keep, .. } => demo::run(keep),
-        Verb::Test { scenarios, all, keep } => testrun::run(&scenarios, all, keep),
+        Verb::Test { scenarios, all, keep, faults } => testrun::run(&scenarios, all, keep, &faults),
         Verb::Bench { name, quick } => bench::run(&name, quick),
         Verb::Visitors(options) => visitors::run(&options),
     }

@@ -11,7 +11,7 @@ use crate::image::{self, Image};
 use crate::progress::say;
 use crate::scenarios::{self, Play, Scenario};
 use crate::stage::Stage;
-use crate::{interrupt, packages};
+use crate::{faults, interrupt, packages};
 
 /// Every image that a scenario's hosts are made of.
 const IMAGES: &[Image] = &[Image::Controller, Image::Debian11, Image::Debian12, Image::Debian13];
@@ -20,11 +20,16 @@ const IMAGES: &[Image] = &[Image::Controller, Image::Debian11, Image::Debian12, 
 ///
 /// # Errors
 /// If a name is unknown, or anything failed.
-pub fn run(names: &[String], all: bool, keep: bool) -> Result<()> {
+pub fn run(names: &[String], all: bool, keep: bool, options: &faults::Options) -> Result<()> {
+    faults::only_with_faults(options, names)?;
     let mut wanted: Vec<&Scenario> = names.iter().map(|n| find(n)).collect::<Result<_>>()?;
     packages::check_machine()?;
     packages::ensure_needed()?;
     let mut counts = Counts::default();
+    if names == ["faults"] {
+        // Each case counts.
+        return told(faults::run(options, all)?);
+    }
     if names.is_empty() {
         wanted = scenarios::ALL.iter().filter(|s| all || s.ordinary).collect();
         checks_beside_images(&mut counts)?;
@@ -34,6 +39,11 @@ pub fn run(names: &[String], all: bool, keep: bool) -> Result<()> {
         play(scenario, &mut stage, keep, &mut counts)?;
     }
     drop(stage);
+    told(counts)
+}
+
+/// The closing line.
+fn told(counts: Counts) -> Result<()> {
     println!("{} passed, {} failed", counts.passed, counts.failed);
     if counts.failed > 0 { bail!("{} failed", counts.failed) } else { Ok(()) }
 }

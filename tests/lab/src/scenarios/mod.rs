@@ -15,6 +15,7 @@ mod unfenced;
 
 use anyhow::{Result, ensure};
 
+use crate::faults;
 use crate::progress::say;
 use crate::run::Output;
 use crate::selfcheck;
@@ -102,6 +103,12 @@ pub const ALL: &[Scenario] = &[
         shows: "the checker finds what a move with an agent that does not fence loses",
         ordinary: true,
         play: Play::Afresh(unfenced::run),
+    },
+    Scenario {
+        name: "faults",
+        shows: "whatever dies at whatever point, the account is served by one end with all that was acknowledged",
+        ordinary: true,
+        play: Play::Alone(faults::short),
     },
     Scenario {
         name: "leaves-nothing",

@@ -1,0 +1,235 @@
+//! The hosts on which faults strike, with the packages that come to failpoints and two accounts, and how
+//! they are brought to a known state: by Ferry's own commands alone.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use ferry_proto::ids::JobId;
+use ferry_proto::view::{JobPhase, JobView};
+
+use super::ears::{Answer, Ears};
+use super::fault::Role;
+use super::journeys::{Journey, SECOND};
+use super::point::Point;
+use super::probe::Ends;
+use crate::build::Build;
+use crate::fleet::Fleet;
+use crate::host::Host;
+use crate::lab::Lab;
+use crate::progress::Task;
+use crate::sample::{self, Sample};
+use crate::spec::HostSpec;
+use crate::stage::Stage;
+use crate::wait;
+
+/// How long a job may take to end once nothing is wrong any more: an undo, a delivery and what they wait
+/// for are tried again every some seconds.
+pub const ENDS: Duration = Duration::from_secs(120);
+/// How long it may take until exactly one end is open wholly, once the job has ended.
+const COHERES: Duration = Duration::from_secs(45);
+/// How often a person says `ferry resume` before giving up.
+const RESUMES: usize = 3;
+
+/// The hosts.
+#[derive(Debug)]
+pub struct Ground {
+    stage: Stage,
+    /// What hears all programs.
+    pub ears: Ears,
+}
+
+impl Ground {
+    /// New hosts, with these packages and two accounts served by client.
+    pub fn fresh(build: &Build) -> Result<Ground> {
+        let hosts: Vec<HostSpec> =
+            HostSpec::standard().into_iter().map(HostSpec::with_own_disks).collect();
+        let stage = Stage { lab: Lab::fresh(&hosts)?, build: build.clone() };
+        let fleet = stage.account()?;
+        let task = Task::start("making the second account");
+        SECOND.create(stage.host("client")?)?;
+        stage.host("client")?.sh("systemctl restart ferry-agent")?;
+        fleet.await_account(SECOND.name)?;
+        fleet.await_connected(&["client", "transit"])?;
+        task.done();
+        let mut ground = Ground { stage, ears: Ears::default() };
+        ground.listen()?;
+        Ok(ground)
+    }
+
+    /// The lab.
+    pub fn lab(&self) -> &Lab {
+        &self.stage.lab
+    }
+
+    /// One of the hosts.
+    pub fn host(&self, name: &str) -> Result<&Host> {
+        self.stage.host(name)
+    }
+
+    /// The two servers.
+    pub fn servers(&self) -> Result<[&Host; 2]> {
+        Ok([self.host("client")?, self.host("transit")?])
+    }
+
+    /// Ferry on them.
+    pub fn fleet(&self) -> Result<Fleet<'_>> {
+        Fleet::of(&self.stage.lab)
+    }
+
+    /// Hears all hosts, also those that have booted anew.
+    pub fn listen(&mut self) -> Result<()> {
+        for host in self.stage.lab.hosts() {
+            self.ears.listen(host)?;
+        }
+        Ok(())
+    }
+
+    /// The last job of an account, if it has one and the controller says so just now.
+    pub fn job(&self, account: &Sample) -> Option<JobView> {
+        self.fleet().ok()?.last_job(account.name).ok()
+    }
+
+    /// The last jobs of a journey's accounts, to tell new ones from.
+    pub fn jobs(&self, journey: Journey) -> BTreeMap<&'static str, JobId> {
+        let job = |account: &'static Sample| Some((account.name, self.job(account)?.job));
+        journey.accounts().iter().filter_map(job).collect()
+    }
+
+    /// Goes on a journey without faults; tells the points that the programs came to.
+    pub fn record(&mut self, journey: Journey) -> Result<Vec<Point>> {
+        self.bring(journey)?;
+        self.listen()?;
+        let abort = journey.abort_at();
+        self.ears.aim(abort.clone().map(|point| (point, Answer::Wait)).into_iter().collect());
+        let before = self.jobs(journey);
+        set_out(&self.fleet()?, journey)?;
+        if abort.is_some() {
+            let held = self.ears.held(ENDS).context("the fence was not reached")?;
+            self.ask_for_abort()?;
+            held.go();
+        }
+        for account in journey.accounts() {
+            let job = self.ended(account, before.get(account.name), ENDS)?;
+            let expected = if abort.is_some() { JobPhase::Undone } else { JobPhase::Done };
+            ensure!(job.phase == expected, "{journey}: the job is {}: {}", job.phase, job.advice);
+        }
+        let trace = self.ears.trace();
+        // What comes before an abort is the move's.
+        let begin = trace.iter().position(|point| Some(point) == abort.as_ref());
+        Ok(trace.into_iter().skip(begin.map_or(0, |index| index + 1)).collect())
+    }
+
+    /// Asks for the sample account's move to be undone. `ferry abort` waits for the end, and the caller
+    /// does not: the wish is all that is waited for.
+    pub fn ask_for_abort(&self) -> Result<()> {
+        let mut asking = self.fleet()?.ferry_command(&["abort", sample::ACCOUNT])?;
+        asking.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let mut asking = asking.spawn().context("asking for an abort")?;
+        let asked = wait::until("the abort to be asked for", ENDS, || {
+            Ok(self.job(&sample::DEMO).is_some_and(|job| job.abort_requested).then_some(()))
+        });
+        thread::spawn(move || asking.wait());
+        asked
+    }
+
+    /// Waits until an account's job, a later one than `before`, has ended; a stuck one is resumed as a
+    /// person would. Tells how it ended.
+    pub fn ended(
+        &self,
+        account: &Sample,
+        before: Option<&JobId>,
+        limit: Duration,
+    ) -> Result<JobView> {
+        let mut last = String::from("the controller says nothing");
+        wait::until(&format!("the job of {} to end", account.name), limit, || {
+            let Some(job) = self.job(account).filter(|job| Some(&job.job) != before) else {
+                return Ok(None);
+            };
+            last = shown(&job);
+            Ok(job.phase.has_ended().then_some(job))
+        })
+        .with_context(|| last)
+    }
+
+    /// Resumes a stuck job until it is not stuck any more, as a person would.
+    pub fn resume(&self, account: &Sample) -> Result<JobView> {
+        for _ in 0..RESUMES {
+            // It ends with an error if the job is stuck again: that is looked at here.
+            self.fleet()?.ferry(&["resume", account.name])?;
+            let job = self.ended(account, None, ENDS)?;
+            if job.phase != JobPhase::Stuck {
+                return Ok(job);
+            }
+        }
+        bail!(
+            "it is stuck again after each resume: {}",
+            self.job(account).map_or_else(String::new, |j| shown(&j))
+        )
+    }
+
+    /// Waits until exactly one end serves an account wholly; tells which.
+    pub fn served(&self, account: &Sample) -> Result<String> {
+        let mut last = String::new();
+        wait::until(&format!("one end alone to serve {}", account.name), COHERES, || {
+            let ends = Ends::look(self.servers()?, account)?;
+            last = ends.to_string();
+            Ok(ends.server().map(str::to_owned))
+        })
+        .with_context(|| last)
+    }
+
+    /// Brings the journey's accounts to where it begins.
+    pub fn bring(&self, journey: Journey) -> Result<()> {
+        let fleet = self.fleet()?;
+        fleet.await_connected(&["client", "transit"])?;
+        for account in journey.accounts() {
+            if let Some(job) = self.job(account) {
+                let job =
+                    if job.phase.has_ended() { job } else { self.ended(account, None, ENDS)? };
+                if job.phase == JobPhase::Stuck {
+                    self.resume(account)?;
+                }
+            }
+            if self.served(account)? != journey.host(Role::Source) {
+                let back = ["rollback", account.name, "--yes"];
+                let there = ["move", account.name, "--to", "transit", "--yes"];
+                let argv: &[&str] = if journey == Journey::Rollback { &there } else { &back };
+                fleet.ferry(argv)?.ok().with_context(|| format!("ferry {}", argv.join(" ")))?;
+                let serves = self.served(account)?;
+                ensure!(serves == journey.host(Role::Source), "{serves} serves after all");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sets out, with all accounts of the journey at once. Whether the commands were heard to the end may
+/// depend on a fault.
+pub fn set_out(fleet: &Fleet<'_>, journey: Journey) -> Result<()> {
+    thread::scope(|scope| {
+        let order = |account: &'static Sample| -> Result<()> {
+            fleet.ferry(&journey.argv(account))?.ok().map(drop)
+        };
+        let orders: Vec<_> =
+            journey.accounts().iter().map(|a| scope.spawn(move || order(a))).collect();
+        let mut told = orders.into_iter().map(|order| order.join());
+        told.try_for_each(|told| told.map_err(|_| anyhow!("a thread panicked"))?)
+    })
+}
+
+/// A job in a few words.
+pub fn shown(job: &JobView) -> String {
+    let step = job.steps.iter().rfind(|step| step.fault.is_some() || step.undo_fault.is_some());
+    let faults = step.map(|step| {
+        let fault = step.undo_fault.as_ref().or(step.fault.as_ref());
+        format!(
+            "; {} on {}: {}",
+            step.name,
+            step.server,
+            fault.map_or_else(String::new, |f| f.to_string())
+        )
+    });
+    format!("job {} is {}: {}{}", job.job, job.phase, job.advice, faults.unwrap_or_default())
+}

@@ -1,0 +1,78 @@
+//! The visitors of a case: those who come as ever, and some who come straight to the server that the
+//! account does not live on yet, where nobody answers them unless it is served there.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::ground::Ground;
+use super::journeys::Journey;
+use crate::checker::{self, Outage};
+use crate::journey::place;
+use crate::sample::Sample;
+use crate::visitors::{Log, Tour, Visitors, certificate};
+
+/// Requests a second of those who come as ever.
+const RATE: u32 = 10;
+/// Of those who come straight to the other server.
+const STRAIGHT: u32 = 3;
+
+/// The visitors of one account.
+#[derive(Debug)]
+pub struct Guests {
+    /// Whose.
+    pub account: &'static Sample,
+    usual: Visitors,
+    straight: Visitors,
+}
+
+impl Guests {
+    /// Visitors begin to come to each account of a journey, and are answered.
+    pub fn come(ground: &Ground, journey: Journey) -> Result<Vec<Guests>> {
+        let [client, transit] = ground.servers()?;
+        let address = |host: &crate::host::Host| -> Result<Ipv4Addr> {
+            host.spec().service_address.context("a server without a service address")
+        };
+        let (usual, straight) = (address(client)?, address(transit)?);
+        let place = place()?;
+        journey
+            .accounts()
+            .iter()
+            .map(|account| {
+                let shown = certificate(ground.host("client")?, account)?;
+                let send = |to: &str, address, rate| {
+                    let name = format!("faults-{}-{to}", account.name);
+                    let tour = Tour { account, certificate: &shown, address, rate };
+                    send(ground, &place, &name, tour)
+                };
+                let mut guests = Guests {
+                    account,
+                    usual: send("usual", usual, RATE)?,
+                    straight: send("straight", straight, STRAIGHT)?,
+                };
+                guests.are_answered()?;
+                Ok(guests)
+            })
+            .collect()
+    }
+
+    /// Waits until the usual ones are answered again.
+    pub fn are_answered(&mut self) -> Result<()> {
+        self.usual.await_answers(10)
+    }
+
+    /// Sends them home. Tells what all of them saw, and how long the usual ones were not served at a
+    /// time since then.
+    pub fn leave(self, since_us: i64) -> Result<(Log, Outage)> {
+        let usual = self.usual.stop()?;
+        let outage = checker::outage(&usual, since_us, i64::MAX / 2);
+        let mut all = usual;
+        all.visits.extend(self.straight.stop()?.visits);
+        Ok((all, outage))
+    }
+}
+
+fn send(ground: &Ground, place: &Path, name: &str, tour: Tour<'_>) -> Result<Visitors> {
+    Visitors::send(ground.lab(), place, name, tour)
+}

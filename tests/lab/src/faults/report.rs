@@ -1,0 +1,141 @@
+//! What is told of the cases: the table in the end, and of each that failed all that helps to find out
+//! why.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::cases::Case;
+use super::fault::Kind;
+use super::ground::Ground;
+use super::play::Seen;
+use crate::build;
+use crate::checks::Counts;
+use crate::progress::say;
+use crate::sample;
+
+/// What came of the cases of one kind of fault.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Row {
+    cases: u32,
+    passed: u32,
+    resumed: u32,
+    unserved: Duration,
+}
+
+/// What came of all cases.
+#[derive(Debug, Default)]
+pub struct Table {
+    rows: BTreeMap<Kind, Row>,
+    failed: Vec<String>,
+}
+
+impl Table {
+    /// Counts a case.
+    pub fn count(&mut self, case: &Case, result: &Result<Seen>) {
+        let row = self.rows.entry(case.fault.kind()).or_default();
+        row.cases += 1;
+        if let Ok(seen) = result {
+            row.unserved = row.unserved.max(seen.unserved);
+            row.resumed += u32::from(seen.resumed);
+        }
+        if result.as_ref().is_ok_and(|seen| seen.wrong.is_empty()) {
+            row.passed += 1;
+        } else {
+            self.failed.push(case.to_string());
+        }
+    }
+
+    /// How many passed and failed.
+    pub fn counts(&self) -> Counts {
+        let cases: u32 = self.rows.values().map(|row| row.cases).sum();
+        let passed: u32 = self.rows.values().map(|row| row.passed).sum();
+        Counts { passed, failed: cases - passed }
+    }
+
+    /// For people.
+    pub fn print(&self, all: usize) {
+        println!(
+            "\n{:20} {:>6} {:>6} {:>8} {:>18}",
+            "fault", "cases", "passed", "resumed", "longest unserved"
+        );
+        for (kind, row) in &self.rows {
+            let unserved = format!("{:.1} s", row.unserved.as_secs_f64());
+            println!(
+                "{kind:20} {:>6} {:>6} {:>8} {unserved:>18}",
+                row.cases, row.passed, row.resumed
+            );
+        }
+        for id in &self.failed {
+            println!("failed: {id}");
+        }
+        println!("`cargo lab test faults --all` has {all} cases");
+    }
+}
+
+/// Says what went wrong in a case, and keeps what was logged meanwhile.
+pub fn failed(ground: &Ground, case: &Case, result: &Result<Seen>, seed: u64, since_us: i64) {
+    match result {
+        Ok(seen) => seen.wrong.iter().for_each(|wrong| say(format!("    {wrong}"))),
+        Err(error) => say(format!("    {error:#}")),
+    }
+    say(format!("    seed {seed}; again: cargo lab test faults --case '{case}'"));
+    match keep(ground, case, result, since_us) {
+        Ok(place) => say(format!("    what was logged is in {}", place.display())),
+        Err(error) => say(format!("    what was logged could not be kept: {error:#}")),
+    }
+}
+
+fn keep(ground: &Ground, case: &Case, result: &Result<Seen>, since_us: i64) -> Result<PathBuf> {
+    let place = place()?.join(case.to_string().replace('/', "_"));
+    fs::create_dir_all(&place).with_context(|| format!("making {}", place.display()))?;
+    let write = |name: &str, text: &str| {
+        fs::write(place.join(name), text).with_context(|| format!("writing {name}"))
+    };
+    write("wrong.txt", &format!("{case}\n{result:#?}\n"))?;
+    let points: Vec<String> = ground.ears.trace().iter().map(|p| p.to_string()).collect();
+    write("points.txt", &points.join("\n"))?;
+    let since = format!("@{}", since_us / 1_000_000);
+    for host in ground.lab().hosts() {
+        let argv = ["journalctl", "--no-pager", "-o", "short-precise", "--since", &since];
+        let said = host.exec(&argv).map_or_else(|error| format!("{error:#}"), |said| said.text());
+        write(&format!("{}.log", host.name()), &said)?;
+    }
+    let events = ground.fleet()?.ferry(&["events", "--account", sample::ACCOUNT]);
+    write("events.txt", &events.map_or_else(|error| format!("{error:#}"), |said| said.text()))?;
+    for name in ["demo-usual", "demo-straight", "shop-usual", "shop-straight"] {
+        let log = format!("faults-{name}.jsonl");
+        let from = crate::journey::place()?.join(&log);
+        if from.exists() {
+            fs::copy(&from, place.join(&log)).with_context(|| format!("copying {log}"))?;
+        }
+    }
+    Ok(place)
+}
+
+/// Where what failed is kept.
+pub fn place() -> Result<PathBuf> {
+    Ok(build::target_dir()?.join("lab/faults"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_case_passes_only_if_its_end_was_seen_and_nothing_was_wrong() {
+        let case: Case =
+            "move.kill-controller@controller:ferry-controller:a.before#1".parse().unwrap();
+        let mut table = Table::default();
+        let unserved = Duration::from_secs(3);
+        table.count(&case, &Ok(Seen { unserved, ..Seen::default() }));
+        table.count(&case, &Ok(Seen { wrong: vec!["lost".to_owned()], ..Seen::default() }));
+        table.count(&case, &Err(anyhow::anyhow!("not reached")));
+        assert_eq!(table.counts(), Counts { passed: 1, failed: 2 });
+        assert_eq!(table.failed.len(), 2);
+        assert_eq!(table.rows[&Kind::Kill].unserved, unserved);
+    }
+}
