@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
-use ferry_failpoints::{Promise, broken};
+use ferry_failpoints::{Promise, broken, clock_offset_ms};
 use ferry_proto::Fault;
 use rustix::io::Errno;
 use rustix::time::{
@@ -72,9 +72,10 @@ pub fn boottime_ms() -> u64 {
 
 /// Milliseconds since 1970, by the wall clock.
 pub fn unix_ms() -> i64 {
-    std::time::SystemTime::now()
+    let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
+        .map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX));
+    now.saturating_add(clock_offset_ms())
 }
 
 /// Moments with the same one are of one process of ours, and nobody has set the wall clock between them:

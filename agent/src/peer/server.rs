@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use ferry_files::{Progress, TargetOptions};
 use ferry_proto::Fault;
-use ferry_proto::channel::{PeerConnection, PeerListener, SecureStream, unix_now};
+use ferry_proto::channel::{PeerConnection, PeerListener, SecureStream};
 use ferry_proto::grant::Grant;
 use ferry_proto::ids::{Epoch, ServerName};
 use tokio::io::AsyncWriteExt;
@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{Answer, Operation, Reply, Request, receive, send};
 use crate::agent::{Agent, blocking, engine};
+use crate::clock::unix_ms;
 use crate::ledger::{Account, SourceRecord, Standing};
 use crate::work;
 
@@ -76,7 +77,7 @@ fn check(agent: &Agent, request: &Request, peer: &ServerName) -> Answer<Grant> {
     let grant = match &request.operation {
         // What stands, stands: a commit is delivered however old its grant is.
         Operation::Open { .. } => request.grant.verify_signature(&agent.grant_key)?,
-        _ => request.grant.verify(&agent.grant_key, unix_now())?,
+        _ => request.grant.verify(&agent.grant_key, unix_ms() / 1000)?,
     };
     grant.check_ends(&agent.name, peer)?;
     let asks_source = matches!(request.operation, Operation::Record);

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use crate::{BROKEN, DIRECTORY, Promise, SOCKET};
+use crate::{BROKEN, CLOCK, DIRECTORY, Promise, SOCKET};
 
 thread_local! {
     /// In tests: what is on this thread instead of [`DIRECTORY`].
@@ -55,6 +55,12 @@ fn told_at(lab: &Path, point: &str) -> io::Result<()> {
         // The lab has gone, or says `go`.
         _ => Ok(()),
     }
+}
+
+/// What the lab says of the clock; nothing said is no offset.
+pub(crate) fn clock_offset() -> i64 {
+    let said = std::fs::read_to_string(place(CLOCK)).unwrap_or_default();
+    said.trim().parse().unwrap_or(0)
 }
 
 /// Whether a file says so. Says it aloud, once.

@@ -29,6 +29,8 @@ pub const DIRECTORY: &str = "/run/ferry-faults";
 pub const SOCKET: &str = "/run/ferry-faults/lab.sock";
 /// Where a file named after a [`Promise`] says that it is not kept.
 pub const BROKEN: &str = "/run/ferry-faults/broken";
+/// Where a number says how many milliseconds an agent's clock is ahead of its host's, which cannot be set.
+pub const CLOCK: &str = "/run/ferry-faults/clock_offset_ms";
 /// Whether there are failpoints in this build.
 pub const ENABLED: bool = cfg!(feature = "enabled");
 
@@ -124,8 +126,18 @@ pub fn broken(promise: Promise) -> bool {
     ENABLED && is_broken(promise)
 }
 
+/// How many milliseconds the clock is to be ahead of the host's.
+pub fn clock_offset_ms() -> i64 {
+    if ENABLED { clock_offset() } else { 0 }
+}
+
 #[cfg(feature = "enabled")]
-use enabled::{is_broken, told, told_async};
+use enabled::{clock_offset, is_broken, told, told_async};
+
+#[cfg(not(feature = "enabled"))]
+fn clock_offset() -> i64 {
+    0
+}
 
 #[cfg(not(feature = "enabled"))]
 fn told(_: &Arguments<'_>) -> io::Result<()> {

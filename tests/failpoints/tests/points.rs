@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use ferry_failpoints::{FakeLab, Promise, around, around_async, broken, reach};
+use ferry_failpoints::{FakeLab, Promise, around, around_async, broken, clock_offset_ms, reach};
 
 const ENOSPC: i32 = 28;
 
@@ -95,4 +95,13 @@ fn a_promise_is_broken_while_a_file_says_so() {
     std::fs::create_dir(dir.path().join("broken")).unwrap();
     std::fs::write(dir.path().join("broken/fence"), "").unwrap();
     assert!(broken(Promise::Fence) && !broken(Promise::Deadline));
+}
+
+#[test]
+fn a_clock_is_off_by_as_much_as_a_file_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let _lab = lab(dir.path(), "nothing");
+    assert_eq!(clock_offset_ms(), 0);
+    std::fs::write(dir.path().join("clock_offset_ms"), "-150000\n").unwrap();
+    assert_eq!(clock_offset_ms(), -150_000);
 }

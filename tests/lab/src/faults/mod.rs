@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
-use crate::build::Build;
+use crate::build::{self, Build};
 use crate::checks::Counts;
 use crate::interrupt;
 use crate::progress::{Task, say};
@@ -122,7 +122,7 @@ struct Matrix {
 
 impl Matrix {
     fn raise(seed: u64) -> Result<Matrix> {
-        let build = Build::run()?;
+        let build = build::faulty(&Build::run()?)?;
         let ground = Some(Ground::fresh(&build)?);
         Ok(Matrix { build, ground, seed, known: BTreeSet::new(), table: Table::default() })
     }

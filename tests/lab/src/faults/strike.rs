@@ -4,6 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use ferry_failpoints::CLOCK;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -14,8 +15,6 @@ use crate::host::Host;
 use crate::lab::Lab;
 use crate::wait;
 
-/// What tells an agent how far its clock is from the host's.
-const CLOCK: &str = "/run/ferry-faults/clock_offset_ms";
 /// How far the source's agent's clock is from the target's, either way.
 const APART_MS: i64 = 300_000;
 /// How long a host that was told to reboot may take to go down.
