@@ -146,4 +146,15 @@ mod tests {
         deadline.boot_id = "another".to_owned();
         assert!(deadline.has_passed());
     }
+
+    #[test]
+    fn a_deadline_passes_unless_a_test_says_that_it_never_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let deadline = Deadline { boot_id: "another".to_owned(), boottime_ms: 0 };
+        let _lab = ferry_failpoints::FakeLab::listen(dir.path(), |_| "go".to_owned()).unwrap();
+        assert!(deadline.has_passed());
+        std::fs::create_dir(dir.path().join("broken")).unwrap();
+        std::fs::write(dir.path().join("broken/deadline"), "").unwrap();
+        assert!(!deadline.has_passed());
+    }
 }

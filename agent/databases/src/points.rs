@@ -139,3 +139,33 @@ impl<E: Engine> Engine for Points<E> {
         self.around("open", self.0.open(spec, record)).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ferry_failpoints::FakeLab;
+
+    use super::*;
+    use crate::{MariadbConfig, PostgresqlConfig, mariadb, postgresql};
+
+    #[tokio::test]
+    async fn a_change_comes_to_a_point_and_a_look_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let lab = FakeLab::listen(dir.path(), |point| {
+            if point == "postgresql.deprovision.before" { "errno 5" } else { "go" }.to_owned()
+        })
+        .unwrap();
+        // No server is there: what comes to its point fails then.
+        let nowhere = dir.path().join("nowhere");
+        let engines = [
+            mariadb(MariadbConfig { socket: nowhere.clone(), ..MariadbConfig::default() }),
+            postgresql(PostgresqlConfig { socket_dir: nowhere, ..PostgresqlConfig::default() }),
+        ];
+        let account = "shop".parse().unwrap();
+        let spec = Spec { account, uid: 0, gid: 0, databases: vec![], users: vec![] };
+        for engine in engines {
+            engine.inspect(&spec).await.unwrap_err();
+            engine.deprovision(&spec, &Provisioned::default()).await.unwrap_err();
+        }
+        assert_eq!(lab.heard(), ["mariadb.deprovision.before", "postgresql.deprovision.before"]);
+    }
+}

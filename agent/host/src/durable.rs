@@ -1,5 +1,6 @@
 //! Changes of files that survive a power cut: written aside, synced, renamed, and the directory
-//! synced, each between two failpoints. Knows nothing of what the files mean. Never follows a symlink in the last component.
+//! synced, each between two failpoints. Knows nothing of what the files mean. Never follows a symlink in
+//! the last component.
 
 use std::convert::identity;
 use std::ffi::OsString;
@@ -181,15 +182,13 @@ pub(crate) fn remove_empty_directory(path: &Path) -> Result<bool, Fault> {
 
 /// Makes `path` and what is missing above it, each with `mode`.
 pub(crate) fn make_directory(path: &Path, mode: u32) -> Result<(), Fault> {
-    if path.is_dir() {
-        return Ok(());
-    }
     let act = || {
         fs::DirBuilder::new().recursive(true).mode(mode).create(path)?;
         sync_parent(path)
     };
-    change(path, act)
-        .map_err(|e| Fault::io(format!("the directory {} could not be made", path.display()), &e))
+    // One that is there may have been made a moment before a crash: it is synced all the same.
+    let made = if path.is_dir() { sync_parent(path) } else { change(path, act) };
+    made.map_err(|e| Fault::io(format!("the directory {} could not be made", path.display()), &e))
 }
 
 /// Makes `link` a symlink to `target`, replacing what is there.
@@ -209,4 +208,49 @@ pub(crate) fn symlink(target: &Path, link: &Path) -> Result<(), Fault> {
     };
     change(link, act)
         .map_err(|e| Fault::io(format!("the symlink {} could not be made", link.display()), &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use ferry_failpoints::FakeLab;
+
+    use super::*;
+
+    #[test]
+    fn each_change_is_between_two_points_and_what_changes_nothing_comes_to_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let lab = FakeLab::listen(dir.path(), |_| "go".to_owned()).unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let owner = Ownership { uid: 0, gid: 0, mode: 0o600 };
+        make_directory(&at("d"), 0o700).unwrap();
+        make_directory(&at("d"), 0o700).unwrap();
+        write(&at("d/a"), b"1", owner).unwrap();
+        assert!(!write_if_changed(&at("d/a"), b"1", owner).unwrap());
+        rename(&at("d/a"), &at("d/b")).unwrap();
+        rename_to_free(&at("d/b"), &at("d/c")).unwrap();
+        symlink(&at("d/c"), &at("d/s")).unwrap();
+        symlink(&at("d/c"), &at("d/s")).unwrap();
+        for name in ["d/s", "d/c"] {
+            assert!(remove(&at(name)).unwrap() && !remove(&at(name)).unwrap());
+        }
+        assert!(remove_empty_directory(&at("d")).unwrap());
+        assert!(remove_empty_directory(&at("d")).unwrap());
+        let changed = ["d", "d/a", "d/b", "d/c", "d/s", "d/s", "d/c", "d"];
+        let both =
+            |name| ["before", "after"].map(|when| format!("file.{}.{when}", at(name).display()));
+        assert_eq!(lab.heard(), changed.map(both).concat());
+    }
+
+    #[test]
+    fn a_disk_that_fails_before_a_change_leaves_what_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        let owner = Ownership { uid: 0, gid: 0, mode: 0o600 };
+        write(&file, b"old", owner).unwrap();
+        let _lab = FakeLab::listen(dir.path(), |_| "errno 28".to_owned()).unwrap();
+        let fault = write(&file, b"new", owner).unwrap_err();
+        assert_eq!(fault.class, ferry_proto::FaultClass::Precondition, "{fault}");
+        remove(&file).unwrap_err();
+        assert_eq!(fs::read(&file).unwrap(), b"old");
+    }
 }

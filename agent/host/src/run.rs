@@ -451,4 +451,21 @@ mod tests {
         names.sort_unstable();
         assert_eq!(names, ["HOME", "LC_ALL", "PATH"]);
     }
+
+    #[test]
+    fn what_changes_something_is_between_two_points_and_what_only_looks_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let lab = ferry_failpoints::FakeLab::listen(dir.path(), |point| {
+            if point == "service.x.stop.before" { "errno 5".to_owned() } else { "go".to_owned() }
+        })
+        .unwrap();
+        Run::new("/bin/true").looking().output().unwrap();
+        Run::new("/bin/true").output().unwrap();
+        let ran = dir.path().join("ran");
+        let stop = Run::new("/bin/touch").argument(&ran).named("service.x.stop");
+        stop.succeed("x could not be stopped").unwrap_err();
+        assert!(!ran.exists());
+        let points = ["program.true.before", "program.true.after", "service.x.stop.before"];
+        assert_eq!(lab.heard(), points);
+    }
 }

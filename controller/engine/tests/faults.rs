@@ -289,3 +289,22 @@ async fn an_abort_cancels_nothing_after_the_commit_began() {
     assert_eq!(job.await.unwrap().unwrap(), JobPhase::Done);
     assert_eq!(*long.step.cancelled.lock().unwrap(), [] as [&str; 0]);
 }
+
+#[tokio::test]
+async fn each_journal_write_is_between_two_points_that_say_what_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    // One write is said to have failed though it is there: the job goes on from the journal.
+    let mut fails = vec!["journal.step_done.step1.after"];
+    let lab = ferry_failpoints::FakeLab::listen(dir.path(), move |point| {
+        let fail = fails.pop_if(|fails| point == *fails).is_some();
+        if fail { "errno 5".to_owned() } else { "go".to_owned() }
+    })
+    .unwrap();
+    let case = Case::new(&spec(Some(COMMIT), None), "points");
+    case.once(Abort::default()).await.unwrap_err();
+    assert_eq!(case.once(Abort::default()).await.unwrap(), JobPhase::Done);
+    let both =
+        |what, step| ["before", "after"].map(|when| format!("journal.{what}.step{step}.{when}"));
+    let steps = (0..STEPS).flat_map(|i| [both("step_started", i), both("step_done", i)].concat());
+    assert_eq!(lab.heard(), steps.collect::<Vec<_>>());
+}

@@ -183,13 +183,13 @@ async fn insert_event(
     Ok(column::<i64>(&row, "number")?.unsigned_abs())
 }
 
-/// The partial unique index: another job of this account has not ended.
 /// A write beside the engine's own, which fault tests know by `name`.
 async fn point<T>(name: &str, write: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
     let failed = |e| Fault::transient("the journal could not be written").caused_by(&e);
     around_async(|| format!("journal.{name}"), failed, write).await
 }
 
+/// The partial unique index: another job of this account has not ended.
 fn other_job() -> Fault {
     Fault::precondition("another job of this account has not ended")
         .remedy("see `ferry status`; abort it, or wait for its end")
