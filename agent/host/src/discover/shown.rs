@@ -2,7 +2,7 @@
 //! terminal or ends a comment.
 
 /// The most characters of one text that are shown.
-const LENGTH: usize = 240;
+const LENGTH: usize = 600;
 
 /// `text` on one line: what is not plain is escaped, what is too long is cut.
 pub(super) fn shown(text: &str) -> String {
