@@ -133,6 +133,11 @@ fn close_host(
         rendered: rendered.filter(|_| closed.is_none()),
         units: closed.map(|c| &c.units),
     };
+    // Who finalized a move may have given the account's domains to another one since: then only its own
+    // files are its.
+    let given_up = matches!(account.standing, Standing::Finalized { .. });
+    let nothing = Enabled::default();
+    let enabled = if given_up { &nothing } else { enabled };
     closed::close_again(layout, &closed_account, enabled, services)
 }
 

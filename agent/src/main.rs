@@ -32,6 +32,8 @@ use ferry_traffic::control::CONTROL_SOCKET;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::agent::Agent;
 use crate::commands::Commands;
@@ -103,7 +105,14 @@ enum AccountsCommand {
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    let config = Config::load(&arguments.config)?;
+    let config = match Config::load(&arguments.config) {
+        // A mistake in it must not keep accounts from being closed: the ledger is where it usually is.
+        Err(fault) if matches!(arguments.command, Command::Guard) => {
+            eprintln!("{fault}; the guard goes on with the defaults");
+            Config::default()
+        }
+        loaded => loaded?,
+    };
     channel::install_crypto_provider();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -138,7 +147,9 @@ fn main() -> anyhow::Result<()> {
             Ok(())
         }
         Command::Guard => {
-            start_log(&config)?;
+            // Not to the journal's own socket: it may no longer find out whose words they were when a
+            // process has ended.
+            start_plain_log(&config)?;
             runtime.block_on(guard::run(&config))
         }
         Command::Unhook { force } => {
@@ -190,17 +201,18 @@ fn show_accounts(config: &Config, json: bool) -> anyhow::Result<()> {
 
 /// Structured logs to the journal under systemd, to standard error elsewhere.
 fn start_log(config: &Config) -> anyhow::Result<()> {
-    use tracing_subscriber::layer::SubscriberExt;
-    use tracing_subscriber::util::SubscriberInitExt;
-    let registry = tracing_subscriber::registry().with(config.log_filter()?);
     if std::env::var_os("JOURNAL_STREAM").is_some()
         && let Ok(journal) = tracing_journald::layer()
     {
-        registry.with(journal).init();
-    } else {
-        let plain = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
-        registry.with(plain).init();
+        tracing_subscriber::registry().with(config.log_filter()?).with(journal).init();
+        return Ok(());
     }
+    start_plain_log(config)
+}
+
+fn start_plain_log(config: &Config) -> anyhow::Result<()> {
+    let plain = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    tracing_subscriber::registry().with(config.log_filter()?).with(plain).init();
     Ok(())
 }
 

@@ -164,6 +164,14 @@ pub fn describe(layout: &Layout, definition: &Definition) -> Result<UserRecord, 
     })
 }
 
+/// The user's numeric id here, if there is such a user.
+///
+/// # Errors
+/// What reading failed of.
+pub fn uid_of(layout: &Layout, user: &UnixName) -> Result<Option<u32>, Fault> {
+    Ok(Database::read(layout)?.user(user.as_str()).map(|u| u.uid))
+}
+
 fn groups_of(database: &Database, definition: &Definition) -> (Vec<Group>, Vec<Finding>) {
     let mut findings = Vec::new();
     let mut groups = Vec::new();

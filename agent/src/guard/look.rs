@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ferry_host::closed::ClosedAgain;
 use ferry_host::processes::{Process, of_users, stop_all};
 use ferry_host::sites_fence::Enabled;
-use ferry_host::{Layout, Services};
+use ferry_host::{Layout, Services, users};
 use ferry_proto::Fault;
 use ferry_proto::ids::AccountName;
 use tokio_util::sync::CancellationToken;
@@ -119,15 +119,19 @@ async fn host(agent: &Arc<Agent>, account: &Account, enabled: &Arc<Enabled>) -> 
         let mut all = close_host(&layout, &account, &enabled, Services::Running);
         // Of one that is received, our own clients run as its user.
         if account.closed.is_some() && !matches!(account.standing, Standing::Receiving { .. }) {
-            all.add(end_processes(&layout, account.uid));
+            all.add(end_processes(&layout, &account));
         }
         Ok(all)
     });
     looked.await.unwrap_or_else(|fault| ClosedAgain { found: Vec::new(), faults: vec![fault] })
 }
 
-/// Ends what runs as the account's user.
-fn end_processes(layout: &Layout, uid: u32) -> Result<Vec<String>, Fault> {
+/// Ends what runs as the account's user, unless its number has become somebody else's.
+fn end_processes(layout: &Layout, account: &Account) -> Result<Vec<String>, Fault> {
+    let uid = account.uid;
+    if users::uid_of(layout, &account.definition.user)? != Some(uid) {
+        return Ok(Vec::new());
+    }
     let running = of_users(&[uid], &[])?;
     if running.is_empty() {
         return Ok(Vec::new());

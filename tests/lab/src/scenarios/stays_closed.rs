@@ -33,9 +33,9 @@ const MARK: &str = "wc -l < /var/log/nginx/demo.access.log > /root/served; touch
 /// Tries every door, and says which is open.
 const DOORS: &str = r#"
 for at in http://127.0.0.1 "http://$1" https://127.0.0.1 "https://$1"; do
-    curl -sk -m 3 -o /dev/null -H 'Host: demo.example' "$at/read" || :
+    curl -sk -m 2 -o /dev/null -H 'Host: demo.example' "$at/read" || :
 done
-curl -sk -m 3 -o /dev/null --resolve demo.example:443:127.0.0.1 https://demo.example/read || :
+curl -sk -m 2 -o /dev/null --resolve demo.example:443:127.0.0.1 https://demo.example/read || :
 [ "$(wc -l < /var/log/nginx/demo.access.log)" = "$(cat /root/served)" ] || echo "the site was served"
 ! su - demo -c true >/dev/null 2>&1 || echo "su lets the user in"
 ! crontab -u demo -l >/dev/null 2>&1 || echo "cron sees a crontab"
@@ -73,7 +73,7 @@ const BLOWS: [(&str, &str); 5] = [
 ];
 
 /// As a backup that is restored into /etc and /var would do it.
-const REOPEN: &str = r#"
+const REOPEN: &str = r"
 cp /etc/ferry/aside/demo/00-demo.conf /etc/nginx/sites-enabled/demo.conf
 cp /etc/ferry/aside/demo/01-demo.conf /etc/php/8.2/fpm/pool.d/demo.conf
 rm -f /etc/nginx/sites-enabled/ferry-fence-demo.*
@@ -87,7 +87,16 @@ rm -f /etc/systemd/system/demo-*.service.d/zzz-ferry-fence.conf
 postconf -e transport_maps=
 rm -f /etc/ferry/mail/accounts/demo.json
 : > /etc/ferry/mail/held_transport
-sync"#;
+sync";
+
+/// What the agent makes of it.
+const CLOSED: &str = r#"
+[ -z "$(pgrep -u demo)$(crontab -u demo -l 2>/dev/null)" ]
+[ ! -e /var/lib/systemd/linger/demo ]; [ -e /etc/ferry/fenced/demo ]
+[ ! -e /etc/php/8.2/fpm/pool.d/demo.conf ]; [ -e /etc/nginx/sites-enabled/ferry-fence-demo.0.conf ]
+grep -q ferry-relay /etc/ferry/mail/held_transport
+postconf -h transport_maps | grep -q held_transport
+if su - demo -c true; then exit 1; fi"#;
 
 /// Whoever asks the web server first when it starts is answered before any agent runs.
 const FIRST: &str = r#"
@@ -96,12 +105,18 @@ printf '[Service]\nExecStartPost=-/bin/sh -c "curl -s -m 5 -o /dev/null -w %%%%{
     > /etc/systemd/system/nginx.service.d/first.conf"#;
 
 /// Switches the guard, and the agent's own look, off or on at the next boot.
-const UNGUARDED: &str = r#"
+const UNGUARDED: &str = r"
 for unit in ferry-guard ferry-agent; do
     mkdir -p /etc/systemd/system/$unit.service.d
     printf '[Unit]\nConditionPathExists=/nowhere\n' > /etc/systemd/system/$unit.service.d/off.conf
-done"#;
+done";
 const GUARDED: &str = "rm -r /etc/systemd/system/ferry-*.service.d; systemctl stop cron";
+
+/// What this scenario has put there.
+const TIDY: &str = r"
+systemctl disable -q --now demo-worker demo-new
+rm -rf /etc/systemd/system/demo-* /etc/systemd/system/nginx.service.d /root/first /root/closed /root/served
+systemctl daemon-reload";
 
 /// Goes through all of it.
 pub fn run(stage: &mut Stage) -> Result<()> {
@@ -128,14 +143,14 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     opened_before_a_boot(&fleet, client)?;
     let back = journey::BACK;
     fleet.ferry(back.argv)?.ok()?;
-    client.sh("rm -r /etc/systemd/system/demo-* /etc/systemd/system/nginx.service.d; systemctl daemon-reload")?;
+    client.sh(TIDY)?;
     sample::visit(client)?;
     checker::check(&log, &journey::settled(&fleet, client, &log)?, back.owners).expect_clean()
 }
 
 /// The fence is held by a target that cannot be reached; then the move is undone.
 fn while_fenced(fleet: &Fleet<'_>, client: &Host, transit: &Host) -> Result<()> {
-    fleet.ferry(&[THERE.argv, &["--detach", "--deadline", "2m"]].concat())?.ok()?;
+    fleet.ferry(&[THERE.argv, &["--detach", "--deadline", "10m"]].concat())?.ok()?;
     abort::await_fence(fleet)?;
     transit.cut_network()?;
     client.sh(MARK)?;
@@ -172,14 +187,9 @@ fn script(host: &Host, script: &str, argument: &str) -> Result<String> {
 fn opened_while_it_runs(client: &Host) -> Result<()> {
     script(client, WATCHDOGS, "new")?;
     client.sh(REOPEN)?;
-    client.sh("systemctl reload nginx php8.2-fpm cron; systemctl start demo-new demo-worker")?;
+    client.sh("systemctl reload nginx php8.2-fpm; systemctl restart cron; systemctl start demo-new demo-worker")?;
     wait::until("the agent to close what was opened", LOOK, || {
-        let site =
-            "curl -s -m 5 -o /dev/null -w %{http_code} -H Host:demo.example http://127.0.0.1:80/";
-        let closed =
-            ["! pgrep -u demo", "! crontab -u demo -l 2>/dev/null", "! su - demo -c true", site];
-        let open = client.exec(&["sh", "-euc", &closed.join("\n")])?;
-        Ok(open.status.success().then_some(()))
+        Ok(client.exec(&["sh", "-euc", CLOSED])?.status.success().then_some(()))
     })?;
     client.sh(MARK)?;
     suffer(client, "closed again by the agent", "systemctl start demo-new demo-worker")?;
