@@ -148,7 +148,10 @@ impl Commands {
     /// Remembers that a move is being undone: nobody goes on with it afterwards, so whoever still
     /// shows its grant is refused.
     async fn note_undone(&self, intent: &Intent, job: JobId) -> Result<(), Fault> {
-        let undone = matches!(intent, Intent::Disarm { .. } | Intent::Unfence { .. });
+        let undone = matches!(
+            intent,
+            Intent::Disarm { .. } | Intent::Unfence { .. } | Intent::TakeBack { .. }
+        );
         if !undone || self.agent.look(|l| l.is_undone(job)) {
             return Ok(());
         }
@@ -347,6 +350,7 @@ async fn dispatch(job: &Job, intent: &Intent) -> Outcome {
         Intent::Verify { .. } => work::verify::verify(job).await,
         Intent::Rehearse { .. } => work::rehearse::rehearse(job).await,
         Intent::Commit { .. } => work::commit::commit(job).await,
+        Intent::TakeBack { refusal, .. } => work::unfence::after_refusal(job, refusal).await,
         Intent::Open { commit, .. } => work::open::on_command(job, commit.as_ref()).await,
         Intent::Release { .. } => work::release::release(job).await,
         Intent::Prove { .. } => work::prove::prove(job).await,

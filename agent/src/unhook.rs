@@ -63,6 +63,7 @@ fn needs_agent(account: &Account) -> Option<&'static str> {
         Standing::Fenced { .. } => Some("fenced"),
         Standing::Opening { .. } => Some("being opened"),
         Standing::Receiving { .. } => Some("being received"),
+        Standing::Refused { .. } => Some("refused, its copy waits to be removed"),
         Standing::Moved { .. } => Some("moved, visitors are passed on"),
         Standing::Armed { .. } => Some("being moved"),
         Standing::Serving if account.after_open.as_ref().is_some_and(|a| !a.done) => {

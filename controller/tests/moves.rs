@@ -17,7 +17,7 @@ use ferry_proto::channel::{
     self, CaCertificate, Connections, Credentials, Identity, Limits, Listener, Party,
 };
 use ferry_proto::command::{
-    AccountFacts, AccountState, CommitRecord, Intent, Receipt, ServerFacts, StandingKind,
+    AccountFacts, AccountState, CommitRecord, Intent, Receipt, Refusal, ServerFacts, StandingKind,
     TargetFacts,
 };
 use ferry_proto::ids::{Epoch, ServerName};
@@ -633,6 +633,30 @@ async fn a_step_that_fails_undoes_what_was_done_in_reverse() {
     assert_eq!(transit.done().last().unwrap(), "deprovision");
     let verify = view.steps.iter().find(|s| s.name == "verify").unwrap();
     assert_eq!(verify.fault.as_ref(), Some(&refusal), "the reason stays visible");
+}
+
+#[tokio::test]
+async fn a_target_that_refuses_what_was_committed_gives_the_account_back() {
+    let (controller, client, transit, _) = pair().await;
+    let plan = controller.plan("demo", "transit").await.unwrap();
+    let refusal = Refusal {
+        job: plan.plan_id.parse().unwrap(),
+        account: "demo".parse().unwrap(),
+        source: "client".parse().unwrap(),
+        target: "transit".parse().unwrap(),
+        epoch: Epoch(1),
+        reason: "nginx does not start".into(),
+        at_unix_ms: 0,
+    };
+    let fault = Fault::refused(refusal.clone());
+    transit.world.lock().unwrap().failing.insert("open".into(), fault);
+    let view = controller.end_of(&controller.start_move(&plan.plan_id).await).await;
+    assert_eq!(view.phase, JobPhase::Undone, "{view:?}");
+    assert_eq!(view.refused.as_ref(), Some(&refusal));
+    // First the source serves it again, then what stood for the move goes.
+    let ends = ["commit", "take_back", "unfence", "disarm"].map(String::from);
+    assert!(client.done().ends_with(&ends), "{:?}", client.done());
+    assert!(transit.done().ends_with(&["open".into(), "deprovision".into()]));
 }
 
 #[tokio::test]

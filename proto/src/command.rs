@@ -168,6 +168,14 @@ pub enum Intent {
         /// The move.
         of: Move,
     },
+    /// Source: the target has refused what was committed; serve the account again, at the epoch after
+    /// it. Undo of `Commit` in this case alone.
+    TakeBack {
+        /// The move.
+        of: Move,
+        /// The target's record.
+        refusal: Refusal,
+    },
     /// Target: serve the account.
     Open {
         /// The move.
@@ -230,6 +238,7 @@ impl Intent {
             | Self::Verify { of }
             | Self::Rehearse { of }
             | Self::Commit { of }
+            | Self::TakeBack { of, .. }
             | Self::Open { of, .. }
             | Self::Release { of }
             | Self::Prove { of }
@@ -254,6 +263,7 @@ impl Intent {
             Self::Verify { .. } => "verify",
             Self::Rehearse { .. } => "rehearse",
             Self::Commit { .. } => "commit",
+            Self::TakeBack { .. } => "take_back",
             Self::Open { .. } => "open",
             Self::Release { .. } => "release",
             Self::Prove { .. } => "prove",
@@ -282,6 +292,36 @@ pub struct CommitRecord {
     pub fenced_at_unix: i64,
     /// When it was recorded, Unix milliseconds.
     pub committed_at_unix_ms: i64,
+}
+
+/// The target's durable record that it never opens an epoch: before anything of the account was opened
+/// there it found that it could not be. So nothing was acknowledged at the target, and the source may
+/// serve the account again, at the epoch after it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refusal {
+    /// The job that moved it.
+    pub job: JobId,
+    /// The account.
+    pub account: AccountName,
+    /// Who served it.
+    pub source: ServerName,
+    /// Who refuses it.
+    pub target: ServerName,
+    /// The epoch of the commit record, which nobody serves.
+    pub epoch: Epoch,
+    /// What did not open.
+    pub reason: String,
+    /// When it was refused, by the target's clock, Unix milliseconds.
+    pub at_unix_ms: i64,
+}
+
+impl Refusal {
+    /// Whether it ends what `record` says.
+    pub fn is_of(&self, record: &CommitRecord) -> bool {
+        let mine = (self.job, &self.account, &self.source, &self.target, self.epoch);
+        mine == (record.job, &record.account, &record.source, &record.target, record.epoch)
+    }
 }
 
 /// What a command found or did.

@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::command::Refusal;
+
 /// How a fault is to be treated. Set where the fault arises, never guessed from its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -49,12 +51,21 @@ pub struct Fault {
     /// What to do next; empty if there is nothing to add.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub remedy: String,
+    /// The target's durable word that it never opens an epoch, if that is what happened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<Box<Refusal>>,
 }
 
 impl Fault {
     /// A fault of `class`.
     pub fn new(class: FaultClass, message: impl Into<String>) -> Self {
-        Self { class, message: message.into(), causes: Vec::new(), remedy: String::new() }
+        Self {
+            class,
+            message: message.into(),
+            causes: Vec::new(),
+            remedy: String::new(),
+            refusal: None,
+        }
     }
 
     /// A fault that may go away by itself.
@@ -70,6 +81,20 @@ impl Fault {
     /// A refusal by epoch, deadline or state.
     pub fn fenced(message: impl Into<String>) -> Self {
         Self::new(FaultClass::Fenced, message)
+    }
+
+    /// A target's refusal, which it has recorded.
+    pub fn refused(refusal: Refusal) -> Self {
+        let message = format!(
+            "{} has refused account {} at epoch {}: {}",
+            refusal.target, refusal.account, refusal.epoch, refusal.reason
+        );
+        Self { refusal: Some(Box::new(refusal)), ..Self::fenced(message) }
+    }
+
+    /// The refusal that ends an epoch for good, if this is one.
+    pub fn final_refusal(&self) -> Option<&Refusal> {
+        self.refusal.as_deref().filter(|_| self.class == FaultClass::Fenced)
     }
 
     /// A fault that trying again cannot mend.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::command::{Direction, Progress, Receipt};
+use crate::command::{Direction, Progress, Receipt, Refusal};
 use crate::fault::Fault;
 use crate::ids::{AccountName, JobId, ServerName};
 
@@ -137,6 +137,10 @@ pub struct JobView {
     /// have moved, or not.
     #[serde(default)]
     pub commit_unknown: bool,
+    /// The target's refusal, if it could not open what was committed: that is void, and the source
+    /// serves the account again at the epoch after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Refusal>,
     /// Whether somebody asked for it to be undone.
     #[serde(default)]
     pub abort_requested: bool,

@@ -41,6 +41,8 @@ pub struct Space {
     pub total_bytes: u64,
     /// Files that can still be made; none: the filesystem does not count them.
     pub free_inodes: Option<u64>,
+    /// Whether it takes no writes.
+    pub read_only: bool,
 }
 
 /// What a server is.
@@ -169,6 +171,7 @@ pub fn space(path: &Path) -> Result<Space, Fault> {
         total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
         // btrfs makes inodes as it needs them and says 0 of 0.
         free_inodes: (stat.f_files > 0).then_some(stat.f_favail),
+        read_only: stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY),
     })
 }
 

@@ -4,7 +4,7 @@
 use ferry_databases as databases;
 use ferry_host as host;
 use ferry_proto::account::{Definition, EngineKind};
-use ferry_proto::command::{CommitRecord, Move, Outcome, StandingKind};
+use ferry_proto::command::{CommitRecord, Move, Outcome, Refusal, StandingKind};
 use ferry_proto::grant::SignedGrant;
 use ferry_proto::ids::{AccountName, CommandId, Epoch, JobId, ServerName};
 use ferry_traffic::mail;
@@ -76,7 +76,8 @@ pub struct Account {
     /// Whose redirector passes its visitors on to this server: where it came from.
     #[serde(default)]
     pub came_from: Option<std::net::IpAddr>,
-    /// The last move whose fence ended without a commit: it must not fence again, unasked.
+    /// The last move whose fence ended without a commit, or whose commit the target has refused: it must
+    /// not fence again, unasked. At that target likewise.
     #[serde(default)]
     pub taken_back: Option<JobId>,
     /// What winding down its kept-alive connections changed, while that stands.
@@ -147,6 +148,9 @@ pub enum Standing {
         /// What lets this server tell the target itself; none in ledgers of old.
         #[serde(default)]
         grant: Option<SignedGrant>,
+        /// Whose redirector passed its visitors on to this server: again, if the target refuses it.
+        #[serde(default)]
+        came_from: Option<std::net::IpAddr>,
     },
     /// Committed to this server; being opened.
     Opening {
@@ -157,6 +161,22 @@ pub enum Standing {
         /// What the source said of it last.
         source: Box<SourceRecord>,
         /// How it stood before.
+        before: Option<Box<Standing>>,
+        /// It was found that it can be opened: something may be open by now, and nothing is refused any
+        /// more. Ledgers of old do not say so.
+        #[serde(default = "may_be_open")]
+        accepts: bool,
+    },
+    /// Committed to this server, which could not open it and never will: nothing of it was opened. The
+    /// closed copy waits to be removed.
+    Refused {
+        /// The move.
+        of: Move,
+        /// What the source is told.
+        refusal: Refusal,
+        /// What the source said of it last.
+        source: Box<SourceRecord>,
+        /// How it stood before: a move that is undone goes back to it.
         before: Option<Box<Standing>>,
     },
     /// A closed copy that nothing stands for any more.
@@ -170,6 +190,10 @@ pub enum Standing {
         #[serde(default)]
         erasing: bool,
     },
+}
+
+fn may_be_open() -> bool {
+    true
 }
 
 /// What Ferry made here for an account: what may be removed again.
@@ -252,7 +276,9 @@ impl Account {
     pub fn kind(&self) -> StandingKind {
         match &self.standing {
             Standing::Serving => StandingKind::Serving,
-            Standing::Receiving { .. } | Standing::Opening { .. } => StandingKind::Provisioned,
+            Standing::Receiving { .. } | Standing::Opening { .. } | Standing::Refused { .. } => {
+                StandingKind::Provisioned
+            }
             Standing::Armed { .. } => StandingKind::Armed,
             Standing::Fenced { .. } => StandingKind::Fenced,
             Standing::Moved { .. } => StandingKind::Moved,
@@ -266,7 +292,8 @@ impl Account {
             Standing::Receiving { of, .. }
             | Standing::Armed { of }
             | Standing::Fenced { of, .. }
-            | Standing::Opening { of, .. } => Some(of.job),
+            | Standing::Opening { of, .. }
+            | Standing::Refused { of, .. } => Some(of.job),
             Standing::Serving | Standing::Moved { .. } | Standing::Finalized { .. } => None,
         }
     }

@@ -29,6 +29,8 @@ pub struct Kernel {
     pub writes: VecDeque<Result<(), i32>>,
     /// What every write answers, if it is not none.
     pub broken: Option<i32>,
+    /// The same once what is planned has been answered.
+    pub broken_after_planned: Option<i32>,
 }
 
 impl Disk for Failing {
@@ -38,8 +40,9 @@ impl Disk for Failing {
 
     fn write(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
         let mut kernel = self.0.lock().unwrap();
-        let planned = kernel.writes.pop_front().unwrap_or(Ok(()));
-        if let Some(code) = planned.err().or(kernel.broken) {
+        let planned = kernel.writes.pop_front();
+        let then = kernel.broken_after_planned.map_or(Ok(()), Err);
+        if let Some(code) = planned.unwrap_or(then).err().or(kernel.broken) {
             return Err(io::Error::from_raw_os_error(code));
         }
         put(&mut kernel.memory, at, bytes);

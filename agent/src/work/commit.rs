@@ -14,7 +14,7 @@ use crate::agent::Agent;
 use crate::clock::unix_ms;
 use crate::ledger::Standing;
 use crate::work::copied::Copied;
-use crate::work::{Job, fence, release};
+use crate::work::{Job, fence, release, unfence};
 
 /// How long to wait before the target is told again, at first and at most.
 const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
@@ -61,8 +61,8 @@ pub async fn commit(job: &Job) -> Result<Receipt, Fault> {
         released_unix_ms: None,
         settled: false,
         grant: job.grant.clone(),
+        came_from: account.came_from.take(),
     };
-    account.came_from = None;
     if let Err(fault) = job.set(account).await {
         // Neither yes nor no until it has been reread; what the ledger holds now is what counts.
         let record = committed(job).ok_or_else(|| not_known(job, &fault))?;
@@ -138,12 +138,24 @@ impl Away {
     }
 }
 
+/// What came of telling the target: a refusal gives the account back.
+async fn heed(away: &Away, fault: &Fault) {
+    let name = &away.record.account;
+    let Some(refusal) = fault.final_refusal() else {
+        tracing::warn!(account = %name, "the target was not opened directly: {fault}");
+        return;
+    };
+    if let Err(fault) = unfence::after_refusal(&away.job, refusal).await {
+        tracing::error!(account = %name, class = %fault.class, "refused by the target, and not yet served here again: {fault}");
+    }
+}
+
 /// Ends when what is committed is released in full, or the account stands otherwise.
 async fn deliver(agent: Arc<Agent>, name: AccountName, turn: OwnedMutexGuard<()>) {
     let mut wait = AGAIN.0;
     while let Some(away) = Away::of(&agent, &name).filter(|away| !away.settled) {
         if let Err(fault) = away.tell().await {
-            tracing::warn!(account = %name, "the target was not opened directly: {fault}");
+            heed(&away, &fault).await;
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(AGAIN.1);
         }

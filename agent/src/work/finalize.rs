@@ -80,7 +80,8 @@ fn moved_away(job: &Job, account: &Account) -> Result<(ServerName, Option<i64>),
         Standing::Finalized { to, since_unix_ms, .. } => (to.clone(), *since_unix_ms),
         _ => return Err(job.stands_otherwise(account, "moved away")),
     };
-    if to != job.of.target || account.epoch != job.of.epoch {
+    // It may be served at a later epoch: a move further on was refused, and taken back.
+    if to != job.of.target || account.epoch > job.of.epoch {
         return Err(job.stands_otherwise(account, &format!("moved to {}", job.of.target)));
     }
     Ok((to, since_unix_ms))

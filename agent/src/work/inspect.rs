@@ -8,6 +8,7 @@ mod room;
 mod source;
 mod target;
 
+pub use room::writable;
 pub use source::source;
 pub use target::target;
 

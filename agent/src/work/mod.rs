@@ -248,19 +248,25 @@ pub fn is_epoch(one: Epoch, asked: Epoch) -> bool {
     one == asked || broken(Promise::Epoch)
 }
 
-/// Whether a move's epoch allows it to change an account here.
+/// Whether a move's epoch allows it to change an account here. One that committed, and whose commit was
+/// refused, is undone at a later epoch than its own.
 ///
 /// # Errors
 /// Of class Fenced, for an older one.
 pub fn check_epoch(agent: &Agent, of: &Move) -> Result<(), Fault> {
     let Some(account) = agent.account(&of.account) else { return Ok(()) };
     let of_this_job = match &account.standing {
-        Standing::Moved { of: was, .. } | Standing::Opening { of: was, .. } => was.job == of.job,
+        Standing::Moved { of: was, .. }
+        | Standing::Opening { of: was, .. }
+        | Standing::Refused { of: was, .. }
+        | Standing::Fenced { of: was, .. }
+        | Standing::Armed { of: was } => was.job == of.job,
         // Opened by this very move: what a repeated command finds.
         Standing::Serving | Standing::Finalized { .. } => account.epoch == of.epoch.next(),
-        _ => false,
+        Standing::Receiving { .. } => false,
     };
-    if account.epoch > of.epoch && !of_this_job && !broken(Promise::Epoch) {
+    let undone = account.taken_back == Some(of.job);
+    if account.epoch > of.epoch && !of_this_job && !undone && !broken(Promise::Epoch) {
         return Err(Fault::fenced(format!(
             "the command is of epoch {}, but account {} is at epoch {} on {}",
             of.epoch, of.account, account.epoch, agent.name

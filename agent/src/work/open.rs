@@ -1,6 +1,8 @@
 //! Opens the account at the target: on the source's committed record alone, whether it came through
-//! the controller or from the source itself.
+//! the controller or from the source itself. First it finds out whether the account can be opened at
+//! all; if not, it refuses for good, and the source takes the account back.
 
+mod accept;
 mod after;
 
 use std::sync::Arc;
@@ -36,10 +38,10 @@ pub async fn on_command(job: &Job, commit: Option<&CommitRecord>) -> Result<Rece
 /// Opens the account. May be repeated.
 ///
 /// # Errors
-/// Of class Fenced if the record is not of the move that is received here; else what does not open:
-/// the account then stands as being opened, and is tried again.
+/// Of class Fenced if the record is not of the move that is received here, or it was refused; else what
+/// does not open: the account then stands as being opened, and is tried again.
 pub async fn open(agent: &Arc<Agent>, job: JobId, commit: &CommitRecord) -> Result<Receipt, Fault> {
-    let _order = agent.order(&commit.account).await;
+    let order = agent.order(&commit.account).await;
     let account = agent.account(&commit.account).ok_or_else(|| {
         Fault::fenced(format!("account {} is not received on {}", commit.account, agent.name))
     })?;
@@ -56,12 +58,16 @@ pub async fn open(agent: &Arc<Agent>, job: JobId, commit: &CommitRecord) -> Resu
                 record: commit.clone(),
                 source: source.clone(),
                 before,
+                accepts: false,
             };
             let account = Account { standing, epoch: commit.epoch, ..account };
             agent.set_account(&commit.account, Some(account.clone())).await?;
             (account, of, source)
         }
         Standing::Opening { of, source, .. } if matches(&of, job, commit) => (account, of, source),
+        Standing::Refused { of, refusal, .. } if matches(&of, job, commit) => {
+            return Err(Fault::refused(refusal));
+        }
         _ => {
             return Err(Fault::fenced(format!(
                 "account {} is {} at epoch {} on {}: the record of epoch {} is not for it",
@@ -74,6 +80,7 @@ pub async fn open(agent: &Arc<Agent>, job: JobId, commit: &CommitRecord) -> Resu
         }
     };
     agent.stop_activity(&commit.account);
+    let (account, _order) = accept::accept(agent, account, order).await?;
     serve(agent, &account, &source).await?;
     let mut open = account.clone();
     open.standing = Standing::Serving;

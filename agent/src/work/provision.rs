@@ -249,8 +249,16 @@ pub async fn deprovision(job: &Job) -> Result<Receipt, Fault> {
         return Ok(done("nothing was made here"));
     };
     match &account.standing {
-        Standing::Receiving { of, source, before } if of.job == job.of.job => {
+        Standing::Receiving { of, source, before }
+        | Standing::Refused { of, source, before, .. }
+            if of.job == job.of.job =>
+        {
             let mut back = account.clone();
+            if let Standing::Refused { refusal, .. } = &account.standing {
+                // The source has taken it back by now: that is the epoch at which it is served there.
+                back.epoch = refusal.epoch.next();
+                back.taken_back = Some(job.of.job);
+            }
             match before {
                 Some(before) => {
                     // It lived here before: what is its own stays, closed as it was.

@@ -1,17 +1,20 @@
-//! Takes a fenced account back: on command, at its deadline, and at boot. Needs no free disk.
+//! Takes an account back: a fenced one on command, at its deadline, and at boot; a committed one when
+//! its target has refused it. Needs no free disk.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ferry_databases::Availability;
 use ferry_host::processes::allow;
 use ferry_host::sites_fence::{self, Services};
 use ferry_host::{cron, users};
 use ferry_proto::Fault;
-use ferry_proto::command::Receipt;
+use ferry_proto::command::{Move, Receipt, Refusal};
 use ferry_proto::ids::{AccountName, JobId};
 use ferry_traffic::control::Target;
 
 use crate::agent::{Agent, blocking, engine};
+use crate::clock::Deadline;
 use crate::ledger::{Account, Closed, Standing};
 use crate::work::copied::Copied;
 use crate::work::{Job, arm, done, mail_spec, spec};
@@ -42,6 +45,51 @@ pub async fn at_deadline(agent: &Arc<Agent>, name: &AccountName) -> Result<(), F
         tracing::warn!(account = %name, "the fence's deadline has passed: served here again");
     }
     Ok(())
+}
+
+/// Takes back an account whose target has refused what was committed, at the epoch after it: the commit
+/// record is void then, wherever it turns up. Nothing is copied: nothing was served elsewhere. May be
+/// repeated.
+///
+/// # Errors
+/// Of class Fenced if the refusal is of another commit than the one that stands here, or the account was
+/// released; else what is not recorded, or does not open again.
+pub async fn after_refusal(job: &Job, refusal: &Refusal) -> Result<Receipt, Fault> {
+    let agent = &job.agent;
+    let _order = agent.order(&job.of.account).await;
+    let mut account = job.account()?;
+    let epoch = refusal.epoch.next();
+    let of_this_job = refusal.job == job.of.job;
+    match &account.standing {
+        Standing::Moved {
+            of, record, released_unix_ms: None, fenced_unix_ms, came_from, ..
+        } if of_this_job && refusal.is_of(record) => {
+            account.came_from = *came_from;
+            account.standing = ending(of.clone(), *fenced_unix_ms)?;
+            account.epoch = epoch;
+            job.set(account).await?;
+            tracing::warn!(account = %job.of.account, %epoch, "the target has refused the account: {}", refusal.reason);
+        }
+        Standing::Fenced { of, ending: true, .. } | Standing::Armed { of }
+            if of_this_job && of.job == refusal.job && account.epoch == epoch => {}
+        _ if of_this_job && account.taken_back == Some(refusal.job) => {}
+        _ => return Err(job.stands_otherwise(&account, "committed by this move and not released")),
+    }
+    take_back(agent, &job.of.account, Some(job.of.job)).await?;
+    Ok(done(format!("served here again, at epoch {epoch}")))
+}
+
+/// A fence that is ending: whatever crashes, it goes on opening, and it can never be committed.
+fn ending(of: Move, began_unix_ms: i64) -> Result<Standing, Fault> {
+    Ok(Standing::Fenced {
+        of,
+        deadline: Deadline::after(Duration::ZERO)?,
+        began_unix_ms,
+        complete_unix: None,
+        ending: true,
+        open: false,
+        grace_ms: None,
+    })
 }
 
 /// Takes back a fenced account; the caller holds its order. False if it is not fenced.

@@ -2,6 +2,7 @@
 
 use ferry_engine::JobSpec;
 use ferry_plan::Plan;
+use ferry_proto::command::Refusal;
 use ferry_proto::view::{JobPhase, JobView, Place, PlaceKind};
 
 /// Where the package puts the pages for whoever is called.
@@ -11,6 +12,9 @@ const PAGES: &str = "/usr/share/doc/ferry-controller/what-if";
 pub fn advice(plan: &Plan, spec: &JobSpec, view: &JobView) -> String {
     if spec.commit_point().is_none() {
         return ending(plan, view);
+    }
+    if let Some(refusal) = &view.refused {
+        return refused(plan, view.phase, refusal);
     }
     match (view.phase, view.committed, view.commit_unknown) {
         (_, false, true) => unknown(plan, view),
@@ -52,6 +56,25 @@ fn uncommitted(plan: &Plan, phase: JobPhase) -> String {
         }
         JobPhase::Running => format!(
             "Until the commit the account stays with {source}; `ferry abort {account}` undoes the move."
+        ),
+    }
+}
+
+/// The target could not open what was committed, and said so for good.
+fn refused(plan: &Plan, phase: JobPhase, refusal: &Refusal) -> String {
+    let Plan { account, source, target, .. } = plan;
+    let (why, epoch) = (format!("refused by {target}: {}", refusal.reason), refusal.epoch.next());
+    match phase {
+        JobPhase::Undone => format!(
+            "{why}; account {account} is served by {source} again at epoch {epoch}. Nothing is left of the move, and nothing was lost: {target} never opened the account. \
+             Mend what {target} says, then move again."
+        ),
+        JobPhase::Stuck => format!(
+            "{why}. {source} takes account {account} back at epoch {epoch}, by itself; {target} will never open it for this move. \
+             Something of the move could not be undone: see the step's fault and {PAGES}/stuck-undo.md; when it is mended: ferry resume {account}"
+        ),
+        JobPhase::Running | JobPhase::Undoing | JobPhase::Done => format!(
+            "{why}. {source} takes account {account} back at epoch {epoch}; the move is being undone."
         ),
     }
 }

@@ -51,6 +51,7 @@ impl Folded {
             phase: JobPhase::Running,
             committed: false,
             commit_unknown: false,
+            refused: None,
             abort_requested: false,
             waiting_for: None,
             advice: String::new(),
@@ -113,6 +114,8 @@ impl Folded {
     fn conclude(&mut self) {
         self.view.committed = self.state.committed(&self.spec);
         self.view.commit_unknown = self.state.commit_unknown(&self.spec);
+        let void = self.state.void(&self.spec).and_then(Fault::final_refusal);
+        self.view.refused = void.cloned();
         self.view.abort_requested = self.state.abort_requested;
         self.view.phase = match self.state.next(&self.spec) {
             Next::End(phase) => phase,

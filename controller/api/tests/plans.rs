@@ -129,6 +129,15 @@ async fn looking_that_fails_after_a_crash_is_a_failure_of_the_step() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_commit_that_is_refused_for_good_is_undone_whatever_is_lost_on_the_way() {
+    let voidable = |job: &JobSpec| job.steps.iter().any(|s| s.may_void_commit);
+    assert!(jobs().iter().any(voidable), "no move can be refused");
+    for job in jobs() {
+        harness::refused_for_good_after_the_commit(&job).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_abort_at_each_write_ends_at_the_start_or_after_the_commit_at_the_target() {
     for job in jobs() {
         harness::aborts_at_each_write(&job).await;

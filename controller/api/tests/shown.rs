@@ -4,7 +4,7 @@
 use ferry_api::view::Folded;
 use ferry_engine::{Event, JobState, Next};
 use ferry_plan::{Heard, Inputs, Plan, Policy};
-use ferry_proto::command::{AccountFacts, Direction, Move, ServerFacts, TargetFacts};
+use ferry_proto::command::{AccountFacts, Direction, Move, Refusal, ServerFacts, TargetFacts};
 use ferry_proto::ids::{Epoch, JobId};
 use ferry_proto::view::{JobPhase, JobView, StepPhase};
 use ferry_proto::{Fault, FaultClass};
@@ -116,6 +116,33 @@ fn a_commit_that_is_refused_is_no_commit() {
     let end = views.last().unwrap();
     assert_eq!((end.phase, end.committed, end.commit_unknown), (JobPhase::Undone, false, false));
     assert!(end.advice.contains("client serves account demo"), "{}", end.advice);
+}
+
+#[test]
+fn a_refused_open_ends_undone_and_says_who_refused_and_who_serves() {
+    let plan = plan();
+    let refusal = Refusal {
+        job: plan.job,
+        account: plan.account.clone(),
+        source: plan.source.clone(),
+        target: plan.target.clone(),
+        epoch: Epoch(5),
+        reason: "the file system of /home/demo is full".into(),
+        at_unix_ms: 0,
+    };
+    let refused = Fault::refused(refusal.clone());
+    let views = shown(plan, |step, undo| (step == "open" && !undo).then(|| refused.clone()));
+    let end = views.last().unwrap();
+    assert_eq!((end.phase, end.committed), (JobPhase::Undone, false));
+    assert_eq!(end.refused.as_ref(), Some(&refusal));
+    for part in ["refused by transit: the file system", "served by client again at epoch 6"] {
+        assert!(end.advice.contains(part), "{part}: {}", end.advice);
+    }
+    let undoing = views.iter().filter(|v| v.phase == JobPhase::Undoing);
+    assert!(undoing.clone().count() > 0);
+    for view in undoing {
+        assert!(view.advice.contains("client takes account demo back"), "{}", view.advice);
+    }
 }
 
 #[test]

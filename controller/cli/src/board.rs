@@ -262,6 +262,7 @@ pub mod tests {
             phase,
             committed: phase == JobPhase::Done,
             commit_unknown: false,
+            refused: None,
             abort_requested: false,
             waiting_for: None,
             advice: "transit1 serves shop; ferry finalize shop ends the move".to_owned(),

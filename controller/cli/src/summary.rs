@@ -137,10 +137,11 @@ fn facts(job: &JobView) -> Vec<(&'static str, String)> {
         ));
     }
     if is_move(job) {
-        let committed = match (job.committed, job.commit_unknown) {
-            (true, _) => "yes",
-            (false, true) => "not known",
-            (false, false) => "no",
+        let committed = match (job.committed, job.commit_unknown, &job.refused) {
+            (_, _, Some(_)) => "yes, but void: the target has refused it",
+            (true, _, _) => "yes",
+            (false, true, _) => "not known",
+            (false, false, _) => "no",
         };
         facts.push(("committed", committed.to_owned()));
     }

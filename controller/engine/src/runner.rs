@@ -248,6 +248,7 @@ impl Runner {
             spec: self.spec.steps[step].clone(),
             attempt,
             receipts,
+            void: self.state.void(&self.spec).cloned(),
             cancel,
             progress,
         }

@@ -26,13 +26,17 @@ pub struct StepSpec {
     /// How long one attempt may take, in seconds.
     pub timeout_seconds: u32,
     /// Whether this is the point of no return. Before its outcome is known, nothing is undone;
-    /// after it succeeded, nothing is undone any more.
+    /// after it succeeded, nothing is undone any more, unless a later step makes it void.
     #[serde(default)]
     pub commit_point: bool,
     /// Whether there is no way back once it has started, whatever comes of it: what it takes down
     /// nothing puts up again. It is tried again, then stuck.
     #[serde(default)]
     pub forward_only: bool,
+    /// Whether a final refusal of this step makes a commit before it void: the job is undone then, the
+    /// commit included.
+    #[serde(default)]
+    pub may_void_commit: bool,
 }
 
 impl StepSpec {

@@ -141,6 +141,8 @@ pub struct JobState {
     receipts: Vec<Option<serde_json::Value>>,
     /// Whether somebody asked for it to be undone.
     pub abort_requested: bool,
+    /// The last step that refused for good, and how.
+    refused_for_good: Option<(usize, Fault)>,
     /// Failures of what is being done now, since it began or a person resumed the job.
     failed: u32,
     /// Those of them whose class says that trying again cannot help by itself.
@@ -201,6 +203,7 @@ impl JobState {
             steps: vec![StepState::Waiting; spec.steps.len()],
             receipts: vec![None; spec.steps.len()],
             abort_requested: false,
+            refused_for_good: None,
             failed: 0,
             refused: 0,
         }
@@ -282,6 +285,11 @@ impl JobState {
                 if let S::Done { receipt } = &next {
                     self.receipts[step] = Some(receipt.clone());
                 }
+                if let S::Failed { fault, .. } = &next
+                    && fault.final_refusal().is_some()
+                {
+                    self.refused_for_good = Some((step, fault.clone()));
+                }
                 *slot = next;
                 self.count(event);
                 Ok(())
@@ -331,7 +339,16 @@ impl JobState {
 
     /// Whether the point of no return is known to be passed.
     pub fn committed(&self, spec: &JobSpec) -> bool {
-        spec.commit_point().is_some_and(|at| self.receipt(at).is_some())
+        let made = spec.commit_point().is_some_and(|at| self.receipt(at).is_some());
+        made && self.void(spec).is_none()
+    }
+
+    /// Why the commit that was made is void, if it is: a step after it that may say so has refused for
+    /// good.
+    pub fn void(&self, spec: &JobSpec) -> Option<&Fault> {
+        let (step, fault) = self.refused_for_good.as_ref()?;
+        let after_commit = spec.commit_point().is_some_and(|at| at < *step);
+        (after_commit && spec.steps.get(*step)?.may_void_commit).then_some(fault)
     }
 
     /// Whether the outcome of the commit is open: it was started and neither done nor refused.

@@ -24,6 +24,8 @@ pub struct Context {
     pub attempt: u32,
     /// The receipts of the steps done before, by name.
     pub receipts: HashMap<String, serde_json::Value>,
+    /// Why the commit is void, if a step after it has refused for good.
+    pub void: Option<Fault>,
     /// Cancelled when somebody wants the job undone.
     pub cancel: CancellationToken,
     /// Where to say how far it is.

@@ -30,6 +30,7 @@ fn spec(commit: Option<usize>, forward_only: Option<usize>) -> JobSpec {
                 timeout_seconds: 5,
                 commit_point: commit == Some(i),
                 forward_only: forward_only == Some(i),
+                may_void_commit: commit.is_some_and(|at| i == at + 1),
             })
             .collect(),
     }
@@ -73,6 +74,23 @@ async fn an_abort_at_each_write_ends_at_the_start_or_after_the_commit_at_the_tar
     for spec in specs() {
         harness::aborts_at_each_write(&spec).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_is_refused_for_good_is_undone_whatever_is_lost_on_the_way() {
+    for spec in specs() {
+        harness::refused_for_good_after_the_commit(&spec).await;
+    }
+}
+
+/// Only a step that may say so makes a commit void.
+#[tokio::test(start_paused = true)]
+async fn another_steps_refusal_undoes_no_commit() {
+    let case = Case::new(&spec(Some(COMMIT), None), "the last step refuses for good")
+        .refusing(STEPS - 1, ALWAYS);
+    assert_eq!(case.run().await, JobPhase::Stuck);
+    assert!(case.world.lock().unwrap().undone.is_empty());
+    assert_eq!(case.mended_and_resumed().await, JobPhase::Done);
 }
 
 #[tokio::test(start_paused = true)]

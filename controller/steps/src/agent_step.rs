@@ -8,7 +8,7 @@ use ferry_fleet::Fleet;
 use ferry_fleet::commands::Order;
 use ferry_plan::PlannedStep;
 use ferry_proto::Fault;
-use ferry_proto::command::{Intent, Move, Receipt};
+use ferry_proto::command::{Intent, Move, Receipt, Refusal};
 use ferry_proto::ids::{CommandId, ServerName};
 use tokio_util::sync::CancellationToken;
 
@@ -27,14 +27,15 @@ pub struct Recipe {
     pub fill: fn(Intent, &Context) -> Result<Intent, Fault>,
     /// Checks the evidence.
     pub check: fn(&Move, &Receipt) -> Result<(), Fault>,
-    /// The command that leaves nothing of it behind, and who gets it; none if nothing can be left.
-    pub undo: fn(&Move) -> Option<(ServerName, Intent)>,
+    /// The command that leaves nothing of it behind, and who gets it; none if nothing can be left. Told
+    /// the refusal that made the commit void, if one has.
+    pub undo: fn(&Move, Option<&Refusal>) -> Option<(ServerName, Intent)>,
 }
 
 impl Recipe {
     /// A kind with nothing special: any receipt of `Done` will do, nothing to undo.
     pub const fn plain(kind: &'static str) -> Self {
-        Self { kind, fill: |intent, _| Ok(intent), check: expect_done, undo: |_| None }
+        Self { kind, fill: |intent, _| Ok(intent), check: expect_done, undo: |_, _| None }
     }
 }
 
@@ -134,7 +135,8 @@ impl Step for AgentStep {
 
     async fn undo(&self, context: &Context, _: Option<&serde_json::Value>) -> Result<(), Fault> {
         let of = move_of(&planned(context)?)?;
-        let Some((server, intent)) = (self.recipe.undo)(&of) else { return Ok(()) };
+        let refusal = context.void.as_ref().and_then(Fault::final_refusal);
+        let Some((server, intent)) = (self.recipe.undo)(&of, refusal) else { return Ok(()) };
         let order = self.order(context, Action::Undo, server, intent)?;
         self.fleet.run(&order, None, &CancellationToken::new()).await.map(|_| ())
     }

@@ -5,6 +5,6 @@ use ferry_proto::command::Intent;
 use crate::agent_step::Recipe;
 
 pub(crate) const RECIPE: Recipe = Recipe {
-    undo: |of| Some((of.source.clone(), Intent::Unfence { of: of.clone() })),
+    undo: |of, _| Some((of.source.clone(), Intent::Unfence { of: of.clone() })),
     ..Recipe::plain("fence")
 };

@@ -78,6 +78,8 @@ pub fn job(plan: &Plan) -> Result<JobSpec, Fault> {
                 commit_point: step.commit_point,
                 // What finalizing takes down no undo puts up again.
                 forward_only: matches!(step.intent, Intent::Finalize { .. }),
+                // A target that cannot open says so for good, before it has served anything.
+                may_void_commit: matches!(step.intent, Intent::Open { .. }),
             })
         })
         .collect::<Result<_, Fault>>()?;

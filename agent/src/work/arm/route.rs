@@ -21,7 +21,8 @@ pub fn is_in_front(account: &Account) -> bool {
 pub fn seen_by_visitors(standing: &Standing) -> &Standing {
     match standing {
         Standing::Receiving { before: Some(before), .. }
-        | Standing::Opening { before: Some(before), .. } => before,
+        | Standing::Opening { before: Some(before), .. }
+        | Standing::Refused { before: Some(before), .. } => before,
         other => other,
     }
 }
@@ -53,6 +54,7 @@ pub fn route(account: &Account, limits: HoldLimits) -> Option<AccountRoute> {
         Standing::Serving
         | Standing::Receiving { .. }
         | Standing::Opening { .. }
+        | Standing::Refused { .. }
         | Standing::Finalized { .. } => return None,
     };
     Some(AccountRoute {

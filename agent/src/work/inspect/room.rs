@@ -47,6 +47,27 @@ pub async fn databases(
     blocking(move || room(Some(kind), Path::new(&path), present_bytes)).await
 }
 
+/// Nothing is opened into a file system with less room than this: what is opened writes at once.
+const LEAST: u64 = 16 << 20;
+/// Nor with fewer files that can still be made.
+const LEAST_FILES: u64 = 64;
+
+/// Looks whether what is opened can write where `path` is.
+///
+/// # Errors
+/// Precondition if the file system is full or takes no writes.
+pub fn writable(path: &Path) -> Result<(), Fault> {
+    let space = facts::space(path)?;
+    let short = space.free_bytes < LEAST || space.free_inodes.is_some_and(|n| n < LEAST_FILES);
+    let why = match (space.read_only, short) {
+        (true, _) => "takes no writes",
+        (false, true) => "is full",
+        (false, false) => return Ok(()),
+    };
+    Err(Fault::precondition(format!("the file system of {} {why}", path.display()))
+        .remedy("make room on it, or mount it again"))
+}
+
 fn room(engine: Option<EngineKind>, path: &Path, present_bytes: u64) -> Result<Room, Fault> {
     Ok(Room {
         engine,

@@ -35,8 +35,10 @@ pub(super) fn reserved(
     accounts: &BTreeMap<AccountName, Account>,
     except: &AccountName,
 ) -> Vec<u32> {
-    let receiving =
-        |a: &Account| matches!(a.standing, Standing::Receiving { .. } | Standing::Opening { .. });
+    let receiving = |a: &Account| {
+        use Standing::{Opening, Receiving, Refused};
+        matches!(a.standing, Receiving { .. } | Opening { .. } | Refused { .. })
+    };
     let mut ids = Vec::new();
     for (_, account) in accounts.iter().filter(|(name, a)| *name != except && receiving(a)) {
         ids.extend([account.uid, account.gid]);

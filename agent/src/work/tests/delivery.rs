@@ -8,7 +8,7 @@ use crate::ledger::Standing;
 use crate::work::{Job, commit, fence};
 
 /// Waits until the account stands as wished at `server`.
-async fn until(server: &Server, wished: impl Fn(&Standing) -> bool) {
+pub async fn until(server: &Server, wished: impl Fn(&Standing) -> bool) {
     let mut changed = server.agent.changed.subscribe();
     let wait = async {
         while !wished(&server.standing()) {
@@ -18,7 +18,7 @@ async fn until(server: &Server, wished: impl Fn(&Standing) -> bool) {
     tokio::time::timeout(std::time::Duration::from_secs(30), wait).await.expect("in time");
 }
 
-fn is_released(standing: &Standing) -> bool {
+pub fn is_released(standing: &Standing) -> bool {
     matches!(standing, Standing::Moved { released_unix_ms: Some(_), .. })
 }
 

@@ -31,7 +31,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
-use crate::config::Config;
+use crate::config::{Config, Hold};
 use crate::ledger::{Account, Ledger, Standing};
 use crate::peer;
 use crate::work::{Job, record};
@@ -138,7 +138,9 @@ impl World {
     }
 
     fn agent(&self, name: &str, dir: &std::path::Path, ledger: Ledger) -> Arc<Agent> {
-        let config = Config { state_directory: dir.to_owned(), ..Config::default() };
+        // A target is not patient: what does not open is refused after a third of this.
+        let hold = Hold { wait_seconds: 1, ..Hold::default() };
+        let config = Config { state_directory: dir.to_owned(), hold, ..Config::default() };
         let grant_key = GrantKey::from_bytes(self.grants.public_key().as_ref()).unwrap();
         let connections = Connections::new(Limits::default());
         let client = Client::at(dir.join("control.sock"));

@@ -8,4 +8,5 @@ mod ending;
 mod fencing;
 pub mod host;
 mod inspecting;
+mod refusing;
 mod routing;

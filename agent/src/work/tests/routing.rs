@@ -48,6 +48,7 @@ fn moved(of: &Move, released_unix_ms: Option<i64>) -> Standing {
         released_unix_ms,
         settled: false,
         grant: None,
+        came_from: None,
     }
 }
 

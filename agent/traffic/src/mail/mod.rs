@@ -182,6 +182,15 @@ impl Mail {
         self.change(spec, Act::Provision(record.clone())).await
     }
 
+    /// Looks whether the account's mail could be opened here: both services are there and take Ferry's
+    /// hooks, and what stands so far can be read and written. Opens nothing.
+    ///
+    /// # Errors
+    /// Precondition, when a service is absent or does not take its hook.
+    pub async fn can_open(&self, spec: &MailSpec) -> Result<(), Fault> {
+        if spec.is_empty() { Ok(()) } else { self.install_hooks().await }
+    }
+
     /// Serves the account's mail here. Where the provider's own configuration served it before it was
     /// passed on, that configuration serves it again, and `record` is not used.
     ///

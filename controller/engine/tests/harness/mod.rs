@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use ferry_engine::{Abort, Context, Event, JobSpec, Journal, Observation, Runner, Step, Steps};
-use ferry_proto::ids::JobId;
+use ferry_proto::command::Refusal;
+use ferry_proto::ids::{Epoch, JobId};
 use ferry_proto::view::JobPhase;
 use ferry_proto::{Fault, FaultClass};
 use tokio::sync::mpsc;
@@ -47,6 +48,25 @@ pub struct Trouble {
     pub times: u32,
     /// Whether the effect happens although the call fails: the answer was lost.
     pub effect: bool,
+    /// Whether it is refused for good.
+    pub refusal: bool,
+}
+
+impl Trouble {
+    fn fault(&self, what: &str) -> Fault {
+        if !self.refusal {
+            return Fault::new(self.class, what);
+        }
+        Fault::refused(Refusal {
+            job: JobId::new_now(),
+            account: "demo".parse().unwrap(),
+            source: "client".parse().unwrap(),
+            target: "transit".parse().unwrap(),
+            epoch: Epoch(5),
+            reason: "the disk is full".into(),
+            at_unix_ms: 0,
+        })
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -62,8 +82,11 @@ struct Fake {
     trouble: Arc<Mutex<Vec<Trouble>>>,
     /// Observing finds nothing: executes are repeated after a crash.
     ignorant: bool,
-    /// The commit's name: after it took effect nothing may be undone.
+    /// The commit's name: while it stands nothing before it may be undone, and it itself only if it is
+    /// void.
     commit: Option<String>,
+    /// What comes before it.
+    before_commit: BTreeSet<String>,
 }
 
 impl Fake {
@@ -85,7 +108,7 @@ fn key(context: &Context) -> (String, u32) {
 impl Step for Fake {
     async fn observe(&self, context: &Context) -> Result<Observation, Fault> {
         if let Some(t) = self.fails(context, Action::Observe) {
-            return Err(Fault::new(t.class, "observe fails"));
+            return Err(t.fault("observe fails"));
         }
         let world = self.world.lock().unwrap();
         let seen = world.ledger.get(&key(context)).filter(|_| !self.ignorant);
@@ -104,12 +127,12 @@ impl Step for Fake {
                 return Ok(receipt);
             }
         }
-        Err(Fault::new(failure.unwrap().class, "execute fails"))
+        Err(failure.unwrap().fault("execute fails"))
     }
 
     async fn verify(&self, context: &Context, _: &serde_json::Value) -> Result<(), Fault> {
         match self.fails(context, Action::Verify) {
-            Some(t) => Err(Fault::new(t.class, "verify fails")),
+            Some(t) => Err(t.fault("verify fails")),
             None => Ok(()),
         }
     }
@@ -118,13 +141,15 @@ impl Step for Fake {
         let failure = self.fails(context, Action::Undo);
         let mut world = self.world.lock().unwrap();
         *world.undone.entry(key(context)).or_default() += 1;
-        if self.commit.as_ref().is_some_and(|commit| world.standing.contains(commit)) {
+        let name = &context.spec.name;
+        let committed = self.commit.as_ref().is_some_and(|commit| world.standing.contains(commit));
+        if committed && (context.void.is_none() || self.before_commit.contains(name)) {
             world.violations.push(format!("{} undone after the commit", context.spec.name));
         }
         if failure.as_ref().is_none_or(|t| t.effect) {
             world.standing.remove(&context.spec.name);
         }
-        failure.map_or(Ok(()), |t| Err(Fault::new(t.class, "undo fails")))
+        failure.map_or(Ok(()), |t| Err(t.fault("undo fails")))
     }
 }
 
@@ -191,8 +216,11 @@ impl Case {
     fn of(spec: &JobSpec, what: impl Into<String>, ignorant: bool) -> Self {
         let (world, trouble) = (Arc::<Mutex<World>>::default(), Arc::<Mutex<_>>::default());
         let commit = spec.commit_point().map(|at| spec.steps[at].name.clone());
+        let before = &spec.steps[..spec.commit_point().unwrap_or(0)];
+        let before_commit = before.iter().map(|s| s.name.clone()).collect();
+        let (seen, planned) = (world.clone(), trouble.clone());
         let fake: Arc<dyn Step> =
-            Arc::new(Fake { world: world.clone(), trouble: trouble.clone(), ignorant, commit });
+            Arc::new(Fake { world: seen, trouble: planned, ignorant, commit, before_commit });
         let steps = spec.steps.iter().map(|s| (s.kind.clone(), fake.clone())).collect();
         Self {
             world,
@@ -214,8 +242,19 @@ impl Case {
         effect: bool,
     ) -> Self {
         let step = self.spec.steps[step].name.clone();
-        self.trouble.lock().unwrap().push(Trouble { step, action, class, times, effect });
+        let trouble = Trouble { step, action, class, times, effect, refusal: false };
+        self.trouble.lock().unwrap().push(trouble);
         self
+    }
+
+    /// The step refuses for good, so often.
+    #[must_use]
+    pub fn refusing(self, step: usize, times: u32) -> Self {
+        let case = self.with(step, Action::Execute, FaultClass::Fenced, times, false);
+        if let Some(last) = case.trouble.lock().unwrap().last_mut() {
+            last.refusal = true;
+        }
+        case
     }
 
     #[must_use]
@@ -392,6 +431,44 @@ async fn undo_fails(case: &Case, undoing: usize, class: FaultClass, times: u32, 
         }
     }
     assert_eq!(case.mended_and_resumed().await, JobPhase::Undone, "{}", case.what);
+}
+
+/// What was committed is refused for good: alone, after faults that were not final, while answers of any
+/// undo are lost, while the controller crashes or an abort is wished at each write.
+pub async fn refused_for_good_after_the_commit(spec: &JobSpec) {
+    let Some(refusing) = spec.steps.iter().position(|s| s.may_void_commit) else { return };
+    let commit = spec.commit_point().expect("without a commit there is none to make void");
+    for ignorant in [false, true] {
+        let case = |what: String| {
+            let case = if ignorant { Case::ignorant(spec, what) } else { Case::new(spec, what) };
+            case.with(refusing, Action::Execute, FaultClass::Transient, 2, false)
+                .refusing(refusing, ALWAYS)
+        };
+        let plain = case("refused for good".into());
+        assert_eq!(plain.run().await, JobPhase::Undone);
+        let writes = plain.journal.events.lock().unwrap().len();
+        for write in 1..=writes {
+            for durable in [false, true] {
+                let what = format!("refused for good, crash at write {write}, durable {durable}");
+                let case = case(what).crashing(write, durable);
+                assert_eq!(case.run().await, JobPhase::Undone, "{}", case.what);
+            }
+            let case = case(format!("refused for good, abort at write {write}"));
+            *case.journal.abort_at.lock().unwrap() = Some((write, Abort::default()));
+            assert_eq!(case.run().await, JobPhase::Undone, "{}", case.what);
+        }
+        for undoing in 0..=commit {
+            for effect in [false, true] {
+                let what = format!("refused for good, undo of {undoing} lost, effect {effect}");
+                let case = case(what).with(undoing, Action::Undo, FaultClass::Transient, 3, effect);
+                assert_eq!(case.run().await, JobPhase::Undone, "{}", case.what);
+            }
+            let case = case(format!("refused for good, undo of {undoing} cannot be"));
+            let case = case.with(undoing, Action::Undo, FaultClass::Permanent, 1, false);
+            assert_eq!(case.run().await, JobPhase::Stuck, "{}", case.what);
+            assert_eq!(case.resumed().await, JobPhase::Undone, "{}", case.what);
+        }
+    }
 }
 
 /// The controller crashes at each write of the journal: alone, while a step is tried again, while

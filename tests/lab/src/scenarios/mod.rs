@@ -7,6 +7,7 @@ mod enrolment;
 mod finalize;
 mod leaves_nothing;
 mod move_and_rollback;
+mod open_refused;
 mod packages;
 mod restored;
 mod revoked;
@@ -72,6 +73,11 @@ pub const ALL: &[Scenario] = &[
         bad_moves::run,
     ),
     on("abort", "a move is aborted while it is fenced; every visitor is served", abort::run),
+    on(
+        "open-refused",
+        "a target that cannot open after the commit refuses, and the source serves the account again",
+        open_refused::run,
+    ),
     on(
         "move-and-rollback",
         "an account moves and comes back under visitors; nothing is lost or doubled",
