@@ -90,6 +90,7 @@ fn must_be_closed(standing: &Standing) -> bool {
     match standing {
         Standing::Receiving { .. }
         | Standing::Opening { .. }
+        | Standing::Refused { .. }
         | Standing::Fenced { .. }
         | Standing::Moved { .. }
         | Standing::Finalized { .. } => true,
@@ -155,13 +156,15 @@ fn shut(account: &Account) -> Option<Shut> {
         Standing::Moved { of, released_unix_ms: Some(_), .. } => {
             Some(Shut::PassedOn(of.target_peer.ip()))
         }
-        Standing::Receiving { source, before: None, .. } => {
+        Standing::Receiving { source, before: None, .. }
+        | Standing::Refused { source, before: None, .. } => {
             Some(Shut::Prepared(source.mail.clone()))
         }
         Standing::Finalized { .. } if account.made.is_some() => Some(Shut::Unknown),
         Standing::Fenced { .. }
         | Standing::Moved { .. }
         | Standing::Receiving { .. }
+        | Standing::Refused { .. }
         | Standing::Finalized { .. } => Some(Shut::Deferred),
         // It is received here from the commit on.
         Standing::Opening { .. } | Standing::Serving | Standing::Armed { .. } => None,

@@ -659,6 +659,43 @@ async fn a_target_that_refuses_what_was_committed_gives_the_account_back() {
     assert!(transit.done().ends_with(&["open".into(), "deprovision".into()]));
 }
 
+/// The source goes away with the only word on whether it has committed.
+#[tokio::test]
+async fn a_commit_that_nobody_can_be_asked_about_is_shown_as_unheard() {
+    let (controller, client, _transit, [at_client, _]) = pair().await;
+    client.world.lock().unwrap().silent.push("commit".into());
+    let plan = controller.plan("demo", "transit").await.unwrap();
+    let job = controller.start_move(&plan.plan_id).await;
+    client.until_waiting("commit").await;
+    let shown = async || {
+        let message = controller.with_token(v1::ListJobsRequest::default());
+        let jobs = controller.operators().await.list_jobs(message).await.unwrap().into_inner();
+        let view: JobView = serde_json::from_slice(&jobs.jobs[0]).unwrap();
+        let message = controller.with_token(v1::ListAccountsRequest {});
+        let list = controller.operators().await.list_accounts(message).await.unwrap().into_inner();
+        let at_client = list.accounts.into_iter().find(|a| a.server == "client").unwrap();
+        (view, at_client.standing)
+    };
+    let fenced =
+        AccountState { job: Some(job.parse().unwrap()), ..stands(StandingKind::Fenced, 0) };
+    client.says(&controller, &at_client, &fenced).await;
+    let (view, standing) = shown().await;
+    assert!(view.commit_unknown && !view.commit_unheard, "it can be asked: {view:?}");
+    assert_eq!(standing, "fenced");
+    client.leave(&controller).await;
+    let (view, standing) = shown().await;
+    assert!(view.commit_unheard, "{view:?}");
+    assert_eq!(standing, "committed, unheard");
+    for part in ["Committed, unheard", "Bring client back", "what-if/committed-unheard.md"] {
+        assert!(view.advice.contains(part), "{part}: {}", view.advice);
+    }
+    // It is back, and says that it has committed: the move goes on.
+    client.world.lock().unwrap().silent.clear();
+    client.play(&controller.address, &at_client);
+    let view = controller.end_of(&job).await;
+    assert_eq!((view.phase, view.commit_unheard), (JobPhase::Done, false), "{view:?}");
+}
+
 #[tokio::test]
 async fn a_controller_that_dies_in_the_fence_goes_on_without_doing_anything_twice() {
     let (controller, client, transit, identities) = pair().await;

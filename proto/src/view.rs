@@ -137,6 +137,9 @@ pub struct JobView {
     /// have moved, or not.
     #[serde(default)]
     pub commit_unknown: bool,
+    /// Whether nobody can be asked about that now: the source, which alone knows, is not connected.
+    #[serde(default)]
+    pub commit_unheard: bool,
     /// The target's refusal, if it could not open what was committed: that is void, and the source
     /// serves the account again at the epoch after it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -74,7 +74,7 @@ async fn look(agent: &Arc<Agent>, databases: &mut Databases) -> bool {
 /// Closed for good, or being received: not what is fenced or opened just now.
 fn is_looked_at(account: &Account) -> bool {
     match &account.standing {
-        Standing::Moved { .. } | Standing::Receiving { .. } => true,
+        Standing::Moved { .. } | Standing::Receiving { .. } | Standing::Refused { .. } => true,
         Standing::Finalized { erasing, .. } => !erasing,
         Standing::Serving
         | Standing::Armed { .. }

@@ -51,7 +51,9 @@ fn standing(account: &Account) -> &'static str {
         Standing::Moved { settled: true, .. } => "moved.settled",
         Standing::Moved { released_unix_ms: Some(_), .. } => "moved.released",
         Standing::Moved { .. } => "moved",
+        Standing::Opening { accepts: true, .. } => "opening.accepted",
         Standing::Opening { .. } => "opening",
+        Standing::Refused { .. } => "refused",
         Standing::Finalized { erasing: true, .. } => "finalized.erasing",
         Standing::Finalized { .. } => "finalized",
     }

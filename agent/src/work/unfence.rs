@@ -114,7 +114,7 @@ async fn take_back(
     if let Some(closed) = account.closed.clone() {
         let opened = open_to_visitors(agent, &mut account, &closed, &mut first).await;
         keep_first(&mut first, opened);
-        keep_first(&mut first, open_the_rest(agent, &account).await);
+        keep_first(&mut first, open_the_rest(agent, &account, &closed).await);
     }
     if let Some(fault) = first {
         // Still ending: the deadline's watcher tries again what did not open.
@@ -150,9 +150,9 @@ async fn end(agent: &Arc<Agent>, account: &mut Account) -> Result<(), Fault> {
     }
 }
 
-/// Opens what visitors need, databases before sites, and lets those in who are held. Mail and cron
-/// may fail without keeping them waiting, and so may a database server that is down: it was not
-/// the fence that stopped it.
+/// Opens what visitors need, databases before sites, and lets those in who are held. Logins, units, mail
+/// and cron may fail without keeping them waiting (on a full disk /etc/shadow cannot be replaced), and so
+/// may a database server that is down: it was not the fence that stopped it.
 async fn open_to_visitors(
     agent: &Arc<Agent>,
     account: &mut Account,
@@ -168,7 +168,7 @@ async fn open_to_visitors(
         }
     }
     if !matches!(account.standing, Standing::Fenced { open: true, .. }) {
-        reopen_without_cron(agent, account, closed).await?;
+        reopen_sites(agent, account, closed).await?;
         if !answering {
             return Ok(());
         }
@@ -181,35 +181,33 @@ async fn open_to_visitors(
     agent.redirector.release(&account.definition.name, account.epoch, Target::Local).await
 }
 
-/// Mail and cron.
-async fn open_the_rest(agent: &Arc<Agent>, account: &Account) -> Result<(), Fault> {
-    let mail = mail_spec(&account.definition, account.uid, account.gid)?;
-    let mut first = None;
-    keep_first(&mut first, agent.mail.release(&mail).await);
-    let (layout, user) = (agent.layout.clone(), account.definition.user.clone());
-    keep_first(&mut first, blocking(move || cron::enable(&layout, &user)).await);
-    first.map_or(Ok(()), Err)
-}
-
-/// Restores the former state of the host's part of a fence, but for cron.
-///
-/// # Errors
-/// The first of what does not open.
-pub async fn reopen_without_cron(
+/// Logins, units, mail and cron.
+async fn open_the_rest(
     agent: &Arc<Agent>,
     account: &Account,
     closed: &Closed,
 ) -> Result<(), Fault> {
-    let (layout, plan) = (agent.layout.clone(), closed.clone());
-    tracing::debug!(account = %account.definition.name, "opening the host's part");
-    blocking(move || {
+    let mail = mail_spec(&account.definition, account.uid, account.gid)?;
+    let (layout, closed) = (agent.layout.clone(), closed.clone());
+    let user = account.definition.user.clone();
+    let host = blocking(move || {
         let mut first = None;
-        keep_first(&mut first, users::open_logins(&layout, &plan.logins));
-        keep_first(&mut first, allow(&layout, &plan.units).map(|_| ()));
-        keep_first(&mut first, sites_fence::unfence(&layout, &plan.sites, Services::Running));
+        keep_first(&mut first, users::open_logins(&layout, &closed.logins));
+        keep_first(&mut first, allow(&layout, &closed.units).map(|_| ()));
+        keep_first(&mut first, cron::enable(&layout, &user));
         first.map_or(Ok(()), Err)
-    })
-    .await
+    });
+    let mut first = None;
+    keep_first(&mut first, host.await);
+    keep_first(&mut first, agent.mail.release(&mail).await);
+    first.map_or(Ok(()), Err)
+}
+
+/// Puts the account's sites back.
+async fn reopen_sites(agent: &Arc<Agent>, account: &Account, closed: &Closed) -> Result<(), Fault> {
+    let (layout, sites) = (agent.layout.clone(), closed.sites.clone());
+    tracing::debug!(account = %account.definition.name, "opening the sites");
+    blocking(move || sites_fence::unfence(&layout, &sites, Services::Running)).await
 }
 
 /// Keeps the first fault; logs those that follow.

@@ -79,6 +79,17 @@ fn refused(plan: &Plan, phase: JobPhase, refusal: &Refusal) -> String {
     }
 }
 
+/// The source was asked to commit, has not said what came of it, and is away: it may be lost for good,
+/// with the only word on where the account is.
+pub fn unheard(view: &JobView) -> String {
+    let JobView { account, source, target, .. } = view;
+    format!(
+        "Committed, unheard: {source} was asked to commit and has not answered, and it is not connected. If it has committed and told {target}, {target} serves account {account}; \
+         if not, {source} takes it back by itself; if it has committed and told nobody, the account is closed at both ends until {source} is back. \
+         Bring {source} back: it knows, and the move goes on by itself. Do not open the account by hand on either server. See {PAGES}/committed-unheard.md"
+    )
+}
+
 /// The source was asked to commit and has not said what came of it.
 fn unknown(plan: &Plan, view: &JobView) -> String {
     let Plan { account, source, target, .. } = plan;

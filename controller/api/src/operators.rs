@@ -8,9 +8,11 @@ use ferry_fleet::Fleet;
 use ferry_fleet::session::status;
 use ferry_plan::Policy;
 use ferry_proto::Fault;
+use ferry_proto::command::{AccountState, StandingKind};
 use ferry_proto::ids::{AccountName, JobId, ServerName};
 use ferry_proto::v1;
 use ferry_proto::v1::operator_service_server::OperatorService;
+use ferry_proto::view::JobView;
 use ferry_store::{ServerRow, Store};
 use futures::Stream;
 use tokio::sync::{broadcast, mpsc};
@@ -18,6 +20,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tonic::{Request, Response, Status};
 
+use crate::advice;
 use crate::auth::{OperatorToken, Verb};
 use crate::jobs::{Jobs, Which, read_plan};
 use crate::planning::{Planner, Wish};
@@ -25,6 +28,9 @@ use crate::view::sentence;
 
 /// Events read from the store at a time.
 const PAGE: u32 = 200;
+
+/// How an account stands whose source was asked to commit, has not answered, and is away.
+const UNHEARD: &str = "committed, unheard";
 
 /// The service.
 #[derive(Clone)]
@@ -64,6 +70,20 @@ fn or_status<T>(result: Result<T, Fault>) -> Result<T, Status> {
 impl OperatorEndpoint {
     fn planner(&self) -> Planner {
         Planner { fleet: self.fleet.clone(), store: self.store.clone() }
+    }
+
+    /// How an account stands on a server, in words. What a server said before its agent went away may be
+    /// outdated by a commit that nobody has heard of.
+    async fn standing(&self, server: &ServerName, state: &AccountState) -> String {
+        let leaving = matches!(state.standing, StandingKind::Armed | StandingKind::Fenced);
+        let job = state.job.filter(|_| leaving && !self.fleet.is_connected(server));
+        let Some(job) = job else { return state.standing.to_string() };
+        // A job that cannot be shown says nothing of the account.
+        let shown = self.jobs.watch(job).await.ok().and_then(|w| w.borrow().clone().ok());
+        match shown.filter(|view| view.source == *server && view.commit_unknown) {
+            Some(_) => UNHEARD.to_owned(),
+            None => state.standing.to_string(),
+        }
     }
 
     fn server_message(&self, row: ServerRow) -> v1::Server {
@@ -126,18 +146,18 @@ impl OperatorService for OperatorEndpoint {
         request: Request<v1::ListAccountsRequest>,
     ) -> Answer<v1::ListAccountsResponse> {
         self.token.authorise(&request, Verb::ListAccounts)?;
-        let accounts = or_status(self.store.accounts().await)?
-            .into_iter()
-            .map(|(server, state)| v1::Account {
+        let mut accounts = Vec::new();
+        for (server, state) in or_status(self.store.accounts().await)? {
+            accounts.push(v1::Account {
                 connected: self.fleet.is_connected(&server),
+                standing: self.standing(&server, &state).await,
                 name: state.name.into(),
                 server: server.into(),
-                standing: state.standing.to_string(),
                 epoch: state.epoch.0,
                 moved_to: state.moved_to.map(String::from).unwrap_or_default(),
                 domains: state.domains,
-            })
-            .collect();
+            });
+        }
         let problems = or_status(self.store.problems().await)?
             .into_iter()
             .map(|(server, problem)| format!("{server}: {problem}"))
@@ -230,7 +250,8 @@ impl OperatorService for OperatorEndpoint {
         let request = request.into_inner();
         let account = (!request.account.is_empty()).then(|| parse(&request.account)).transpose()?;
         let (views, problems) = or_status(self.jobs.list(account.as_ref(), request.running).await)?;
-        let jobs = views.iter().map(json).collect::<Result<_, _>>()?;
+        let jobs =
+            views.into_iter().map(|v| json(&heard(&self.fleet, v))).collect::<Result<_, _>>()?;
         Ok(Response::new(v1::ListJobsResponse { jobs, problems }))
     }
 
@@ -244,8 +265,10 @@ impl OperatorService for OperatorEndpoint {
         let id: JobId = parse(&request.into_inner().job)?;
         let views = or_status(self.jobs.watch(id).await)?;
         // A job that does not go on for now ends the stream with the reason.
-        let stream = WatchStream::new(views)
-            .map(|shown| Ok(v1::WatchJobResponse { job: json(&or_status(shown)?)? }));
+        let fleet = self.fleet.clone();
+        let stream = WatchStream::new(views).map(move |shown| {
+            Ok(v1::WatchJobResponse { job: json(&heard(&fleet, or_status(shown)?))? })
+        });
         Ok(Response::new(Box::pin(stream)))
     }
 
@@ -268,6 +291,15 @@ impl OperatorService for OperatorEndpoint {
         tokio::spawn(reader.run(request.after, sender));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
+}
+
+/// The view with what only the sessions tell: whether the source can be asked what became of its commit.
+fn heard(fleet: &Fleet, mut view: JobView) -> JobView {
+    if view.commit_unknown && !fleet.is_connected(&view.source) {
+        view.commit_unheard = true;
+        view.advice = advice::unheard(&view);
+    }
+    view
 }
 
 /// Reads events from the store, and goes on reading if it has a bell.

@@ -51,6 +51,7 @@ impl Folded {
             phase: JobPhase::Running,
             committed: false,
             commit_unknown: false,
+            commit_unheard: false,
             refused: None,
             abort_requested: false,
             waiting_for: None,

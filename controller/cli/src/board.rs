@@ -262,6 +262,7 @@ pub mod tests {
             phase,
             committed: phase == JobPhase::Done,
             commit_unknown: false,
+            commit_unheard: false,
             refused: None,
             abort_requested: false,
             waiting_for: None,

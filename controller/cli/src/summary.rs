@@ -100,6 +100,9 @@ fn headline(job: &JobView) -> String {
 
 /// Where a job is, in words.
 pub fn state(job: &JobView) -> String {
+    if job.commit_unheard {
+        return "committed, unheard".to_owned();
+    }
     match &job.waiting_for {
         Some(place) => format!("waiting for {place}"),
         None => job.phase.to_string(),
@@ -137,7 +140,9 @@ fn facts(job: &JobView) -> Vec<(&'static str, String)> {
         ));
     }
     if is_move(job) {
+        let unheard = format!("unheard: {} alone knows, and is not connected", job.source);
         let committed = match (job.committed, job.commit_unknown, &job.refused) {
+            _ if job.commit_unheard => unheard.as_str(),
             (_, _, Some(_)) => "yes, but void: the target has refused it",
             (true, _, _) => "yes",
             (false, true, _) => "not known",

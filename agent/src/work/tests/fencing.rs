@@ -1,18 +1,20 @@
 //! Fence, commit, and taking back.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use ferry_proto::FaultClass;
 use ferry_proto::command::Receipt;
 use ferry_traffic::control::RouteState;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::host::{Server, World, a_move_to_nowhere, account, alone};
 use crate::clock::Deadline;
-use crate::ledger::Standing;
-use crate::ledger::failing::{EIO, on_failing};
+use crate::ledger::failing::{EIO, ENOSPC, EROFS, on_failing};
+use crate::ledger::{Ledger, Standing};
 use crate::work::{Job, commit, fence, unfence};
 
 /// An account armed by a move, and that move's commands.
@@ -228,6 +230,91 @@ fn closing_has_ended_when_the_fence_gives_up_at_its_deadline() {
         unfence::at_deadline(&server.agent, &account()).await.unwrap();
         let shadow = fs::read_to_string(server.dir.join("etc/shadow")).unwrap();
         assert!(shadow.contains("\nshop:*:19000:0:99999:7:::\n"), "{shadow}");
+    });
+}
+
+/// A disk that holds everything of a server: its ledger, its /etc, its crontabs, its redirector's routes.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn under(world: &World, name: &str) -> Self {
+        let dir = world.place(name);
+        fs::create_dir_all(&dir).unwrap();
+        let size = Some("size=24m");
+        mount(Some("none"), &dir, Some("tmpfs"), MsFlags::empty(), size).unwrap();
+        Self(dir)
+    }
+
+    /// Until not one more byte can be written.
+    fn fill(&self) {
+        let mut ballast = fs::File::create(self.0.join("ballast")).unwrap();
+        for chunk in [1 << 16, 1 << 12, 1] {
+            while ballast.write_all(&vec![0; chunk]).is_ok() {}
+        }
+    }
+
+    fn make_room(&self) {
+        fs::remove_file(self.0.join("ballast")).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+/// Nobody helps: no controller, no target, and no room on any disk.
+#[test]
+fn a_full_disk_does_not_keep_visitors_from_being_served_again_at_the_deadline() {
+    alone(async |world| {
+        let disk = Disk::under(&world, "web1");
+        let ledger = Ledger::open(&world.place("web1").join("ledger")).unwrap();
+        let server = world.server_on("web1", ledger);
+        let of = a_move_to_nowhere();
+        server.stands(Standing::Armed { of: of.clone() }).await;
+        let crontab = server.dir.join("var/spool/cron/crontabs/shop");
+        fs::write(&crontab, "* * * * * true\n").unwrap();
+        let job = world.job(&server, &of);
+        fence::fence(&job, 600, 0).await.unwrap();
+        deadline_passes(&server).await;
+        disk.fill();
+        // What is not open for want of room is tried again.
+        let _ = unfence::at_deadline(&server.agent, &account()).await;
+        assert_eq!(server.route().await, RouteState::Local);
+        assert_eq!(fs::read_to_string(&crontab).unwrap(), "* * * * * true\n");
+        let fault = commit::commit(&job).await.unwrap_err();
+        assert_eq!(fault.class, FaultClass::Fenced, "{fault}");
+        disk.make_room();
+        unfence::at_deadline(&server.agent, &account()).await.unwrap();
+        assert!(matches!(server.standing(), Standing::Armed { .. }));
+        let shadow = fs::read_to_string(server.dir.join("etc/shadow")).unwrap();
+        assert!(shadow.contains("\nshop:*:19000:0:99999:7:::\n"), "{shadow}");
+        drop((job, server));
+    });
+}
+
+/// Nor does a ledger that takes nothing any more.
+#[test]
+fn a_ledger_that_cannot_be_written_does_not_keep_visitors_from_being_served_again() {
+    alone(async |world| {
+        for code in [EIO, ENOSPC, EROFS] {
+            let (ledger, disk) = on_failing();
+            let server = world.server_on(&format!("web1-{code}"), ledger);
+            let of = a_move_to_nowhere();
+            server.stands(Standing::Armed { of: of.clone() }).await;
+            let job = world.job(&server, &of);
+            fence::fence(&job, 600, 0).await.unwrap();
+            deadline_passes(&server).await;
+            disk.lock().unwrap().broken = Some(code);
+            unfence::at_deadline(&server.agent, &account()).await.unwrap_err();
+            assert_eq!(server.route().await, RouteState::Local);
+            let fault = commit::commit(&job).await.unwrap_err();
+            assert_eq!(fault.class, FaultClass::Fenced, "{fault}");
+            disk.lock().unwrap().broken = None;
+            unfence::at_deadline(&server.agent, &account()).await.unwrap();
+            assert!(matches!(server.standing(), Standing::Armed { .. }));
+        }
     });
 }
 

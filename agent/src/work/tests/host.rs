@@ -110,6 +110,11 @@ impl World {
         self.server_on(name, ledger)
     }
 
+    /// Where the server `name` keeps everything.
+    pub fn place(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
     /// The same on this ledger.
     pub fn server_on(&self, name: &str, ledger: Ledger) -> Server {
         let dir = self.dir.path().join(name);
