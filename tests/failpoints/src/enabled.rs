@@ -32,8 +32,21 @@ pub(crate) fn told(point: &Arguments<'_>) -> io::Result<()> {
     told_at(&place(SOCKET), &point.to_string())
 }
 
-/// The same, on a thread that may wait.
-pub(crate) async fn told_async(point: String) -> io::Result<()> {
+/// What [`crate::around_async`] does.
+pub(crate) async fn around<T, E>(
+    name: impl FnOnce() -> String,
+    failed: impl Fn(io::Error) -> E,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let name = name();
+    told_async(format!("{name}.before")).await.map_err(&failed)?;
+    let done = work.await?;
+    told_async(format!("{name}.after")).await.map_err(&failed)?;
+    Ok(done)
+}
+
+/// The same as [`told`], on a thread that may wait.
+async fn told_async(point: String) -> io::Result<()> {
     let lab = place(SOCKET);
     if !lab.exists() {
         return Ok(());

@@ -106,19 +106,21 @@ pub fn around<T, E>(
 ///
 /// # Errors
 /// The work's, and the lab's.
-pub async fn around_async<T, E>(
+pub fn around_async<T, E>(
     name: impl FnOnce() -> String,
     failed: impl Fn(io::Error) -> E,
     work: impl Future<Output = Result<T, E>>,
-) -> Result<T, E> {
-    if !ENABLED {
-        return work.await;
+) -> impl Future<Output = Result<T, E>> {
+    #[cfg(feature = "enabled")]
+    {
+        // Apart: whoever awaits it must not become larger by it.
+        Box::pin(enabled::around(name, failed, work))
     }
-    let name = name();
-    told_async(format!("{name}.before")).await.map_err(&failed)?;
-    let done = work.await?;
-    told_async(format!("{name}.after")).await.map_err(&failed)?;
-    Ok(done)
+    #[cfg(not(feature = "enabled"))]
+    {
+        drop((name, failed));
+        work
+    }
 }
 
 /// Whether a promise is to be broken, to show that the tests find out.
@@ -132,7 +134,7 @@ pub fn clock_offset_ms() -> i64 {
 }
 
 #[cfg(feature = "enabled")]
-use enabled::{clock_offset, is_broken, told, told_async};
+use enabled::{clock_offset, is_broken, told};
 
 #[cfg(not(feature = "enabled"))]
 fn clock_offset() -> i64 {
@@ -141,11 +143,6 @@ fn clock_offset() -> i64 {
 
 #[cfg(not(feature = "enabled"))]
 fn told(_: &Arguments<'_>) -> io::Result<()> {
-    Ok(())
-}
-
-#[cfg(not(feature = "enabled"))]
-async fn told_async(_: String) -> io::Result<()> {
     Ok(())
 }
 
