@@ -35,8 +35,11 @@ const UNACKNOWLEDGED: usize = 1024;
 const QUEUE: usize = 256;
 /// How often the inventory is read anew while nothing changes.
 const INVENTORY: Duration = Duration::from_secs(60);
-/// No message of the controller is longer.
+/// No message of the controller is longer, and it takes none that is.
 const MAX_MESSAGE: usize = 4 << 20;
+/// No outcome that is told is longer. One that the controller refuses to read would end this session, and
+/// each later one that tries to tell it.
+const MAX_OUTCOME: usize = 2 << 20;
 
 /// The link, between sessions.
 pub struct Link {
@@ -324,6 +327,7 @@ impl Outgoing {
     fn note(&mut self, outcomes: impl IntoIterator<Item = (CommandId, Outcome)>) {
         for (id, outcome) in outcomes {
             self.number += 1;
+            let outcome = tellable(outcome);
             self.unacknowledged.push_back((self.number, id, outcome));
             if self.unacknowledged.len() > UNACKNOWLEDGED {
                 self.unacknowledged.pop_front();
@@ -340,6 +344,7 @@ impl Outgoing {
     }
 
     async fn ended(&mut self, id: CommandId, outcome: Outcome) -> Result<(), Fault> {
+        let outcome = tellable(outcome);
         self.note([(id, outcome.clone())]);
         self.done(self.number, id, &outcome).await
     }
@@ -368,9 +373,42 @@ impl Outgoing {
     }
 }
 
+/// The outcome, or a fault in place of one that is too long to be told: an account can have more that is
+/// worth a word than any message holds.
+fn tellable(outcome: Outcome) -> Outcome {
+    let length = serde_json::to_vec(&outcome).map_or(0, |json| json.len());
+    if length <= MAX_OUTCOME {
+        return outcome;
+    }
+    Err(Fault::permanent(format!(
+        "what came of the command is {length} bytes long; no more than {MAX_OUTCOME} can be told"
+    ))
+    .remedy(
+        "look at the account's databases and files on this server: what is there in such numbers?",
+    ))
+}
+
 fn read_id(text: &str) -> Result<CommandId, Fault> {
     text.parse()
         .map_err(|e| Fault::permanent("the controller named a command by no id").caused_by(&e))
+}
+
+/// For the fuzz target `session_commands`.
+pub(crate) fn fuzz(bytes: &[u8]) {
+    use prost::Message as _;
+    let Ok(message) = v1::SessionResponse::decode(bytes) else { return };
+    match message.body {
+        Some(Incoming::Command(command)) => {
+            let (id, intent) = (command.id.clone(), command.intent.clone());
+            if let Ok(read) = read_command(command) {
+                assert_eq!((Ok(read.id), read.intent), (id.parse(), intent));
+            }
+        }
+        Some(Incoming::CancelCommandId(id) | Incoming::ObserveCommandId(id)) => {
+            let _ = read_id(&id);
+        }
+        _ => {}
+    }
 }
 
 fn read_command(command: v1::Command) -> Result<Command, Fault> {
@@ -505,6 +543,27 @@ mod tests {
         linked.stop.cancel();
         linked.link.await.unwrap();
         flood.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_outcome_too_long_for_a_message_is_told_as_a_fault_and_the_link_stands() {
+        let authority = Arc::new(Authority::new());
+        let mut controller = Controller::start(&authority).await;
+        let linked = linked(&authority, &controller.address, 16);
+        let mut session = controller.session().await;
+        let (long, short) = (CommandId::new_now(), CommandId::new_now());
+        let told = |summary: String| {
+            Box::new(Ok(Receipt::Done { summary, figures: std::collections::BTreeMap::default() }))
+        };
+        linked.told.send(Told::Ended(long, told("x".repeat(MAX_MESSAGE)))).await.unwrap();
+        linked.told.send(Told::Ended(short, told("x".to_owned()))).await.unwrap();
+        let done = session.hear_done().await;
+        assert_eq!(done.id, long.to_string());
+        let fault: Fault = serde_json::from_slice(&done.fault).unwrap();
+        assert_eq!(fault.class, FaultClass::Permanent, "{fault}");
+        assert_eq!(session.hear_done().await.id, short.to_string());
+        linked.stop.cancel();
+        linked.link.await.unwrap();
     }
 
     #[tokio::test]

@@ -2,7 +2,9 @@
 //! encrypted: for this host's monitoring, or a trusted network.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -12,7 +14,9 @@ use axum::routing::get;
 use ferry_proto::Fault;
 use ferry_proto::command::StandingKind;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use tokio::sync::watch;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
@@ -38,7 +42,7 @@ pub async fn serve(
 ) {
     let address: SocketAddr = agent.config.metrics_listen;
     let bind = || async {
-        tokio::net::TcpListener::bind(address).await.map_err(|e| {
+        TcpListener::bind(address).await.map_err(|e| {
             Fault::io(format!("metrics are not served: cannot listen on {address}"), &e)
                 .remedy("change metrics_listen in /etc/ferry/agent.toml, or end what listens there")
         })
@@ -58,6 +62,7 @@ pub async fn serve(
         reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
         std::future::pending().await
     };
+    let listener = Visits::of(listener);
     tokio::select! {
         served = axum::serve(listener, router) => tracing::error!(?served, "the status address failed"),
         () = upkeep(&shared) => {}
@@ -145,5 +150,130 @@ async fn gauges(shared: &Shared) {
             metrics::gauge!("ferry_redirector_up").set(1.0);
         }
         Err(_) => metrics::gauge!("ferry_redirector_up").set(0.0),
+    }
+}
+
+/// Connections at once. Any process of this host can reach the address, accounts' too: they must not
+/// use up the agent's descriptors.
+const VISITS: usize = 64;
+/// How long a connection may last.
+const VISIT: Duration = Duration::from_secs(60);
+/// How long to wait after no connection could be accepted.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A listener that takes so many connections at once, each for so long. More wait in the kernel.
+struct Visits {
+    listener: TcpListener,
+    places: Arc<Semaphore>,
+    last: Duration,
+}
+
+impl Visits {
+    fn of(listener: TcpListener) -> Self {
+        Self { listener, places: Arc::new(Semaphore::new(VISITS)), last: VISIT }
+    }
+}
+
+impl axum::serve::Listener for Visits {
+    type Io = Visit;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Visit, SocketAddr) {
+        loop {
+            // The semaphore is never closed.
+            let place = Arc::clone(&self.places).acquire_owned().await.ok();
+            match self.listener.accept().await {
+                Ok((stream, from)) => {
+                    let ends = Box::pin(tokio::time::sleep(self.last));
+                    return (Visit { stream, ends, _place: place }, from);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a connection to the status address failed");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// A connection, which ends in time whatever the visitor does.
+struct Visit {
+    stream: TcpStream,
+    ends: Pin<Box<tokio::time::Sleep>>,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Visit {
+    fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
+        self.ends.as_mut().poll(cx).is_ready()
+    }
+}
+
+fn over<T>() -> Poll<std::io::Result<T>> {
+    Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()))
+}
+
+impl AsyncRead for Visit {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        if self.is_over(cx) {
+            return over();
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Visit {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        if self.is_over(cx) {
+            return over();
+        }
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn who_says_nothing_gives_his_place_to_the_next() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let places = Arc::new(Semaphore::new(1));
+        let visits = Visits { listener, places, last: Duration::from_millis(200) };
+        let router = Router::new().route("/healthz", get(|| async { "ok" }));
+        let served = tokio::spawn(async move { axum::serve(visits, router).await });
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        let mut next = TcpStream::connect(address).await.unwrap();
+        next.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        let heard = tokio::time::timeout(Duration::from_secs(20), next.read_to_string(&mut answer));
+        heard.await.unwrap().unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert_eq!(silent.read(&mut [0]).await.unwrap_or(0), 0, "the silent one was ended");
+        served.abort();
     }
 }

@@ -185,11 +185,49 @@ pub struct InvalidDefinition {
     pub problem: String,
 }
 
-/// Homes that would hand a system tree to an account.
-const FORBIDDEN_HOMES: &[&str] = &[
-    "/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/proc", "/root", "/run",
-    "/sbin", "/srv", "/sys", "/tmp", "/usr", "/var", "/var/lib", "/var/www", "/opt", "/mnt",
-    "/media",
+/// Directories that hold homes, and are none.
+const NO_HOMES: &[&str] =
+    &["/", "/home", "/srv", "/var", "/var/home", "/var/www", "/opt", "/mnt", "/media", "/tmp"];
+
+/// Trees in which root's programs look for what to obey, whoever owns it (a unit's drop-ins, scripts of
+/// a login shell, modules): no home may be there. A definition may come from another server.
+const SYSTEM_TREES: &[&str] = &[
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/proc",
+    "/root",
+    "/run",
+    "/sbin",
+    "/sys",
+    "/usr",
+    "/var/backups",
+    "/var/cache",
+    "/var/crash",
+    "/var/lib",
+    "/var/local",
+    "/var/lock",
+    "/var/log",
+    "/var/opt",
+    "/var/run",
+    "/var/spool",
+    "/var/tmp",
+];
+
+/// The most of each thing that one account has. (Domains: as many as the redirector routes.)
+const MOST: [(&str, usize); 7] = [
+    ("groups", 64),
+    ("sites", 1_000),
+    ("domains", 2_000),
+    ("databases", 1_000),
+    ("database_users", 1_000),
+    ("mail", 1_000),
+    ("mailboxes", 20_000),
 ];
 
 impl Definition {
@@ -214,7 +252,8 @@ impl Definition {
                 ),
             );
         }
-        if FORBIDDEN_HOMES.contains(&home.as_ref()) {
+        let system = SYSTEM_TREES.iter().any(|tree| self.home.starts_with(tree));
+        if system || NO_HOMES.contains(&home.as_ref()) {
             return broken(
                 "home",
                 format!("{home} belongs to the system; name the account's own directory"),
@@ -226,8 +265,31 @@ impl Definition {
                 "root cannot be an account; name the account's own user".to_owned(),
             );
         }
+        self.check_numbers()?;
         self.check_sites()?;
         self.check_databases()
+    }
+
+    /// How many there are of everything: each costs every server that reads the definition.
+    fn check_numbers(&self) -> Result<(), InvalidDefinition> {
+        let numbers = [
+            self.groups.len(),
+            self.sites.len(),
+            self.domains().count(),
+            self.databases.len(),
+            self.database_users.len(),
+            self.mail.len(),
+            self.mail.iter().map(|domain| domain.mailboxes.len()).sum(),
+        ];
+        for ((field, most), number) in MOST.into_iter().zip(numbers) {
+            if number > most {
+                return Err(InvalidDefinition {
+                    field: field.to_owned(),
+                    problem: format!("{number} are more than the {most} that an account may have"),
+                });
+            }
+        }
+        Ok(())
     }
 
     fn check_sites(&self) -> Result<(), InvalidDefinition> {
@@ -330,5 +392,63 @@ impl Definition {
     /// The database users of one engine.
     pub fn users_of(&self, engine: EngineKind) -> impl Iterator<Item = &DatabaseUser> {
         self.database_users.iter().filter(move |u| u.engine == engine)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(change: serde_json::Value) -> Result<(), InvalidDefinition> {
+        let mut json = serde_json::json!({"name": "shop", "user": "shop", "home": "/home/shop"});
+        if let (Some(json), Some(change)) = (json.as_object_mut(), change.as_object()) {
+            json.extend(change.clone());
+        }
+        serde_json::from_value::<Definition>(json).expect("a definition").check()
+    }
+
+    #[test]
+    fn a_home_is_never_where_root_looks_for_what_to_obey() {
+        for home in [
+            "/etc/systemd/system/ssh.service.d",
+            "/etc/profile.d/new",
+            "/usr/lib/modules-load.d/x",
+            "/root/x",
+            "/run/systemd/system/x.service.d",
+            "/var/lib/x",
+            "/var/spool/cron/crontabs",
+            "/home",
+            "/",
+            "/home/../etc",
+            "/home/x/",
+            "home/x",
+        ] {
+            assert!(with(serde_json::json!({ "home": home })).is_err(), "{home}");
+        }
+        for home in [
+            "/home/clients/shop",
+            "/srv/shop",
+            "/var/www/shop",
+            "/opt/shop",
+            "/etcetera",
+            "/data/1",
+        ] {
+            with(serde_json::json!({ "home": home })).expect(home);
+        }
+    }
+
+    #[test]
+    fn an_account_has_no_more_of_anything_than_the_limits() {
+        let site = |i: usize| serde_json::json!({"name": format!("s{i}"), "root": "www", "domains": [format!("s{i}.example")]});
+        let sites = |n: usize| serde_json::json!({ "sites": (0..n).map(site).collect::<Vec<_>>() });
+        with(sites(1_000)).expect("as many as may be");
+        let refused = with(sites(1_001)).expect_err("one too many");
+        assert!(refused.to_string().contains("1000"), "{refused}");
+        let domains: Vec<_> = (0..2_001).map(|i| format!("d{i}.example")).collect();
+        let many = serde_json::json!({"sites": [{"name": "s", "root": "www", "domains": domains}]});
+        assert!(with(many).is_err());
+        let mailboxes: Vec<_> = (0..20_001).map(|i| format!("m{i}")).collect();
+        let many = serde_json::json!({"mail": [{"domain": "a.example", "root": "mail", "mailboxes": mailboxes}]});
+        assert!(with(many).is_err());
     }
 }

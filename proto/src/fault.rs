@@ -38,6 +38,19 @@ impl fmt::Display for FaultClass {
     }
 }
 
+/// The longest text of a fault that another server tells, in characters.
+const MAX_TEXT: usize = 1000;
+/// The most causes of such a fault.
+const MAX_CAUSES: usize = 20;
+
+/// Cuts a text that another server sent, and takes out what a terminal would obey.
+pub fn clean(text: &mut String) {
+    if text.chars().count() > MAX_TEXT || text.chars().any(char::is_control) {
+        let plain = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+        *text = text.chars().take(MAX_TEXT).map(plain).collect();
+    }
+}
+
 /// A fault: class, what happened, the chain of causes, and what to do next.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
@@ -121,6 +134,20 @@ impl Fault {
         while let Some(cause) = next {
             self.causes.push(cause.to_string());
             next = cause.source();
+        }
+        self
+    }
+
+    /// The fault as another server may tell it: bounded, without what a terminal would obey, and no
+    /// bug of ours, for what it says proves none.
+    #[must_use]
+    pub fn told_by_another(mut self) -> Self {
+        self.causes.truncate(MAX_CAUSES);
+        for text in self.causes.iter_mut().chain([&mut self.message, &mut self.remedy]) {
+            clean(text);
+        }
+        if self.class == FaultClass::Bug {
+            self.class = FaultClass::Permanent;
         }
         self
     }

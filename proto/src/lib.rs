@@ -4,6 +4,8 @@ pub mod account;
 pub mod channel;
 pub mod command;
 pub mod fault;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod grant;
 pub mod ids;
 pub mod view;

@@ -16,9 +16,9 @@ use tokio::task::JoinHandle;
 /// the one that matters.
 const MAX_STDERR: usize = 16 * 1024;
 
-/// The longest that a client may neither take nor give a byte: one statement (an index on a large
+/// The longest that a client, here or at the other end, may neither take nor give a byte: one statement (an index on a large
 /// table) can take long.
-const STALL: Duration = Duration::from_secs(2 * 60 * 60);
+pub(crate) const STALL: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// What runs a program within limits: part of util-linux, which every Debian has.
 const PRLIMIT: &str = "/usr/bin/prlimit";

@@ -13,12 +13,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::child::STALL;
 use crate::engine::Progress;
 
 const MAGIC: &[u8; 8] = b"FERRYDB1";
 const END: u8 = 0;
 /// The most that one chunk holds.
-const MAX_CHUNK: usize = 256 * 1024;
+pub(crate) const MAX_CHUNK: usize = 256 * 1024;
 /// The most that a section read as a whole may hold: a routine, an event, the facts.
 const MAX_WHOLE: usize = 16 * 1024 * 1024;
 
@@ -130,7 +131,15 @@ impl<'a> FrameReader<'a> {
     }
 
     async fn exact(&mut self, buffer: &mut [u8]) -> Result<(), Fault> {
-        self.input.read_exact(buffer).await.map_err(|e| {
+        let read = tokio::time::timeout(STALL, self.input.read_exact(buffer)).await;
+        let read = read.map_err(|_| {
+            Fault::transient(format!(
+                "nothing of the dump came for {} minutes",
+                STALL.as_secs() / 60
+            ))
+            .remedy("look for a lock on the source's database server, then try again")
+        })?;
+        read.map_err(|e| {
             Fault::new(FaultClass::Transient, "the dump ended before its closing mark")
                 .caused_by(&e)
         })?;
@@ -229,6 +238,15 @@ mod tests {
         for length in (0..64).chain(whole.len() - 64..whole.len()) {
             assert!(read(&whole[..length]).await.is_err(), "{length}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_source_that_falls_silent_is_not_waited_for_without_end() {
+        let (mut source, mut input) = tokio::io::duplex(64);
+        source.write_all(MAGIC).await.expect("writes");
+        let mut reader = FrameReader::start(&mut input, &|_| ()).await.expect("starts");
+        let fault = reader.next().await.expect_err("it says nothing more");
+        assert_eq!(fault.class, FaultClass::Transient, "{fault}");
     }
 
     #[tokio::test]

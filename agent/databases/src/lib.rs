@@ -21,6 +21,8 @@
 mod child;
 mod engine;
 mod frame;
+#[doc(hidden)]
+pub mod fuzzing;
 mod manifest;
 mod mariadb;
 mod model;

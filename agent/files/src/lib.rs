@@ -22,6 +22,8 @@ mod digest;
 mod directories;
 mod entries;
 mod exclusive;
+#[doc(hidden)]
+pub mod fuzzing;
 mod guard;
 mod halt;
 #[cfg(test)]

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use ferry_proto::{Fault, FaultClass};
+use ferry_proto::Fault;
+use ferry_proto::fault::clean;
 use serde::{Deserialize, Serialize};
 
 /// How many items each list of a report holds at most.
@@ -11,9 +12,6 @@ pub const LIST_LIMIT: usize = 200;
 
 /// Longest text of a path in a report, in characters; the middle is left out of longer ones.
 const PATH_LIMIT: usize = 300;
-
-/// Longest text that a peer may put into a report, in characters.
-const TEXT_LIMIT: usize = 1000;
 
 /// How far a pass has come.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -203,16 +201,6 @@ pub(crate) trait FromPeer: serde::de::DeserializeOwned {
     fn clean(&mut self);
 }
 
-fn clean_text(text: &mut String) {
-    if text.chars().count() > TEXT_LIMIT || text.chars().any(char::is_control) {
-        *text = text
-            .chars()
-            .take(TEXT_LIMIT)
-            .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })
-            .collect();
-    }
-}
-
 impl<T> Bounded<T> {
     fn clean(&mut self, mut each: impl FnMut(&mut T)) {
         self.items.truncate(LIST_LIMIT);
@@ -224,8 +212,8 @@ impl Bounded<Note> {
     /// As [`FromPeer::clean`].
     pub(crate) fn clean_notes(&mut self) {
         self.clean(|note| {
-            clean_text(&mut note.path);
-            clean_text(&mut note.text);
+            clean(&mut note.path);
+            clean(&mut note.text);
         });
     }
 }
@@ -233,8 +221,8 @@ impl Bounded<Note> {
 impl Bounded<Refusal> {
     fn clean_refusals(&mut self) {
         self.clean(|refusal| {
-            clean_text(&mut refusal.path);
-            clean_text(&mut refusal.reason);
+            clean(&mut refusal.path);
+            clean(&mut refusal.reason);
         });
     }
 }
@@ -248,28 +236,22 @@ impl FromPeer for PassReport {
 
 impl FromPeer for Comparison {
     fn clean(&mut self) {
-        clean_text(&mut self.manifest);
+        clean(&mut self.manifest);
         self.refused.clean_refusals();
         self.notes.clean_notes();
         self.differences.clean(|difference| {
-            clean_text(&mut difference.path);
-            clean_text(&mut difference.what);
-            clean_text(&mut difference.source);
-            clean_text(&mut difference.target);
+            clean(&mut difference.path);
+            clean(&mut difference.what);
+            clean(&mut difference.source);
+            clean(&mut difference.target);
         });
     }
 }
 
 impl FromPeer for Fault {
     fn clean(&mut self) {
-        clean_text(&mut self.message);
-        self.causes.truncate(20);
-        self.causes.iter_mut().for_each(clean_text);
-        clean_text(&mut self.remedy);
-        // Our own programming error is not proved by what a peer says.
-        if self.class == FaultClass::Bug {
-            self.class = FaultClass::Permanent;
-        }
+        let told = std::mem::replace(self, Self::bug(""));
+        *self = told.told_by_another();
     }
 }
 
@@ -319,8 +301,8 @@ mod tests {
         fault.clean();
         assert_eq!(fault.message, "\u{fffd}[2Jgone");
         assert_eq!(fault.causes, ["a\u{fffd}b"]);
-        assert_eq!(fault.remedy.len(), TEXT_LIMIT);
-        assert_eq!(fault.class, FaultClass::Permanent);
+        assert_eq!(fault.remedy.len(), 1000);
+        assert_eq!(fault.class, ferry_proto::FaultClass::Permanent);
         assert_eq!(show(b"a\x1bb\xffc"), "a\u{fffd}b\u{fffd}c");
         assert_eq!(show(b""), ".");
     }

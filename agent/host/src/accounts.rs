@@ -220,7 +220,7 @@ fn load_file(file: &Path) -> Result<Definition, Problem> {
     Ok(definition)
 }
 
-fn parse(file: &Path, text: &str) -> Result<Definition, Problem> {
+pub(crate) fn parse(file: &Path, text: &str) -> Result<Definition, Problem> {
     let definition: Definition = toml::from_str(text).map_err(|e| {
         let line = e.span().map(|span| line_of(text.as_bytes(), span.start));
         let message = e.message().trim().replace('\n', "; ");

@@ -247,7 +247,7 @@ fn system_lines(layout: &Layout, user: &UnixName) -> Vec<Finding> {
 }
 
 /// Whether a line of a system crontab runs as `user`: the field after the times.
-fn runs_as(line: &str, user: &str) -> bool {
+pub(crate) fn runs_as(line: &str, user: &str) -> bool {
     let line = line.trim_start();
     let times = if line.starts_with('@') { 1 } else { 5 };
     !line.starts_with('#') && line.split_whitespace().nth(times) == Some(user)

@@ -17,6 +17,8 @@ pub mod cron;
 pub mod discover;
 mod durable;
 pub mod facts;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hooks;
 mod http;
 pub mod layout;

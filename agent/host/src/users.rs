@@ -117,6 +117,11 @@ pub struct IdPlan {
     pub mapped: bool,
 }
 
+/// For the fuzz target `user_record`.
+pub(crate) fn fuzz(record: &UserRecord) {
+    provision::fuzz(record);
+}
+
 /// Describes the account's user on this server.
 ///
 /// # Errors

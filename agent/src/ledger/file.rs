@@ -295,6 +295,27 @@ fn parse(bytes: &[u8], path: &Path) -> Result<(Vec<Vec<u8>>, usize), Fault> {
     Ok((documents, at))
 }
 
+/// For the fuzz target `ledger`: what is kept of a log is its beginning, frame by frame, and what was cut
+/// off held no whole entry. Bytes that are no log are the lines that one is made of.
+pub(super) fn fuzz(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
+    if !bytes.starts_with(MAGIC) {
+        let lines = bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+        let lines: Vec<Vec<u8>> = lines.map(<[u8]>::to_vec).collect();
+        let frames = lines.iter().flat_map(|line| frame(line).ok()).flatten();
+        let log: Vec<u8> = MAGIC.iter().copied().chain(frames).collect();
+        assert_eq!(fuzz(&log).as_ref(), Some(&lines));
+        return Some(lines);
+    }
+    let (documents, end) = parse(bytes, Path::new("ledger")).ok()?;
+    let mut again = MAGIC.to_vec();
+    for document in &documents {
+        again.extend(frame(document).expect("it was a frame before"));
+    }
+    assert_eq!(&bytes[..end], again);
+    assert!(whole_frame(&bytes[end..]).is_none());
+    Some(documents)
+}
+
 fn whole_frame(bytes: &[u8]) -> Option<&[u8]> {
     let length = u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
     if length == 0 || length > MAX_FRAME {

@@ -297,6 +297,22 @@ impl State {
     }
 }
 
+/// For the fuzz target `ledger`: what a log adds up to adds up to the same after it was compacted.
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let Some(documents) = file::fuzz(bytes) else { return };
+    let Ok(state) = State::read(&documents) else { return };
+    let entries = state.entries().expect("what was read can be written");
+    let again = State::read(&entries).expect("what was written can be read");
+    assert_eq!(again.entries().ok().map(sorted), Some(sorted(entries)));
+    assert!(state.ended.len() <= KEPT_OUTCOMES && state.undone.len() <= KEPT_UNDONE);
+}
+
+/// Commands under way are kept in no order.
+fn sorted(mut entries: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    entries.sort();
+    entries
+}
+
 #[cfg(test)]
 mod tests {
     use super::failing::{EIO, ENOSPC, EROFS, after_power_cut, on_failing};

@@ -14,7 +14,7 @@ use ferry_proto::command::CommitRecord;
 use ferry_proto::grant::SignedGrant;
 use ferry_proto::ids::{DatabaseName, ServerName};
 
-use super::{Answer, Operation, Reply, Request, receive, send};
+use super::{Answer, Operation, Reply, Request, receive, send, told};
 use crate::agent::Agent;
 use crate::ledger::SourceRecord;
 
@@ -166,7 +166,7 @@ impl Peer {
     }
 
     fn last_word<T>(&self, answer: Answer<T>) -> Answer<T> {
-        answer.map_err(|fault| fault.context(format!("{} refused or failed", self.server)))
+        told(&self.server, answer)
     }
 
     fn unexpected(&self, reply: &Reply) -> Fault {

@@ -13,7 +13,7 @@ use ferry_proto::Fault;
 use ferry_proto::account::EngineKind;
 use ferry_proto::command::CommitRecord;
 use ferry_proto::grant::SignedGrant;
-use ferry_proto::ids::DatabaseName;
+use ferry_proto::ids::{DatabaseName, ServerName};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -116,9 +116,49 @@ async fn receive<T: serde::de::DeserializeOwned>(
     })
 }
 
+/// What `server` answered, fit to be shown and kept: its fault's words are another server's.
+fn told<T>(server: &ServerName, answer: Answer<T>) -> Answer<T> {
+    answer.map_err(|fault| fault.told_by_another().context(format!("{server} refused or failed")))
+}
+
+/// For the fuzz target `peer_messages`: what either end reads is written as what reads alike.
+pub(crate) fn fuzz(bytes: &[u8]) {
+    fn keeps<T: Serialize + serde::de::DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+        let value: T = serde_json::from_slice(bytes).ok()?;
+        let text = serde_json::to_vec(&value).expect("what was read can be written");
+        let again: T = serde_json::from_slice(&text).expect("what was written can be read");
+        assert_eq!(serde_json::to_vec(&again).ok(), Some(text));
+        Some(value)
+    }
+    if let Some(request) = keeps::<Request>(bytes) {
+        assert!(!request.operation.name().is_empty());
+    }
+    keeps::<Answer<Reply>>(bytes);
+    keeps::<Answer<()>>(bytes);
+    if let Some(record) = keeps::<SourceRecord>(bytes) {
+        ferry_proto::fuzzing::checked(&record.definition);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    runtime.expect("a runtime").block_on(async {
+        let _ = receive::<Request>(&mut &*bytes).await;
+        let _ = receive::<Answer<Reply>>(&mut &*bytes).await;
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_peer_speaks_to_nobodys_terminal_and_proves_no_bug_of_ours() {
+        let mut fault = Fault::bug("\x1b[2Jgone").remedy("x".repeat(1 << 20));
+        fault.causes = vec!["a\nb".to_owned(); 1000];
+        let heard = told::<()>(&"web1".parse().unwrap(), Err(fault)).unwrap_err();
+        assert_eq!(heard.class, ferry_proto::FaultClass::Permanent);
+        let text = heard.to_string();
+        assert!(!text.contains(char::is_control) && text.len() < 32 << 10, "{}", text.len());
+        assert!(text.starts_with("web1 refused or failed: "), "{text}");
+    }
 
     #[tokio::test]
     async fn messages_cross_and_bad_ones_are_faults() {

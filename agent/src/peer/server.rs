@@ -19,8 +19,9 @@ use crate::clock::unix_ms;
 use crate::ledger::{Account, SourceRecord, Standing};
 use crate::work;
 
-/// Operations of peers at once.
-const OPERATIONS: usize = 64;
+/// Operations of peers at once: several times what one server may have open (`Limits::per_agent`), so
+/// that none keeps out all others.
+const OPERATIONS: usize = 256;
 /// How long a peer may take to say what it wants.
 const REQUEST: Duration = Duration::from_secs(30);
 

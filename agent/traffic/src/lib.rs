@@ -9,5 +9,7 @@ pub mod client;
 pub mod config;
 pub mod control;
 pub mod firewall;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod mail;
 pub mod redirector;

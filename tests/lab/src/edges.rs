@@ -33,6 +33,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ferry-controller", &["ferry-proto", "ferry-store", "ferry-fleet", "ferry-api"]),
     ("ferry-cli", &["ferry-proto"]),
     ("ferry-failpoints", &[]),
+    (
+        "ferry-fuzz-targets",
+        &[
+            "ferry-proto",
+            "ferry-files",
+            "ferry-databases",
+            "ferry-traffic",
+            "ferry-host",
+            "ferry-agent",
+        ],
+    ),
     ("ferry-lab", &["ferry-proto"]),
 ];
 

@@ -204,3 +204,26 @@ impl Engine for Mariadb {
         provision::open(&mut self.session().await?, spec, record.mariadb()?).await
     }
 }
+
+/// For the fuzz target `mariadb_object`.
+pub(crate) fn fuzz_object(bytes: &[u8], spec: &Spec) {
+    let Ok(object) = serde_json::from_slice::<objects::StoredObject>(bytes) else { return };
+    if object.check(spec, "shop").is_err() {
+        return;
+    }
+    let Ok(statement) = object.statement() else { return };
+    let definer = b"DEFINER = `shop`@`localhost` ";
+    assert!(statement.starts_with(b"CREATE "), "{statement:?}");
+    assert!(statement.windows(definer.len()).any(|w| w == definer), "{statement:?}");
+    let setting = object.setting();
+    assert!(setting.starts_with("SET sql_mode = "), "{setting}");
+}
+
+/// For the fuzz target `mariadb_ddl`.
+pub(crate) fn fuzz_ddl(server: u32, dump: &[u8], step: usize) -> Vec<u8> {
+    let mut filter = ddl::DdlFilter::new(server);
+    let mut out = Vec::new();
+    dump.chunks(step).for_each(|piece| out.extend(filter.feed(piece)));
+    out.extend(filter.finish());
+    out
+}

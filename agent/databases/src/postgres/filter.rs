@@ -28,8 +28,9 @@ enum State {
     Quote(bool),
     /// Between `"`.
     Name,
-    /// Between dollar quotes with this delimiter.
-    Dollar(Vec<u8>),
+    /// Between dollar quotes with this delimiter, behind which the content begins here: what opens it is no
+    /// part of what closes it.
+    Dollar(Vec<u8>, usize),
     /// Rows of COPY, up to a line `\.`.
     Rows,
 }
@@ -39,8 +40,11 @@ pub(super) struct Filter {
     major: u32,
     encoding: String,
     state: State,
-    /// The statement so far; in `Rows`, the line so far.
+    /// What was not passed on yet; in `Rows`, the line so far.
     buffer: Vec<u8>,
+    /// Where in the buffer the statement begins. What is before it is dropped once a piece: dropped with
+    /// each statement, a line of a million would take hours.
+    start: usize,
     /// How far the buffer has been looked at.
     at: usize,
     /// psql's own account of SQL-standard function bodies, in which `;` ends no statement.
@@ -60,6 +64,7 @@ impl Filter {
             encoding: encoding.to_owned(),
             state: State::Plain,
             buffer: Vec::new(),
+            start: 0,
             at: 0,
             words: Vec::new(),
             depth: 0,
@@ -114,7 +119,9 @@ impl Filter {
         }
         self.scan(&mut out)?;
         match self.state {
-            State::Plain | State::LineComment if significant(&self.buffer).is_empty() => Ok(out),
+            State::Plain | State::LineComment if significant(self.statement()).is_empty() => {
+                Ok(out)
+            }
             _ => Err(Fault::permanent("a dump ended within a statement")),
         }
     }
@@ -131,7 +138,6 @@ impl Filter {
             let line = std::mem::take(&mut self.buffer);
             if line == b"\\.\n" || line == b"\\.\r\n" {
                 self.state = State::Plain;
-                self.at = 0;
             }
         }
     }
@@ -145,7 +151,18 @@ impl Filter {
                 _ => self.quoted(),
             }
         }
+        self.buffer.drain(..self.start);
+        self.at -= self.start;
+        if let State::Dollar(_, content) = &mut self.state {
+            *content -= self.start;
+        }
+        self.start = 0;
         Ok(())
+    }
+
+    /// The statement so far.
+    fn statement(&self) -> &[u8] {
+        &self.buffer[self.start..]
     }
 
     fn two(&self) -> &[u8] {
@@ -178,9 +195,8 @@ impl Filter {
                 [b'"', ..] => (Some(State::Plain), 1),
                 _ => (None, 1),
             },
-            State::Dollar(delimiter) => {
-                let length = delimiter.len();
-                if self.buffer[..=self.at].ends_with(delimiter) && self.at + 1 >= length {
+            State::Dollar(delimiter, content) => {
+                if self.buffer[*content..=self.at].ends_with(delimiter) {
                     (Some(State::Plain), 1)
                 } else {
                     (None, 1)
@@ -229,7 +245,7 @@ impl Filter {
             [b'$', ..] => match self.dollar() {
                 Some(delimiter) => {
                     let length = delimiter.len();
-                    self.enter(State::Dollar(delimiter), length);
+                    self.enter(State::Dollar(delimiter, self.at + length), length);
                 }
                 None => self.at += 1,
             },
@@ -306,18 +322,19 @@ impl Filter {
         let mut words = line.split(u8::is_ascii_whitespace).filter(|w| !w.is_empty());
         let known = matches!(words.next(), Some(b"\\restrict" | b"\\unrestrict"));
         let key = words.next().is_some_and(|w| w.iter().all(u8::is_ascii_alphanumeric));
-        let alone = words.next().is_none() && significant(&self.buffer[..self.at]).is_empty();
+        let alone =
+            words.next().is_none() && significant(&self.buffer[self.start..self.at]).is_empty();
         if !(known && key && alone) {
             return Err(refused_order(line));
         }
-        self.buffer.drain(..self.at + end);
-        self.at = 0;
+        self.at += end;
+        self.start = self.at;
         Ok(())
     }
 
     fn end_statement(&mut self, out: &mut Vec<u8>) -> Result<(), Fault> {
-        let statement: Vec<u8> = self.buffer.drain(..self.at).collect();
-        self.at = 0;
+        let statement = self.buffer[self.start..self.at].to_vec();
+        self.start = self.at;
         let words = std::mem::take(&mut self.words);
         self.depth = 0;
         if significant(&statement).starts_with(b"/*") {
@@ -331,13 +348,15 @@ impl Filter {
         out.extend(passed.unwrap_or_default());
         if copies {
             // The rest of COPY's line belongs to it; its rows begin on the next.
-            let line_end = self.buffer.iter().position(|b| *b == b'\n');
-            let rest = &self.buffer[..line_end.unwrap_or(self.buffer.len())];
+            let left = self.statement();
+            let line_end = left.iter().position(|b| *b == b'\n');
+            let rest = &left[..line_end.unwrap_or(left.len())];
             if line_end.is_none() || !rest.iter().all(|b| b" \t\r".contains(b)) {
                 return Err(Fault::permanent("a dump has something after COPY on its line"));
             }
             out.push(b'\n');
             self.buffer.clear();
+            (self.start, self.at) = (0, 0);
             self.state = State::Rows;
         }
         Ok(())

@@ -213,3 +213,14 @@ impl Engine for Postgresql {
         provision::open(&self.config, spec, record.postgresql()?).await
     }
 }
+
+/// For the fuzz target `postgresql_filter`.
+pub(crate) fn fuzz_filter(major: u32, dump: &[u8], step: usize) -> Result<Vec<u8>, Fault> {
+    let mut filter = filter::Filter::new(major, "UTF8");
+    let mut out = Vec::new();
+    for piece in dump.chunks(step) {
+        out.extend(filter.feed(piece)?);
+    }
+    out.extend(filter.finish()?);
+    Ok(out)
+}

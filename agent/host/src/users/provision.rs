@@ -178,6 +178,17 @@ fn check_text(record: &UserRecord) -> Result<(), Fault> {
     .remedy("look at the user's lines in /etc/passwd and /etc/shadow at the source"))
 }
 
+/// For the fuzz target `user_record`: what passes the check stays within its fields.
+pub(super) fn fuzz(record: &UserRecord) {
+    if check_text(record).is_err() {
+        return;
+    }
+    let shell = record.shell.display();
+    passwd::fuzz(&format!("{}:x:1000:1000:{}:/home/x:{shell}", record.name, record.gecos));
+    let line = format!("{}:{}:{}:::::::", record.name, record.password_hash.expose(), record.gecos);
+    assert!(line.lines().count() == 1 && line.matches(':').count() == 9, "{line:?}");
+}
+
 fn check_shell(
     layout: &Layout,
     record: &UserRecord,

@@ -14,6 +14,8 @@ mod body;
 mod connection;
 mod control;
 mod dial;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 mod http;
 mod ingress;

@@ -2,7 +2,7 @@
 
 use ferry_proto::Fault;
 
-use super::{Filter, significant};
+use super::{Filter, significant, unclear};
 
 /// Settings that a dump may make, and the release that brought them.
 const SETTINGS: &[(&str, u32)] = &[
@@ -37,14 +37,17 @@ impl Filter {
             | ["reset", "session", "authorization"] => Some(b"\nRESET ROLE;".to_vec()),
             ["set", "session", "authorization", _] => {
                 // As it is written there, quotes included.
-                let role = body.split_whitespace().nth(3).unwrap_or_default();
+                let role = body.split_whitespace().nth(3).filter(|role| role.ends_with(';'));
+                let role = role.ok_or_else(|| unclear("a role that is not one word"))?;
                 Some(format!("\nSET ROLE {role}").into_bytes())
             }
             ["set", name, ..] => self.may_set(name, &words)?.then(|| statement.to_vec()),
             ["create", "extension", ..] | ["comment", "on", "extension", ..] => None,
             ["create", "schema", first, ..] if *first != "if" && *first != "authorization" => {
-                let rest = &statement[start + "CREATE SCHEMA".len()..];
-                Some([b"\nCREATE SCHEMA IF NOT EXISTS", rest].concat())
+                let rest = statement[start..].strip_prefix(b"CREATE SCHEMA ");
+                let rest =
+                    rest.ok_or_else(|| unclear("a schema in a form that dumps do not use"))?;
+                Some([b"\nCREATE SCHEMA IF NOT EXISTS ", rest].concat())
             }
             ["alter", "schema", "public" | "\"public\"", "owner", ..] => None,
             ["grant" | "revoke", ..] => self.grant(statement, start),

@@ -50,6 +50,11 @@ fn orders_to_the_client_are_refused() {
         "SELECT $a$ $a$ \\! touch x\n;",
         "SELECT a$b$ \\! touch x\n$b$;",
         "SELECT $1$ \\! touch x\n$1$;",
+        // What opens a dollar quote closes none: psql would be outside quotes where a filter is within.
+        "SELECT $a$a$ ' $a$ \\! touch x\n';",
+        "SELECT $$$ ' $$ \\! touch x\n';",
+        "SET SESSION=AUTHORIZATION=x;",
+        "CREATE  SCHEMA x;",
         "SELECT \"a\\\" \\! touch x\n;",
         "-- comment\n\\! touch x\n",
         "/* */ \\! touch x\n",
@@ -111,4 +116,12 @@ fn default_privileges_lose_what_older_servers_do_not_know() {
         \nALTER DEFAULT PRIVILEGES FOR ROLE shop GRANT ALL ON TABLES TO \"MAINTAIN\";";
     assert_eq!(each_way(15, dump).expect("passes"), old);
     assert_eq!(each_way(17, dump).expect("passes"), dump.trim_end());
+}
+
+#[test]
+fn a_line_of_many_statements_is_read_in_a_moment() {
+    let began = std::time::Instant::now();
+    let dump = ";".repeat(1 << 19);
+    assert_eq!(filtered(15, &dump, dump.len()).map(|passed| passed.len()), Ok(dump.len()));
+    assert!(began.elapsed() < std::time::Duration::from_secs(10), "{:?}", began.elapsed());
 }

@@ -9,6 +9,8 @@ mod deadlines;
 mod definitions;
 mod discover;
 mod enrolment;
+#[doc(hidden)]
+pub mod fuzzing;
 mod guard;
 mod ledger;
 mod link;
@@ -103,7 +105,11 @@ enum AccountsCommand {
     Discover(discover::Wanted),
 }
 
-fn main() -> anyhow::Result<()> {
+/// Does what the command line asks.
+///
+/// # Errors
+/// What kept it from being done, for a person.
+pub fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let config = match Config::load(&arguments.config) {
         // A mistake in it must not keep accounts from being closed: the ledger is where it usually is.
