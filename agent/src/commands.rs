@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::agent::Agent;
+use crate::doctor::turn;
 use crate::ledger::{CommandState, Entry};
 use crate::work::{self, Job};
 
@@ -246,6 +247,7 @@ impl Commands {
         let outcome = match intent.of() {
             None => self.inspect(intent, command.grant.as_ref()).await,
             Some(of) => {
+                let _turn = turn::of_command(&self.agent.config.state_directory).await?;
                 let job = Job {
                     agent: self.agent.clone(),
                     of: of.clone(),

@@ -8,6 +8,7 @@ mod config;
 mod deadlines;
 mod definitions;
 mod discover;
+mod doctor;
 mod enrolment;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -97,6 +98,16 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Look for what Ferry has left on this server and nothing stands for. Exit code 0: nothing; 1: it was
+    /// found; 2: something could not be looked at.
+    Doctor {
+        /// One JSON document.
+        #[arg(long)]
+        json: bool,
+        /// Also remove it, but for what is left to a person.
+        #[arg(long)]
+        remove: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -116,6 +127,10 @@ pub fn main() -> anyhow::Result<()> {
         Err(fault) if matches!(arguments.command, Command::Guard) => {
             eprintln!("{fault}; the guard goes on with the defaults");
             Config::default()
+        }
+        Err(fault) if matches!(arguments.command, Command::Doctor { .. }) => {
+            eprintln!("{fault}");
+            std::process::exit(doctor::COULD_NOT_LOOK);
         }
         loaded => loaded?,
     };
@@ -162,6 +177,10 @@ pub fn main() -> anyhow::Result<()> {
             runtime.block_on(unhook::unhook(&config, force))?;
             println!("Postfix and Dovecot no longer know Ferry");
             Ok(())
+        }
+        Command::Doctor { json, remove } => {
+            let code = runtime.block_on(doctor::doctor(&config, json, remove));
+            std::process::exit(code);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Ferry's contract: what agents, controller and command line agree on. It knows none of them.
 
 pub mod account;
+pub mod artefact;
 pub mod channel;
 pub mod command;
 pub mod fault;

@@ -9,7 +9,8 @@ use async_trait::async_trait;
 use ferry_failpoints::ENABLED;
 use ferry_proto::Fault;
 use ferry_proto::account::EngineKind;
-use ferry_proto::ids::DatabaseName;
+use ferry_proto::artefact::Artefact;
+use ferry_proto::ids::{AccountName, DatabaseName};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::manifest::DatabaseManifest;
@@ -142,6 +143,25 @@ pub trait Engine: Send + Sync {
     /// At the target: lets the account's users in with their own passwords, starts events that
     /// ran at the source, takes the marks away.
     async fn open(&self, spec: &Spec, record: &Record) -> Result<(), Fault>;
+
+    /// Everything that Ferry has made in this server and neither taken away nor opened, of any account.
+    /// What bears only a hash of its account is known to be one of `accounts`, or of none of them.
+    /// Changes nothing.
+    async fn observe(&self, accounts: &[AccountName]) -> Result<Vec<Artefact>, Fault>;
+
+    /// What still keeps the account out of its databases here, though it is served: left by a fence
+    /// that no record undoes any more. Changes nothing.
+    async fn left_closed(&self, spec: &Spec) -> Result<Vec<Artefact>, Fault>;
+
+    /// Removes what [`Engine::observe`] has found, if it is still as it was found: a database only
+    /// while it is empty. May be repeated.
+    async fn remove(&self, artefact: &Artefact) -> Result<(), Fault>;
+}
+
+/// The fault for something that is not what it was when it was observed.
+pub(crate) fn not_ours(artefact: &Artefact) -> Fault {
+    Fault::precondition(format!("{artefact} is not, or not any more, what Ferry makes: it stays"))
+        .remedy("look again: ferry-agent doctor")
 }
 
 /// MariaDB on this server.

@@ -88,14 +88,38 @@ impl Spec {
     /// The name of a temporary database user of this account. It is derived from the account, so
     /// that one left by a crash is found again, and short enough for both engines.
     pub(crate) fn temporary_user(&self, purpose: &str) -> String {
-        let hash = blake3::hash(self.account.as_str().as_bytes()).to_hex();
-        format!("ferry_{purpose}_{}", &hash[..16])
+        temporary_user_of(&self.account, purpose)
     }
 
     /// The mark on what Ferry created for this account and has not opened yet.
     pub(crate) fn mark(&self) -> String {
-        format!("ferry: closed, being received for account {}", self.account)
+        mark_of(self.account.as_str())
     }
+}
+
+/// What every mark begins with; the account follows.
+pub(crate) const MARK: &str = "ferry: closed, being received for account ";
+/// How much of a hash is in the names that Ferry derives.
+const DIGITS: usize = 16;
+
+/// The mark on what Ferry created for `account`.
+pub(crate) fn mark_of(account: &str) -> String {
+    format!("{MARK}{account}")
+}
+
+/// The name of a temporary user of `account`.
+pub(crate) fn temporary_user_of(account: &AccountName, purpose: &str) -> String {
+    let hash = blake3::hash(account.as_str().as_bytes()).to_hex();
+    format!("ferry_{purpose}_{}", &hash[..DIGITS])
+}
+
+/// Whether `name` is exactly one that Ferry derives for `purpose`, of whatever account.
+pub(crate) fn is_derived(name: &str, purpose: &str) -> bool {
+    let digits = name
+        .strip_prefix("ferry_")
+        .and_then(|rest| rest.strip_prefix(purpose)?.strip_prefix('_'))
+        .unwrap_or_default();
+    digits.len() == DIGITS && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// How much a finding weighs.

@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use ferry_failpoints::around_async;
 use ferry_proto::Fault;
 use ferry_proto::account::EngineKind;
-use ferry_proto::ids::DatabaseName;
+use ferry_proto::artefact::Artefact;
+use ferry_proto::ids::{AccountName, DatabaseName};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::engine::{Engine, Progress};
@@ -137,6 +138,18 @@ impl<E: Engine> Engine for Points<E> {
 
     async fn open(&self, spec: &Spec, record: &Record) -> Result<(), Fault> {
         self.around("open", self.0.open(spec, record)).await
+    }
+
+    async fn observe(&self, accounts: &[AccountName]) -> Result<Vec<Artefact>, Fault> {
+        self.0.observe(accounts).await
+    }
+
+    async fn left_closed(&self, spec: &Spec) -> Result<Vec<Artefact>, Fault> {
+        self.0.left_closed(spec).await
+    }
+
+    async fn remove(&self, artefact: &Artefact) -> Result<(), Fault> {
+        self.around("remove", self.0.remove(artefact)).await
     }
 }
 

@@ -19,7 +19,11 @@ use crate::run::Run;
 use crate::users::passwd::Database;
 use crate::{Finding, Layout};
 
-const SPOOL: &str = "/var/spool/cron/crontabs";
+pub(crate) const SPOOL: &str = "/var/spool/cron/crontabs";
+/// Begins the name of a crontab that is aside; the user follows.
+pub(crate) const ASIDE: &str = ".ferry-aside-";
+/// Begins the name of a crontab that no longer counts and is kept.
+pub(crate) const FOUND: &str = ".ferry-found-";
 const AT_SPOOL: &str = "/var/spool/cron/atjobs";
 /// The largest crontab that moves.
 const CAP: u64 = 1 << 20;
@@ -37,16 +41,16 @@ pub struct CronRecord {
     pub findings: Vec<Finding>,
 }
 
-fn crontab(layout: &Layout, user: &UnixName) -> PathBuf {
+pub(crate) fn crontab(layout: &Layout, user: &UnixName) -> PathBuf {
     layout.path(SPOOL).join(user.as_str())
 }
 
 fn aside(layout: &Layout, user: &UnixName) -> PathBuf {
-    layout.path(SPOOL).join(format!(".ferry-aside-{user}"))
+    layout.path(SPOOL).join(format!("{ASIDE}{user}"))
 }
 
 fn found(layout: &Layout, user: &UnixName) -> PathBuf {
-    layout.path(SPOOL).join(format!(".ferry-found-{user}"))
+    layout.path(SPOOL).join(format!("{FOUND}{user}"))
 }
 
 /// Reads the user's crontab, also while it is aside, and what else would run by the clock.

@@ -36,10 +36,18 @@ fn sync_parent(path: &Path) -> io::Result<()> {
     File::open(parent(path))?.sync_all()
 }
 
+/// What temporary names begin with; the file's own follows.
+const TEMPORARY: &str = ".ferry-tmp-";
+
+/// Whether a file of this name was being written.
+pub(crate) fn is_temporary(name: &str) -> bool {
+    name.starts_with(TEMPORARY)
+}
+
 /// The name under which `path` is written before it takes its place. A dot file: nginx's and
 /// PHP-FPM's include patterns, run-parts and cron all pass over it.
 fn temporary(path: &Path) -> PathBuf {
-    let mut name = OsString::from(".ferry-tmp-");
+    let mut name = OsString::from(TEMPORARY);
     name.push(path.file_name().unwrap_or_default());
     parent(path).join(name)
 }

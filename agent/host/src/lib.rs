@@ -24,6 +24,7 @@ mod http;
 pub mod layout;
 mod nginx;
 mod nginx_config;
+pub mod observe;
 mod php;
 pub mod processes;
 mod run;

@@ -10,10 +10,12 @@ mod table;
 mod writers;
 
 pub(crate) use keep::installed as installed_units;
+pub(crate) use keep::{DROP_IN, FLAGS, drop_in_places};
 pub use keep::{
     KeptStopped, StoppedUnit, allow, forget, keep_stopped, keep_stopped_again, kept_stopped,
     may_start, plan_keep_stopped, prepare_keep_stopped, unit_findings,
 };
+pub(crate) use linger::{ASIDE as LINGER_ASIDE, LINGER, put_back as put_linger_back};
 pub use linger::{
     is_visible as lingers_now, lingers, put_aside as put_linger_aside, remove as remove_linger,
 };

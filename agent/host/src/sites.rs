@@ -119,5 +119,22 @@ fn socket(layout: &Layout, definition: &Definition, site: &Site) -> PathBuf {
     layout.path("/run/php").join(format!("{}.sock", label(definition, site)))
 }
 
+/// Every file that the plan's sites can have, open, closed or rehearsed.
+pub(crate) fn places(layout: &Layout, plan: &SitesPlan) -> Vec<PathBuf> {
+    let mut places = Vec::new();
+    for file in render(layout, plan).into_iter().filter(|f| f.role == Role::Pool) {
+        places.push(change::disabled(&file.path));
+        places.push(file.path);
+    }
+    for site in &plan.definition.sites {
+        places.push(available(layout, &plan.definition, site));
+        places.push(enabled(layout, &plan.definition, site));
+        places.extend(rehearse::places(layout, plan, site));
+        let (certificate, key) = render::certificate_files(layout, &plan.definition, site);
+        places.extend([certificate, key]);
+    }
+    places
+}
+
 #[cfg(test)]
 mod tests;

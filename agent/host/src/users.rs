@@ -10,6 +10,8 @@ mod refresh;
 mod web;
 
 pub use deprovision::deprovision;
+pub(crate) use deprovision::deprovision_user;
+pub(crate) use logins::CLOSED;
 pub use logins::{LoginRecord, close_logins, may_log_in, open_logins, plan_close_logins};
 pub use provision::{Existing, Policy, Provision, plan_provision, provision};
 pub use refresh::{FormerUser, former, refresh, restore};

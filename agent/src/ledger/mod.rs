@@ -57,6 +57,15 @@ struct State {
     revoked_servers: Vec<ServerName>,
 }
 
+/// What a ledger says that another process may have open.
+#[derive(Debug, Default)]
+pub struct Said {
+    /// How every account stands.
+    pub accounts: BTreeMap<AccountName, Account>,
+    /// Moves that were undone here.
+    pub undone: Vec<JobId>,
+}
+
 /// The ledger.
 #[derive(Debug)]
 pub struct Ledger {
@@ -87,7 +96,16 @@ impl Ledger {
     /// # Errors
     /// If it cannot be read or is damaged.
     pub fn accounts_at(path: &Path) -> Result<BTreeMap<AccountName, Account>, Fault> {
-        Ok(State::read(&file::documents_at(path)?)?.accounts)
+        Ok(Self::read_at(path)?.accounts)
+    }
+
+    /// What the ledger at `path` says now; otherwise as [`Self::accounts_at`].
+    ///
+    /// # Errors
+    /// As [`Self::accounts_at`].
+    pub fn read_at(path: &Path) -> Result<Said, Fault> {
+        let State { accounts, undone, .. } = State::read(&file::documents_at(path)?)?;
+        Ok(Said { accounts, undone: undone.into() })
     }
 
     /// Records an entry. It has taken effect only if this succeeds; if it fails, what the disk

@@ -5,6 +5,7 @@ mod route;
 mod watch;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ferry_host::sites_wind_down::{self, WindDown};
@@ -16,12 +17,13 @@ use ferry_traffic::firewall;
 
 use crate::agent::{Agent, blocking};
 use crate::ledger::{Account, Standing};
+use crate::work::copied::Copied;
 use crate::work::record::here;
 use crate::work::{Job, done, is_epoch};
-use route::{is_in_front, is_opening, peer, route, seen_by_visitors, serving_peers};
+use route::{peer, seen_by_visitors};
 use watch::{rules, step_aside};
 
-pub use route::ingress;
+pub use route::{ingress, is_in_front, is_opening, route};
 pub use watch::keep;
 
 /// Puts the redirector in front of the account; traffic still goes to the local services. Then winds
@@ -111,11 +113,12 @@ pub async fn disarm(job: &Job) -> Result<Receipt, Fault> {
     agent.set_account(&job.of.account, (!forget).then_some(account)).await?;
     reconcile(agent).await?;
     unhook_mail(agent).await;
+    Copied::forget(agent, &job.of.account).await;
     Ok(done("the redirector is out of the way"))
 }
 
 /// Takes the mail services' hooks out if no account needs them: an aborted move leaves nothing behind.
-async fn unhook_mail(agent: &Agent) {
+pub async fn unhook_mail(agent: &Agent) {
     let moves = |a: &Account| !matches!(a.standing, Standing::Serving | Standing::Finalized { .. });
     if agent.look(|l| l.accounts().values().any(moves)) {
         return;
@@ -176,7 +179,11 @@ async fn route_all(
             first = first.and(removed);
         }
     }
-    let moving = accounts.iter().filter_map(|a| peer(seen_by_visitors(&a.standing)));
-    let peers: BTreeSet<_> = moving.chain(serving_peers(accounts)).collect();
-    first.and(agent.redirector.set_peers(peers).await)
+    first.and(agent.redirector.set_peers(peers(accounts)).await)
+}
+
+/// The servers whose redirectors may pass visitors on to this one.
+pub fn peers<'a>(accounts: impl IntoIterator<Item = &'a Account>) -> BTreeSet<IpAddr> {
+    let of = |a: &Account| [peer(seen_by_visitors(&a.standing)), a.came_from];
+    accounts.into_iter().flat_map(of).flatten().collect()
 }

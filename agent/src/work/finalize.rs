@@ -55,6 +55,7 @@ pub async fn finalize(job: &Job, erase: bool) -> Result<Receipt, Fault> {
     }
     remove(job, &account).await?;
     agent.set_account(&job.of.account, None).await?;
+    arm::unhook_mail(agent).await;
     Ok(done("the copy and everything that was made for it is removed"))
 }
 

@@ -272,6 +272,7 @@ pub async fn deprovision(job: &Job) -> Result<Receipt, Fault> {
                 None => {
                     erase(agent, &account).await?;
                     agent.set_account(&job.of.account, None).await?;
+                    arm::unhook_mail(agent).await;
                     Ok(done("everything that was made here is removed"))
                 }
             }

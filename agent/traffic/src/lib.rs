@@ -12,4 +12,5 @@ pub mod firewall;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod mail;
+pub mod observe;
 pub mod redirector;

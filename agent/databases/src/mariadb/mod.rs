@@ -12,6 +12,7 @@ mod inspect;
 mod load;
 mod manifest;
 mod objects;
+mod observe;
 mod provision;
 mod record;
 mod rehearse;
@@ -30,7 +31,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ferry_proto::Fault;
 use ferry_proto::account::EngineKind;
-use ferry_proto::ids::DatabaseName;
+use ferry_proto::artefact::Artefact;
+use ferry_proto::ids::{AccountName, DatabaseName};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -202,6 +204,18 @@ impl Engine for Mariadb {
 
     async fn open(&self, spec: &Spec, record: &Record) -> Result<(), Fault> {
         provision::open(&mut self.session().await?, spec, record.mariadb()?).await
+    }
+
+    async fn observe(&self, accounts: &[AccountName]) -> Result<Vec<Artefact>, Fault> {
+        observe::observe(&mut self.session().await?, accounts).await
+    }
+
+    async fn left_closed(&self, spec: &Spec) -> Result<Vec<Artefact>, Fault> {
+        observe::left_closed(&mut self.session().await?, spec).await
+    }
+
+    async fn remove(&self, artefact: &Artefact) -> Result<(), Fault> {
+        observe::remove(&mut self.session().await?, artefact).await
     }
 }
 

@@ -134,7 +134,7 @@ pub(super) async fn drop_closed(
     Ok(())
 }
 
-async fn drop_database(session: &mut Session, name: &str) -> Result<(), Fault> {
+pub(super) async fn drop_database(session: &mut Session, name: &str) -> Result<(), Fault> {
     let sql = format!("DROP DATABASE IF EXISTS {}", ident(name));
     session.run(&format!("database {name} cannot be dropped"), &sql).await
 }

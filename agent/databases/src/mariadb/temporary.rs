@@ -29,12 +29,17 @@ pub(super) enum Purpose {
 impl Purpose {
     pub(super) const ALL: [Self; 3] = [Self::Load, Self::Rehearse, Self::Define];
 
-    pub(super) fn user(self, spec: &Spec) -> String {
-        spec.temporary_user(match self {
+    /// The word for it in the user's name.
+    pub(super) fn word(self) -> &'static str {
+        match self {
             Self::Load => "load",
             Self::Rehearse => "try",
             Self::Define => "define",
-        })
+        }
+    }
+
+    pub(super) fn user(self, spec: &Spec) -> String {
+        spec.temporary_user(self.word())
     }
 }
 
@@ -110,9 +115,13 @@ async fn grant_all(session: &mut Session, spec: &Spec, name: &str) -> Result<(),
 
 /// Drops the account's temporary users and ends their connections.
 pub(super) async fn drop_all(session: &mut Session, spec: &Spec) -> Result<(), Fault> {
+    drop_named(session, &Purpose::ALL.map(|p| p.user(spec))).await
+}
+
+/// The same for those of these names.
+pub(super) async fn drop_named(session: &mut Session, names: &[String]) -> Result<(), Fault> {
     let what = "a temporary database user cannot be dropped";
-    let names = Purpose::ALL.map(|p| p.user(spec));
-    for name in &names {
+    for name in names {
         session.run(what, &format!("DROP USER IF EXISTS {}", user(name, "localhost"))).await?;
     }
     let list = text_list(names.iter().map(String::as_str));

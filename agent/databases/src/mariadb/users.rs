@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::record::{Auth, LIMITS, Tls, UserRecord};
 use super::session::{Session, text, user};
-use crate::model::Spec;
+use crate::model::{Spec, mark_of};
 use crate::secret::Secret;
 
 /// A user as `mysql.global_priv` has it.
@@ -25,7 +25,12 @@ impl Login {
 
     /// Whether it was created by Ferry for this account and has not been opened.
     pub(super) fn bears_mark(&self, spec: &Spec) -> bool {
-        self.json["authentication_string"].as_str() == Some(mark(spec).as_str())
+        self.bears_mark_of(spec.account.as_str())
+    }
+
+    /// The same for an account of which only the name is known.
+    pub(super) fn bears_mark_of(&self, account: &str) -> bool {
+        self.json["authentication_string"].as_str() == Some(mark(&mark_of(account)).as_str())
     }
 
     fn auth(&self) -> Vec<Auth> {
@@ -117,8 +122,8 @@ pub(super) async fn find(
 
 /// The hash of no password at all. It marks a user that Ferry created for this account and that
 /// has not been opened.
-pub(super) fn mark(spec: &Spec) -> String {
-    let hash = blake3::hash(spec.mark().as_bytes()).to_hex();
+fn mark(mark: &str) -> String {
+    let hash = blake3::hash(mark.as_bytes()).to_hex();
     format!("*{}", hash[..40].to_ascii_uppercase())
 }
 
@@ -127,7 +132,7 @@ pub(super) fn create_closed(spec: &Spec, name: &str, host: &str) -> String {
     format!(
         "CREATE USER {} IDENTIFIED VIA mysql_native_password USING {} ACCOUNT LOCK",
         user(name, host),
-        text(&mark(spec))
+        text(&mark(&spec.mark()))
     )
 }
 

@@ -18,7 +18,7 @@ use crate::secret::random_password;
 
 /// Yields a row if anything was created in a database since it was (objects of the server's own
 /// have object ids below 16384), or if its schema `public` is not as it comes.
-const UNTOUCHED: &str = "SELECT 1 FROM pg_class WHERE oid >= 16384 UNION ALL \
+pub(super) const UNTOUCHED: &str = "SELECT 1 FROM pg_class WHERE oid >= 16384 UNION ALL \
      SELECT 1 FROM pg_namespace WHERE oid >= 16384 UNION ALL SELECT 1 FROM pg_proc WHERE oid >= 16384 UNION ALL \
      SELECT 1 FROM pg_type WHERE oid >= 16384 UNION ALL SELECT 1 FROM pg_extension WHERE oid >= 16384 UNION ALL \
      SELECT 1 FROM pg_operator WHERE oid >= 16384 UNION ALL SELECT 1 FROM pg_cast WHERE oid >= 16384 UNION ALL \

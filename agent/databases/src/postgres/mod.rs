@@ -10,6 +10,7 @@ mod filter;
 mod inspect;
 mod load;
 mod manifest;
+mod observe;
 mod provision;
 mod record;
 mod recording;
@@ -26,7 +27,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ferry_proto::Fault;
 use ferry_proto::account::EngineKind;
-use ferry_proto::ids::DatabaseName;
+use ferry_proto::artefact::Artefact;
+use ferry_proto::ids::{AccountName, DatabaseName};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -211,6 +213,18 @@ impl Engine for Postgresql {
 
     async fn open(&self, spec: &Spec, record: &Record) -> Result<(), Fault> {
         provision::open(&self.config, spec, record.postgresql()?).await
+    }
+
+    async fn observe(&self, accounts: &[AccountName]) -> Result<Vec<Artefact>, Fault> {
+        observe::observe(&self.config, accounts).await
+    }
+
+    async fn left_closed(&self, spec: &Spec) -> Result<Vec<Artefact>, Fault> {
+        observe::left_closed(&self.session().await?, spec).await
+    }
+
+    async fn remove(&self, artefact: &Artefact) -> Result<(), Fault> {
+        observe::remove(&self.config, artefact).await
     }
 }
 

@@ -207,10 +207,13 @@ pub(super) async fn create_database(
     session.run(&what, &finish).await
 }
 
+/// The word in the name of a database that has not been given its own yet.
+pub(super) const UNNAMED: &str = "new";
+
 /// The name of a database that has not been given its own yet.
 fn unnamed(spec: &Spec, database: &str) -> String {
     let hash = blake3::hash(format!("{}/{database}", spec.account).as_bytes()).to_hex();
-    format!("ferry_new_{}", &hash[..16])
+    format!("ferry_{UNNAMED}_{}", &hash[..16])
 }
 
 /// Drops a database and ends whatever is connected to it. The name is quoted.
@@ -266,7 +269,7 @@ pub(super) async fn drop_closed(
     Ok(())
 }
 
-async fn drop_role(session: &Session, name: &str) -> Result<(), Fault> {
+pub(super) async fn drop_role(session: &Session, name: &str) -> Result<(), Fault> {
     let what = format!("PostgreSQL role {name} cannot be dropped");
     session.run(&what, &format!("DROP ROLE IF EXISTS {}", ident(name))).await
 }

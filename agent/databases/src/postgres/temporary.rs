@@ -10,8 +10,11 @@ use crate::secret::random_password;
 
 const WHAT: &str = "the temporary role cannot be made";
 
+/// The word in the role's name.
+pub(super) const WORD: &str = "load";
+
 pub(super) fn name(spec: &Spec) -> String {
-    spec.temporary_user("load")
+    spec.temporary_user(WORD)
 }
 
 /// Makes the role and lets it into the account's databases; returns its password.
@@ -62,17 +65,26 @@ pub(super) async fn drop_role(
     session: &Session,
     spec: &Spec,
 ) -> Result<(), Fault> {
+    let list = text_list(spec.databases.iter().map(|d| d.as_str()));
+    drop_named(config, session, &name(spec), &format!("datname IN {list}")).await
+}
+
+/// The same for the role of this name, which may have been in the databases that `within` selects.
+pub(super) async fn drop_named(
+    config: &PostgresqlConfig,
+    session: &Session,
+    name: &str,
+    within: &str,
+) -> Result<(), Fault> {
     let what = "the temporary role cannot be dropped";
-    let name = name(spec);
-    let sql = format!("SELECT 1 FROM pg_roles WHERE rolname = {}", text(&name));
+    let sql = format!("SELECT 1 FROM pg_roles WHERE rolname = {}", text(name));
     if session.rows(what, &sql).await?.is_empty() {
         return Ok(());
     }
-    session.run(what, &format!("ALTER ROLE {} NOLOGIN", ident(&name))).await?;
-    let sql = format!("SELECT pid FROM pg_stat_activity WHERE usename = {}", text(&name));
+    session.run(what, &format!("ALTER ROLE {} NOLOGIN", ident(name))).await?;
+    let sql = format!("SELECT pid FROM pg_stat_activity WHERE usename = {}", text(name));
     super::fence::end_connections(session, &sql).await?;
-    let list = text_list(spec.databases.iter().map(|d| d.as_str()));
-    let sql = format!("SELECT datname FROM pg_database WHERE datname IN {list} AND datallowconn");
+    let sql = format!("SELECT datname FROM pg_database WHERE {within} AND datallowconn");
     for row in session.rows(what, &sql).await? {
         let inside = Session::open(config, &row.text(0)).await?;
         let owner = "SELECT r.rolname FROM pg_database d JOIN pg_roles r ON r.oid = d.datdba WHERE d.datname = current_database()";
@@ -80,9 +92,9 @@ pub(super) async fn drop_role(
         let sql = format!(
             "REASSIGN OWNED BY {role} TO {}; DROP OWNED BY {role}",
             ident(&owner),
-            role = ident(&name)
+            role = ident(name)
         );
         inside.run(what, &sql).await?;
     }
-    session.run(what, &format!("DROP ROLE {}", ident(&name))).await
+    session.run(what, &format!("DROP ROLE {}", ident(name))).await
 }

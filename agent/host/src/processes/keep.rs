@@ -22,9 +22,9 @@ const UNIT_DIRECTORIES: &[&str] =
 /// The most entries of a directory of units, and the largest unit, that are looked at.
 const ENTRIES_CAP: usize = 10_000;
 const FILE_CAP: u64 = 1 << 20;
-const FLAGS: &str = "/etc/ferry/fenced";
+pub(crate) const FLAGS: &str = "/etc/ferry/fenced";
 /// Sorted after every other drop-in, which could take the condition back.
-const DROP_IN: &str = "zzz-ferry-fence.conf";
+pub(crate) const DROP_IN: &str = "zzz-ferry-fence.conf";
 
 /// A unit that is kept stopped, and what it was before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,6 +139,14 @@ fn drop_in(layout: &Layout, unit: &str) -> Result<PathBuf, Fault> {
         return Err(Fault::permanent(format!("{unit:?} is no unit name")));
     }
     Ok(layout.path(UNITS).join(format!("{unit}.d")))
+}
+
+/// Where the drop-ins of a plan are.
+pub(crate) fn drop_in_places(layout: &Layout, plan: &KeptStopped) -> Vec<PathBuf> {
+    plan.names()
+        .filter_map(|name| drop_in(layout, &name).ok())
+        .map(|directory| directory.join(DROP_IN))
+        .collect()
 }
 
 fn flag(layout: &Layout, plan: &KeptStopped) -> PathBuf {

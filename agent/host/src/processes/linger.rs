@@ -9,15 +9,17 @@ use ferry_proto::ids::UnixName;
 use crate::Layout;
 use crate::durable::{self, Ownership};
 
-const LINGER: &str = "/var/lib/systemd/linger";
+pub(crate) const LINGER: &str = "/var/lib/systemd/linger";
+
+/// Begins the name of a mark that is aside; the user follows. systemd passes over hidden files.
+pub(crate) const ASIDE: &str = ".ferry-aside-";
 
 fn file(layout: &Layout, user: &UnixName) -> PathBuf {
     layout.path(LINGER).join(user.as_str())
 }
 
 fn aside(layout: &Layout, user: &UnixName) -> PathBuf {
-    // systemd passes over hidden files.
-    layout.path(LINGER).join(format!(".ferry-aside-{user}"))
+    layout.path(LINGER).join(format!("{ASIDE}{user}"))
 }
 
 /// Whether the user's units run without a login, or would if it were not fenced.
@@ -59,6 +61,11 @@ pub(super) fn set(layout: &Layout, user: &UnixName, linger: bool) -> Result<(), 
     }
     durable::make_directory(durable::parent(&file), 0o755)?;
     durable::write(&file, b"", Ownership::root(0o644))
+}
+
+/// Undo of putting aside, where no plan says how it was before.
+pub(crate) fn put_back(layout: &Layout, user: &UnixName) -> Result<(), Fault> {
+    set(layout, user, true)
 }
 
 /// Ends lingering for good.

@@ -13,7 +13,7 @@ use crate::nginx::{self, IfDown};
 use crate::{Layout, Services, php};
 
 /// The name of a pool's file while the account is closed: PHP-FPM includes only `*.conf`.
-fn disabled(pool: &Path) -> PathBuf {
+pub(super) fn disabled(pool: &Path) -> PathBuf {
     pool.with_extension("conf.disabled")
 }
 

@@ -45,6 +45,12 @@ fn file(layout: &Layout, plan: &SitesPlan, site: &Site) -> PathBuf {
     layout.path("/etc/nginx/sites-enabled").join(format!("{label}.rehearsal.conf"))
 }
 
+/// All that a rehearsal of a site makes.
+pub(super) fn places(layout: &Layout, plan: &SitesPlan, site: &Site) -> [PathBuf; 3] {
+    let sockets = sockets(layout, plan, site);
+    [file(layout, plan, site), sockets.0, sockets.1]
+}
+
 /// Removes the rehearsal's server blocks; the web server has to be reloaded if this is true.
 pub(super) fn tear_down_files(layout: &Layout, plan: &SitesPlan) -> Result<bool, Fault> {
     let mut changed = false;

@@ -52,12 +52,21 @@ fn remove_user(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
     for parent in plan.create_parents.iter().rev() {
         durable::remove_empty_directory(&layout.path(parent))?;
     }
+    let own = Group { name: plan.record.group.name.clone(), gid: plan.ids.gid };
+    deprovision_user(layout, name, Some(&own))
+}
+
+/// Takes the user and its own group away; the home is gone already.
+pub(crate) fn deprovision_user(
+    layout: &Layout,
+    name: &str,
+    own: Option<&Group>,
+) -> Result<(), Fault> {
     if Database::read(layout)?.user(name).is_some() {
         Run::new("/usr/sbin/userdel")
             .arguments(tree(layout))
             .argument(name)
             .succeed(&format!("user {name} could not be removed"))?;
     }
-    let own = Group { name: plan.record.group.name.clone(), gid: plan.ids.gid };
-    remove_group(layout, &own)
+    own.map_or(Ok(()), |group| remove_group(layout, group))
 }

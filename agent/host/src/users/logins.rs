@@ -10,8 +10,9 @@ use super::passwd::Database;
 use crate::Layout;
 use crate::run::Run;
 
-/// The day that closes an account: 2 January 1970.
-pub(super) const CLOSED: i64 = 1;
+/// The day that closes an account: 16 March 1970. Nobody else sets it, so that logins which Ferry has
+/// closed can be told from those that an administrator has (who sets 0 or 1).
+pub(crate) const CLOSED: i64 = 74;
 
 /// What the logins of a user were before they were closed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -155,7 +155,7 @@ fn a_user_is_made_closed_and_taken_away_without_a_trace() {
         provision(&tree.layout, &plan).unwrap();
         let line = "shop:x:1501:1501:The shop,,,:/home/clients/shop:/bin/bash";
         assert_eq!(tree.line("passwd", "shop"), line);
-        assert_eq!(tree.line("shadow", "shop"), format!("shop:{HASH}:19500:0:99999:7::1:"));
+        assert_eq!(tree.line("shadow", "shop"), format!("shop:{HASH}:19500:0:99999:7::74:"));
         assert_eq!(tree.line("group", "shop"), "shop:x:1501:www-data");
         assert_eq!(tree.line("group", "crew"), "crew:x:1700:shop");
         assert_eq!(tree.line("group", "sftponly"), "sftponly:x:1900:shop");
@@ -278,7 +278,7 @@ fn lived_here() -> (Tree, Vec<String>) {
     tree.add("passwd", "shop:x:1777:1777:Old:/home/clients/shop:/bin/sh");
     tree.add("group", "shop:x:1777:");
     tree.add("gshadow", "shop:!::");
-    tree.add("shadow", "shop:$y$j9T$old$old:18000:1:90:6:5:1:");
+    tree.add("shadow", "shop:$y$j9T$old$old:18000:1:90:6:5:74:");
     let before = tree.snapshot();
     (tree, before)
 }
@@ -295,7 +295,7 @@ fn a_user_that_lived_here_becomes_what_it_is_at_the_source_and_back() {
         let line = "shop:x:1777:1777:The shop,,,:/home/clients/shop:/bin/bash";
         assert_eq!(tree.line("passwd", "shop"), line);
         // Everything but the expiry, which keeps it closed.
-        assert_eq!(tree.line("shadow", "shop"), format!("shop:{HASH}:19500:0:99999:7::1:"));
+        assert_eq!(tree.line("shadow", "shop"), format!("shop:{HASH}:19500:0:99999:7::74:"));
         assert_eq!(tree.line("group", "sftponly"), "sftponly:x:1900:shop");
         assert_eq!(tree.line("group", "crew"), "crew:x:1700:shop");
         assert_eq!(tree.line("group", "shop"), "shop:x:1777:www-data");
@@ -323,7 +323,7 @@ fn a_user_made_here_follows_its_source() {
     provision(&tree.layout, &again).unwrap();
     let line = "shop:x:1501:1501:Renamed:/home/clients/shop:/bin/sh";
     assert_eq!(tree.line("passwd", "shop"), line);
-    assert_eq!(tree.line("shadow", "shop"), "shop:$y$j9T$new$new:20000:0:99999:7::1:");
+    assert_eq!(tree.line("shadow", "shop"), "shop:$y$j9T$new$new:20000:0:99999:7::74:");
     // What the first plan made is still what may be taken away.
     assert_eq!((again.create, &again.create_groups), (true, &first.create_groups));
     deprovision(&tree.layout, &again).unwrap();
@@ -371,7 +371,7 @@ fn logins_close_and_open_as_they_were() {
         let plan = plan_close_logins(&tree.layout, &"shop".parse().unwrap()).unwrap();
         for _ in 0..2 {
             close_logins(&tree.layout, &plan).unwrap();
-            assert_eq!(tree.line("shadow", "shop"), format!("shop:{HASH}:19500:0:99999:7::1:"));
+            assert_eq!(tree.line("shadow", "shop"), format!("shop:{HASH}:19500:0:99999:7::74:"));
         }
         for _ in 0..2 {
             open_logins(&tree.layout, &plan).unwrap();

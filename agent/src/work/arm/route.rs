@@ -98,8 +98,3 @@ pub fn peer(standing: &Standing) -> Option<IpAddr> {
         _ => None,
     }
 }
-
-/// Servers whose accounts came here: their redirectors pass visitors on.
-pub fn serving_peers(accounts: &[Account]) -> impl Iterator<Item = IpAddr> + '_ {
-    accounts.iter().filter_map(|a| a.came_from)
-}

@@ -37,7 +37,7 @@ impl Server {
             "etc/passwd",
             "root:x:0:0::/root:/bin/sh\nshop:x:1777:1777:Own:/home/shop:/bin/sh\n",
         );
-        server.put("etc/shadow", "root:*:19000::::::\nshop:$y$own:18000:1:90:6::1:\n");
+        server.put("etc/shadow", "root:*:19000::::::\nshop:$y$own:18000:1:90:6::74:\n");
         server.put("etc/group", "root:x:0:\nshop:x:1777:\nsftponly:x:990:shop\ncrontab:x:117:\n");
         server.put("etc/gshadow", "root:*::\nshop:!::\nsftponly:!::shop\ncrontab:!::\n");
         server.put("etc/shells", "/bin/sh\n/bin/bash\n");
@@ -157,12 +157,12 @@ fn at_the_source(crontab: bool, hash: &str) -> SourceRecord {
 async fn a_password_changed_while_the_account_was_away_comes_back_with_it() {
     let server = Server::new(true).await;
     server.provision(&at_the_source(true, "$y$there")).await.unwrap();
-    assert_eq!(server.line("shadow"), "shop:$y$there:20000:::::1:");
+    assert_eq!(server.line("shadow"), "shop:$y$there:20000:::::74:");
     assert_eq!(server.line("passwd"), "shop:x:1777:1777:Changed there:/home/shop:/bin/sh");
     assert_eq!(server.crontab(), "5 * * * * theirs\n");
     // Changed once more between the copy and the fence.
     server.update(&at_the_source(true, "$y$later")).await.unwrap();
-    assert_eq!(server.line("shadow"), "shop:$y$later:20000:::::1:");
+    assert_eq!(server.line("shadow"), "shop:$y$later:20000:::::74:");
     assert_eq!((server.account().uid, server.account().gid), (1777, 1777));
 }
 
@@ -242,7 +242,7 @@ async fn a_user_that_ferry_made_becomes_what_it_is_now_at_the_next_move() {
     account.made = Some(Made { user: Some(first), ..Made::default() });
     server.agent.set_account(&name(), Some(account)).await.unwrap();
     server.provision(&at_the_source(true, "$y$second")).await.unwrap();
-    assert_eq!(server.line("shadow"), "shop:$y$second:20000:::::1:");
+    assert_eq!(server.line("shadow"), "shop:$y$second:20000:::::74:");
     let made = server.account().made.unwrap().user.unwrap();
     assert_eq!((made.create, made.ids.uid), (true, 1777), "what may be removed stays planned");
 }

@@ -76,7 +76,7 @@ pub async fn list() -> Result<Vec<StandingRule>, Fault> {
         .collect())
 }
 
-async fn table_stands() -> Result<bool, Fault> {
+pub(super) async fn table_stands() -> Result<bool, Fault> {
     let tables = run("nft", &["-j", "list", "tables"], "").await?;
     let ours = |object: &serde_json::Value| {
         object["table"]["family"] == "inet" && object["table"]["name"] == TABLE
@@ -119,6 +119,25 @@ pub(super) async fn has_rule(family: Family) -> Result<bool, Fault> {
     let mark = format!("fwmark {MARK:#x} ");
     let lookup = format!("lookup {ROUTING_TABLE}");
     Ok(rules.lines().any(|line| line.contains(&mark) && line.trim_end().ends_with(&lookup)))
+}
+
+/// What stands of the rule and the route, in the words of `ip`.
+pub(super) async fn has_routing(family: Family) -> Result<Vec<String>, Fault> {
+    let option = family.option;
+    let mut found = Vec::new();
+    if has_rule(family).await? {
+        found.push(format!("ip {option} rule fwmark {MARK:#x} lookup {ROUTING_TABLE}"));
+    }
+    let route = match run("ip", &[option, "route", "show", "table", ROUTING_TABLE], "").await {
+        Ok(text) => text,
+        // A routing table that never had a route is none.
+        Err(fault) if fault.causes.iter().any(|c| c.contains("does not exist")) => String::new(),
+        Err(fault) => return Err(fault),
+    };
+    if !route.trim().is_empty() {
+        found.push(format!("ip {option} route table {ROUTING_TABLE}"));
+    }
+    Ok(found)
 }
 
 /// Runs a script as one transaction.

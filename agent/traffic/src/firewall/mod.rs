@@ -21,7 +21,7 @@ use crate::client::Redirector;
 
 mod kernel;
 
-use kernel::{MARK, add_routing, families, has_rule, nft, remove_routing};
+use kernel::{MARK, add_routing, families, has_routing, has_rule, nft, remove_routing};
 pub use kernel::{StandingRule, list};
 
 /// The only nftables table that this module touches.
@@ -297,6 +297,31 @@ pub async fn is_armed(rules: &Rules) -> Result<bool, Fault> {
         }
     }
     Ok(true)
+}
+
+/// What of the rules stands in the kernel, whoever has put it there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The table; whether it redirects new connections.
+    pub table: Option<bool>,
+    /// The policy routes, by what they are in the words of `ip`.
+    pub routing: Vec<String>,
+}
+
+/// Looks what stands. Changes nothing.
+///
+/// # Errors
+/// `nft` or `ip` failed.
+pub async fn standing() -> Result<Standing, Fault> {
+    let mut standing = Standing::default();
+    if kernel::table_stands().await? {
+        let redirects = list().await?.iter().any(|rule| rule.chain == "prerouting");
+        standing.table = Some(redirects);
+    }
+    for family in families() {
+        standing.routing.extend(has_routing(family).await?);
+    }
+    Ok(standing)
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ mod again;
 mod dovecot;
 mod inspect;
 mod maps;
+mod observe;
 mod postfix;
 mod procs;
 mod queue;

@@ -262,6 +262,17 @@ impl Postfix<'_> {
         Ok(maps.is_empty() && !others.is_empty())
     }
 
+    /// Whether main.cf or master.cf names anything of Ferry's, whatever is kept beside it.
+    pub async fn is_named(&self) -> Result<bool, Fault> {
+        let ours = self.config.state_dir.display().to_string();
+        let named = self.explicit().await?.values().any(|value| value.contains(&ours));
+        let mut served = false;
+        for (name, _) in self.services() {
+            served |= self.has_service(&format!("{name}/unix")).await?;
+        }
+        Ok(named || served)
+    }
+
     /// Whether the hook is in main.cf and master.cf.
     pub async fn is_installed(&self) -> Result<bool, Fault> {
         let explicit = self.explicit().await?;

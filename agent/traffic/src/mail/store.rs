@@ -40,7 +40,7 @@ impl Store {
         self.dir.join("accounts")
     }
 
-    fn file(&self, account: &AccountName) -> PathBuf {
+    pub fn file(&self, account: &AccountName) -> PathBuf {
         self.accounts().join(format!("{account}.json"))
     }
 
@@ -234,9 +234,14 @@ fn is_full(e: &std::io::Error) -> bool {
     matches!(e.kind(), K::StorageFull | K::QuotaExceeded)
 }
 
+/// Where a file is written before it takes its place.
+pub(super) fn beside(path: &Path) -> PathBuf {
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("file");
+    path.with_file_name(format!(".{name}.new"))
+}
+
 fn write_beside(wanted: &Wanted, old: Option<&std::fs::Metadata>) -> std::io::Result<()> {
-    let name = wanted.path.file_name().and_then(|n| n.to_str()).unwrap_or("file");
-    let beside = wanted.path.with_file_name(format!(".{name}.new"));
+    let beside = beside(&wanted.path);
     let result = (|| {
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;

@@ -22,9 +22,9 @@ mod ingress;
 mod live;
 mod pass;
 mod relay;
-mod routes;
+pub(crate) mod routes;
 mod sockets;
-mod store;
+pub(crate) mod store;
 mod tls;
 
 use std::collections::HashMap;

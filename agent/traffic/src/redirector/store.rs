@@ -98,15 +98,33 @@ impl Store {
 
     /// Removes what an interrupted [`Store::save`] left.
     pub fn sweep(&self) {
-        let Ok(entries) = std::fs::read_dir(&self.directory) else {
-            return;
-        };
-        for entry in entries.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(".tmp") {
-                // What cannot be removed now is tried at the next start.
-                let _ = std::fs::remove_file(entry.path());
-            }
+        // What cannot be removed now is tried at the next start.
+        let _ = self.remove_unfinished();
+    }
+
+    /// What an interrupted [`Store::save`] left.
+    pub fn unfinished(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let unfinished = entries.filter(|e| e.file_name().to_string_lossy().starts_with(".tmp"));
+        unfinished.map(|entry| entry.path()).collect()
+    }
+
+    /// Removes all of it.
+    ///
+    /// # Errors
+    /// The first that cannot be removed; the others are gone.
+    pub fn remove_unfinished(&self) -> Result<(), Fault> {
+        let mut first = Ok(());
+        for path in self.unfinished() {
+            let removed = match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    Err(Fault::io(format!("{} cannot be removed", path.display()), &e))
+                }
+                _ => Ok(()),
+            };
+            first = first.and(removed);
         }
+        first
     }
 }
 

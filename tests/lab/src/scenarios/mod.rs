@@ -3,6 +3,7 @@
 mod abort;
 mod bad_moves;
 mod bullseye;
+mod doctor;
 mod enrolment;
 mod finalize;
 mod leaves_nothing;
@@ -93,6 +94,14 @@ pub const ALL: &[Scenario] = &[
         "a move is finalized at both ends, and what Ferry made is erased on request",
         finalize::run,
     ),
+    Scenario {
+        ordinary: false,
+        ..on(
+            "doctor",
+            "the doctor finds nothing after a move, an abort, a rollback and an erasure, and all that is planted",
+            doctor::run,
+        )
+    },
     on(
         "restored",
         "agents refuse a controller whose store came from an older backup",
