@@ -160,12 +160,21 @@ fn shut(account: &Account) -> Option<Shut> {
         | Standing::Refused { source, before: None, .. } => {
             Some(Shut::Prepared(source.mail.clone()))
         }
-        Standing::Finalized { .. } if account.made.is_some() => Some(Shut::Unknown),
-        Standing::Fenced { .. }
-        | Standing::Moved { .. }
-        | Standing::Receiving { .. }
-        | Standing::Refused { .. }
-        | Standing::Finalized { .. } => Some(Shut::Deferred),
+        // A copy that Ferry made has none of its own once it is finalized, also while it is received again.
+        Standing::Finalized { .. }
+        | Standing::Receiving { before: Some(_), .. }
+        | Standing::Refused { before: Some(_), .. }
+            if account.made.is_some() =>
+        {
+            Some(Shut::Unknown)
+        }
+        // Not deferred: what is received is opened soon, and a fence would have to end first.
+        Standing::Receiving { of, .. } | Standing::Refused { of, .. } => {
+            Some(Shut::PassedOn(of.source_peer.ip()))
+        }
+        Standing::Fenced { .. } | Standing::Moved { .. } | Standing::Finalized { .. } => {
+            Some(Shut::Deferred)
+        }
         // It is received here from the commit on.
         Standing::Opening { .. } | Standing::Serving | Standing::Armed { .. } => None,
     }

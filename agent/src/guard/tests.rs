@@ -138,3 +138,20 @@ async fn a_ledger_that_is_gone_is_an_alarm_where_something_is_closed() {
     assert_eq!(host.boot().await.len(), 1);
     assert_eq!(host.is_open(), [false; 3]);
 }
+
+#[test]
+fn mail_of_an_account_that_is_received_is_never_fenced_for_it_is_opened_next() {
+    let of = a_move();
+    let finalized = Standing::Finalized {
+        to: "transit1".parse().unwrap(),
+        since_unix_ms: None,
+        erasing: false,
+    };
+    let mut again = account("shop", &receiving(&of));
+    let Standing::Receiving { before, .. } = &mut again.standing else { unreachable!() };
+    *before = Some(Box::new(finalized));
+    assert!(matches!(shut(&again), Some(Shut::PassedOn(to)) if to == of.source_peer.ip()));
+    again.made = Some(crate::ledger::Made::default());
+    assert!(matches!(shut(&again), Some(Shut::Unknown)));
+    assert!(matches!(shut(&account("shop", &receiving(&of))), Some(Shut::Prepared(_))));
+}

@@ -41,13 +41,12 @@ impl Mail {
         match (now.map(|s| s.gate), shut) {
             (Some(Gate::Closed | Gate::Fenced | Gate::PassedOn { .. }), _) => return Ok(false),
             // The provider's configuration has never known it.
-            (None, Shut::Unknown) => return Ok(false),
+            (None, Shut::Unknown | Shut::Prepared(_)) => return Ok(false),
             (None | Some(Gate::Open), Shut::Deferred) => self.fence(spec).await?,
             (None | Some(Gate::Open), Shut::PassedOn(next_hop)) => {
                 self.pass_on(spec, *next_hop).await?;
             }
             (Some(Gate::Open), Shut::Unknown) => self.close_here(spec).await?,
-            (None, Shut::Prepared(record)) => self.provision_closed(spec, record).await?,
             (Some(Gate::Open), Shut::Prepared(record)) => {
                 self.close_here(spec).await?;
                 self.provision_closed(spec, record).await?;
@@ -62,9 +61,20 @@ impl Mail {
     /// # Errors
     /// When it cannot be told, or the services do not take it.
     pub async fn put_back(&self) -> Result<Vec<String>, Fault> {
-        if !self.store().exists() {
+        if !self.store().exists() || self.missing().await?.is_empty() {
             return Ok(Vec::new());
         }
+        // Or somebody was just changing it.
+        let _lock = self.lock().await?;
+        let missing = self.missing().await?;
+        if !missing.is_empty() {
+            self.make_so(&self.load().await?).await?;
+        }
+        Ok(missing)
+    }
+
+    /// What is not in place of what stands.
+    async fn missing(&self) -> Result<Vec<String>, Fault> {
         let standings = self.load().await?;
         if !standings.values().any(Standing::needs_tables) {
             return Ok(Vec::new());
@@ -76,9 +86,6 @@ impl Mail {
         }
         if !postfix.is_hooked() || !postfix.is_installed().await? {
             missing.push("Postfix's hook is not in its configuration".to_owned());
-        }
-        if !missing.is_empty() {
-            self.apply().await?;
         }
         Ok(missing)
     }

@@ -281,11 +281,14 @@ impl Mail {
             return Ok(());
         }
         let _lock = self.lock().await?;
-        let standings = self.load().await?;
+        self.make_so(&self.load().await?).await
+    }
+
+    async fn make_so(&self, standings: &BTreeMap<AccountName, Standing>) -> Result<(), Fault> {
         if !standings.is_empty() {
-            self.hook(&standings).await?;
+            self.hook(standings).await?;
         }
-        self.write(&standings).await?;
+        self.write(standings).await?;
         self.postfix_reload().await.map(drop)
     }
 
