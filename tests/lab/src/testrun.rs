@@ -28,7 +28,7 @@ pub fn run(names: &[String], all: bool, keep: bool, options: &faults::Options) -
     let mut counts = Counts::default();
     if names == ["faults"] {
         // Each case counts.
-        return told(faults::run(options, all)?);
+        return told(faults::run(options, all, keep)?);
     }
     if names.is_empty() {
         wanted = scenarios::ALL.iter().filter(|s| all || s.ordinary).collect();

@@ -41,18 +41,28 @@ pub struct Ground {
 }
 
 impl Ground {
-    /// New hosts, with these packages and two accounts served by client.
-    pub fn fresh(build: &Build) -> Result<Ground> {
+    /// New hosts, with these packages and two accounts served by client; the hosts of a lab that is up
+    /// if it is to be kept.
+    pub fn raise(build: &Build, keep: bool) -> Result<Ground> {
         let hosts: Vec<HostSpec> =
             HostSpec::standard().into_iter().map(HostSpec::with_own_disks).collect();
-        let stage = Stage { lab: Lab::fresh(&hosts)?, build: build.clone() };
-        let fleet = stage.account()?;
-        let task = Task::start("making the second account");
-        SECOND.create(stage.host("client")?)?;
-        stage.host("client")?.sh("systemctl restart ferry-agent")?;
-        fleet.await_account(SECOND.name)?;
+        let mut lab = if keep { Lab::up(&hosts)? } else { Lab::fresh(&hosts)? };
+        if keep {
+            lab.keep();
+        }
+        let stage = Stage { lab, build: build.clone() };
+        let fleet = stage.fleet(&["client", "transit"])?;
+        let client = stage.host("client")?;
+        for account in [sample::DEMO, SECOND] {
+            if fleet.standings(account.name)?.is_empty() {
+                let task = Task::start(format!("making the account {} on client", account.name));
+                account.create(client)?;
+                client.sh("systemctl restart ferry-agent")?;
+                fleet.await_account(account.name)?;
+                task.done();
+            }
+        }
         fleet.await_connected(&["client", "transit"])?;
-        task.done();
         let mut ground = Ground { stage, ears: Ears::default() };
         ground.listen()?;
         Ok(ground)

@@ -70,7 +70,7 @@ impl Options {
 
 /// The smaller sample, as a scenario.
 pub fn short() -> Result<()> {
-    let mut matrix = Matrix::raise(SEED)?;
+    let mut matrix = Matrix::raise(SEED, false)?;
     let all = matrix.generate()?;
     matrix.play(cases::sample(&all, SEED, SHORT))?;
     matrix.table.print(all.len());
@@ -85,9 +85,9 @@ pub fn short() -> Result<()> {
 }
 
 /// `cargo lab test faults`. Tells how many cases passed and failed.
-pub fn run(options: &Options, all: bool) -> Result<Counts> {
+pub fn run(options: &Options, all: bool, keep: bool) -> Result<Counts> {
     let seed = options.seed.unwrap_or(SEED);
-    let mut matrix = Matrix::raise(seed)?;
+    let mut matrix = Matrix::raise(seed, keep)?;
     if !options.cases.is_empty() {
         matrix.play(options.cases.clone())?;
         matrix.table.print(0);
@@ -121,15 +121,15 @@ struct Matrix {
 }
 
 impl Matrix {
-    fn raise(seed: u64) -> Result<Matrix> {
+    fn raise(seed: u64, keep: bool) -> Result<Matrix> {
         let build = build::faulty(&Build::run()?)?;
-        let ground = Some(Ground::fresh(&build)?);
+        let ground = Some(Ground::raise(&build, keep)?);
         Ok(Matrix { build, ground, seed, known: BTreeSet::new(), table: Table::default() })
     }
 
     fn ground(&mut self) -> Result<&mut Ground> {
         if self.ground.is_none() {
-            self.ground = Some(Ground::fresh(&self.build)?);
+            self.ground = Some(Ground::raise(&self.build, false)?);
         }
         self.ground.as_mut().context("there is none")
     }
@@ -168,7 +168,7 @@ impl Matrix {
         let (began, since) = (Instant::now(), now_us());
         let ground = match self.ground.take() {
             Some(ground) => ground,
-            None => Ground::fresh(&self.build)?,
+            None => Ground::raise(&self.build, false)?,
         };
         let ground = self.ground.insert(ground);
         let trial = Trial { case, lasts: None };
