@@ -49,6 +49,9 @@ enum Where {
     OneIn(usize),
     /// Just before each write of a record.
     Records,
+    /// Where the source has just recorded that the account has moved, in a move: what is closed there and
+    /// how it is opened behind Ferry's back depends on the server.
+    Moved,
     /// Once a journey: it lasts from its beginning to its end.
     Once,
 }
@@ -67,6 +70,7 @@ fn rule(fault: Fault) -> Where {
         Fault::Service(_, _, Failing::Restarted | Failing::Killed) => Where::OneIn(5),
         Fault::Service(_, _, Failing::Dead) => Where::OneIn(7),
         Fault::Errno(_) => Where::Records,
+        Fault::Reopened => Where::Moved,
         Fault::Clocks(_) => Where::Once,
     }
 }
@@ -107,6 +111,11 @@ pub fn generate(journey: Journey, trace: &[Point]) -> Vec<Case> {
                 .iter()
                 .filter(|p| p.is_record() && p.is_before())
                 .filter(|p| !journey.is_variation() || p.standing().is_some())
+                .for_each(|p| add(fault, p)),
+            Where::Moved => turning
+                .iter()
+                .filter(|p| journey == Journey::Move && !p.is_before())
+                .filter(|p| p.standing().is_some_and(|standing| standing.starts_with("moved")))
                 .for_each(|p| add(fault, p)),
             Where::Once => turning.first().into_iter().for_each(|p| add(fault, p)),
         }

@@ -154,6 +154,8 @@ pub enum Fault {
     Full(Disk, Role),
     /// The write of a record fails with this error, at that very point.
     Errno(&'static str),
+    /// While the source has no power, something opens again what is closed there.
+    Reopened,
     /// The source's agent's clock is minutes ahead of the target's, or behind it, all the time.
     Clocks(Drift),
 }
@@ -204,6 +206,8 @@ pub enum Kind {
     Full,
     /// [`Fault::Errno`].
     Errno,
+    /// [`Fault::Reopened`].
+    Reopened,
     /// [`Fault::Clocks`].
     Clocks,
 }
@@ -222,6 +226,7 @@ impl Fault {
         }
         all.extend(DISKS.into_iter().flat_map(|disk| SERVERS.map(|r| Fault::Full(disk, r))));
         all.extend(ERRORS.map(Fault::Errno));
+        all.push(Fault::Reopened);
         all.extend([Fault::Clocks(Drift::Ahead), Fault::Clocks(Drift::Behind)]);
         all
     }
@@ -237,6 +242,7 @@ impl Fault {
             Fault::Service(..) => Kind::Service,
             Fault::Full(..) => Kind::Full,
             Fault::Errno(_) => Kind::Errno,
+            Fault::Reopened => Kind::Reopened,
             Fault::Clocks(_) => Kind::Clocks,
         }
     }
@@ -257,7 +263,8 @@ impl Fault {
     /// former one) from answering, also until it is over.
     pub fn unserved_at_most(self) -> Duration {
         let itself = match self {
-            Fault::Power(Role::Source | Role::Target)
+            Fault::Reopened
+            | Fault::Power(Role::Source | Role::Target)
             | Fault::Reboot(Role::Source | Role::Target) => BOOT,
             Fault::Cut(Between::Ends | Between::All, _) | Fault::Full(..) => self.lasts_or_zero(),
             Fault::Service(service, ..) if service.serves_sites() => self.lasts_or_zero(),
@@ -280,7 +287,7 @@ impl Fault {
     pub fn costs(self) -> Duration {
         let seconds = match self {
             Fault::Stop(_) => 45,
-            Fault::Power(_) | Fault::Reboot(_) => 40,
+            Fault::Power(_) | Fault::Reboot(_) | Fault::Reopened => 40,
             _ => 20,
         };
         Duration::from_secs(seconds) + self.lasts_or_zero()
@@ -338,6 +345,7 @@ impl fmt::Display for Fault {
                 write!(f, "full-{disk}-{role}")
             }
             Fault::Errno(error) => write!(f, "errno-{error}"),
+            Fault::Reopened => f.write_str("reopened-source"),
             Fault::Clocks(Drift::Ahead) => f.write_str("clocks-ahead"),
             Fault::Clocks(Drift::Behind) => f.write_str("clocks-behind"),
         }
@@ -364,6 +372,7 @@ impl fmt::Display for Kind {
             Kind::Service => "service fails",
             Kind::Full => "disk full",
             Kind::Errno => "record not written",
+            Kind::Reopened => "opened behind it",
             Kind::Clocks => "clocks apart",
         })
     }
@@ -379,7 +388,7 @@ mod tests {
         for fault in &all {
             assert_eq!(fault.to_string().parse::<Fault>().unwrap(), *fault);
         }
-        assert_eq!(all.len(), 5 + 5 + 3 + 3 + 8 + 30 + 6 + 2 + 2);
+        assert_eq!(all.len(), 5 + 5 + 3 + 3 + 8 + 30 + 6 + 2 + 1 + 2);
         assert!("kill-nobody".parse::<Fault>().is_err());
     }
 

@@ -15,6 +15,7 @@ pub mod journeys;
 mod play;
 pub mod point;
 mod probe;
+pub mod promises;
 mod report;
 mod strike;
 

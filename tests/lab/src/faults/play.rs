@@ -16,6 +16,7 @@ use super::guests::Guests;
 use super::probe::Ends;
 use super::strike::Field;
 use crate::checker;
+use crate::host::Host;
 use crate::interrupt;
 use crate::journey;
 use crate::sample::Sample;
@@ -104,6 +105,9 @@ fn course(
     for guests in guests {
         judge(ground, case, guests, since, known, &mut seen)?;
     }
+    for server in ground.servers()? {
+        examine(server, &mut seen)?;
+    }
     Ok(seen)
 }
 
@@ -191,6 +195,16 @@ fn end(
     };
     if serves != should {
         seen.wrong.push(format!("{serves} serves {}, and yet {}", account.name, shown(&job)));
+    }
+    Ok(())
+}
+
+/// What Ferry's own doctor finds on a server.
+fn examine(server: &Host, seen: &mut Seen) -> Result<()> {
+    let said = server.exec(&["ferry-agent", "doctor"])?;
+    if !said.status.success() {
+        let text = format!("{}{}", said.text(), said.error_text());
+        seen.wrong.push(format!("the doctor on {}: {}", server.name(), text.trim()));
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use super::fault::{Between, Disk, Drift, Failing, Fault, Role, Service, Victim};
 use super::journeys::Journey;
 use crate::host::Host;
 use crate::lab::Lab;
+use crate::scenarios::REOPEN;
 use crate::wait;
 
 /// How far the source's agent's clock is from the target's, either way.
@@ -51,6 +52,13 @@ impl<'a> Field<'a> {
             Fault::Stop(victim) => self.signal(victim, &held, Signal::STOP)?,
             Fault::Power(role) => {
                 let host = self.host(role)?;
+                self.lab.lose_power(host)?;
+                drop(held);
+                return self.lab.power_on(host);
+            }
+            Fault::Reopened => {
+                let host = self.host(Role::Source)?;
+                host.sh(REOPEN)?;
                 self.lab.lose_power(host)?;
                 drop(held);
                 return self.lab.power_on(host);

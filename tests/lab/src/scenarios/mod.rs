@@ -15,6 +15,8 @@ mod revoked;
 mod stays_closed;
 mod unfenced;
 
+pub(crate) use stays_closed::REOPEN;
+
 use anyhow::{Result, ensure};
 
 use crate::faults;
@@ -53,6 +55,11 @@ const fn on(
     run: fn(&mut Stage) -> Result<()>,
 ) -> Scenario {
     Scenario { name, shows, ordinary: true, play: Play::On(run) }
+}
+
+/// A test of the tests.
+const fn proof(name: &'static str, shows: &'static str, run: fn() -> Result<()>) -> Scenario {
+    Scenario { name, shows, ordinary: false, play: Play::Alone(run) }
 }
 
 /// All of them, in the order in which they run: each may leave more of Ferry on the hosts, none less,
@@ -125,6 +132,21 @@ pub const ALL: &[Scenario] = &[
         ordinary: true,
         play: Play::Alone(faults::short),
     },
+    proof(
+        "without-fence",
+        "a case of the fault matrix passes, and fails when fences close nothing",
+        faults::promises::fence,
+    ),
+    proof(
+        "without-deadline",
+        "a case of the fault matrix passes, and fails when fences have no deadline",
+        faults::promises::deadline,
+    ),
+    proof(
+        "without-guard",
+        "a case of the fault matrix passes, and fails when nothing guards the boot",
+        faults::promises::guard,
+    ),
     Scenario {
         name: "leaves-nothing",
         shows: "neither a lab that goes down nor an interrupted or killed run leaves anything",

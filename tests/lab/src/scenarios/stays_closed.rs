@@ -73,7 +73,7 @@ const BLOWS: [(&str, &str); 5] = [
 ];
 
 /// As a backup that is restored into /etc and /var would do it.
-const REOPEN: &str = r"
+pub(crate) const REOPEN: &str = r"
 cp /etc/ferry/aside/demo/00-demo.conf /etc/nginx/sites-enabled/demo.conf
 cp /etc/ferry/aside/demo/01-demo.conf /etc/php/8.2/fpm/pool.d/demo.conf
 rm -f /etc/nginx/sites-enabled/ferry-fence-demo.*
