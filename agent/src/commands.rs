@@ -78,7 +78,7 @@ impl Commands {
         }
         let begun = match self.admit(&command).await {
             Ok(Admitted::Recorded(outcome)) => return Some(outcome),
-            Ok(Admitted::Begin(intent, digest)) => self.begin(command, intent, digest),
+            Ok(Admitted::Begin(intent, digest)) => self.begin(command, *intent, digest),
             Err(fault) => Err(fault),
         };
         let fault = begun.err()?;
@@ -126,7 +126,7 @@ impl Commands {
                 Err(Fault::permanent(format!("command {id} was sent before with another intent")))
             }
             CommandState::Ended { outcome, .. } => Ok(Admitted::Recorded(outcome)),
-            CommandState::Taken { .. } => Ok(Admitted::Begin(intent, digest)),
+            CommandState::Taken { .. } => Ok(Admitted::Begin(Box::new(intent), digest)),
             CommandState::Unknown => {
                 if let Some(of) = intent.of() {
                     if of.source != self.agent.name && of.target != self.agent.name {
@@ -141,7 +141,7 @@ impl Commands {
                     self.agent.write(move |l| l.record_of(kind, entry)).await?;
                     self.note_undone(&intent, of.job).await?;
                 }
-                Ok(Admitted::Begin(intent, digest))
+                Ok(Admitted::Begin(Box::new(intent), digest))
             }
         }
     }
@@ -290,7 +290,7 @@ impl Commands {
 
 enum Admitted {
     Recorded(Outcome),
-    Begin(Intent, String),
+    Begin(Box<Intent>, String),
 }
 
 async fn tell_progress(

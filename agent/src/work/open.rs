@@ -80,7 +80,8 @@ pub async fn open(agent: &Arc<Agent>, job: JobId, commit: &CommitRecord) -> Resu
         }
     };
     agent.stop_activity(&commit.account);
-    let (account, _order) = accept::accept(agent, account, order).await?;
+    // Apart: it holds the account several times over.
+    let (account, _order) = Box::pin(accept::accept(agent, account, order)).await?;
     serve(agent, &account, &source).await?;
     let mut open = account.clone();
     open.standing = Standing::Serving;
