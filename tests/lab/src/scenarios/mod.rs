@@ -91,11 +91,15 @@ pub const ALL: &[Scenario] = &[
         "an account moves and comes back under visitors; nothing is lost or doubled",
         move_and_rollback::run,
     ),
-    on(
-        "stays-closed",
-        "nothing that happens on a host opens an account that it must not serve",
-        stays_closed::run,
-    ),
+    // Asked for by name until it has been seen to pass from its beginning to its end.
+    Scenario {
+        ordinary: false,
+        ..on(
+            "stays-closed",
+            "nothing that happens on a host opens an account that it must not serve",
+            stays_closed::run,
+        )
+    },
     on(
         "finalize",
         "a move is finalized at both ends, and what Ferry made is erased on request",

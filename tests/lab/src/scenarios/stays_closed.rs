@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use ferry_proto::view::JobPhase;
 
 use super::abort;
 use crate::fleet::{self, Fleet};
@@ -160,8 +161,13 @@ fn while_fenced(fleet: &Fleet<'_>, client: &Host, transit: &Host) -> Result<()> 
     transit.heal_network()?;
     fleet.ferry(&["abort", sample::ACCOUNT])?;
     let job = abort::ended(fleet)?;
-    ensure!(!job.committed, "the move was committed, though its target was not there");
-    sample::visit(client).map(|_| ())
+    ensure!(
+        job.phase == JobPhase::Undone && !job.committed,
+        "the move whose target was not there is {}: {}",
+        job.phase,
+        job.advice
+    );
+    sample::visit(client).with_context(|| fleet.journals()).map(drop)
 }
 
 /// Deals a blow, and sees that no door has opened.
