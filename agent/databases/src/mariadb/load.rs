@@ -11,6 +11,7 @@ use super::ddl::DdlFilter;
 use super::dump::{DumpFacts, character_set_collations};
 use super::grants::Scope;
 use super::objects::{Kind, StoredObject};
+use super::options;
 use super::record::{DatabaseRecord, MariadbRecord};
 use super::session::{Session, ident, text};
 use super::single::{Refusal, Single};
@@ -216,7 +217,8 @@ impl Loading<'_> {
     async fn set_collation(&mut self, collation: &str) -> Result<(), Fault> {
         let name = &self.described.name;
         let sql = format!("ALTER DATABASE {} COLLATE {collation}", ident(name));
-        self.session.run(&format!("the collation of database {name} cannot be set"), &sql).await
+        let what = format!("the collation of database {name} cannot be set");
+        options::set(&mut self.session, &what, name, &sql).await
     }
 }
 

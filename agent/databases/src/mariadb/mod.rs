@@ -13,6 +13,7 @@ mod load;
 mod manifest;
 mod objects;
 mod observe;
+mod options;
 mod provision;
 mod record;
 mod rehearse;

@@ -9,7 +9,7 @@ use ferry_proto::account::{DatabaseUser, EngineKind};
 use super::grants::{self, Scope};
 use super::record::{DatabaseRecord, MariadbRecord, UserRecord};
 use super::session::{Session, ident, text, user};
-use super::{events, fence, target, temporary, users};
+use super::{events, fence, options, target, temporary, users};
 use crate::model::{Existing, Provisioned, Spec, host_of, not_closed, user_label};
 
 pub(super) async fn provision(
@@ -71,7 +71,8 @@ pub(super) async fn create_database(
         database.collation,
         text(comment)
     );
-    session.run(&format!("database {} cannot be created", database.name), &sql).await
+    let what = format!("database {} cannot be created", database.name);
+    options::set(session, &what, &database.name, &sql).await
 }
 
 /// Gives a user those of its grants whose scope is wanted, in one database or in all.
@@ -155,7 +156,8 @@ pub(super) async fn open(
     for database in &record.databases {
         let sql =
             format!("ALTER DATABASE {} COMMENT {}", ident(&database.name), text(&database.comment));
-        session.run(&format!("database {} cannot be opened", database.name), &sql).await?;
+        let what = format!("database {} cannot be opened", database.name);
+        options::set(session, &what, &database.name, &sql).await?;
     }
     for event in &record.running_events {
         events::switch(session, event, true).await?;
