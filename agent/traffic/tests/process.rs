@@ -88,7 +88,7 @@ fn damaged_routes_stop_the_start() {
 }
 
 #[tokio::test]
-async fn a_route_that_cannot_be_saved_is_refused_but_a_release_to_the_own_server_is_not() {
+async fn a_route_that_cannot_be_saved_is_refused_but_a_release_is_not() {
     let place = place();
     let origin = Origin::start("a").await;
     // A file system of its own, so that it can be full.
@@ -107,11 +107,18 @@ async fn a_route_that_cannot_be_saved_is_refused_but_a_release_to_the_own_server
     let remote = RouteState::Remote { peer: "192.0.2.1:7481".parse().unwrap() };
     let bob = route("bob", 1, &["b.example"], remote, origin.address);
     client.set_route(bob.clone()).await.unwrap();
+    let carol = route("carol", 1, &["c.example"], RouteState::Local, origin.address);
+    client.set_route(carol.clone()).await.unwrap();
+    client.hold(&carol.account, Epoch(1), limits()).await.unwrap();
     mounted.fill();
     let fault = client.hold(&alice, Epoch(2), limits()).await.unwrap_err();
     assert_eq!(fault.class, FaultClass::Precondition, "{fault}");
     client.release(&alice, Epoch(1), Target::Local).await.unwrap();
     assert_eq!(body(&get(http, "a.example", "/").await), "a");
+    // Who was held passes on to where the account has moved, too.
+    let state = RouteState::Remote { peer: "192.0.2.3:7481".parse().unwrap() };
+    let moved = ferry_traffic::control::AccountRoute { state, epoch: Epoch(2), ..carol };
+    client.set_route(moved).await.unwrap();
     // What is on the disk as it stands is not held up by what is not.
     client.set_route(bob.clone()).await.unwrap();
     client.set_peers([].into()).await.unwrap();

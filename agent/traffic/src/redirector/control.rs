@@ -82,7 +82,7 @@ impl Control {
                     return Ok(Reply::Done);
                 }
                 let account = route.account.clone();
-                let unfencing = route.state == RouteState::Local;
+                let unfencing = route.state == RouteState::Local || gate.is_held(&account);
                 gate.change(Some(&account), unfencing, |routes| routes.set_route(route)).await?;
             }
             Request::Hold { account, epoch, limits } => {
@@ -92,7 +92,7 @@ impl Control {
                 return Ok(Reply::Running { running: gate.leftover(&account)? });
             }
             Request::Release { account, epoch, to } => {
-                let unfencing = to == Target::Local;
+                let unfencing = to == Target::Local || gate.is_held(&account);
                 let release =
                     |routes: &mut super::routes::Routes| routes.release(&account, epoch, to);
                 gate.change(Some(&account), unfencing, release).await?;

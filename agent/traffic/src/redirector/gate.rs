@@ -261,9 +261,17 @@ impl Gate {
         stands && !self.unsaved().contains(&route.account)
     }
 
+    /// Whether an account's connections are held.
+    pub fn is_held(&self, account: &AccountName) -> bool {
+        let inner = self.lock();
+        let standing = inner.routes.accounts.get(account);
+        standing.is_some_and(|s| matches!(s.route.state, RouteState::Hold { .. }))
+    }
+
     /// Changes the routes: durable first, then in effect.
     ///
-    /// `unfencing` marks a change that must succeed without free disk. It is then in effect but not
+    /// `unfencing` marks a change that must succeed without free disk: connections that are held go on,
+    /// to the own server or to where the account has moved. It is then in effect but not
     /// durable; a restart before [`Gate::save_again`] succeeds finds the account held, which is
     /// safe, and the agent sets it again.
     ///
