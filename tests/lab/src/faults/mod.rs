@@ -187,7 +187,8 @@ impl Matrix {
         if !passed {
             report::failed(ground, &trial.case, &result, self.seed, since);
             if let Err(error) = ground.bring(Journey::Two) {
-                say(format!("    these hosts are of no further use: {error:#}"));
+                let why = report::short(&format!("{error:#}"));
+                say(format!("    these hosts are of no further use: {why}"));
                 self.ground = None;
             }
             return Ok(Journey::Move.host(Role::Source));

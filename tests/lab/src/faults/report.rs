@@ -17,6 +17,9 @@ use crate::checks::Counts;
 use crate::progress::say;
 use crate::sample;
 
+/// So many lines of what was wrong are shown.
+const SHOWN: usize = 6;
+
 /// What came of the cases of one kind of fault.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Row {
@@ -79,13 +82,22 @@ impl Table {
 /// Says what went wrong in a case, and keeps what was logged meanwhile.
 pub fn failed(ground: &Ground, case: &Case, result: &Result<Seen>, seed: u64, since_us: i64) {
     match result {
-        Ok(seen) => seen.wrong.iter().for_each(|wrong| say(format!("    {wrong}"))),
-        Err(error) => say(format!("    {error:#}")),
+        Ok(seen) => seen.wrong.iter().for_each(|wrong| say(format!("    {}", short(wrong)))),
+        Err(error) => say(format!("    {}", short(&format!("{error:#}")))),
     }
     say(format!("    seed {seed}; again: cargo lab test faults --case '{case}'"));
     match keep(ground, case, result, since_us) {
         Ok(place) => say(format!("    what was logged is in {}", place.display())),
         Err(error) => say(format!("    what was logged could not be kept: {error:#}")),
+    }
+}
+
+/// What was wrong may be all that a command has printed: its beginning and its end are shown.
+pub fn short(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    match lines.as_slice() {
+        [first, .., one, last] if lines.len() > SHOWN => format!("{first} ... {one} {last}"),
+        _ => lines.join("; "),
     }
 }
 
@@ -124,6 +136,12 @@ pub fn place() -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_wrong_is_shown_short() {
+        assert_eq!(short("one\ntwo"), "one; two");
+        assert_eq!(short("1\n2\n3\n4\n5\n6\n7"), "1 ... 6 7");
+    }
 
     #[test]
     fn a_case_passes_only_if_its_end_was_seen_and_nothing_was_wrong() {
