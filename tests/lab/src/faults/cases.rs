@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Error, Result, ensure};
 
-use super::fault::{Failing, Fault, Kind};
+use super::fault::{ERRORS, Failing, Fault, Kind};
 use super::journeys::Journey;
 use super::point::Point;
 
@@ -47,7 +47,8 @@ enum Where {
     Turning,
     /// At one turning point out of so many: the next fault of the kind at the next of them.
     OneIn(usize),
-    /// Just before each write of a record.
+    /// Just before the write of every second record, the other errors at the others, and of every record
+    /// of how an account stands.
     Records,
     /// Where the source has just recorded that the account has moved, in a move: what is closed there and
     /// how it is opened behind Ferry's back depends on the server.
@@ -110,8 +111,13 @@ pub fn generate(journey: Journey, trace: &[Point]) -> Vec<Case> {
             Where::Records => trace
                 .iter()
                 .filter(|p| p.is_record() && p.is_before())
-                .filter(|p| !journey.is_variation() || p.standing().is_some())
-                .for_each(|p| add(fault, p)),
+                .enumerate()
+                .filter(|(nth, p)| {
+                    let turn =
+                        !journey.is_variation() && nth % ERRORS.len() == index % ERRORS.len();
+                    turn || p.standing().is_some()
+                })
+                .for_each(|(_, p)| add(fault, p)),
             Where::Moved => turning
                 .iter()
                 .filter(|p| journey == Journey::Move && !p.is_before())
@@ -263,9 +269,10 @@ mod tests {
     }
 
     #[test]
-    fn records_fail_to_be_written_each_with_each_error() {
+    fn every_record_fails_to_be_written_and_each_standing_with_each_error() {
         let cases = generate(Journey::Move, &trace());
-        assert_eq!(count(&cases, |c| c.fault.kind() == Kind::Errno), 4 * 2);
+        // Three standings with two errors, and one line of the journal with one.
+        assert_eq!(count(&cases, |c| c.fault.kind() == Kind::Errno), 3 * 2 + 1);
         assert!(cases.iter().all(|c| c.fault.kind() != Kind::Errno || c.point.is_before()));
     }
 

@@ -288,7 +288,7 @@ impl Fault {
         let seconds = match self {
             Fault::Stop(_) => 45,
             Fault::Power(_) | Fault::Reboot(_) | Fault::Reopened => 40,
-            _ => 20,
+            _ => 25,
         };
         Duration::from_secs(seconds) + self.lasts_or_zero()
     }
