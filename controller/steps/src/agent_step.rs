@@ -18,6 +18,9 @@ use crate::grant::grant;
 /// each attempt gets a new one.
 const GRANT_SECONDS: i64 = 7 * 24 * 3600;
 
+/// A command, and who gets it.
+type Command = (ServerName, Intent);
+
 /// What is special about a kind of step.
 #[derive(Debug, Clone, Copy)]
 pub struct Recipe {
@@ -29,7 +32,7 @@ pub struct Recipe {
     pub check: fn(&Move, &Receipt) -> Result<(), Fault>,
     /// The command that leaves nothing of it behind, and who gets it; none if nothing can be left. Told
     /// the refusal that made the commit void, if one has.
-    pub undo: fn(&Move, Option<&Refusal>) -> Option<(ServerName, Intent)>,
+    pub undo: fn(&Move, Option<&Refusal>) -> Option<Command>,
 }
 
 impl Recipe {

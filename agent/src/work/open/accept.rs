@@ -9,6 +9,7 @@ use std::time::Duration;
 use ferry_proto::Fault;
 use ferry_proto::command::Refusal;
 use tokio::sync::OwnedMutexGuard;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::agent::Agent;
@@ -42,12 +43,27 @@ pub async fn accept(
     }
     let source = source.clone();
     *accepts = true;
-    let order = match try_for_a_while(agent, &account, source, order).await {
-        Ok(order) => order,
-        Err(fault) => return Err(refuse(agent, account, &fault).await),
+    let Tried { found, under_way } = try_for_a_while(agent, &account, source).await;
+    let Err(why) = found else {
+        agent.set_account(&account.definition.name.clone(), Some(account.clone())).await?;
+        return Ok((account, order));
     };
-    agent.set_account(&account.definition.name.clone(), Some(account.clone())).await?;
-    Ok((account, order))
+    // Still in order: whoever comes next must find the refusal, or he would look for himself.
+    let refused = refuse(agent, account, &why).await;
+    if let Some(trial) = under_way {
+        tokio::spawn(async move {
+            let _ = trial.await;
+            drop(order);
+        });
+    }
+    Err(refused)
+}
+
+/// What came of trying.
+struct Tried {
+    found: Result<(), Fault>,
+    /// What is still under way: nobody may remove the copy under its hands.
+    under_way: Option<JoinHandle<Result<String, Fault>>>,
 }
 
 /// Records the refusal. What is told: a refusal that is not recorded is none.
@@ -75,39 +91,30 @@ async fn refuse(agent: &Arc<Agent>, mut account: Account, why: &Fault) -> Fault 
     }
 }
 
-/// Tries until the account could be opened, or for too long. What then still is under way holds the
-/// order until it has ended: nobody may remove the copy under its hands.
+/// Tries until the account could be opened, or for too long.
 async fn try_for_a_while(
     agent: &Arc<Agent>,
     account: &Account,
     source: Box<SourceRecord>,
-    order: OwnedMutexGuard<()>,
-) -> Result<OwnedMutexGuard<()>, Fault> {
+) -> Tried {
     let hold = Duration::from_secs(agent.config.hold.wait_seconds.into());
     let until = Instant::now() + PATIENCE.min(hold / PART_OF_HOLD);
     let name = &account.definition.name;
-    let (mut last, mut silent) = (Fault::transient("it takes too long"), None);
-    while silent.is_none() {
+    let mut last = Fault::transient("looking whether it can be opened takes too long");
+    loop {
         let (agent, account, source) = (agent.clone(), account.clone(), source.clone());
         let mut trial =
             tokio::spawn(async move { rehearse::could_open(&agent, &account, &source).await });
         match tokio::time::timeout_at(until, &mut trial).await {
-            Ok(Ok(Ok(_))) => return Ok(order),
+            Ok(Ok(Ok(_))) => return Tried { found: Ok(()), under_way: None },
             Ok(Ok(Err(fault))) => last = fault,
             Ok(Err(panic)) => last = Fault::bug("looking panicked").caused_by(&panic),
-            Err(_) => silent = Some(trial),
+            Err(_) => return Tried { found: Err(last), under_way: Some(trial) },
         }
         tracing::warn!(account = %name, "does not open yet: {last}");
         if Instant::now() + AGAIN >= until {
-            break;
+            return Tried { found: Err(last), under_way: None };
         }
         tokio::time::sleep(AGAIN).await;
     }
-    if let Some(trial) = silent {
-        tokio::spawn(async move {
-            let _ = trial.await;
-            drop(order);
-        });
-    }
-    Err(last)
 }

@@ -79,6 +79,21 @@ fn what_does_not_open_is_refused_for_good_and_that_is_recorded_before_it_is_told
     });
 }
 
+/// The source and the controller both tell the target: who comes second is told what the first was.
+#[test]
+fn who_waits_while_an_account_is_refused_does_not_look_for_himself() {
+    alone(async |world| {
+        let (_source, target, _listener, _job, record) = committed(&world).await;
+        let full = FullHome::of(&target);
+        let open = || open::open(&target.agent, record.job, &record);
+        let (one, other) = tokio::join!(open(), open());
+        drop(full);
+        let (one, other) = (one.unwrap_err(), other.unwrap_err());
+        assert!(one.final_refusal().is_some(), "{one}");
+        assert_eq!(one.final_refusal(), other.final_refusal());
+    });
+}
+
 #[test]
 fn a_refusal_that_cannot_be_recorded_is_not_told() {
     alone(async |world| {
