@@ -114,7 +114,7 @@ async fn take_back(
     if let Some(closed) = account.closed.clone() {
         let opened = open_to_visitors(agent, &mut account, &closed, &mut first).await;
         keep_first(&mut first, opened);
-        keep_first(&mut first, open_the_rest(agent, &account, &closed).await);
+        keep_first(&mut first, open_the_rest(agent, &account).await);
     }
     if let Some(fault) = first {
         // Still ending: the deadline's watcher tries again what did not open.
@@ -167,6 +167,8 @@ async fn open_to_visitors(
             keep_first(first, Err(fault));
         }
     }
+    // Before the sites, which may pass visitors on to what the account's units run.
+    keep_first(first, open_logins_and_units(agent, closed).await);
     if !matches!(account.standing, Standing::Fenced { open: true, .. }) {
         reopen_sites(agent, account, closed).await?;
         if !answering {
@@ -181,25 +183,25 @@ async fn open_to_visitors(
     agent.redirector.release(&account.definition.name, account.epoch, Target::Local).await
 }
 
-/// Logins, units, mail and cron.
-async fn open_the_rest(
-    agent: &Arc<Agent>,
-    account: &Account,
-    closed: &Closed,
-) -> Result<(), Fault> {
-    let mail = mail_spec(&account.definition, account.uid, account.gid)?;
+/// Lets the account log in and its units run. The one does not wait for the other.
+async fn open_logins_and_units(agent: &Arc<Agent>, closed: &Closed) -> Result<(), Fault> {
     let (layout, closed) = (agent.layout.clone(), closed.clone());
-    let user = account.definition.user.clone();
-    let host = blocking(move || {
+    blocking(move || {
         let mut first = None;
         keep_first(&mut first, users::open_logins(&layout, &closed.logins));
         keep_first(&mut first, allow(&layout, &closed.units).map(|_| ()));
-        keep_first(&mut first, cron::enable(&layout, &user));
         first.map_or(Ok(()), Err)
-    });
+    })
+    .await
+}
+
+/// Mail and cron.
+async fn open_the_rest(agent: &Arc<Agent>, account: &Account) -> Result<(), Fault> {
+    let mail = mail_spec(&account.definition, account.uid, account.gid)?;
     let mut first = None;
-    keep_first(&mut first, host.await);
     keep_first(&mut first, agent.mail.release(&mail).await);
+    let (layout, user) = (agent.layout.clone(), account.definition.user.clone());
+    keep_first(&mut first, blocking(move || cron::enable(&layout, &user)).await);
     first.map_or(Ok(()), Err)
 }
 
