@@ -20,8 +20,11 @@ use crate::ids::{
 };
 use crate::{Fault, v1};
 
+/// A target: its name, and what takes the bytes.
+pub type Target = (&'static str, fn(&[u8]));
+
 /// The targets by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[Target] = &[
     ("names", names),
     ("grant", grant),
     ("command", command),

@@ -2,6 +2,7 @@
 //! panics if what was read breaks a promise. Not part of the crate's interface.
 
 use ferry_proto::Fault;
+use ferry_proto::fuzzing::Target;
 
 use crate::frame::{self, FrameReader, FrameWriter, Section};
 use crate::model::Spec;
@@ -9,7 +10,7 @@ use crate::record::Record;
 use crate::{DatabaseManifest, compare, mariadb, postgres};
 
 /// The targets by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[Target] = &[
     ("dump_frames", dump_frames),
     ("mariadb_object", mariadb_object),
     ("mariadb_ddl", mariadb_ddl),

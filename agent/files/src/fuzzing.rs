@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use ferry_proto::fuzzing::Target;
 use ferry_proto::{Fault, FaultClass};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
@@ -17,7 +18,7 @@ use crate::report::FromPeer;
 use crate::{Comparison, IdMap, PassReport, SourceOptions, TargetOptions, acl, names, wire};
 
 /// The targets by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] =
+pub const TARGETS: &[Target] =
     &[("frames", frames), ("acl", acl), ("receive", receive), ("send", send)];
 
 /// Whose files they are: a user that no server has.

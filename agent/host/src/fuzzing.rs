@@ -4,12 +4,12 @@
 use std::path::Path;
 
 use ferry_proto::account::Definition;
-use ferry_proto::fuzzing::json_keeps;
+use ferry_proto::fuzzing::{Target, json_keeps};
 
 use crate::{Layout, accounts, cron, nginx_config, sites, users};
 
 /// The targets by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[Target] = &[
     ("definition", definition),
     ("nginx_config", nginx),
     ("user_database", user_database),

@@ -2,14 +2,14 @@
 //! redirectors and peers, and panics if what was read breaks a promise. Not part of the crate's
 //! interface.
 
-use ferry_proto::fuzzing::json_keeps;
+use ferry_proto::fuzzing::{Target, json_keeps};
 
 use crate::control::{self, Overview, Reply, Request};
 use crate::mail::MailRecord;
 use crate::redirector::fuzzing::{self, Routes};
 
 /// The targets by name.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[Target] = &[
     ("http_head", fuzzing::http_head),
     ("http_body", fuzzing::http_body),
     ("client_hello", fuzzing::client_hello),

@@ -2,8 +2,7 @@
 //! crate that it belongs to; `fuzz/` hands each of them whatever a fuzzer can think of, and the test
 //! beside this hands them the corpus.
 
-/// A target: its name, and what takes the bytes.
-pub type Target = (&'static str, fn(&[u8]));
+use ferry_proto::fuzzing::Target;
 
 /// All targets.
 pub fn all() -> impl Iterator<Item = Target> {
