@@ -40,9 +40,9 @@ pub fn is_served(account: &Account) -> bool {
         && !follows(account)
 }
 
-/// Whether something still follows the account's open here.
+/// Whether something still follows the account's open here: not where it has been closed since.
 fn follows(account: &Account) -> bool {
-    account.after_open.as_ref().is_some_and(|after| !after.done)
+    account.closed.is_none() && account.after_open.as_ref().is_some_and(|after| !after.done)
 }
 
 /// Whether a copy is being made or opened here, or is what a refusal left of one until it is undone:
