@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::Agent;
 use crate::clock::boottime_ms;
 use crate::ledger::Standing;
+use crate::work::copied::Copied;
 use crate::work::{arm, commit, open, unfence};
 
 /// How long to wait after something did not open, before it is tried again.
@@ -90,8 +91,15 @@ async fn start(agent: Arc<Agent>, stop: CancellationToken) {
     while tasks.join_next().await.is_some() {}
 }
 
-/// Goes on with an account's open.
+/// Goes on with an account's open, or with what follows its commit.
 async fn go_on(agent: Arc<Agent>, name: AccountName, stop: CancellationToken) {
+    let gone = |standing: &Standing| {
+        matches!(standing, Standing::Moved { .. } | Standing::Finalized { .. })
+    };
+    if agent.account(&name).is_some_and(|account| gone(&account.standing)) {
+        // What was known of its copy is of no use any more, and may have outlived a power cut.
+        Copied::forget(&agent, &name).await;
+    }
     while let Err(fault) = open::resume(&agent, &name).await {
         tracing::error!(account = %name, class = %fault.class, "cannot open the account yet: {fault}");
         if stopped_within_pause(&stop).await {
@@ -276,6 +284,28 @@ mod tests {
         };
         let told = tokio::time::timeout(Duration::from_secs(20), delivered).await;
         assert!(told.is_ok(), "nobody tells the target");
+    }
+
+    #[tokio::test]
+    async fn what_was_known_of_a_copy_goes_when_the_agent_finds_the_account_moved() {
+        let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+        let agent = agent(&authority, dir.path());
+        let mut settled = moved(&a_move());
+        let Standing::Moved { settled: is_settled, .. } = &mut settled else { unreachable!() };
+        *is_settled = true;
+        put(&agent, "shop", &settled).await;
+        put(&agent, "other", &Standing::Serving).await;
+        let copy = |name: &str| agent.config.state_directory.join(format!("copies/{name}.json"));
+        std::fs::create_dir_all(copy("shop").parent().unwrap()).unwrap();
+        for name in ["shop", "other"] {
+            std::fs::write(copy(name), "{}").unwrap();
+        }
+        let stop = CancellationToken::new();
+        for name in ["shop", "other"] {
+            go_on(agent.clone(), name.parse().unwrap(), stop.clone()).await;
+        }
+        // A copy that is under way goes on.
+        assert!(!copy("shop").exists() && copy("other").exists());
     }
 
     #[tokio::test]

@@ -67,6 +67,7 @@ pub async fn commit(job: &Job) -> Result<Receipt, Fault> {
         // Neither yes nor no until it has been reread; what the ledger holds now is what counts.
         let record = committed(job).ok_or_else(|| not_known(job, &fault))?;
         resume(agent, &job.of.account);
+        Copied::forget(agent, &job.of.account).await;
         return Ok(Receipt::Committed(record));
     }
     tracing::info!(account = %job.of.account, epoch = %record.epoch, target = %record.target, "committed");

@@ -3,7 +3,7 @@
 
 pub mod arm;
 pub mod commit;
-mod copied;
+pub mod copied;
 pub mod databases;
 pub mod fence;
 pub mod files;
