@@ -75,7 +75,9 @@ impl Table {
         for id in &self.failed {
             println!("failed: {id}");
         }
-        println!("`cargo lab test faults --all` has {all} cases");
+        if all > 0 {
+            println!("`cargo lab test faults --all` has {all} cases");
+        }
     }
 }
 
