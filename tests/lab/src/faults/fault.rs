@@ -254,6 +254,7 @@ impl Fault {
             Fault::Cut(_, Lasting::Long)
             | Fault::Service(_, _, Failing::Dead)
             | Fault::Full(..) => Some(OUTLASTS),
+            Fault::Reopened => Some(Duration::ZERO),
             _ => None,
         }
     }

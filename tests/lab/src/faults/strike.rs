@@ -14,7 +14,7 @@ use super::journeys::Journey;
 use crate::host::Host;
 use crate::lab::Lab;
 use crate::scenarios::REOPEN;
-use crate::wait;
+use crate::{sample, wait};
 
 /// How far the source's agent's clock is from the target's, either way.
 const APART_MS: i64 = 300_000;
@@ -84,6 +84,11 @@ impl<'a> Field<'a> {
                 Ok(())
             }
             Fault::Full(disk, role) => self.host(role)?.unfill(name(disk)),
+            Fault::Reopened => {
+                // What the guard finds and sets aside is for a person, who has no use for it here.
+                let found = format!("rm -f /etc/ferry/aside/{}/*.found", sample::ACCOUNT);
+                self.host(Role::Source)?.sh(&found).map(drop)
+            }
             Fault::Clocks(_) => [Role::Source, Role::Target]
                 .into_iter()
                 .try_for_each(|role| self.host(role)?.sh(&format!("rm -f {CLOCK}")).map(drop)),
