@@ -4,6 +4,7 @@ mod abort;
 mod bad_moves;
 mod bullseye;
 mod doctor;
+mod discover;
 mod enrolment;
 mod finalize;
 mod leaves_nothing;
@@ -124,6 +125,12 @@ pub const ALL: &[Scenario] = &[
         "upgrade, remove and purge are clean on 11, 12 and 13; lintian finds no error",
         packages::run,
     ),
+    Scenario {
+        name: "discover",
+        shows: "accounts of a server set up by hand are proposed, reviewed, and moved as proposed",
+        ordinary: true,
+        play: Play::Afresh(discover::run),
+    },
     Scenario {
         name: "fence-disabled-is-found",
         shows: "the checker finds what a move with an agent that does not fence loses",
