@@ -21,6 +21,7 @@ mod status;
 #[cfg(test)]
 mod testing;
 mod unhook;
+mod upgraded;
 mod work;
 
 use std::path::PathBuf;
@@ -92,6 +93,9 @@ enum Command {
     },
     /// Close again, at boot, what accounts are not to be served here. `ferry-guard.service` does it.
     Guard,
+    /// Say whether the redirector still runs the program from before an upgrade, and whether it may be
+    /// restarted now. Exit code: 0 nothing to do, 10 restart it now, 11 later.
+    Redirector,
     /// Take Ferry's hooks out of Postfix and Dovecot, before the package is removed.
     Unhook {
         /// Also while an account is on the move: nobody may serve it afterwards.
@@ -172,6 +176,11 @@ pub fn main() -> anyhow::Result<()> {
             // process has ended.
             start_plain_log(&config)?;
             runtime.block_on(guard::run(&config))
+        }
+        Command::Redirector => {
+            let restart = upgraded::look(&config)?;
+            println!("{restart}");
+            std::process::exit(i32::from(restart.exit_code()))
         }
         Command::Unhook { force } => {
             runtime.block_on(unhook::unhook(&config, force))?;

@@ -2,6 +2,7 @@
 //! namespaces of the test's own. The account has a user, a home and a crontab, no services: those are
 //! tested where they are.
 
+mod at_once;
 mod copying;
 mod delivery;
 mod ending;

@@ -63,7 +63,7 @@ pub fn await_fence(fleet: &Fleet<'_>) -> Result<()> {
 }
 
 /// Between the fence's beginning and the commit's.
-fn is_fenced(job: &JobView) -> bool {
+pub(super) fn is_fenced(job: &JobView) -> bool {
     let at = |name: &str| job.steps.iter().find(|step| step.name == name);
     let fenced = at("fence").is_some_and(|s| s.phase == StepPhase::Done);
     fenced && at("commit").is_some_and(|s| s.started_unix_ms.is_none())

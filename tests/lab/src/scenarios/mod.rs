@@ -13,8 +13,10 @@ mod open_refused;
 mod packages;
 mod restored;
 mod revoked;
+mod several;
 mod stays_closed;
 mod unfenced;
+mod upgrade;
 
 pub(crate) use stays_closed::REOPEN;
 
@@ -99,6 +101,23 @@ pub const ALL: &[Scenario] = &[
             "stays-closed",
             "nothing that happens on a host opens an account that it must not serve",
             stays_closed::run,
+        )
+    },
+    // Neither has had its first run on real hosts: by name only, until it has.
+    Scenario {
+        ordinary: false,
+        ..on(
+            "several",
+            "three accounts move at once in both directions, within the limits; nothing is lost or doubled",
+            several::run,
+        )
+    },
+    Scenario {
+        ordinary: false,
+        ..on(
+            "upgrade",
+            "everything is upgraded during a precopy, a redirect and a fence; nobody is refused",
+            upgrade::run,
         )
     },
     on(
