@@ -199,6 +199,7 @@ impl Link {
             boot_id: crate::clock::boot_id()?,
             peer_address: peer.map(|a| a.to_string()).unwrap_or_default(),
             facts: json(&facts)?,
+            generation: self.agent.look(|l| l.generation()),
         })
     }
 }

@@ -1,8 +1,9 @@
 //! The controller: joins store, fleet, jobs and the operators' API, and serves them on one port.
 
+mod adopt;
 mod config;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use ferry_fleet::session::{AgentEndpoint, MAX_MESSAGE};
 use ferry_fleet::{Fleet, Settings};
 use ferry_proto::Fault;
 use ferry_proto::channel::{self, Connections, Limits, Listener};
+use ferry_proto::ids::ServerName;
 use ferry_proto::v1::agent_service_server::AgentServiceServer;
 use ferry_proto::v1::enrolment_service_server::EnrolmentServiceServer;
 use ferry_proto::v1::operator_service_server::OperatorServiceServer;
@@ -45,17 +47,24 @@ enum Command {
     Run,
     /// Say whether the configuration is right.
     Check,
+    /// Make this controller, whose store was restored from a backup, the one that agents obey. The service
+    /// must be stopped. Asks for confirmation that no other controller runs.
+    Adopt {
+        /// A server that is gone for good, and not waited for; may be given again.
+        #[arg(long)]
+        without: Vec<ServerName>,
+        /// How long to wait for the agents, in seconds.
+        #[arg(long, default_value_t = 120)]
+        wait: u64,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let config = Config::load(&arguments.config)?;
-    match arguments.command {
-        Command::Run => {}
-        Command::Check => {
-            println!("{} is right", arguments.config.display());
-            return Ok(());
-        }
+    if matches!(arguments.command, Command::Check) {
+        println!("{} is right", arguments.config.display());
+        return Ok(());
     }
     tracing_subscriber::fmt()
         .with_env_filter(
@@ -68,24 +77,71 @@ fn main() -> anyhow::Result<()> {
         .with_ansi(false)
         .init();
     channel::install_crypto_provider();
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config))
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    match arguments.command {
+        Command::Adopt { without, wait } => {
+            let answers = std::io::BufReader::new(std::io::stdin());
+            let wait = Duration::from_secs(wait);
+            let done = runtime.block_on(adopt::adopt(&config, &without, wait, answers));
+            // An agent's stream does not hold it up.
+            runtime.shutdown_background();
+            done
+        }
+        Command::Run | Command::Check => runtime.block_on(serve(config)),
+    }
+}
+
+/// What lies in the state directory.
+struct Parts {
+    store: Arc<dyn Store>,
+    authority: Arc<Authority>,
+    token: OperatorToken,
+    /// Held while this process uses the store: two would each think that they alone run its jobs.
+    _lock: std::fs::File,
+}
+
+async fn parts(config: &Config) -> anyhow::Result<Parts> {
+    let state = config.state_directory.clone();
+    let (lock, authority, token) = tokio::task::spawn_blocking(move || {
+        let lock = lock(&state.join("lock"))?;
+        let authority = Authority::open(&state.join("ca"))?;
+        let token = OperatorToken::open(&state.join("operator.token"))?;
+        Ok::<_, Fault>((lock, Arc::new(authority), token))
+    })
+    .await??;
+    let store = SqliteStore::open(&config.state_directory.join("ferry.db")).await?;
+    Ok(Parts { store: Arc::new(store), authority, token, _lock: lock })
+}
+
+fn lock(path: &Path) -> Result<std::fs::File, Fault> {
+    let failed = |e: &std::io::Error| Fault::io(format!("cannot lock {}", path.display()), e);
+    let file = std::fs::File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(|e| failed(&e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(Fault::precondition("a controller runs with this state directory already")
+                .remedy("to adopt: systemctl stop ferry-controller, then again"))
+        }
+        Err(std::fs::TryLockError::Error(e)) => Err(failed(&e)),
+    }
+}
+
+fn settings(config: &Config) -> Settings {
+    Settings {
+        certificate_lifetime: config.certificate_lifetime(),
+        token_lifetime: Duration::from_secs(u64::from(config.token_minutes) * 60),
+    }
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
-    let state = &config.state_directory;
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&state.join("ferry.db")).await?);
-    let directory = state.clone();
-    let (authority, token) = tokio::task::spawn_blocking(move || {
-        let authority = Authority::open(&directory.join("ca"))?;
-        let token = OperatorToken::open(&directory.join("operator.token"))?;
-        Ok::<_, Fault>((Arc::new(authority), token))
-    })
-    .await??;
+    let Parts { store, authority, token, _lock } = parts(&config).await?;
     let connections = Connections::new(Limits::default());
-    let settings = Settings {
-        certificate_lifetime: config.certificate_lifetime(),
-        token_lifetime: Duration::from_secs(u64::from(config.token_minutes) * 60),
-    };
+    let settings = settings(&config);
     let fleet =
         Fleet::open(store.clone(), authority.clone(), connections.clone(), settings).await?;
     let stop = CancellationToken::new();

@@ -3,6 +3,8 @@
 
 #[path = "moves/at_once.rs"]
 mod at_once;
+#[path = "moves/restored.rs"]
+mod restored;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -289,6 +291,8 @@ struct World {
     revocations: Vec<Vec<String>>,
     /// What it says of its accounts when it connects; none: what it begins with.
     accounts: Option<Vec<AccountState>>,
+    /// The highest controller generation that it has obeyed.
+    obeyed: u64,
 }
 
 impl World {
@@ -332,6 +336,7 @@ impl Player {
             let hello = v1::Hello {
                 peer_address: "192.0.2.7:7401".into(),
                 facts: b"{}".to_vec(),
+                generation: player.world.lock().unwrap().obeyed,
                 ..v1::Hello::default()
             };
             out.send(request(session_request::Body::Hello(hello))).await.unwrap();
@@ -438,6 +443,8 @@ impl Player {
     fn answer(&self, command: &v1::Command) -> Option<v1::SessionRequest> {
         let intent: Intent = serde_json::from_slice(&command.intent).unwrap();
         let mut world = self.world.lock().unwrap();
+        assert!(command.generation >= world.obeyed, "an overtaken controller commands");
+        world.obeyed = command.generation;
         if world.silent.iter().any(|k| k == intent.kind()) {
             world.waiting.insert(command.id.clone(), intent.kind().to_owned());
             return None;

@@ -20,12 +20,15 @@ pub enum JobPhase {
     Undone,
     /// Needs a person.
     Stuck,
+    /// Neither resumed nor undone: the store was restored from a backup, and the servers say that it is
+    /// not under way any more.
+    Overtaken,
 }
 
 impl JobPhase {
     /// Whether nothing more will happen by itself.
     pub fn has_ended(self) -> bool {
-        matches!(self, Self::Done | Self::Undone | Self::Stuck)
+        matches!(self, Self::Done | Self::Undone | Self::Stuck | Self::Overtaken)
     }
 }
 
@@ -37,6 +40,7 @@ impl std::fmt::Display for JobPhase {
             Self::Done => "done",
             Self::Undone => "undone",
             Self::Stuck => "stuck",
+            Self::Overtaken => "overtaken",
         })
     }
 }

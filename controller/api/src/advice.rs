@@ -10,6 +10,13 @@ const PAGES: &str = "/usr/share/doc/ferry-controller/what-if";
 
 /// The advice for a job that stands as `view` says.
 pub fn advice(plan: &Plan, spec: &JobSpec, view: &JobView) -> String {
+    if view.phase == JobPhase::Overtaken {
+        let account = &plan.account;
+        return format!(
+            "What came of this job is not known here: the controller's store was restored from a backup made while it ran. \
+             The servers say that it is not under way any more; what they report of account {account} is what counts: ferry account list"
+        );
+    }
     if spec.commit_point().is_none() {
         return ending(plan, view);
     }
@@ -43,7 +50,7 @@ pub fn waiting(view: &JobView, place: &Place) -> String {
 fn uncommitted(plan: &Plan, phase: JobPhase) -> String {
     let Plan { account, source, .. } = plan;
     match phase {
-        JobPhase::Done => String::new(),
+        JobPhase::Done | JobPhase::Overtaken => String::new(),
         JobPhase::Undone => {
             format!("{source} serves account {account}; nothing is left of the move.")
         }
@@ -115,7 +122,7 @@ fn committed(plan: &Plan, phase: JobPhase) -> String {
             "The account has moved to {target}, but a step after the commit failed for good. Its data is whole there; do not open it by hand on {source}. \
              See the step's fault and {PAGES}/stuck-after-commit.md; when it is mended: ferry resume {account}"
         ),
-        JobPhase::Running | JobPhase::Undoing | JobPhase::Undone => {
+        JobPhase::Running | JobPhase::Undoing | JobPhase::Undone | JobPhase::Overtaken => {
             format!("The account has moved to {target}.")
         }
     }
@@ -133,7 +140,7 @@ fn ending(plan: &Plan, view: &JobView) -> String {
             "{target} serves account {account}. On {source} part of what stood for the move is taken down, and part may still be there: \
              see the step's fault; when it is mended: ferry resume {account}"
         ),
-        JobPhase::Running | JobPhase::Undoing => {
+        JobPhase::Running | JobPhase::Undoing | JobPhase::Overtaken => {
             format!("{target} serves account {account}.")
         }
     }

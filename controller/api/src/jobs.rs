@@ -11,7 +11,7 @@ use ferry_plan::Plan;
 use ferry_proto::Fault;
 use ferry_proto::ids::{AccountName, JobId};
 use ferry_proto::view::{JobPhase, JobView, Place, StepPhase, StepView};
-use ferry_store::{JobRow, Store};
+use ferry_store::{JobRow, OVERTAKEN, Store};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -96,6 +96,7 @@ pub struct Jobs {
     /// Rung after each event, for those who follow the journal.
     bell: broadcast::Sender<()>,
     places: Arc<Places>,
+    fleet: Arc<Fleet>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -116,6 +117,7 @@ impl Jobs {
             running: Mutex::default(),
             bell,
             places: Places::new(limits),
+            fleet: fleet.clone(),
             tasks: TaskTracker::new(),
             stop,
         })
@@ -173,6 +175,7 @@ impl Jobs {
             ))
             .remedy("see its findings, mend them, and plan again"));
         }
+        self.fleet.require_not_overtaken()?;
         if let Err(fault) = self.store.start_job(id, now_ms()).await {
             // The store knows that it may not be, and not why.
             self.refuse_if_busy(&row.account).await?;
@@ -246,6 +249,7 @@ impl Jobs {
         which: &Which,
         by: &str,
     ) -> Result<(JobId, AccountName), Fault> {
+        self.fleet.require_not_overtaken()?;
         let row = self.stuck(which).await?;
         let event = to_json(&Event::Resumed { by: by.to_owned() })?;
         self.store.resume_job(row.id, &event, now_ms()).await?;
@@ -322,7 +326,9 @@ impl Jobs {
         account: Option<&AccountName>,
         running: bool,
     ) -> Result<(Vec<JobView>, Vec<String>), Fault> {
-        let (mut views, mut problems) = (Vec::new(), Vec::new());
+        let overtaken = self.fleet.require_not_overtaken().err();
+        let (mut views, mut problems) =
+            (Vec::new(), Vec::from_iter(overtaken.map(|fault| fault.to_string())));
         for row in self.store.jobs(account, running).await? {
             let live = self.running().get(&row.id).map(|job| job.shown.borrow().clone());
             let trouble = match live {
@@ -362,6 +368,9 @@ impl Jobs {
         for (at, event) in load_events(self.store.as_ref(), row.id).await? {
             folded.apply(&event, at)?;
         }
+        if row.phase.as_deref() == Some(OVERTAKEN) {
+            folded.overtake(row.ended_ms);
+        }
         Ok(folded)
     }
 
@@ -398,6 +407,11 @@ impl Jobs {
                 // Left where its journal says. First: a place that another job left by stopping
                 // is not taken.
                 () = jobs.stop.cancelled() => {}
+                // Before anything is journalled of commands that may not be sent.
+                later = jobs.fleet.is_overtaken() => {
+                    tell(&sender, Err(left(&row, jobs.fleet.overtaken_by(&later))));
+                    jobs.stop.cancelled().await;
+                }
                 () = jobs.drive(&row, turn, &abort, &sender) => {}
             }
             jobs.running().remove(&row.id);
@@ -483,6 +497,11 @@ fn refuse_without_way_back(account: &AccountName, view: &JobView) -> Result<(), 
         .remedy(format!("see `ferry status {account}`")));
     }
     Ok(())
+}
+
+/// What whoever watches is told of a job that an overtaken controller has left.
+fn left(row: &JobRow, fault: Fault) -> Fault {
+    fault.context(format!("job {} of account {} does not go on", row.id, row.account))
 }
 
 /// What whoever watches is told when a job's journal or the store fails.

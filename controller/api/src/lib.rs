@@ -4,6 +4,7 @@
 //! * [`auth`]: who may call it.
 //! * [`planning`]: asks both ends, then plans.
 //! * [`jobs`]: jobs that run, and those that are taken up again after a restart.
+//! * [`overtaken`]: which jobs of a restored store are not under way any more.
 //! * [`places`]: how many moves there may be at one server at once; the others wait.
 //! * [`view`]: a job as it is shown; [`advice`]: what a person should know of it.
 
@@ -11,6 +12,7 @@ pub mod advice;
 pub mod auth;
 pub mod jobs;
 pub mod operators;
+pub mod overtaken;
 pub mod places;
 pub mod planning;
 pub mod view;

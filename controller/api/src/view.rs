@@ -103,6 +103,13 @@ impl Folded {
         Ok(())
     }
 
+    /// The store was restored from a backup, and the servers say that the job is over.
+    pub fn overtake(&mut self, at_ms: Option<i64>) {
+        self.view.phase = JobPhase::Overtaken;
+        self.view.ended_unix_ms = at_ms;
+        self.view.advice = advice(&self.plan, &self.spec, &self.view);
+    }
+
     /// Takes a word on progress.
     pub fn progress(&mut self, step: usize, progress: Progress) {
         if let Some(step) = self.view.steps.get_mut(step)

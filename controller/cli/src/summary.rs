@@ -71,6 +71,7 @@ fn headline(job: &JobView) -> String {
                 format!("Ending the move of {account} is stuck: a person must look.")
             }
             JobPhase::Undone => format!("The move of {account} was not ended."),
+            JobPhase::Overtaken => overtaken(job),
             JobPhase::Running | JobPhase::Undoing => format!("Ending the move of {account}."),
         };
     }
@@ -89,6 +90,7 @@ fn headline(job: &JobView) -> String {
         JobPhase::Stuck => format!(
             "The {what} of {account} from {source} to {target} is stuck: a person must look."
         ),
+        JobPhase::Overtaken => overtaken(job),
         JobPhase::Running => {
             format!("The {what} of {account} from {source} to {target} is {}.", state(job))
         }
@@ -96,6 +98,10 @@ fn headline(job: &JobView) -> String {
             format!("The {what} of {account} from {source} to {target} is being undone.")
         }
     }
+}
+
+fn overtaken(job: &JobView) -> String {
+    format!("The job of {} was overtaken: the servers say that it is not under way.", job.account)
 }
 
 /// Where a job is, in words.

@@ -66,6 +66,7 @@ impl Fleet {
         progress: Option<watch::Sender<Progress>>,
         cancel: &CancellationToken,
     ) -> Result<Receipt, Fault> {
+        self.require_not_overtaken()?;
         let what = Waiting::Outcome {
             job: order.job,
             intent: json(&order.intent)?,
@@ -100,6 +101,7 @@ impl Fleet {
         server: &ServerName,
         id: CommandId,
     ) -> Result<Option<Outcome>, Fault> {
+        self.require_not_overtaken()?;
         let reply = self.register(id, server, Waiting::Observation, None);
         let guard = Forget { fleet: self, id };
         let answer = reply.await;
@@ -184,6 +186,9 @@ impl Live {
     pub(crate) fn send_pending(&mut self, id: CommandId, generation: u64) {
         let Some(pending) = self.pending.get(&id) else { return };
         let Some(session) = self.sessions.get_mut(&pending.server) else { return };
+        if session.obeyed > generation {
+            return; // It would refuse, and of a commit nobody would know what that means.
+        }
         let body = match &pending.what {
             Waiting::Observation => Body::ObserveCommandId(id.to_string()),
             Waiting::Outcome { job, intent, grant } => {
@@ -253,7 +258,7 @@ mod tests {
     ) -> (mpsc::Receiver<v1::SessionResponse>, CancellationToken) {
         let (out, queue) = mpsc::channel(room);
         let end = CancellationToken::new();
-        let session = Session { number: 1, next_command: 0, out, end: end.clone() };
+        let session = Session { number: 1, next_command: 0, obeyed: 0, out, end: end.clone() };
         live.sessions.insert(server.clone(), session);
         (queue, end)
     }

@@ -3,12 +3,14 @@
 //!
 //! * [`authority`]: the certificate authority, tokens and grants.
 //! * [`enrolment`]: tokens into certificates, and their renewal.
+//! * [`generations`]: whether agents have obeyed a later controller than this one.
 //! * [`session`]: one agent's stream.
 //! * [`commands`]: commands under way, which outlive sessions.
 
 pub mod authority;
 pub mod commands;
 pub mod enrolment;
+pub mod generations;
 pub mod session;
 
 use std::collections::HashMap;
@@ -24,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authority::Authority;
 use crate::commands::Pending;
+use crate::generations::Generations;
 
 /// Milliseconds since 1970 by this host's clock.
 pub fn now_ms() -> i64 {
@@ -50,6 +53,7 @@ pub struct Fleet {
     generation: u64,
     live: Mutex<Live>,
     connected: broadcast::Sender<ServerName>,
+    generations: Generations,
 }
 
 /// What is known only while this process runs. One lock; never held across an await.
@@ -65,6 +69,8 @@ struct Session {
     /// Tells a session from the one that followed it.
     number: u64,
     next_command: u64,
+    /// The highest controller generation that the agent has obeyed.
+    obeyed: u64,
     out: mpsc::Sender<ferry_proto::v1::SessionResponse>,
     /// Ends the stream: its own task holds a sender too, so that dropping `out` does not.
     end: CancellationToken,
@@ -98,6 +104,7 @@ impl Fleet {
             generation,
             live: Mutex::default(),
             connected,
+            generations: Generations::default(),
         });
         fleet.apply_revocations().await?;
         Ok(fleet)

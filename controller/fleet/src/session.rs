@@ -110,6 +110,8 @@ impl Fleet {
         let (out, receiver) = mpsc::channel(QUEUE);
         let end = CancellationToken::new();
         let welcome = response(Body::Welcome(v1::Welcome { generation: self.generation }));
+        let obeyed = hello.generation;
+        self.generations.heard(self.generation, server, obeyed);
         let number = {
             let mut live = self.live();
             live.next_session += 1;
@@ -117,7 +119,8 @@ impl Fleet {
             // The queue is new and longer than this.
             let _ = out.try_send(welcome);
             let _ = out.try_send(revocations);
-            let session = Session { number, next_command: 0, out: out.clone(), end: end.clone() };
+            let (out, end) = (out.clone(), end.clone());
+            let session = Session { number, next_command: 0, obeyed, out, end };
             // An older session of the same agent is a connection that died unnoticed.
             live.sessions.insert(server.clone(), session);
             let waiting: Vec<_> = live
@@ -191,6 +194,8 @@ impl Fleet {
                     .map(|a| read(a, "account state"))
                     .collect::<Result<_, _>>()?;
                 self.store.set_accounts(server, &accounts, &states.problems).await?;
+                let obeyed = self.live().sessions.get(server).map(|session| session.obeyed);
+                self.generations.reported(server, obeyed);
             }
             None => {}
         }

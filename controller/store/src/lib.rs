@@ -123,6 +123,9 @@ pub struct JobRow {
     pub phase: Option<String>,
 }
 
+/// How a job ended that the world has overtaken: its journal does not say so.
+pub const OVERTAKEN: &str = "overtaken";
+
 /// A journalled event.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JournalRow {
@@ -143,6 +146,8 @@ pub struct JournalRow {
 pub trait Store: Send + Sync {
     /// The controller's generation: rises when its store is restored from a backup.
     async fn generation(&self) -> Result<u64, Fault>;
+    /// Raises the generation, and ends jobs that the world has overtaken.
+    async fn adopt(&self, generation: u64, overtaken: &[JobId], now_ms: i64) -> Result<(), Fault>;
 
     /// Adds a server, or gives one that has not enrolled, or that was revoked, a new token.
     async fn add_server(&self, row: &ServerRow, now_ms: i64) -> Result<(), Fault>;

@@ -205,6 +205,26 @@ impl Store for SqliteStore {
         parsed(&row, "value")
     }
 
+    async fn adopt(&self, generation: u64, overtaken: &[JobId], now_ms: i64) -> Result<(), Fault> {
+        let message = "cannot raise the controller's generation";
+        let mut transaction = self.pool.begin().await.or_fault(message)?;
+        for job in overtaken {
+            sqlx::query("UPDATE jobs SET ended_ms = $2, phase = $3 WHERE id = $1")
+                .bind(job.to_string())
+                .bind(now_ms)
+                .bind(crate::OVERTAKEN)
+                .execute(&mut *transaction)
+                .await
+                .or_fault(message)?;
+        }
+        sqlx::query("UPDATE meta SET value = $1 WHERE name = 'generation'")
+            .bind(generation.to_string())
+            .execute(&mut *transaction)
+            .await
+            .or_fault(message)?;
+        transaction.commit().await.or_fault(message)
+    }
+
     async fn add_server(&self, row: &ServerRow, now_ms: i64) -> Result<(), Fault> {
         let done = sqlx::query(
             "INSERT INTO servers (name, role, state, token_hash, token_expires_ms, added_ms)

@@ -117,7 +117,9 @@ async fn watch_overview(operator: &Operator, screen: &Screen) -> Result<Exit, Fa
 fn selected(mut jobs: Vec<JobView>) -> Vec<JobView> {
     use ferry_proto::view::JobPhase;
     jobs.sort_by_key(|job| std::cmp::Reverse((job.started_unix_ms, job.job)));
-    let is_over = |job: &JobView| matches!(job.phase, JobPhase::Done | JobPhase::Undone);
+    let is_over = |job: &JobView| {
+        matches!(job.phase, JobPhase::Done | JobPhase::Undone | JobPhase::Overtaken)
+    };
     let (over, open): (Vec<_>, Vec<_>) = jobs.into_iter().partition(is_over);
     open.into_iter().chain(over.into_iter().take(ENDED_SHOWN)).collect()
 }

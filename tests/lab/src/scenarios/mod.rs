@@ -135,7 +135,7 @@ pub const ALL: &[Scenario] = &[
     },
     on(
         "restored",
-        "agents refuse a controller whose store came from an older backup",
+        "agents refuse a controller whose store came from an older backup, until it is adopted",
         restored::run,
     ),
     on("revoked", "a revoked agent is cut off at once, and told why", revoked::run),
