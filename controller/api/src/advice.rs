@@ -80,7 +80,7 @@ fn refused(plan: &Plan, phase: JobPhase, refusal: &Refusal) -> String {
             "{why}. {source} takes account {account} back at epoch {epoch}, by itself; {target} will never open it for this move. \
              Something of the move could not be undone: see the step's fault and {PAGES}/stuck-undo.md; when it is mended: ferry resume {account}"
         ),
-        JobPhase::Running | JobPhase::Undoing | JobPhase::Done => format!(
+        JobPhase::Running | JobPhase::Undoing | JobPhase::Done | JobPhase::Overtaken => format!(
             "{why}. {source} takes account {account} back at epoch {epoch}; the move is being undone."
         ),
     }
