@@ -335,3 +335,27 @@ fn notify(states: &[sd_notify::NotifyState]) {
         tracing::debug!(%error, "the service manager was not told");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What of a program its manual page does not name: commands and their options.
+    fn unnamed(command: &clap::Command, page: &str) -> Vec<String> {
+        let mut missing = Vec::new();
+        for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+            let longs = sub.get_arguments().filter_map(|arg| arg.get_long());
+            let longs = longs.filter(|long| !["help", "version", "config"].contains(long));
+            let words = longs.map(|long| format!("--{long}")).chain([sub.get_name().to_owned()]);
+            missing.extend(words.filter(|word| !page.contains(word.as_str())));
+            missing.extend(unnamed(sub, page));
+        }
+        missing
+    }
+
+    #[test]
+    fn the_packaged_manual_page_names_every_command_and_option() {
+        let page = include_str!("../../packaging/man/ferry-agent.8").replace('\\', "");
+        assert_eq!(unnamed(&Arguments::command(), &page), [] as [&str; 0]);
+    }
+}

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use ferry_api::{Jobs, OperatorEndpoint, OperatorToken};
 use ferry_fleet::authority::Authority;
 use ferry_fleet::session::{AgentEndpoint, MAX_MESSAGE};
@@ -47,6 +47,11 @@ enum Command {
     Run,
     /// Say whether the configuration is right.
     Check,
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
     /// Make this controller, whose store was restored from a backup, the one that agents obey. The service
     /// must be stopped. Asks for confirmation that no other controller runs.
     Adopt {
@@ -61,6 +66,11 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
+    if let Command::Completions { shell } = arguments.command {
+        let mut command = Arguments::command();
+        clap_complete::generate(shell, &mut command, "ferry-controller", &mut std::io::stdout());
+        return Ok(());
+    }
     let config = Config::load(&arguments.config)?;
     if matches!(arguments.command, Command::Check) {
         println!("{} is right", arguments.config.display());
@@ -87,7 +97,7 @@ fn main() -> anyhow::Result<()> {
             runtime.shutdown_background();
             done
         }
-        Command::Run | Command::Check => runtime.block_on(serve(config)),
+        Command::Run | Command::Check | Command::Completions { .. } => runtime.block_on(serve(config)),
     }
 }
 
@@ -218,5 +228,29 @@ async fn watchdog(stop: CancellationToken) {
 fn notify(states: &[sd_notify::NotifyState]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!(%error, "the service manager was not told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What of a program its manual page does not name: commands and their options.
+    fn unnamed(command: &clap::Command, page: &str) -> Vec<String> {
+        let mut missing = Vec::new();
+        for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+            let longs = sub.get_arguments().filter_map(|arg| arg.get_long());
+            let longs = longs.filter(|long| !["help", "version", "config"].contains(long));
+            let words = longs.map(|long| format!("--{long}")).chain([sub.get_name().to_owned()]);
+            missing.extend(words.filter(|word| !page.contains(word.as_str())));
+            missing.extend(unnamed(sub, page));
+        }
+        missing
+    }
+
+    #[test]
+    fn the_packaged_manual_page_names_every_command_and_option() {
+        let page = include_str!("../../packaging/man/ferry-controller.8").replace('\\', "");
+        assert_eq!(unnamed(&Arguments::command(), &page), [] as [&str; 0]);
     }
 }
