@@ -97,7 +97,9 @@ fn main() -> anyhow::Result<()> {
             runtime.shutdown_background();
             done
         }
-        Command::Run | Command::Check | Command::Completions { .. } => runtime.block_on(serve(config)),
+        Command::Run | Command::Check | Command::Completions { .. } => {
+            runtime.block_on(serve(config))
+        }
     }
 }
 

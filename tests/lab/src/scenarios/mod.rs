@@ -3,8 +3,8 @@
 mod abort;
 mod bad_moves;
 mod bullseye;
-mod doctor;
 mod discover;
+mod doctor;
 mod enrolment;
 mod finalize;
 mod leaves_nothing;
