@@ -210,6 +210,11 @@ impl Ground {
                 let serves = self.served(account)?;
                 ensure!(serves == journey.host(Role::Source), "{serves} serves after all");
             }
+            // A move is the account's first: an earlier one's copy would be half of it.
+            if journey != Journey::Rollback && fleet.standings(account.name)?.len() > 1 {
+                let argv = ["finalize", account.name, "--erase", "--yes"];
+                fleet.ferry(&argv)?.ok().context("erasing the copy of an earlier case")?;
+            }
         }
         Ok(())
     }
