@@ -144,6 +144,13 @@ impl Ground {
         asked
     }
 
+    /// Whether no job of an account is there but the one before: a command that was not heard to the end
+    /// may have begun nothing. Asked of a controller that has all its agents again.
+    pub fn never_began(&self, account: &Sample, before: Option<&JobId>) -> Result<bool> {
+        self.fleet()?.await_connected(&["client", "transit"])?;
+        Ok(self.job(account).map(|job| job.job).as_ref() == before)
+    }
+
     /// Waits until an account's job, a later one than `before`, has ended; a stuck one is resumed as a
     /// person would. Tells how it ended.
     pub fn ended(

@@ -79,7 +79,7 @@ fn course(
     ground.ears.aim(aims(case));
     let since = now_us();
     let fleet = ground.fleet()?;
-    let struck = thread::scope(|scope| {
+    let (struck, refused) = thread::scope(|scope| {
         let told = scope.spawn(|| set_out(&fleet, case.journey));
         let struck = reach(ground, case).and_then(|held| match held {
             Some(held) => field.strike(case.fault, held),
@@ -87,8 +87,8 @@ fn course(
         });
         // With a fault under way the operator may not be answered: the journey goes on all the same.
         match told.join() {
-            Ok(Err(told)) if struck.is_err() => struck.with_context(|| format!("{told:#}")),
-            _ => struck,
+            Ok(Err(told)) => (struck.with_context(|| format!("{told:#}")), true),
+            _ => (struck, false),
         }
     });
     struck.context("striking")?;
@@ -97,7 +97,16 @@ fn course(
         field.mend(case.fault).context("mending")?;
     }
     for account in case.journey.accounts() {
-        end(ground, case, account, before.get(account.name), &mut seen)?;
+        let before = before.get(account.name);
+        if refused && ground.never_began(account, before)? {
+            let serves = ground.served(account)?;
+            ensure!(
+                serves == case.journey.host(Role::Source),
+                "{serves} serves, and nothing began"
+            );
+        } else {
+            end(ground, case, account, before, &mut seen)?;
+        }
     }
     for guests in &mut guests {
         guests.are_answered().with_context(|| format!("visitors of {}", guests.account.name))?;
