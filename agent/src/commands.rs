@@ -467,11 +467,14 @@ mod tests {
     async fn an_older_epoch_is_refused() {
         let mut fixture = Fixture::new();
         let of = a_move();
-        fixture.put(&Standing::Armed { of: of.clone() }, 5).await;
-        let fault = fixture.refusal(disarm(CommandId::new_now(), 0, &of)).await;
-        assert_eq!(fault.class, FaultClass::Fenced);
-        assert!(fault.message.contains("is at epoch 5"), "{fault}");
-        assert!(fixture.stands_armed());
+        // Of another move; and of this one, at an epoch to which its refusal does not take it.
+        for (armed, epoch) in [(a_move(), 5), (of.clone(), 6)] {
+            fixture.put(&Standing::Armed { of: armed }, epoch).await;
+            let fault = fixture.refusal(disarm(CommandId::new_now(), 0, &of)).await;
+            assert_eq!(fault.class, FaultClass::Fenced);
+            assert!(fault.message.contains(&format!("is at epoch {epoch}")), "{fault}");
+            assert!(fixture.stands_armed());
+        }
     }
 
     #[tokio::test]

@@ -258,9 +258,11 @@ pub fn check_epoch(agent: &Agent, of: &Move) -> Result<(), Fault> {
     let of_this_job = match &account.standing {
         Standing::Moved { of: was, .. }
         | Standing::Opening { of: was, .. }
-        | Standing::Refused { of: was, .. }
-        | Standing::Fenced { of: was, .. }
-        | Standing::Armed { of: was } => was.job == of.job,
+        | Standing::Refused { of: was, .. } => was.job == of.job,
+        // Taken back after the target's refusal.
+        Standing::Fenced { of: was, .. } | Standing::Armed { of: was } => {
+            was.job == of.job && account.epoch == of.epoch.next().next()
+        }
         // Opened by this very move: what a repeated command finds.
         Standing::Serving | Standing::Finalized { .. } => account.epoch == of.epoch.next(),
         Standing::Receiving { .. } => false,

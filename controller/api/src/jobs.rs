@@ -187,12 +187,14 @@ impl Jobs {
         Ok(())
     }
 
-    /// A fault if an account has a job that has not ended. For clear words: that two are never
-    /// started at once is the store's to see to.
+    /// A fault if an account has a job that has not ended, or if this controller has been overtaken and
+    /// knows nothing of jobs any more. For clear words: that two are never started at once is the
+    /// store's to see to.
     ///
     /// # Errors
     /// That, or the store's.
     pub async fn refuse_if_busy(&self, account: &AccountName) -> Result<(), Fault> {
+        self.fleet.require_not_overtaken()?;
         let Some(row) = self.store.jobs(Some(account), true).await?.into_iter().next() else {
             return Ok(());
         };

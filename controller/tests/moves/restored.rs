@@ -61,7 +61,8 @@ async fn a_controller_that_agents_have_overtaken_leaves_its_jobs_and_says_so() {
         controller.resume(&job, "").await.unwrap_err(),
     ];
     for fault in refusals {
-        assert!(fault.message.contains("overtaken") && !fault.remedy.is_empty(), "{fault}");
+        let said = fault.to_string();
+        assert!(said.contains("overtaken") && !fault.remedy.is_empty(), "{said}");
     }
     let message = v1::StartMoveRequest { plan_id: next.plan_id };
     controller.operators().await.start_move(controller.with_token(message)).await.unwrap_err();
