@@ -88,6 +88,16 @@ impl Ground {
         Fleet::of(&self.stage.lab)
     }
 
+    /// The same once the controller answers, which a fault may have ended, and has both its agents.
+    fn connected(&self) -> Result<Fleet<'_>> {
+        let fleet = self.fleet()?;
+        wait::until("the controller to answer", ENDS, || {
+            Ok(fleet.ferry(&["server", "list"])?.status.success().then_some(()))
+        })?;
+        fleet.await_connected(&["client", "transit"])?;
+        Ok(fleet)
+    }
+
     /// Hears all hosts, also those that have booted anew.
     pub fn listen(&mut self) -> Result<()> {
         for host in self.stage.lab.hosts() {
@@ -147,7 +157,7 @@ impl Ground {
     /// Whether no job of an account is there but the one before: a command that was not heard to the end
     /// may have begun nothing. Asked of a controller that has all its agents again.
     pub fn never_began(&self, account: &Sample, before: Option<&JobId>) -> Result<bool> {
-        self.fleet()?.await_connected(&["client", "transit"])?;
+        self.connected()?;
         Ok(self.job(account).map(|job| job.job).as_ref() == before)
     }
 
@@ -199,8 +209,7 @@ impl Ground {
 
     /// Brings the journey's accounts to where it begins.
     pub fn bring(&self, journey: Journey) -> Result<()> {
-        let fleet = self.fleet()?;
-        fleet.await_connected(&["client", "transit"])?;
+        let fleet = self.connected()?;
         for account in journey.accounts() {
             if let Some(job) = self.job(account) {
                 let job =
