@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use ferry_proto::Fault;
 
-use crate::processes::{is_roots, parent, pids, title};
+use crate::processes::{is_roots, now_in_ticks, parent, pids, started, title};
 use crate::run::Run;
 use crate::{Layout, http, systemd};
 
@@ -102,9 +102,13 @@ pub(crate) fn apply(layout: &Layout, if_down: IfDown) -> Result<(), Fault> {
         std::thread::sleep(PAUSE);
         before = workers(master)?;
     }
+    let mark = now_in_ticks();
     systemd::reload(layout, UNIT)?;
     loop {
-        if !before.is_empty() && before.iter().all(|pid| worker(*pid, master).unwrap_or(true)) {
+        // Nor one that the master was still starting when they were counted.
+        let old = |pid: &u32| before.contains(pid) || started(*pid).is_some_and(|at| at < mark);
+        let takes = |pid: &u32| worker(*pid, master) == Some(false);
+        if !before.is_empty() && !workers(master)?.iter().any(|pid| old(pid) && takes(pid)) {
             return Ok(());
         }
         if Instant::now() >= deadline {

@@ -23,7 +23,7 @@ pub(crate) use mounts::device_of;
 pub(crate) use stop::kill_one;
 pub use stop::{StopReport, stop_all};
 pub use table::{Process, of_users};
-pub(crate) use table::{is_roots, parent, pids, title};
+pub(crate) use table::{is_roots, now_in_ticks, parent, pids, started, title};
 pub use writers::{How, Writer, wait_no_writers, writers_below};
 
 #[cfg(test)]

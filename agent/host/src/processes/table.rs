@@ -107,6 +107,23 @@ pub(crate) fn parent(pid: u32) -> Option<u32> {
     text.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
 }
 
+/// Clock ticks a second, as the kernel counts them for programs on all that Ferry runs on.
+const USER_HZ: u64 = 100;
+
+/// When a process was started, in clock ticks since the boot: field 22 of /proc/PID/stat.
+pub(crate) fn started(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before may hold anything.
+    text.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// Now, as [`started`] counts.
+pub(crate) fn now_in_ticks() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let part = |n: i64, of: u64| u64::try_from(n).unwrap_or(0) / of;
+    part(now.tv_sec, 1) * USER_HZ + part(now.tv_nsec, 1_000_000_000 / USER_HZ)
+}
+
 /// Whether a process is root's.
 pub(crate) fn is_roots(pid: u32) -> bool {
     Status::read(pid).is_some_and(|s| s.uids == [0; 3])
@@ -127,4 +144,21 @@ pub fn of_users(uids: &[u32], exclude: &[u32]) -> Result<Vec<Process>, Fault> {
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_a_process_was_started_is_told_by_one_clock() {
+        let before = now_in_ticks();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let at = started(child.id()).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!((before..=now_in_ticks()).contains(&at), "{before} {at}");
+        assert!(started(1).unwrap() < at);
+        assert_eq!(started(child.id()), None);
+    }
 }
