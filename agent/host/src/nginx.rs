@@ -85,6 +85,12 @@ fn workers(master: u32) -> Result<Vec<u32>, Fault> {
     Ok(pids()?.into_iter().filter(|pid| worker(*pid, master).is_some()).collect())
 }
 
+/// How many workers there are.
+#[cfg(test)]
+pub(crate) fn count_workers(layout: &Layout) -> usize {
+    master(layout).and_then(|master| workers(master).ok()).map_or(0, |workers| workers.len())
+}
+
 /// Makes the web server take the configuration on disk, which has been checked, and waits until every
 /// worker that takes connections works by it. Workers of the old configuration may still finish
 /// requests.

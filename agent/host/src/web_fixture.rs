@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use ferry_proto::account::Definition;
 
@@ -14,6 +15,8 @@ use crate::{Layout, http, php};
 
 /// The id of `nobody`, who exists everywhere: the account of these tests.
 const NOBODY: u32 = 65_534;
+/// How many workers the web server has.
+const WORKERS: usize = 2;
 
 pub(crate) struct Web {
     directory: tempfile::TempDir,
@@ -70,6 +73,13 @@ impl Web {
         web.write_programs(&root);
         web.systemctl(&["start", "--", &web.unit()]);
         web.systemctl(&["start", "--", "nginx.service"]);
+        // Its start ends before its master has made them; one that comes later works by a configuration
+        // that a test has changed meanwhile.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while crate::nginx::count_workers(&web.layout) < WORKERS {
+            assert!(Instant::now() < deadline, "nginx makes no workers");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         web
     }
 
@@ -85,7 +95,7 @@ impl Web {
         self.put(
             "/etc/nginx/nginx.conf",
             &format!(
-                "user www-data;\nworker_processes 2;\npid {root}/run/nginx.pid;\n\
+                "user www-data;\nworker_processes {WORKERS};\npid {root}/run/nginx.pid;\n\
                  error_log {root}/var/log/nginx.log;\nevents {{ worker_connections 64; }}\n\
                  http {{\n  access_log off;\n  default_type text/html;\n\
                  client_body_temp_path {root}/tmp/b; fastcgi_temp_path {root}/tmp/f;\n\
