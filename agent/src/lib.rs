@@ -126,18 +126,7 @@ enum AccountsCommand {
 /// What kept it from being done, for a person.
 pub fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    let config = match Config::load(&arguments.config) {
-        // A mistake in it must not keep accounts from being closed: the ledger is where it usually is.
-        Err(fault) if matches!(arguments.command, Command::Guard) => {
-            eprintln!("{fault}; the guard goes on with the defaults");
-            Config::default()
-        }
-        Err(fault) if matches!(arguments.command, Command::Doctor { .. }) => {
-            eprintln!("{fault}");
-            std::process::exit(doctor::COULD_NOT_LOOK);
-        }
-        loaded => loaded?,
-    };
+    let config = configuration(&arguments)?;
     channel::install_crypto_provider();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -191,6 +180,22 @@ pub fn main() -> anyhow::Result<()> {
             let code = runtime.block_on(doctor::doctor(&config, json, remove));
             std::process::exit(code);
         }
+    }
+}
+
+/// The configuration, as the command needs it.
+fn configuration(arguments: &Arguments) -> anyhow::Result<Config> {
+    match Config::load(&arguments.config) {
+        // A mistake in it must not keep accounts from being closed: the ledger is where it usually is.
+        Err(fault) if matches!(arguments.command, Command::Guard) => {
+            eprintln!("{fault}; the guard goes on with the defaults");
+            Ok(Config::default())
+        }
+        Err(fault) if matches!(arguments.command, Command::Doctor { .. }) => {
+            eprintln!("{fault}");
+            std::process::exit(doctor::COULD_NOT_LOOK);
+        }
+        loaded => Ok(loaded?),
     }
 }
 

@@ -165,29 +165,9 @@ fn users(
         if of.is_empty() {
             owners.extend(by_name);
         }
-        let mut part = Part::new(rights(user, &of));
         let hinted = |owner: &usize| {
             hints.iter().any(|(p, n)| p == owner && n.user.as_deref() == Some(user.name.as_str()))
         };
-        if of.is_empty() {
-            part.review(format!("{} user {} has rights on no database", user.engine, label(user)));
-        }
-        if owners.len() > 1 {
-            part.doubt(format!(
-                "{} user {} can use databases of several accounts: give each its own",
-                user.engine,
-                label(user)
-            ));
-        } else if of.iter().any(|c| c.owners.is_empty()) {
-            part.review("it can also use databases that are no account's".to_owned());
-        }
-        if user.administrates {
-            part.review(
-                "it has privileges on the whole server, which do not move: give it rights on the \
-                 account's databases instead"
-                    .to_owned(),
-            );
-        }
         if owners.is_empty() {
             board.unassigned.push(format!(
                 "{} user {}: {}",
@@ -196,6 +176,7 @@ fn users(
                 rights(user, &of)
             ));
         }
+        let part = judged(user, &of, owners.len());
         for owner in owners {
             let mut own = Part {
                 evidence: part.evidence.clone(),
@@ -211,6 +192,31 @@ fn users(
         }
     }
     found
+}
+
+/// What a user can do, and what speaks against giving it to one account; so many could have it.
+fn judged(user: &DatabaseUserSeen, of: &[&Claim<'_>], owners: usize) -> Part {
+    let mut part = Part::new(rights(user, of));
+    if of.is_empty() {
+        part.review(format!("{} user {} has rights on no database", user.engine, label(user)));
+    }
+    if owners > 1 {
+        part.doubt(format!(
+            "{} user {} can use databases of several accounts: give each its own",
+            user.engine,
+            label(user)
+        ));
+    } else if of.iter().any(|c| c.owners.is_empty()) {
+        part.review("it can also use databases that are no account's".to_owned());
+    }
+    if user.administrates {
+        part.review(
+            "it has privileges on the whole server, which do not move: give it rights on the \
+             account's databases instead"
+                .to_owned(),
+        );
+    }
+    part
 }
 
 fn rights(user: &DatabaseUserSeen, of: &[&Claim<'_>]) -> String {
