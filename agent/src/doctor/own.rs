@@ -1,12 +1,14 @@
 //! What the agent itself leaves: files beside its ledger, and programs that it started.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ferry_proto::Fault;
 use ferry_proto::artefact::{Artefact, Kind};
 use ferry_proto::ids::JobId;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::Deserialize;
 
@@ -118,6 +120,9 @@ pub fn remove(state_directory: &Path, artefact: &Artefact) -> Result<(), Fault> 
     }
 }
 
+/// How long a killed program may take to end, in milliseconds.
+const END_MS: u16 = 5000;
+
 /// Ends a program, held so that its number cannot come to mean another.
 ///
 /// # Errors
@@ -130,7 +135,13 @@ pub fn end(service: &str, artefact: &Artefact) -> Result<(), Fault> {
         return Ok(());
     }
     match pidfd_send_signal(&held, Signal::KILL) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-        Err(e) => Err(Fault::io(format!("cannot end {artefact}"), &e.into())),
+        Ok(()) => {}
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(e) => return Err(Fault::io(format!("cannot end {artefact}"), &e.into())),
     }
+    // Whoever looks again must not meet it while it ends. If it does not, it is found again.
+    let mut ended = [PollFd::new(held.as_fd(), PollFlags::POLLIN)];
+    poll(&mut ended, PollTimeout::from(END_MS))
+        .map(drop)
+        .map_err(|e| Fault::io(format!("cannot wait for the end of {artefact}"), &e.into()))
 }
