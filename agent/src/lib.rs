@@ -50,6 +50,8 @@ use crate::parts::Parts;
 
 /// What commands tell, waiting for the link.
 const TOLD: usize = 256;
+/// How long those who watch this agent's status are given to hear that it has stopped.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The agent of Ferry: does what the controller asks on this server, for its accounts.
 #[derive(Debug, Parser)]
@@ -281,14 +283,17 @@ async fn run(config: Config) -> anyhow::Result<()> {
     parts.spawn("peers", serve_peers(agent.clone(), stop.clone()));
     parts.spawn("renewal", enrolment::keep_fresh(agent.clone(), controller, stop.clone()));
     // Nothing needs it, and it goes on while the others stop.
-    let status = tokio::spawn(status::serve(agent.clone(), metrics, connection, stop.clone()));
+    let stopped = CancellationToken::new();
+    let status = status::serve(agent.clone(), metrics, connection, stop.clone(), stopped.clone());
+    let status = tokio::spawn(status);
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(server = %agent.name, version = env!("CARGO_PKG_VERSION"), "agent is ready");
 
     let ended = parts.ended(asked_to_stop()).await;
     notify(&[sd_notify::NotifyState::Stopping]);
     parts.stop(commands.stopped()).await;
-    status.abort();
+    stopped.cancel();
+    let _ = tokio::time::timeout(LAST_WORDS, status).await;
     tracing::info!("agent has stopped; what stands, stands");
     ended
 }

@@ -33,12 +33,14 @@ struct Shared {
     stop: CancellationToken,
 }
 
-/// Serves until it is dropped: what stops can be watched stopping.
+/// Serves until all else has `stopped`: what stops can be watched stopping. Ends when those who
+/// watch have been told.
 pub async fn serve(
     agent: Arc<Agent>,
     metrics: PrometheusHandle,
     connected: watch::Receiver<bool>,
     stop: CancellationToken,
+    stopped: CancellationToken,
 ) {
     let address: SocketAddr = agent.config.metrics_listen;
     let bind = || async {
@@ -48,7 +50,7 @@ pub async fn serve(
         })
     };
     let Some(listener) = backoff::until_done(&stop, bind).await else { return };
-    let (reporter, health) = tonic_health::server::health_reporter();
+    let (mut reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
     let shared = Shared { agent, metrics, connected, stop: stop.clone() };
     let router = Router::new()
@@ -57,14 +59,21 @@ pub async fn serve(
         .route("/readyz", get(ready))
         .with_state(shared.clone())
         .merge(tonic::service::Routes::new(health).into_axum_router());
+    let all_stopped = stopped.clone();
     let stopping = async {
         stop.cancelled().await;
         reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+        stopped.cancelled().await;
+        // Ends the watches, each behind its last word: they would keep their connections open.
+        reporter.clear_service_status("").await;
         std::future::pending().await
     };
-    let listener = Visits::of(listener);
+    let served = axum::serve(Visits::of(listener), router)
+        .with_graceful_shutdown(async move { all_stopped.cancelled().await });
     tokio::select! {
-        served = axum::serve(listener, router) => tracing::error!(?served, "the status address failed"),
+        served = served => if let Err(error) = served {
+            tracing::error!(%error, "the status address failed");
+        },
         () = upkeep(&shared) => {}
         () = stopping => {}
     }
