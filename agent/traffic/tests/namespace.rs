@@ -278,7 +278,7 @@ async fn disarm_gently(visitor: &str, rules: &Rules, web: &Origin) {
     drop(socket);
     let answer = visit(visitor.to_owned(), get(at(SERVER_V4, 80), "a.example", "/")).await;
     assert_eq!(body(&answer), "http");
-    assert!(!web.seen().last().unwrap().head.contains("Connection: close"), "it came straight");
+    assert!(!was_redirected(web), "it came straight");
 
     firewall::arm(rules).await.unwrap();
     firewall::disarm().await.unwrap();
@@ -324,6 +324,120 @@ fn connections_made_before_arming_go_on_where_they_were() {
     server.join().unwrap();
 }
 
+/// A connection from a port of the visitor's choice, once the kernel gives it, in a form that goes
+/// between runtimes.
+async fn from_port(visitor: &str, port: u16) -> std::net::TcpStream {
+    let connecting = async move {
+        loop {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.set_reuseaddr(true).unwrap();
+            socket.bind(at(VISITOR_V4, port)).unwrap();
+            match socket.connect(at(SERVER_V4, 80)).await {
+                // The connection that had it is not quite over.
+                Err(e) if e.kind() == std::io::ErrorKind::AddrNotAvailable => {
+                    tokio::task::yield_now().await;
+                }
+                connected => return connected.unwrap().into_std().unwrap(),
+            }
+        }
+    };
+    visit(visitor.to_owned(), async { tokio::time::timeout(support::LONG, connecting).await })
+        .await
+        .expect("it is answered")
+}
+
+/// Asks by that connection, and leaves it to the web server to end it.
+async fn ask_by(visitor: &str, connection: std::net::TcpStream) {
+    let answer = visit(visitor.to_owned(), async move {
+        let mut connection = TcpStream::from_std(connection).unwrap();
+        connection.write_all(b"GET / HTTP/1.1\r\nHost: other.example\r\n\r\n").await.unwrap();
+        support::read_all(&mut connection).await
+    })
+    .await;
+    assert_eq!(body(&answer), "http");
+}
+
+/// Whether the redirector brought what the web server was last asked.
+fn was_redirected(web: &Origin) -> bool {
+    web.seen().last().unwrap().head.contains("Connection: close")
+}
+
+/// What the kernel remembers of a connection that ended while the redirector came in front must not
+/// lead a later one, from the same port, past it.
+#[test]
+fn a_port_that_was_used_before_arming_leads_to_the_redirector_after_it() {
+    let network = Network::lay("p");
+    let visitor = network.visitor.clone();
+    let server = network.on_server(async move {
+        let http = TcpListener::bind("0.0.0.0:80").await.unwrap();
+        let rules = Rules::usual(UID);
+        let dir = tempfile::tempdir().unwrap();
+        let _redirector = start_redirector(dir.path(), true, "");
+        connect(dir.path()).await;
+        // The web server ends a connection that is idle, and one that it owes an answer.
+        for (port, last) in [(40_000, ""), (40_001, "last words")] {
+            firewall::disarm().await.unwrap();
+            let before = from_port(&visitor, port).await;
+            let (mut at_web, _) = http.accept().await.unwrap();
+            firewall::arm(&rules).await.unwrap();
+            at_web.write_all(last.as_bytes()).await.unwrap();
+            drop(at_web);
+            visit(visitor.clone(), async move {
+                let mut before = TcpStream::from_std(before).unwrap();
+                assert_eq!(support::read_all(&mut before).await, last);
+            })
+            .await;
+
+            let after = from_port(&visitor, port).await;
+            let asking = tokio::spawn({
+                let visitor = visitor.clone();
+                async move { ask_by(&visitor, after).await }
+            });
+            let (mut at_web, from) = http.accept().await.unwrap();
+            assert_ne!(from.port(), port, "it went past the redirector");
+            assert_eq!(from.ip(), VISITOR_V4.parse::<IpAddr>().unwrap());
+            read_until(&mut at_web, "\r\n\r\n").await;
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhttp";
+            at_web.write_all(answer).await.unwrap();
+            drop(at_web);
+            asking.await.unwrap();
+        }
+        firewall::disarm().await.unwrap();
+    });
+    server.join().unwrap();
+}
+
+/// The redirector goes to the web server with the visitor's address and a port that the visitor may
+/// use itself at the same time.
+#[test]
+fn the_redirectors_own_connections_are_in_no_visitors_way() {
+    let network = Network::lay("o");
+    let visitor = network.visitor.clone();
+    let server = network.on_server(async move {
+        let http = web(80, "http").await;
+        let rules = Rules::usual(UID);
+        let dir = tempfile::tempdir().unwrap();
+        let _redirector = start_redirector(dir.path(), true, "");
+        connect(dir.path()).await;
+        firewall::arm(&rules).await.unwrap();
+        let standing = websocket(&visitor).await;
+        let from = http.seen().last().unwrap().from;
+        assert_eq!(from.ip().to_canonical(), VISITOR_V4.parse::<IpAddr>().unwrap());
+
+        let second = from_port(&visitor, from.port()).await;
+        ask_by(&visitor, second).await;
+        assert!(was_redirected(&http));
+        visit(visitor.clone(), async move {
+            let mut standing = TcpStream::from_std(standing).unwrap();
+            standing.write_all(b"still there").await.unwrap();
+            read_until(&mut standing, "still there").await;
+        })
+        .await;
+        firewall::disarm().await.unwrap();
+    });
+    server.join().unwrap();
+}
+
 #[test]
 fn sites_stay_up_without_the_capability_the_policy_route_or_the_table() {
     let network = Network::lay("w");
@@ -355,7 +469,7 @@ fn sites_stay_up_without_the_capability_the_policy_route_or_the_table() {
             let _redirector = start_redirector(dir.path(), false, "");
             connect(dir.path()).await;
             assert_eq!(body(&ask().await), "http");
-            assert!(http.seen().last().unwrap().head.contains("Connection: close"));
+            assert!(was_redirected(&http));
             assert_eq!(last_from(&http), SERVER_V4.parse::<IpAddr>().unwrap());
             // IPv6 switched off is no hindrance.
             run("sysctl", &["-qw", "net.ipv6.conf.lo.disable_ipv6=1"]);
@@ -365,10 +479,13 @@ fn sites_stay_up_without_the_capability_the_policy_route_or_the_table() {
             run("nft", &["flush", "ruleset"]);
             assert!(!firewall::is_armed(&rules).await.unwrap());
             assert_eq!(body(&ask().await), "http");
-            // As the agent has them, with a mark for its own looks.
+            // As the agent has them, with a mark for its own looks; and for some addresses alone.
+            let addresses = [SERVER_V4, SERVER_V6].map(|a| a.parse().unwrap()).into();
             let marked = Rules { passing_mark: Some(1), ..rules.clone() };
-            firewall::arm(&marked).await.unwrap();
-            assert!(firewall::is_armed(&marked).await.unwrap());
+            for rules in [marked, Rules { addresses, ..rules.clone() }] {
+                firewall::arm(&rules).await.unwrap();
+                assert!(firewall::is_armed(&rules).await.unwrap());
+            }
             firewall::disarm().await.unwrap();
         }
     });

@@ -41,6 +41,13 @@ const OPENS: &str = "tcp flags & (fin | syn | rst | ack) == syn";
 /// Before other tables' destination NAT (-100), so that a container's port mapping does not win.
 const NAT_PRIORITY: i32 = -110;
 
+/// After all destination NAT.
+const STRAYS_PRIORITY: i32 = -90;
+
+/// The conntrack zone in which the kernel files the redirector's connections that bear a visitor's
+/// address.
+const ZONE: u16 = 7480;
+
 /// What is redirected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
@@ -85,16 +92,18 @@ impl Rules {
         http.chain(self.https_ports.iter().map(|port| (*port, self.redirect_https)))
     }
 
-    /// What selects the destination, once per rule needed.
-    fn destinations(&self) -> Vec<String> {
+    /// What selects the destination, once per rule needed, and the family of its addresses if it names
+    /// them.
+    fn destinations(&self) -> Vec<(&'static str, String)> {
         if self.addresses.is_empty() {
-            return vec!["fib daddr type local".to_owned()];
+            return vec![("", "fib daddr type local".to_owned())];
         }
-        let family = |name: &str, wanted: fn(&IpAddr) -> bool| {
+        let family = |name: &'static str, wanted: fn(&IpAddr) -> bool| {
             let list: Vec<_> =
                 self.addresses.iter().filter(|a| wanted(a)).map(ToString::to_string).collect();
-            (!list.is_empty())
-                .then(|| format!("{name} daddr {{ {} }} fib daddr type local", list.join(", ")))
+            (!list.is_empty()).then(|| {
+                (name, format!("{name} daddr {{ {} }} fib daddr type local", list.join(", ")))
+            })
         };
         [family("ip", IpAddr::is_ipv4), family("ip6", IpAddr::is_ipv6)]
             .into_iter()
@@ -102,17 +111,37 @@ impl Rules {
             .collect()
     }
 
-    /// The redirecting rules of one chain.
-    fn redirects(&self, text: &mut String, comment: &str) {
-        for destination in self.destinations() {
+    /// Rules that bring what opens now to the redirector, by `way`.
+    fn redirects(&self, text: &mut String, way: impl Fn(&str) -> String, comment: &str) {
+        for (family, destination) in self.destinations() {
+            let way = way(family);
             for (port, to) in self.pairs() {
                 // Writing to a String cannot fail.
                 let _ = writeln!(
                     text,
-                    "    {destination} tcp dport {port} {OPENS} redirect to :{to} comment \"{comment}\""
+                    "    {destination} tcp dport {port} {OPENS} {way} to :{to} comment \"{comment}\""
                 );
             }
         }
+    }
+
+    /// Rules that translate the address of what opens now.
+    fn translates(&self, text: &mut String, comment: &str) {
+        self.redirects(text, |_| "redirect".to_owned(), comment);
+    }
+
+    /// Addresses are translated once a connection. Of one that was made before arming and ended after
+    /// it the kernel has seen the end only, and remembers it for up to minutes, untranslated; a new
+    /// one from the same port takes its place, or is taken for nonsense, and would pass by. It is given
+    /// to the redirector's socket as it is. Not by way of `lo`: there the redirector's own come by, too.
+    fn strays(&self, text: &mut String, comment: &str) {
+        let _ = writeln!(
+            text,
+            "  }}\n  chain strays {{\n    type filter hook prerouting priority {STRAYS_PRIORITY}; policy accept;\n\
+             \x20   iifname \"lo\" return comment \"{comment}\"\n\
+             \x20   ct status & dnat == dnat return comment \"{comment}\""
+        );
+        self.redirects(text, |family| format!("tproxy {family}"), comment);
     }
 
     /// The whole table, replacing what was there in one transaction. It is made of numbers and
@@ -128,7 +157,8 @@ impl Rules {
              \x20   type nat hook prerouting priority {NAT_PRIORITY}; policy accept;\n"
         );
         if redirecting {
-            self.redirects(&mut text, comment);
+            self.translates(&mut text, comment);
+            self.strays(&mut text, comment);
         }
         let _ = write!(
             text,
@@ -141,7 +171,7 @@ impl Rules {
                 writeln!(text, "    meta skuid 0 meta mark {mark:#x} return comment \"{comment}\"");
         }
         if redirecting {
-            self.redirects(&mut text, comment);
+            self.translates(&mut text, comment);
         }
         text.push_str("  }\n");
         if self.keep_visitor_address {
@@ -155,6 +185,23 @@ impl Rules {
                  \x20   ct mark {MARK:#x} ct direction reply meta mark set {MARK:#x} comment \"{comment}\"\n  }}\n",
                 uid = self.redirector_uid
             );
+            // The port that such a connection has may be one that the visitor takes next, and the
+            // kernel would take the two for one: they are told apart by zone, the answers to them by
+            // the ports that they come from. Not by owner: what a socket sends whose process has
+            // closed it has none.
+            text.push_str(
+                "  chain own {\n    type filter hook output priority -300; policy accept;\n",
+            );
+            for (_, destination) in self.destinations() {
+                for (port, _) in self.pairs() {
+                    let _ = writeln!(
+                        text,
+                        "    fib saddr type != local {destination} tcp dport {port} \
+                         ct original zone set {ZONE} comment \"{comment}\""
+                    );
+                }
+            }
+            text.push_str("  }\n");
         }
         text.push_str("}\n");
         text
@@ -277,7 +324,7 @@ pub async fn disarm() -> Result<(), Fault> {
 pub async fn is_armed(rules: &Rules) -> Result<bool, Fault> {
     let comment = rules.comment();
     let each = rules.destinations().len() * rules.pairs().count();
-    let answers = if rules.keep_visitor_address { 2 } else { 0 };
+    let (answers, own) = if rules.keep_visitor_address { (2, each) } else { (0, 0) };
     let standing = list().await?;
     let stand = |chain: &str, wanted: usize| {
         let ours = |r: &&StandingRule| r.chain == chain && r.comment == comment;
@@ -285,8 +332,14 @@ pub async fn is_armed(rules: &Rules) -> Result<bool, Fault> {
     };
     // The redirector's own connections pass, and those with the mark.
     let passing = 1 + usize::from(rules.passing_mark.is_some());
-    if !stand("prerouting", each) || !stand("output", each + passing) || !stand("answers", answers)
-    {
+    let wanted = [
+        ("prerouting", each),
+        ("strays", 2 + each),
+        ("output", each + passing),
+        ("answers", answers),
+        ("own", own),
+    ];
+    if !wanted.iter().all(|(chain, rules)| stand(chain, *rules)) {
         return Ok(false);
     }
     if rules.keep_visitor_address {

@@ -177,20 +177,20 @@ async fn connect(to: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
 /// Connects with the visitor's address and a port of our choice.
 async fn connect_as(visitor: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    make_transparent(&socket, to.is_ipv4())?;
+    make_transparent(&SockRef::from(&socket), to.is_ipv4())?;
     // The port is chosen when connecting, so that one port serves many destinations.
     nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
     socket.bind(SocketAddr::new(visitor, 0))?;
     socket.connect(to).await
 }
 
-fn make_transparent(socket: &TcpSocket, v4: bool) -> io::Result<()> {
-    let socket = SockRef::from(socket);
+/// Lets the socket have an address, or accept for one, that is not its own. Needs `CAP_NET_RAW`.
+pub fn make_transparent(socket: &SockRef<'_>, v4: bool) -> io::Result<()> {
     if v4 { socket.set_ip_transparent_v4(true) } else { socket.set_ip_transparent_v6(true) }
 }
 
 fn transparent_allowed() -> io::Result<()> {
-    make_transparent(&TcpSocket::new_v4()?, true)
+    make_transparent(&SockRef::from(&TcpSocket::new_v4()?), true)
 }
 
 /// Sets what every connection gets: no delay for small pieces, and probes that find a dead end.
@@ -203,14 +203,18 @@ pub fn prepare(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
 }
 
-/// The address that the visitor asked for, if the firewall rules brought the connection; none if
-/// it came straight to a port of the redirector, which it would otherwise lead back to.
+/// The address that the visitor asked for, if the firewall rules brought the connection, translated or
+/// as it was; none if it came straight to a port of the redirector, which it would otherwise lead back
+/// to.
 pub fn asked_for(stream: &TcpStream, own_ports: &[u16]) -> Option<SocketAddr> {
     let local = canonical(stream.local_addr().ok()?);
+    if !own_ports.contains(&local.port()) {
+        return Some(local);
+    }
     let socket = SockRef::from(stream);
     let found = if local.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
     let asked = canonical(found.ok()?.as_socket()?);
-    (asked != local && !own_ports.contains(&asked.port())).then_some(asked)
+    (!own_ports.contains(&asked.port())).then_some(asked)
 }
 
 /// Whether the visitor has closed the connection, or at least said that it sends no more.

@@ -12,8 +12,9 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use ferry_proto::Fault;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+use super::dial::make_transparent;
 use crate::config::Config;
 
 /// How many connections the kernel keeps while this process is busy or restarts.
@@ -38,9 +39,22 @@ impl Sockets {
     /// # Errors
     /// systemd gave other sockets than expected, or one cannot be bound.
     pub fn get(config: &Config) -> Result<Self, Fault> {
-        match Self::from_systemd()? {
-            Some(sockets) => Ok(sockets),
-            None => Self::bind(config),
+        let sockets = match Self::from_systemd()? {
+            Some(sockets) => sockets,
+            None => Self::bind(config)?,
+        };
+        sockets.take_strays();
+        Ok(sockets)
+    }
+
+    /// Lets the firewall give connections to the service ports to these sockets as they are.
+    fn take_strays(&self) {
+        for listener in self.http.iter().chain(&self.https) {
+            let v4 = listener.local_addr().is_ok_and(|address| address.is_ipv4());
+            if let Err(error) = make_transparent(&SockRef::from(listener), v4) {
+                tracing::warn!(%error, "a visitor who comes back by a port that was used before \
+                    the redirector came may pass it by: give the process CAP_NET_RAW");
+            }
         }
     }
 
