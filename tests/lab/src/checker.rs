@@ -32,6 +32,8 @@ pub struct World {
     pub file: Vec<Row>,
     /// Message-IDs in the Maildirs.
     pub mail: Vec<String>,
+    /// Message-IDs of what lies in the Maildirs' `tmp`: its delivery is under way, or was cut short.
+    pub half_delivered: Vec<String>,
     /// What cron wrote: minute and server.
     pub cron: Vec<(String, String)>,
 }
@@ -56,15 +58,20 @@ impl World {
         };
         let file = text("/home/demo/data/visits.log")?;
         let cron = text("/home/demo/data/cron.log")?;
-        let headers = host.sh(&account.named(
-            "cd /home/demo/mail; find . -path '*/new/*' -o -path '*/cur/*' -type f | sort | \
-             while read -r f; do sed -n '/^$/q; s/^[Mm]essage-I[Dd]: *<\\(.*\\)>.*/\\1/p' \"$f\"; done",
-        ))?;
+        let mail = |folders: &str| -> Result<Vec<String>> {
+            let ids = format!(
+                "cd /home/demo/mail; find . -regex '.*/{folders}/.*' -type f | sort | \
+                 while read -r f; do sed -n '/^$/q; s/^[Mm]essage-I[Dd]: *<\\(.*\\)>.*/\\1/p' \"$f\"; done"
+            );
+            Ok(host.sh(&account.named(&ids))?.lines().map(str::to_owned).collect())
+        };
         Ok(World {
             mariadb: rows(&mariadb, '\t').context("MariaDB")?,
             postgresql: rows(&postgresql, '\t').context("PostgreSQL")?,
             file: rows(&file, ' ').context("the file")?,
-            mail: headers.lines().map(str::to_owned).collect(),
+            // In this order: what is delivered meanwhile is seen twice rather than not at all.
+            half_delivered: mail("tmp")?,
+            mail: mail("\\(new\\|cur\\)")?,
             cron: cron
                 .lines()
                 .filter_map(|l| l.split_once(' '))

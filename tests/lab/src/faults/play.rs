@@ -18,7 +18,7 @@ use super::strike::Field;
 use crate::checker;
 use crate::host::Host;
 use crate::interrupt;
-use crate::journey;
+use crate::journey::{self, Delivery};
 use crate::sample::Sample;
 use crate::visitors::now_us;
 use crate::wait;
@@ -243,7 +243,12 @@ fn judge(
     let source = case.journey.host(Role::Source);
     let owners: Vec<&str> =
         if serves == source { vec![source] } else { vec![source, serves.as_str()] };
-    let world = journey::settled_of(&ground.fleet()?, ground.host(&serves)?, account, &log)?;
+    let delivery = match case.fault {
+        Fault::Power(_) | Fault::Reopened => Delivery::OrCutShort,
+        _ => Delivery::Whole,
+    };
+    let there = ground.host(&serves)?;
+    let world = journey::settled_of(&ground.fleet()?, there, account, &log, delivery)?;
     let verdict = checker::check(&log, &world, &owners);
     ensure!(verdict.acknowledged > 0, "no visitor was answered, so nothing was checked");
     let complaints = [

@@ -7,7 +7,7 @@ use ferry_proto::view::{JobPhase, JobView, StepView};
 
 use crate::fleet::Fleet;
 use crate::host::Host;
-use crate::journey;
+use crate::journey::{self, Delivery};
 use crate::progress::say;
 use crate::sample::{DEMO, Sample};
 use crate::stage::Stage;
@@ -122,7 +122,7 @@ fn ended(fleet: &Fleet<'_>) -> Result<Vec<JobView>> {
 fn check(fleet: &Fleet<'_>, way: &Way, job: &JobView, log: &Log) -> Result<()> {
     ensure!(job.phase == JobPhase::Done, "the job is {}: {}", job.phase, job.advice);
     let there = fleet.lab().host(way.owners[1])?;
-    let world = journey::settled_of(fleet, there, &way.account, log)?;
+    let world = journey::settled_of(fleet, there, &way.account, log, Delivery::Whole)?;
     let verdict = checker::check(log, &world, &way.owners);
     say(format!("{}: {verdict}", way.account.name));
     verdict.expect_clean()?;
