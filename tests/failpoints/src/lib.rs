@@ -43,7 +43,7 @@ pub enum Promise {
     Deadline,
     /// The guard closes at boot what the ledger calls closed.
     Guard,
-    /// An older epoch is refused.
+    /// A command of an older epoch, or of an older generation of the controller, is refused.
     Epoch,
 }
 

@@ -11,7 +11,7 @@ mod leaves_nothing;
 mod move_and_rollback;
 mod open_refused;
 mod packages;
-mod restored;
+pub(crate) mod restored;
 mod revoked;
 mod several;
 mod stays_closed;
@@ -177,6 +177,11 @@ pub const ALL: &[Scenario] = &[
         "without-guard",
         "a case of the fault matrix passes, and fails when nothing guards the boot",
         faults::promises::guard,
+    ),
+    proof(
+        "without-epoch",
+        "the scenario restored passes, and fails when agents obey older epochs and generations",
+        faults::promises::epoch,
     ),
     Scenario {
         name: "leaves-nothing",
