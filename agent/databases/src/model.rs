@@ -74,6 +74,15 @@ impl Spec {
         self.databases.iter().any(|d| d.as_str() == database)
     }
 
+    /// A peer may name any database; its grant is for this account's alone.
+    pub(crate) fn check_owns(&self, database: &str) -> Result<(), Fault> {
+        if self.owns(database) {
+            return Ok(());
+        }
+        Err(Fault::permanent(format!("database {database} is not of the account {}", self.account))
+            .remedy("look in the journal of both agents: somebody asks for what no move needs"))
+    }
+
     /// A load runs programs as the account: never as root.
     pub(crate) fn check_unix_user(&self) -> Result<(), Fault> {
         if self.uid == 0 || self.gid == 0 {

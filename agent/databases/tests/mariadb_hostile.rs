@@ -150,6 +150,26 @@ async fn a_hostile_dump_reaches_nothing_outside_the_account() {
     );
 }
 
+/// A peer names the database: its grant is for one account, whose databases are all that it may know of.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_told_of_a_database_that_is_not_the_accounts() {
+    let server = Maria::start();
+    server.run(SHOP).await;
+    server.run(["CREATE DATABASE other", "CREATE TABLE other.t (a int)"]).await;
+    let engine = server.engine();
+    for name in ["other", "mysql", "information_schema"] {
+        let name = name.parse().expect("a name");
+        let told = engine.manifest(&shop(), &name).await.map(|_| ());
+        let mut stream = Vec::new();
+        let dumped = engine.dump(&shop(), &name, &mut stream, &|_| ()).await.map(|_| ());
+        for fault in [told, dumped].map(|answer| answer.expect_err("a stranger's database")) {
+            assert_eq!(fault.class, FaultClass::Permanent, "{fault}");
+            assert!(fault.message.contains("is not of the account shop"), "{fault}");
+        }
+        assert!(stream.is_empty(), "{name}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_load_is_repeated_and_a_change_is_noticed() {
     let (a, b) = (Maria::start(), Maria::start());

@@ -156,6 +156,25 @@ async fn the_superuser_runs_nothing_of_the_accounts() {
     }
 }
 
+/// A peer names the database: its grant is for one account, whose databases are all that it may know of.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_told_of_a_database_that_is_not_the_accounts() {
+    let server = source();
+    server.run("postgres", "CREATE DATABASE other");
+    let engine = server.engine();
+    for name in ["other", "postgres", "template1"] {
+        let name = name.parse().expect("a name");
+        let told = engine.manifest(&shop(), &name).await.map(|_| ());
+        let mut stream = Vec::new();
+        let dumped = engine.dump(&shop(), &name, &mut stream, &|_| ()).await.map(|_| ());
+        for fault in [told, dumped].map(|answer| answer.expect_err("a stranger's database")) {
+            assert_eq!(fault.class, FaultClass::Permanent, "{fault}");
+            assert!(fault.message.contains("is not of the account shop"), "{fault}");
+        }
+        assert!(stream.is_empty(), "{name}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_load_is_repeated_and_a_change_is_noticed() {
     let (a, b) = (source(), Postgres::start());

@@ -42,6 +42,7 @@ pub(super) async fn dump(
     out: &mut (dyn AsyncWrite + Send + Unpin),
     progress: Progress<'_>,
 ) -> Result<DumpReport, Fault> {
+    spec.check_owns(database)?;
     let mut session = Session::open(config).await?;
     let broken = broken_views(&mut session, database).await?;
     // First, so that a foreign definer is a fault before anything is sent.

@@ -20,6 +20,7 @@ pub(super) async fn manifest(
     spec: &Spec,
     database: &str,
 ) -> Result<DatabaseManifest, Fault> {
+    spec.check_owns(database)?;
     session.be_patient();
     let number = session.number();
     let release = format!("{}.{}", number / 10_000, number / 100 % 100);

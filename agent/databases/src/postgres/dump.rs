@@ -26,9 +26,7 @@ pub(super) async fn dump(
     out: &mut (dyn AsyncWrite + Send + Unpin),
     progress: Progress<'_>,
 ) -> Result<DumpReport, Fault> {
-    if !spec.owns(database) {
-        return Err(Fault::bug(format!("database {database} is not of account {}", spec.account)));
-    }
+    spec.check_owns(database)?;
     let session = Session::open(config, database).await?;
     let tool = tools::find(config, session.major(), "pg_dump").await?;
     let program = Program::new(tool)

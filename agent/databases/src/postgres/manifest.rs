@@ -24,6 +24,7 @@ pub(super) async fn manifest(
     spec: &Spec,
     database: &str,
 ) -> Result<DatabaseManifest, Fault> {
+    spec.check_owns(database)?;
     let mut session = Session::open(config, database).await?;
     session.be_patient();
     let release = session.major().to_string();
