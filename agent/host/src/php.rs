@@ -16,6 +16,8 @@ use crate::{Finding, Layout, durable, systemd};
 /// How long a reload may take to show.
 const TURNOVER: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long a reload should wait for running requests at most: well within [`TURNOVER`].
+const ADVISED: Duration = Duration::from_secs(10);
 /// How long PHP-FPM may take to hear a signal. It does within a millisecond unless it is stopped.
 const HEARING: Duration = Duration::from_millis(500);
 
@@ -75,23 +77,41 @@ fn test(layout: &Layout, version: &str, more: &[&OsStr]) -> Result<(), Fault> {
         .map_err(|fault| fault.remedy(format!("run php-fpm{version} -t and mend what it names")))
 }
 
-/// A finding if a reload ends the running requests of all sites, as Debian's configuration has it.
+/// A finding if a reload ends the running requests of all sites, as Debian's configuration has it, or
+/// waits so long for them that a site which is to be opened might be given up.
 pub(crate) fn harshness(layout: &Layout, version: &str) -> Option<Finding> {
     let file = layout.path(format!("/etc/php/{version}/fpm/php-fpm.conf"));
     let text = durable::read(&file, 1 << 20).ok().flatten().unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let gentle = text.lines().filter_map(|line| line.split_once('=')).any(|(key, value)| {
-        key.trim() == "process_control_timeout" && !["0", "0s"].contains(&value.trim())
-    });
-    (!gentle).then(|| {
-        Finding::new(
-            format!(
-                "PHP-FPM {version} ends running requests of all sites when it is reloaded, which \
-                 a move does"
-            ),
-            format!("set process_control_timeout = 10s in /etc/php/{version}/fpm/php-fpm.conf"),
-        )
-    })
+    let does = match control_timeout(&String::from_utf8_lossy(&text)) {
+        0 => "ends running requests of all sites when it is reloaded".to_owned(),
+        seconds if seconds <= ADVISED.as_secs() => return None,
+        seconds => format!(
+            "answers nobody for up to {seconds} s when it is reloaded while requests of any site run"
+        ),
+    };
+    Some(Finding::new(
+        format!("PHP-FPM {version} {does}, which a move does"),
+        format!(
+            "set process_control_timeout = {}s in /etc/php/{version}/fpm/php-fpm.conf",
+            ADVISED.as_secs()
+        ),
+    ))
+}
+
+/// For how many seconds a reload waits for running requests.
+fn control_timeout(text: &str) -> u64 {
+    let mut settings = text.lines().filter_map(|line| line.split(';').next()?.split_once('='));
+    // The last one counts.
+    let value = settings.rfind(|(key, _)| key.trim() == "process_control_timeout");
+    let value = value.map_or("0", |(_, value)| value.trim().trim_matches('"'));
+    let number = value.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match &value[number.len()..] {
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => 1,
+    };
+    number.parse::<u64>().unwrap_or_default().saturating_mul(unit)
 }
 
 /// Whether it runs.
@@ -285,6 +305,32 @@ mod tests {
             pools_in(text),
             [pool("shop", "/run/php/shop.sock"), pool("api", "127.0.0.1:9001")]
         );
+    }
+
+    #[test]
+    fn a_reload_should_wait_for_running_requests_but_not_for_long() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::below(directory.path());
+        let file = layout.path("/etc/php/8.2/fpm/php-fpm.conf");
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        for (value, said) in [
+            (";process_control_timeout = 10", Some("ends running requests")),
+            ("process_control_timeout = 0", Some("ends running requests")),
+            ("process_control_timeout=10", None),
+            ("process_control_timeout = 10s ; as advised", None),
+            ("process_control_timeout = \"10s\"", None),
+            ("process_control_timeout = 1m", Some("up to 60 s")),
+            ("process_control_timeout = 3h", Some("up to 10800 s")),
+        ] {
+            fs::write(&file, format!("[global]\npid = /run/x\n{value}\n")).unwrap();
+            let finding = harshness(&layout, "8.2").map(|f| f.message);
+            match said {
+                Some(said) => {
+                    assert!(finding.as_ref().is_some_and(|f| f.contains(said)), "{value}")
+                }
+                None => assert_eq!(finding, None, "{value}"),
+            }
+        }
     }
 
     #[test]
