@@ -126,30 +126,56 @@ fn aside(layout: &Layout) -> Result<Vec<Artefact>, Fault> {
 }
 
 /// What was moved aside may be the only copy of the provider's configuration: it goes only if Ferry
-/// has rendered it, or the same is in its place again.
+/// has rendered it, or the same is in its place again. What was found open in a closed account's place
+/// is somebody's too.
 fn may_go(layout: &Layout, artefact: Artefact) -> Artefact {
-    let Some(original) = only_copy_of(layout, Path::new(&artefact.place)) else { return artefact };
-    artefact.by_hand(format!(
-        "it may be the only copy of {original}: if this server is to serve the account, move it back where it \
-         was; else keep it or remove it"
-    ))
+    match left_to_a_person(layout, Path::new(&artefact.place)) {
+        Some(what) => artefact.by_hand(what),
+        None => artefact,
+    }
 }
 
-/// The name of the file that a file aside may be the only copy of.
-fn only_copy_of(layout: &Layout, aside: &Path) -> Option<String> {
+/// What a person should do with a file aside; none if it may go.
+fn left_to_a_person(layout: &Layout, aside: &Path) -> Option<String> {
     if aside.is_dir() {
         return None;
     }
     let name = aside.file_name().unwrap_or_default().to_string_lossy();
-    let numbered = name.trim_start_matches("open-");
+    if name.starts_with("found-") {
+        return Some(
+            "it served the account while it was closed here: look who put it there, then keep it elsewhere or \
+             remove it"
+                .to_owned(),
+        );
+    }
+    let found = name.strip_suffix(".found");
+    let numbered = found.unwrap_or(&name).trim_start_matches("open-");
     let original = numbered.split_once('-').map_or(numbered, |(_, original)| original);
     let rendered = original.strip_suffix(".conf").is_some_and(|stem| label(stem).is_some());
+    if is_in_place(layout, aside, original) {
+        return None;
+    }
+    if found.is_some() {
+        return Some(format!(
+            "it came in the place of {original} while the account was closed here: compare it with {original}, \
+             then keep it elsewhere or remove it"
+        ));
+    }
+    (!rendered).then(|| {
+        format!(
+            "it may be the only copy of {original}: if this server is to serve the account, move it back where it \
+             was; else keep it or remove it"
+        )
+    })
+}
+
+/// Whether a service's file of this name is the same as the one aside.
+fn is_in_place(layout: &Layout, aside: &Path, original: &str) -> bool {
     let mut places: Vec<PathBuf> = ["sites-enabled", "sites-available", "conf.d"]
         .map(|place| layout.path("/etc/nginx").join(place))
         .into();
     places.extend(pool_directories(layout).unwrap_or_default());
-    let there = places.iter().any(|place| is_same(aside, &place.join(original)));
-    (!rendered && !there).then(|| original.to_owned())
+    places.iter().any(|place| is_same(aside, &place.join(original)))
 }
 
 /// Whether two links lead to the same, or two files hold the same.

@@ -188,6 +188,29 @@ fn the_only_copy_of_a_providers_file_is_left_to_a_person() {
 }
 
 #[test]
+fn what_came_in_a_closed_accounts_place_goes_if_it_is_what_is_there_and_else_by_hand() {
+    let tree = Tree::new();
+    let enabled = tree.put("/etc/nginx/sites-enabled/shop.conf", "server { }");
+    tree.put("/etc/ferry/aside/shop/00-shop.conf.found", "server { }");
+    let found = tree.found(Kind::Aside);
+    assert_eq!(found[0].by_hand, None, "{found:?}");
+    fs::write(enabled, "server { server_name shop.example; }").unwrap();
+    let found = tree.found(Kind::Aside);
+    let compare = "compare it with shop.conf";
+    assert!(found[0].by_hand.as_ref().is_some_and(|h| h.contains(compare)), "{found:?}");
+    // Of a site that Ferry renders, it is still somebody's own.
+    tree.put("/etc/ferry/aside/ghost/00-ferry-ghost.main.conf.found", SITE);
+    tree.put("/etc/ferry/aside/shop/found-nginx-conf.d-copy.conf", "server { }");
+    let found = tree.found(Kind::Aside);
+    assert_eq!(found.len(), 3);
+    assert!(found.iter().all(|a| a.by_hand.is_some()), "{found:?}");
+    let strange = found.iter().find(|a| a.place.contains("copy.conf")).unwrap();
+    let said = strange.by_hand.as_ref().unwrap();
+    assert!(said.contains("served the account while"), "{said}");
+    assert!(!said.contains("only copy of"), "{said}");
+}
+
+#[test]
 fn what_closes_a_user_that_is_here_is_left_to_who_knows_how_the_account_stands() {
     let tree = Tree::new();
     let user = "shop".parse().unwrap();
