@@ -46,8 +46,7 @@ impl Pulse {
 pub async fn watch(agent: Arc<Agent>, pulse: Arc<Pulse>, stop: CancellationToken) {
     let mut changed = agent.changed.subscribe();
     let started = tokio::spawn(start(agent.clone(), stop.clone()));
-    let mut tasks = JoinSet::new();
-    let mut ending: HashMap<Id, AccountName> = HashMap::new();
+    let (mut ends, mut opens) = (Tasks::default(), Tasks::default());
     loop {
         pulse.beat();
         changed.mark_unchanged();
@@ -55,27 +54,57 @@ pub async fn watch(agent: Arc<Agent>, pulse: Arc<Pulse>, stop: CancellationToken
             commit::resume(&agent, &name);
         }
         for name in due(&agent) {
-            if ending.values().all(|n| *n != name) {
-                let task = tasks.spawn(end(agent.clone(), name.clone(), stop.clone()));
-                ending.insert(task.id(), name);
-            }
+            ends.spawn(name.clone(), end(agent.clone(), name, stop.clone()));
+        }
+        // Whoever began it, and whatever became of him: it can be opened nowhere else.
+        for name in opening(&agent) {
+            opens.spawn(name.clone(), go_on(agent.clone(), name, stop.clone()));
         }
         tokio::select! {
-            () = tokio::time::sleep(next(&agent, &ending)) => {}
+            () = tokio::time::sleep(next(&agent, &ends)) => {}
             changed = changed.changed() => if changed.is_err() { break },
-            Some(ended) = tasks.join_next_with_id() => {
-                ending.remove(&ended.map_or_else(|e| e.id(), |(id, ())| id));
-            }
+            () = ends.one_ended() => {}
+            () = opens.one_ended() => {}
             () = stop.cancelled() => break,
         }
     }
     // What is being taken back is taken back, as far as the stop's own limit allows.
-    while tasks.join_next().await.is_some() {}
+    while ends.set.join_next().await.is_some() {}
     started.abort();
 }
 
-/// What a crash or a reboot cut off: redirects stand again, opens go on. Each is tried until it
-/// succeeds, beside the others.
+/// One task at a time for each account.
+#[derive(Debug, Default)]
+struct Tasks {
+    set: JoinSet<()>,
+    names: HashMap<Id, AccountName>,
+}
+
+impl Tasks {
+    fn has(&self, name: &AccountName) -> bool {
+        self.names.values().any(|n| n == name)
+    }
+
+    fn spawn(&mut self, name: AccountName, work: impl Future<Output = ()> + Send + 'static) {
+        if !self.has(&name) {
+            let task = self.set.spawn(work);
+            self.names.insert(task.id(), name);
+        }
+    }
+
+    /// Waits for the end of one; for ever if there is none.
+    async fn one_ended(&mut self) {
+        match self.set.join_next_with_id().await {
+            Some(ended) => {
+                self.names.remove(&ended.map_or_else(|e| e.id(), |(id, ())| id));
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// What a crash or a reboot cut off: redirects stand again, and what follows an open or a commit goes on.
+/// Each is tried until it succeeds, beside the others.
 async fn start(agent: Arc<Agent>, stop: CancellationToken) {
     let mut tasks = JoinSet::new();
     let names: Vec<AccountName> = agent.look(|l| l.accounts().keys().cloned().collect());
@@ -140,6 +169,17 @@ fn undelivered(agent: &Agent) -> Vec<AccountName> {
     })
 }
 
+/// Accounts that are being opened.
+fn opening(agent: &Agent) -> Vec<AccountName> {
+    agent.look(|l| {
+        l.accounts()
+            .iter()
+            .filter(|(_, a)| matches!(a.standing, Standing::Opening { .. }))
+            .map(|(name, _)| name.clone())
+            .collect()
+    })
+}
+
 /// Fences whose end has come.
 fn due(agent: &Agent) -> Vec<AccountName> {
     agent.look(|l| {
@@ -152,11 +192,11 @@ fn due(agent: &Agent) -> Vec<AccountName> {
 }
 
 /// How long until the next fence's end, but for those that are being ended.
-fn next(agent: &Agent, ending: &HashMap<Id, AccountName>) -> Duration {
+fn next(agent: &Agent, ends: &Tasks) -> Duration {
     agent.look(|l| {
         l.accounts()
             .iter()
-            .filter(|(name, _)| ending.values().all(|n| n != *name))
+            .filter(|(name, _)| !ends.has(name))
             .filter_map(|(_, a)| match &a.standing {
                 Standing::Fenced { deadline, .. } => Some(deadline.left()),
                 _ => None,
@@ -239,6 +279,16 @@ mod tests {
         drop(end_hangs);
         until(&agent, "aaa", taken_back).await;
         assert_eq!(agent.account(&"opening".parse().unwrap()).unwrap().epoch, Epoch(3));
+    }
+
+    #[tokio::test]
+    async fn an_open_goes_on_although_nobody_asks_for_it_again() {
+        let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+        let agent = agent(&authority, dir.path());
+        let (_stop, _watch) = watched(&agent);
+        // Recorded after the start, and whoever asked is gone.
+        put(&agent, "shop", &opening(&a_move())).await;
+        until(&agent, "shop", |s| !matches!(s, Standing::Opening { .. })).await;
     }
 
     #[tokio::test]

@@ -76,10 +76,13 @@ async fn answer(agent: &Arc<Agent>, connection: PeerConnection) -> Result<(), Fa
 
 /// The grant, if it lets this peer do this here.
 fn check(agent: &Agent, request: &Request, peer: &ServerName) -> Answer<Grant> {
-    let grant = match &request.operation {
-        // What stands, stands: a commit is delivered however old its grant is.
-        Operation::Open { .. } => request.grant.verify_signature(&agent.grant_key)?,
-        _ => request.grant.verify(&agent.grant_key, unix_ms() / 1000)?,
+    // What stands, stands: a commit is delivered however old its grant is, and whatever controller has
+    // come since. It is bound to a move that this server has accepted.
+    let is_delivery = matches!(request.operation, Operation::Open { .. });
+    let grant = if is_delivery {
+        request.grant.verify_signature(&agent.grant_key)?
+    } else {
+        request.grant.verify(&agent.grant_key, unix_ms() / 1000)?
     };
     grant.check_ends(&agent.name, peer)?;
     let asks_source = matches!(request.operation, Operation::Record);
@@ -92,7 +95,7 @@ fn check(agent: &Agent, request: &Request, peer: &ServerName) -> Answer<Grant> {
         )));
     }
     let seen = agent.look(|l| l.generation());
-    if grant.controller_generation < seen && !broken(Promise::Epoch) {
+    if grant.controller_generation < seen && !is_delivery && !broken(Promise::Epoch) {
         return Err(Fault::fenced(format!(
             "the grant is of controller generation {}, this agent has seen {seen}",
             grant.controller_generation
@@ -380,5 +383,13 @@ mod tests {
         ] {
             assert!(ask(&wrong).is_err(), "{wrong:?}");
         }
+        // Another controller has been obeyed since: what was committed has been, all the same.
+        agent.write(|l| l.record(Entry::Generation { generation: 9 })).await.unwrap();
+        ask(&commit).unwrap();
+        let files = Operation::Files { allow_emptied: false };
+        assert!(
+            asks(&authority, &agent, &of, files, "web2").is_err(),
+            "a pass of an old controller"
+        );
     }
 }

@@ -135,8 +135,11 @@ async fn may_erase(job: &Job, account: &Account, since_unix_ms: Option<i64>) -> 
 /// Nothing below `home` has changed since. A home that is gone has nothing that could be lost: an
 /// earlier attempt has erased it.
 fn unwritten(home: &Path, since_unix_ms: i64) -> Result<(), Fault> {
-    if !home.exists() {
-        return Ok(());
+    match home.symlink_metadata() {
+        Ok(_) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        // It may be there, and not be looked at only now.
+        Err(e) => return Err(Fault::io(format!("{} cannot be looked at", home.display()), &e)),
     }
     let tree = ferry_files::scan(home, &CancellationToken::new())?;
     match tree.latest {
@@ -205,5 +208,14 @@ mod tests {
         let fault = unwritten(&home, committed).unwrap_err();
         assert!(fault.message.starts_with("order below "), "{fault}");
         assert!(!fault.remedy.is_empty());
+    }
+
+    #[test]
+    fn a_home_that_cannot_be_looked_at_is_not_one_that_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let circle = directory.path().join("circle");
+        std::os::unix::fs::symlink(&circle, &circle).unwrap();
+        let fault = unwritten(&circle.join("shop"), unix_ms()).unwrap_err();
+        assert!(fault.message.contains("cannot be looked at"), "{fault}");
     }
 }

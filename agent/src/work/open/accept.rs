@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ferry_proto::Fault;
 use ferry_proto::command::Refusal;
+use ferry_proto::ids::AccountName;
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -20,8 +21,10 @@ use crate::work::rehearse;
 /// How long what does not open is tried again before it is refused. Visitors are held meanwhile, and the
 /// source needs time too.
 const PATIENCE: Duration = Duration::from_secs(8);
-/// At most this part of what a visitor waits.
-const PART_OF_HOLD: u32 = 3;
+/// How long looking may take while nothing has been found wrong: it may wait for its turn at the web server
+/// or the mail services, which other accounts have for seconds, and that is no fault of this one. Two
+/// thirds of what a visitor waits, between these.
+const LOOKING: [Duration; 2] = [Duration::from_secs(15), Duration::from_secs(20)];
 /// How long to wait before what did not open is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -98,23 +101,95 @@ async fn try_for_a_while(
     source: Box<SourceRecord>,
 ) -> Tried {
     let hold = Duration::from_secs(agent.config.hold.wait_seconds.into());
-    let until = Instant::now() + PATIENCE.min(hold / PART_OF_HOLD);
     let name = &account.definition.name;
-    let mut last = Fault::transient("looking whether it can be opened takes too long");
-    loop {
+    let look = || {
         let (agent, account, source) = (agent.clone(), account.clone(), source.clone());
-        let mut trial =
-            tokio::spawn(async move { rehearse::could_open(&agent, &account, &source).await });
-        match tokio::time::timeout_at(until, &mut trial).await {
+        async move { rehearse::could_open(&agent, &account, &source).await }
+    };
+    try_until(hold, name, look).await
+}
+
+/// Looks again and again while that may still help visitors who wait as long as `hold`.
+async fn try_until<L>(hold: Duration, name: &AccountName, look: impl Fn() -> L) -> Tried
+where
+    L: Future<Output = Result<String, Fault>> + Send + 'static,
+{
+    let [least, most] = LOOKING;
+    let mut until = Instant::now() + (hold * 2 / 3).clamp(least, most);
+    let mut last = None;
+    loop {
+        let mut trial = tokio::spawn(look());
+        let fault = match tokio::time::timeout_at(until, &mut trial).await {
             Ok(Ok(Ok(_))) => return Tried { found: Ok(()), under_way: None },
-            Ok(Ok(Err(fault))) => last = fault,
-            Ok(Err(panic)) => last = Fault::bug("looking panicked").caused_by(&panic),
-            Err(_) => return Tried { found: Err(last), under_way: Some(trial) },
+            Ok(Ok(Err(fault))) => fault,
+            Ok(Err(panic)) => Fault::bug("looking panicked").caused_by(&panic),
+            Err(_) => {
+                let late = || Fault::transient("looking whether it can be opened takes too long");
+                let found = Err(last.unwrap_or_else(late));
+                return Tried { found, under_way: Some(trial) };
+            }
+        };
+        tracing::warn!(account = %name, "does not open yet: {fault}");
+        if last.is_none() {
+            until = until.min(Instant::now() + PATIENCE);
         }
-        tracing::warn!(account = %name, "does not open yet: {last}");
         if Instant::now() + AGAIN >= until {
-            return Tried { found: Err(last), under_way: None };
+            return Tried { found: Err(fault), under_way: None };
         }
+        last = Some(fault);
         tokio::time::sleep(AGAIN).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    const HOLD: Duration = Duration::from_secs(30);
+
+    /// Looks that take so long each, the last of them also for all later ones, and what they find.
+    async fn tried(hold: Duration, looks: &[(u64, bool)]) -> (Result<(), Fault>, u64) {
+        let name = "shop".parse().unwrap();
+        let left: Mutex<Vec<(u64, bool)>> = Mutex::new(looks.iter().rev().copied().collect());
+        let began = Instant::now();
+        let look = || {
+            let mut left = left.lock().unwrap();
+            let (seconds, good) = if left.len() > 1 { left.pop().unwrap() } else { left[0] };
+            async move {
+                tokio::time::sleep(Duration::from_secs(seconds)).await;
+                if good { Ok(String::new()) } else { Err(Fault::precondition("broken")) }
+            }
+        };
+        (try_until(hold, &name, look).await.found, began.elapsed().as_secs())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_his_turn_is_not_refused_for_it() {
+        for seconds in [0, 10, 19] {
+            assert_eq!(tried(HOLD, &[(seconds, true)]).await.1, seconds);
+        }
+        assert!(tried(HOLD, &[(10, true)]).await.0.is_ok());
+        // Nor where visitors are not kept waiting for long.
+        assert!(tried(Duration::from_secs(1), &[(10, true)]).await.0.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_wrong_is_tried_again_for_a_while_and_then_told() {
+        let (found, seconds) = tried(HOLD, &[(0, false)]).await;
+        assert_eq!(found.unwrap_err().message, "broken");
+        assert!((7..=8).contains(&seconds), "{seconds}");
+        assert!(tried(HOLD, &[(0, false), (2, false), (1, true)]).await.0.is_ok());
+        // The look that hangs has not found more than the one before it.
+        let (found, seconds) = tried(HOLD, &[(2, false), (600, true)]).await;
+        assert_eq!((found.unwrap_err().message.as_str(), seconds), ("broken", 10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_that_never_ends_ends_while_visitors_wait() {
+        let (found, seconds) = tried(HOLD, &[(600, true)]).await;
+        assert!(found.unwrap_err().message.contains("takes too long"));
+        assert_eq!(seconds, 20);
     }
 }
