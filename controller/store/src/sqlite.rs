@@ -169,7 +169,9 @@ async fn insert_event(
     event: &str,
     now_ms: i64,
 ) -> Result<u64, Fault> {
-    let row = sqlx::query(
+    // All rows, of which there is one: outside a transaction the commit comes after the last, and
+    // `fetch_one`, which asks for no more than the first, hides a commit that failed.
+    let rows = sqlx::query(
         "INSERT INTO journal (number, job, at_ms, event)
          VALUES ((SELECT COALESCE(MAX(number), 0) + 1 FROM journal), $1, $2, $3)
          RETURNING number",
@@ -177,10 +179,11 @@ async fn insert_event(
     .bind(job.to_string())
     .bind(now_ms)
     .bind(event)
-    .fetch_one(executor)
+    .fetch_all(executor)
     .await
     .or_fault("cannot write to the journal")?;
-    Ok(column::<i64>(&row, "number")?.unsigned_abs())
+    let row = rows.first().ok_or_else(|| Fault::bug("an event was journalled without a number"))?;
+    Ok(column::<i64>(row, "number")?.unsigned_abs())
 }
 
 /// A write beside the engine's own, which fault tests know by `name`.
