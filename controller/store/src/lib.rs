@@ -209,7 +209,8 @@ pub trait Store: Send + Sync {
     async fn end_job(&self, id: JobId, phase: &str, now_ms: i64) -> Result<(), Fault>;
     /// One job or plan.
     async fn job(&self, id: JobId) -> Result<Option<JobRow>, Fault>;
-    /// Started jobs, newest first; of one account, or all; only those that have not ended, or all.
+    /// Started jobs, newest first; of one account, or all; every one that has not ended, or the last of
+    /// those that have as well.
     async fn jobs(
         &self,
         account: Option<&AccountName>,

@@ -16,6 +16,9 @@ use sqlx::sqlite::{
 
 use crate::{CertificateRow, JobRow, JournalRow, Role, ServerRow, ServerState, Store};
 
+/// No more jobs are listed, unless they have not ended: of those recovery must take up every one.
+const SHOWN_JOBS: i64 = 1000;
+
 /// A store in one SQLite file.
 #[derive(Debug, Clone)]
 pub struct SqliteStore {
@@ -536,14 +539,16 @@ impl Store for SqliteStore {
         account: Option<&AccountName>,
         running: bool,
     ) -> Result<Vec<JobRow>, Fault> {
+        let limit = if running { i64::MAX } else { SHOWN_JOBS };
         let rows = sqlx::query(
             "SELECT * FROM jobs
              WHERE started_ms IS NOT NULL AND ($1 IS NULL OR account = $1)
                AND (NOT $2 OR ended_ms IS NULL)
-             ORDER BY started_ms DESC, id DESC LIMIT 1000",
+             ORDER BY started_ms DESC, id DESC LIMIT $3",
         )
         .bind(account.map(AccountName::as_str))
         .bind(running)
+        .bind(limit)
         .fetch_all(&self.pool)
         .await
         .or_fault("cannot read the jobs")?;

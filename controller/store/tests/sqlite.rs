@@ -156,3 +156,18 @@ async fn a_job_is_taken_up_again_with_its_event_and_only_if_it_has_ended() {
     assert!(fault.message.contains("another job"), "{fault}");
     assert_eq!(store.events(Some(first.id), None, 0, 10).await.unwrap().len(), 1, "nothing half");
 }
+
+#[tokio::test]
+async fn every_job_that_has_not_ended_is_found_however_many_there_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&dir.path().join("ferry.db")).await.unwrap();
+    let rows: Vec<_> = (0..1001).map(|n| plan(&format!("a{n}"))).collect();
+    for (row, started) in rows.iter().zip(1..) {
+        store.add_plan(row).await.unwrap();
+        store.start_job(row.id, started).await.unwrap();
+    }
+    let running = store.jobs(None, true).await.unwrap();
+    assert_eq!(running.len(), rows.len());
+    assert_eq!(running.last().unwrap().id, rows[0].id, "the oldest is in flight, too");
+    assert_eq!(store.jobs(None, false).await.unwrap().len(), 1000, "a screen of the last ones");
+}
