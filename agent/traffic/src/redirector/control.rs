@@ -10,9 +10,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::gate::Gate;
-use crate::control::{
-    Overview, Reply, Request, RouteState, Stamp, Target, read_message, write_message,
-};
+use crate::control::{Overview, Reply, Request, Stamp, read_message, write_message};
 
 /// How long the agent may take between two messages.
 const MESSAGE_WITHIN: Duration = Duration::from_secs(30);
@@ -77,31 +75,25 @@ impl Control {
         let gate = &self.gate;
         match request {
             Request::SetRoute { route } => {
-                if gate.has(&route) {
-                    // The agent sets every route again whenever it starts.
-                    return Ok(Reply::Done);
-                }
                 let account = route.account.clone();
-                let unfencing = route.state == RouteState::Local || gate.is_held(&account);
-                gate.change(Some(&account), unfencing, |routes| routes.set_route(route)).await?;
+                gate.change(Some(&account), |routes| routes.set_route(route)).await?;
             }
             Request::Hold { account, epoch, limits } => {
                 let hold =
                     |routes: &mut super::routes::Routes| routes.hold(&account, epoch, limits);
-                gate.change(Some(&account), false, hold).await?;
+                gate.change(Some(&account), hold).await?;
                 return Ok(Reply::Running { running: gate.leftover(&account)? });
             }
             Request::Release { account, epoch, to } => {
-                let unfencing = to == Target::Local || gate.is_held(&account);
                 let release =
                     |routes: &mut super::routes::Routes| routes.release(&account, epoch, to);
-                gate.change(Some(&account), unfencing, release).await?;
+                gate.change(Some(&account), release).await?;
             }
             Request::RemoveRoute { account, epoch } => {
-                gate.change(Some(&account), false, |routes| routes.remove(&account, epoch)).await?;
+                gate.change(Some(&account), |routes| routes.remove(&account, epoch)).await?;
             }
             Request::SetPeers { peers } => {
-                gate.change(None, false, |routes| routes.set_peers(peers)).await?;
+                gate.change(None, |routes| routes.set_peers(peers)).await?;
             }
             Request::Drain { account, timeout_ms } => {
                 let limit = Duration::from_millis(timeout_ms).min(MAX_DRAIN);
@@ -117,5 +109,60 @@ impl Control {
             }
         }
         Ok(Reply::Done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::store::Store;
+    use super::*;
+    use crate::control::{AccountRoute, HoldLimits, LocalUpstream, RouteState};
+    use ferry_proto::ids::Epoch;
+
+    fn route() -> AccountRoute {
+        AccountRoute {
+            account: "shop".parse().unwrap(),
+            epoch: Epoch(1),
+            domains: ["shop.example".parse().unwrap()].into(),
+            state: RouteState::Local,
+            upstream: LocalUpstream::default(),
+        }
+    }
+
+    /// The agent gives up a hold that takes long to save, and takes the account back.
+    #[test]
+    fn a_hold_that_is_still_being_saved_does_not_outlive_the_route_set_after_it() {
+        // Whoever has the only thread that may block keeps everybody else from saving.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .max_blocking_threads(1)
+            .enable_time()
+            .build();
+        runtime.unwrap().block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let gate = Gate::open(Store::in_directory(dir.path())).unwrap();
+            let control = Control {
+                gate: Arc::clone(&gate),
+                started: Stamp { unix_ns: 0, monotonic_ns: 0 },
+                connections: Arc::default(),
+                visitors: Arc::default(),
+            };
+            let set = || Request::SetRoute { route: route() };
+            control.answer(set()).await.unwrap();
+            let (free, busy) = std::sync::mpsc::channel::<()>();
+            let disk = tokio::task::spawn_blocking(move || busy.recv());
+            let hold = Request::Hold {
+                account: route().account,
+                epoch: Epoch(1),
+                limits: HoldLimits::default(),
+            };
+            let (held, set, ()) =
+                tokio::join!(biased; control.answer(hold), control.answer(set()), async {
+                    free.send(()).unwrap();
+                });
+            held.unwrap();
+            set.unwrap();
+            disk.await.unwrap().unwrap();
+            assert_eq!(gate.status().1[0].state, RouteState::Local);
+        });
     }
 }

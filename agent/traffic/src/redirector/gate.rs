@@ -252,35 +252,20 @@ impl Gate {
         self.unsaved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether this very route stands, on disk too.
-    pub fn has(&self, route: &AccountRoute) -> bool {
-        let stands = {
-            let inner = self.lock();
-            inner.routes.accounts.get(&route.account).is_some_and(|s| s.route == *route)
-        };
-        stands && !self.unsaved().contains(&route.account)
-    }
-
-    /// Whether an account's connections are held.
-    pub fn is_held(&self, account: &AccountName) -> bool {
-        let inner = self.lock();
-        let standing = inner.routes.accounts.get(account);
-        standing.is_some_and(|s| matches!(s.route.state, RouteState::Hold { .. }))
-    }
-
     /// Changes the routes: durable first, then in effect.
     ///
-    /// `unfencing` marks a change that must succeed without free disk: connections that are held go on,
-    /// to the own server or to where the account has moved. It is then in effect but not
+    /// What ends a hold must succeed without free disk (see [`ends_hold`]). It is then in effect but not
     /// durable; a restart before [`Gate::save_again`] succeeds finds the account held, which is
     /// safe, and the agent sets it again.
+    ///
+    /// What stands already is judged here too, never before the turn has come: a change that is still
+    /// being saved would take effect after the answer to a later request.
     ///
     /// # Errors
     /// The change is not allowed or could not be saved; then nothing has changed.
     pub async fn change(
         self: &Arc<Self>,
         account: Option<&AccountName>,
-        unfencing: bool,
         edit: impl FnOnce(&mut Routes) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
         let _one = self.changing.lock().await;
@@ -291,7 +276,8 @@ impl Gate {
             return Ok(());
         }
         if let Err(fault) = self.save(&next).await {
-            if !unfencing {
+            let needs_no_disk = account.is_some_and(|a| ends_hold(&self.lock().routes, &next, a));
+            if !needs_no_disk {
                 return Err(fault);
             }
             tracing::error!(%fault, "a release is in effect but not saved; trying again");
@@ -393,5 +379,16 @@ impl Gate {
         };
         let accounts = inner.routes.accounts.values().map(|s| status(&s.route)).collect();
         (inner.routes.peers.clone(), accounts)
+    }
+}
+
+/// Whether connections of the account that are held go on, to the own server or to where it has moved.
+fn ends_hold(before: &Routes, after: &Routes, account: &AccountName) -> bool {
+    let state = |routes: &Routes| Some(routes.accounts.get(account)?.route.state.clone());
+    let was_held = matches!(state(before), Some(RouteState::Hold { .. }));
+    match state(after) {
+        Some(RouteState::Local) => true,
+        Some(RouteState::Remote { .. }) => was_held,
+        Some(RouteState::Hold { .. }) | None => false,
     }
 }
