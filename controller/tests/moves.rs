@@ -3,6 +3,8 @@
 
 #[path = "moves/at_once.rs"]
 mod at_once;
+#[path = "moves/hang_up.rs"]
+mod hang_up;
 #[path = "moves/restored.rs"]
 mod restored;
 
@@ -48,6 +50,7 @@ struct Controller {
     dir: tempfile::TempDir,
     stop: CancellationToken,
     jobs: Arc<Jobs>,
+    fleet: Arc<Fleet>,
 }
 
 impl Controller {
@@ -81,7 +84,8 @@ impl Controller {
         let address = incoming.address().to_string();
         jobs.recover().await.unwrap();
         let agents = AgentEndpoint(fleet.clone());
-        let endpoint = OperatorEndpoint { token: operators, fleet, store, jobs: jobs.clone() };
+        let endpoint =
+            OperatorEndpoint { token: operators, fleet: fleet.clone(), store, jobs: jobs.clone() };
         let server = tonic::transport::Server::builder()
             .add_service(AgentServiceServer::new(agents.clone()))
             .add_service(EnrolmentServiceServer::new(agents))
@@ -94,7 +98,7 @@ impl Controller {
                 () = stopped.cancelled() => {}
             }
         });
-        Self { address, ca: authority.ca().clone(), token, dir, stop, jobs }
+        Self { address, ca: authority.ca().clone(), token, dir, stop, jobs, fleet }
     }
 
     /// Stops it as a crash would leave it: jobs are where their journal says.

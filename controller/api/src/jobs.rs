@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ferry_engine::{Abort, Event, Journal, Runner, Steps, Told};
-use ferry_fleet::{Fleet, now_ms};
+use ferry_fleet::{Fleet, now_ms, to_its_end};
 use ferry_plan::Plan;
 use ferry_proto::Fault;
 use ferry_proto::ids::{AccountName, JobId};
@@ -165,9 +165,14 @@ impl Jobs {
     /// # Errors
     /// If it is unknown, blocked, was started before, or another job has the account.
     pub async fn start(self: &Arc<Self>, id: JobId) -> Result<(), Fault> {
-        let unknown =
-            || Fault::precondition(format!("no plan is called {id}")).remedy("plan the move again");
-        let row = self.store.job(id).await?.ok_or_else(unknown)?;
+        let jobs = self.clone();
+        to_its_end(async move { jobs.begin(id).await }).await
+    }
+
+    async fn begin(self: &Arc<Self>, id: JobId) -> Result<(), Fault> {
+        let row = self.store.job(id).await?.ok_or_else(|| {
+            Fault::precondition(format!("no plan is called {id}")).remedy("plan the move again")
+        })?;
         if read_plan(&row)?.blocked {
             return Err(Fault::precondition(format!(
                 "the plan for account {} is blocked",
@@ -176,13 +181,14 @@ impl Jobs {
             .remedy("see its findings, mend them, and plan again"));
         }
         self.fleet.require_not_overtaken()?;
-        if let Err(fault) = self.store.start_job(id, now_ms()).await {
+        let now = now_ms();
+        if let Err(fault) = self.store.start_job(id, now).await {
             // The store knows that it may not be, and not why.
             self.refuse_if_busy(&row.account).await?;
             return Err(fault);
         }
-        let row = self.store.job(id).await?.ok_or_else(unknown)?;
-        let ready = self.prepare(row).await;
+        // Not read again: from here on nothing may fail before it has its task.
+        let ready = self.prepare(JobRow { started_ms: Some(now), ..row }).await;
         self.spawn(ready);
         Ok(())
     }
@@ -251,9 +257,18 @@ impl Jobs {
         which: &Which,
         by: &str,
     ) -> Result<(JobId, AccountName), Fault> {
+        let (jobs, which, by) = (self.clone(), which.clone(), by.to_owned());
+        to_its_end(async move { jobs.go_on(&which, by).await }).await
+    }
+
+    async fn go_on(
+        self: &Arc<Self>,
+        which: &Which,
+        by: String,
+    ) -> Result<(JobId, AccountName), Fault> {
         self.fleet.require_not_overtaken()?;
         let row = self.stuck(which).await?;
-        let event = to_json(&Event::Resumed { by: by.to_owned() })?;
+        let event = to_json(&Event::Resumed { by: by.clone() })?;
         self.store.resume_job(row.id, &event, now_ms()).await?;
         tracing::info!(job = %row.id, account = %row.account, by, "job resumed");
         let _ = self.bell.send(());

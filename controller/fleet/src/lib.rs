@@ -35,6 +35,18 @@ pub fn now_ms() -> i64 {
         .map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
 }
 
+/// Does `work` to its end, also if its caller hangs up meanwhile: a call's future is dropped then, and what
+/// it has made durable would wait for a restart.
+///
+/// # Errors
+/// The work's own, or of class Bug if it panicked.
+pub async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Fault>> + Send + 'static,
+) -> Result<T, Fault> {
+    let ended = tokio::spawn(work).await;
+    ended.unwrap_or_else(|e| Err(Fault::bug("what was asked for broke off").caused_by(&e)))
+}
+
 /// What may be set.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -135,7 +147,12 @@ impl Fleet {
     ///
     /// # Errors
     /// If there is no such server or the store fails; then nothing is changed.
-    pub async fn revoke(&self, server: &ServerName) -> Result<bool, Fault> {
+    pub async fn revoke(self: &Arc<Self>, server: &ServerName) -> Result<bool, Fault> {
+        let (fleet, server) = (self.clone(), server.clone());
+        to_its_end(async move { fleet.cut_off(&server).await }).await
+    }
+
+    async fn cut_off(&self, server: &ServerName) -> Result<bool, Fault> {
         let was_connected = self.is_connected(server);
         self.store.revoke_server(server, now_ms()).await?;
         self.apply_revocations().await?;
