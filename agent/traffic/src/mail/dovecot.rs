@@ -196,10 +196,9 @@ impl Dovecot<'_> {
     pub async fn install(&self, version: &Version) -> Result<(), Fault> {
         let path = &self.config.dovecot_snippet;
         let text = self.snippet(version.dialect);
-        let fresh = store::read(path)?.as_deref() != Some(&text);
+        let snippet = Wanted { path: path.clone(), text, mode: 0o644, gid: None, age: Age::Newer };
+        let fresh = snippet.differs()?;
         if fresh {
-            let snippet =
-                Wanted { path: path.clone(), text, mode: 0o644, gid: None, age: Age::Newer };
             store::blocking(move || snippet.write()).await?;
             if let Err(fault) = self.check_order().await {
                 // Dovecot as it was is better than a Dovecot that may not start.

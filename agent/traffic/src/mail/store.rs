@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::convert::identity;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use ferry_failpoints::around;
+use ferry_failpoints::{around, reach};
 use ferry_proto::Fault;
 use ferry_proto::ids::AccountName;
 use nix::fcntl::{Flock, FlockArg};
@@ -20,6 +20,8 @@ use super::standing::Standing;
 
 /// The largest file read back: some 10,000 mailboxes with their hashes.
 const MAX_STANDING: u64 = 8 << 20;
+/// What follows a text that is shorter than its file: to every reader of these files, nothing.
+const FILLER: u8 = b'\n';
 /// How long one operation waits for another.
 const LOCK_WAIT: Duration = Duration::from_secs(60);
 
@@ -152,9 +154,12 @@ pub(super) enum Age {
 }
 
 impl Wanted {
-    /// Whether the file is not there, or says something else.
+    /// Whether the file is not there, or says something else. The empty lines behind a text that was
+    /// written over a longer one say nothing.
     pub fn differs(&self) -> Result<bool, Fault> {
-        Ok(read(&self.path)?.as_ref() != Some(&self.text))
+        let now = read(&self.path)?;
+        let rest = now.as_deref().and_then(|now| now.strip_prefix(self.text.as_str()));
+        Ok(rest.is_none_or(|rest| rest.bytes().any(|b| b != FILLER)))
     }
 
     /// Makes it so.
@@ -259,10 +264,16 @@ fn write_beside(wanted: &Wanted, old: Option<&std::fs::Metadata>) -> std::io::Re
     result
 }
 
+/// Writes into the old file's own blocks, from where the text begins to differ to the old end, at once:
+/// whatever ends this process leaves one text or the other, never the one with an end of the other's.
 fn overwrite(wanted: &Wanted, old: Option<&std::fs::Metadata>) -> std::io::Result<()> {
-    let mut file = OpenOptions::new().write(true).open(&wanted.path)?;
-    file.write_all(wanted.text.as_bytes())?;
-    file.set_len(wanted.text.len() as u64)?;
+    let path = &wanted.path;
+    let file = OpenOptions::new().write(true).open(path)?;
+    let (before, mut text) = (std::fs::read(path)?, wanted.text.clone().into_bytes());
+    text.resize(before.len().max(text.len()), FILLER);
+    let same = before.iter().zip(&text).take_while(|(old, new)| old == new).count();
+    file.write_all_at(&text[same..], same as u64)?;
+    reach!("file.{}.overwritten", path.display())?;
     set_age(&file, wanted.age, old)?;
     file.sync_all()
 }
@@ -287,6 +298,10 @@ fn sync_parent(path: &Path) -> std::io::Result<()> {
 mod tests {
     use std::os::unix::fs::MetadataExt;
 
+    use ferry_failpoints::FakeLab;
+
+    use super::super::spec::MailSpec;
+    use super::super::standing::{Basis, Gate};
     use super::*;
 
     fn wanted(dir: &Path, text: &str, age: Age) -> Wanted {
@@ -316,6 +331,31 @@ mod tests {
         file.write().expect("written");
         let modified = std::fs::metadata(&file.path).and_then(|m| m.modified()).expect("there");
         assert!(modified.elapsed().expect("in the past") > Duration::from_secs(50));
+    }
+
+    /// The two texts differ in length, as those of a standing that is fenced and then is not.
+    #[test]
+    fn a_standing_is_whole_whatever_ends_its_overwriting() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store { dir: dir.path().to_owned() };
+        store.prepare().expect("prepared");
+        let account: AccountName = "shop".parse().expect("a literal");
+        let spec = MailSpec::new(account.clone(), "/home/shop".into(), 7, 7, vec![]);
+        let spec = spec.expect("valid");
+        let fenced = Standing { spec, basis: Basis::Provider, gate: Gate::Fenced };
+        let open = Standing { gate: Gate::Open, ..fenced.clone() };
+        store.save(&account, &fenced).expect("saved");
+        let text = serde_json::to_string(&open).expect("written");
+        let path = store.file(&account);
+        let file = Wanted { path, text, mode: 0o600, gid: None, age: Age::Newer };
+        {
+            let cut = |_: &str| format!("errno {}", nix::libc::EIO);
+            let lab = FakeLab::listen(dir.path(), cut).expect("listening");
+            overwrite(&file, None).expect_err("cut off");
+            assert_eq!(lab.heard().len(), 1);
+        }
+        assert_eq!(store.load().expect("whole")[&account], open);
+        assert!(!file.differs().expect("read"));
     }
 
     #[test]
