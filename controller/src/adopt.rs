@@ -92,7 +92,8 @@ fn confirmed(mut answers: impl BufRead) -> anyhow::Result<()> {
     Err(Fault::precondition("not confirmed: nothing was changed").into())
 }
 
-/// Waits until every enrolled server has reported its accounts; the highest generation that one obeyed.
+/// Waits until every enrolled server has reported its accounts; the highest generation that one obeyed. The
+/// word of a server that is left out counts for nothing.
 async fn hear(
     fleet: &Fleet,
     store: &dyn Store,
@@ -106,7 +107,8 @@ async fn hear(
     let mut reports = fleet.reports();
     let deadline = tokio::time::Instant::now() + wait;
     loop {
-        let heard = reports.borrow_and_update().clone();
+        let mut heard = reports.borrow_and_update().clone();
+        heard.retain(|server, _| !without.contains(server));
         for (server, obeyed) in &heard {
             if missing.remove(server) {
                 println!("{server} has obeyed generation {obeyed}");

@@ -424,16 +424,33 @@ impl Jobs {
                 // Left where its journal says. First: a place that another job left by stopping
                 // is not taken.
                 () = jobs.stop.cancelled() => {}
-                // Before anything is journalled of commands that may not be sent.
-                later = jobs.fleet.is_overtaken() => {
-                    tell(&sender, Err(left(&row, jobs.fleet.overtaken_by(&later))));
-                    jobs.stop.cancelled().await;
-                }
-                () = jobs.drive(&row, turn, &abort, &sender) => {}
+                () = jobs.while_not_overtaken(&row, turn, &abort, &sender) => {}
             }
             jobs.running().remove(&row.id);
             let _ = jobs.bell.send(());
         });
+    }
+
+    /// Runs a job to its end, but not while agents have obeyed a later controller: it goes on when those
+    /// that said so were cut off.
+    async fn while_not_overtaken(
+        &self,
+        row: &JobRow,
+        mut turn: Option<Arc<Turn>>,
+        abort: &Abort,
+        sender: &watch::Sender<Shown>,
+    ) {
+        loop {
+            tokio::select! {
+                biased;
+                // First: nothing is journalled of commands that may not be sent.
+                later = self.fleet.is_overtaken() => {
+                    tell(sender, Err(left(row, self.fleet.overtaken_by(&later))));
+                    self.fleet.is_not_overtaken().await;
+                }
+                () = self.drive(row, turn.take(), abort, sender) => return,
+            }
+        }
     }
 
     /// Runs a job to its end. If its journal or the store fails it is taken up again, after a while,

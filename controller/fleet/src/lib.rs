@@ -158,6 +158,7 @@ impl Fleet {
         self.apply_revocations().await?;
         self.connections.cut(server);
         self.live().sessions.remove(server);
+        self.generations.forget(server);
         self.tell_revocations().await?;
         Ok(was_connected)
     }

@@ -73,6 +73,10 @@ impl AgentService for AgentEndpoint {
                 () = out.closed() => Ok(()),
             };
             fleet.forget(&server, number);
+            if cut.is_cancelled() {
+                // It may have spoken while it was cut off.
+                fleet.generations.forget(&server);
+            }
             tracing::info!(%server, reason = ?ended.err().map(|s| s.message().to_owned()), "agent disconnected");
         });
         use tokio_stream::StreamExt;
@@ -104,14 +108,16 @@ struct Greeted {
 impl Fleet {
     /// Registers a session and sends what waits for it.
     async fn greet(&self, server: &ServerName, hello: v1::Hello) -> Result<Greeted, Fault> {
+        let obeyed = hello.generation;
+        self.generations
+            .heard(self.generation, server, obeyed)
+            .inspect_err(|fault| tracing::error!(%server, "its agent gets no session: {fault}"))?;
         let facts = String::from_utf8(hello.facts).unwrap_or_else(|_| "{}".to_owned());
         self.store.set_seen(server, &hello.peer_address, &hello.version, &facts, now_ms()).await?;
         let revocations = self.revocations_message().await?;
         let (out, receiver) = mpsc::channel(QUEUE);
         let end = CancellationToken::new();
         let welcome = response(Body::Welcome(v1::Welcome { generation: self.generation }));
-        let obeyed = hello.generation;
-        self.generations.heard(self.generation, server, obeyed);
         let number = {
             let mut live = self.live();
             live.next_session += 1;

@@ -80,14 +80,25 @@ async fn adopt(
     answer: &str,
     players: [(&Player, &Arc<Identity>); 2],
 ) -> (bool, String) {
+    adopt_without(dir, answer, None, players).await
+}
+
+/// The same, without a server whose agent has reported its accounts before the others connect.
+async fn adopt_without(
+    dir: &Path,
+    answer: &str,
+    without: Option<(&Player, &Arc<Identity>)>,
+    players: [(&Player, &Arc<Identity>); 2],
+) -> (bool, String) {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let config = dir.join("controller.toml");
     let text = format!("listen = \"127.0.0.1:{port}\"\nstate_directory = {dir:?}\n");
+    let config = dir.join("controller.toml");
     std::fs::write(&config, text).unwrap();
     let mut child = Command::new(env!("CARGO_BIN_EXE_ferry-controller"))
         .arg("--config")
         .arg(&config)
         .args(["adopt", "--wait", "20"])
+        .args(without.iter().flat_map(|(left_out, _)| ["--without", left_out.name.as_str()]))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -95,7 +106,7 @@ async fn adopt(
         .unwrap();
     writeln!(child.stdin.take().unwrap(), "{answer}").unwrap();
     let ended = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
-    let connecting = players.map(|(player, identity)| {
+    let connect = |(player, identity): (&Player, &Arc<Identity>)| {
         let (player, identity) = (player.clone(), identity.clone());
         tokio::spawn(async move {
             // Until the program listens.
@@ -103,11 +114,87 @@ async fn adopt(
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         })
-    });
+    };
+    let mut connecting: Vec<_> = without.map(connect).into_iter().collect();
+    if let Some((left_out, _)) = without {
+        until_reported(dir, &left_out.name).await;
+    }
+    connecting.extend(players.map(connect));
     let ended = ended.await.unwrap();
     connecting.iter().for_each(tokio::task::JoinHandle::abort);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (ended.status.success(), text(&ended.stdout) + &text(&ended.stderr))
+}
+
+async fn until_reported(dir: &Path, server: &ServerName) {
+    let store = SqliteStore::open(&dir.join("ferry.db")).await.unwrap();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while !store.accounts().await.unwrap().iter().any(|(reporting, _)| reporting == server) {
+        assert!(tokio::time::Instant::now() < deadline, "{server} has not reported");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A third server, whose agent's key somebody has taken.
+async fn stolen(controller: &Controller, obeyed: u64) -> (Player, Arc<Identity>) {
+    let (stolen, dir) = (Player::new("stolen"), tempfile::tempdir().unwrap());
+    let token = controller.add("stolen", 60).await;
+    let identity = controller.enrol(&token, &dir.path().join("identity")).await.unwrap();
+    let mut world = stolen.world.lock().unwrap();
+    world.obeyed = obeyed;
+    world.serves(&["other"]);
+    drop(world);
+    (stolen, identity)
+}
+
+#[tokio::test]
+async fn when_the_agent_is_cut_off_that_overtook_the_controller_its_jobs_go_on() {
+    let (controller, client, _, _) = pair().await;
+    client.world.lock().unwrap().silent.push("precopy".into());
+    let plan = controller.plan("demo", "transit").await.unwrap();
+    let job = controller.start_move(&plan.plan_id).await;
+    client.until_waiting("precopy").await;
+    let (stolen, identity) = stolen(&controller, 7).await;
+    stolen.play(&controller.address, &identity);
+    controller.until_overtaken().await;
+    client.world.lock().unwrap().silent.clear();
+    assert!(controller.revoke("stolen").await);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while let (_, problems) = controller.overview().await
+        && !problems.is_empty()
+    {
+        assert!(tokio::time::Instant::now() < deadline, "still overtaken: {problems:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(controller.end_of(&job).await.phase, JobPhase::Done);
+}
+
+#[tokio::test]
+async fn an_agent_that_names_a_generation_beyond_belief_gets_no_session() {
+    let (controller, _, _, _) = pair().await;
+    for obeyed in [1002, u64::MAX] {
+        let (stolen, identity) = stolen(&controller, obeyed).await;
+        let session = stolen.play(&controller.address, &identity);
+        let ended = tokio::time::timeout(Duration::from_secs(10), session).await;
+        let fault = ended.expect("it has a session").unwrap().unwrap_err();
+        assert!(fault.to_string().contains(&obeyed.to_string()), "{fault}");
+        assert!(!controller.is_connected("stolen").await);
+        controller.plan("demo", "transit").await.unwrap();
+        controller.revoke("stolen").await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_left_out_does_not_say_how_far_a_controller_is_raised() {
+    let (controller, client, transit, [at_client, at_transit]) = pair().await;
+    let (stolen, identity) = stolen(&controller, 900).await;
+    let dir = controller.crash().await;
+    client.world.lock().unwrap().obeyed = 4;
+    let players = [(&client, &at_client), (&transit, &at_transit)];
+    let without = Some((&stolen, &identity));
+    let words = "no other controller runs";
+    let (done, said) = adopt_without(dir.path(), words, without, players).await;
+    assert!(done && said.contains("of generation 5 now"), "{said}");
 }
 
 #[tokio::test]
