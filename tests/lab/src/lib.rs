@@ -36,5 +36,6 @@ pub mod journey;
 pub mod sample;
 pub mod scenarios;
 pub mod stage;
+pub mod stranger;
 pub mod testrun;
 pub mod visitors;

@@ -10,7 +10,7 @@ use ferry_lab::interrupt::{self, Interrupted};
 use ferry_lab::lab::Lab;
 use ferry_lab::progress::say;
 use ferry_lab::spec::HostSpec;
-use ferry_lab::{bench, demo, faults, testrun, visitors};
+use ferry_lab::{bench, demo, faults, stranger, testrun, visitors};
 
 /// Real hosts on this machine, to show, test and measure Ferry on. Needs root on Debian 12 or 13.
 #[derive(Debug, Parser)]
@@ -84,6 +84,9 @@ enum Verb {
     /// What the lab runs in its own network: nothing for people
     #[command(hide = true)]
     Visitors(visitors::Options),
+    /// Likewise: somebody with a stolen key
+    #[command(hide = true)]
+    Stranger(stranger::Options),
 }
 
 fn main() -> ExitCode {
@@ -112,6 +115,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Test { scenarios, all, keep, faults } => testrun::run(&scenarios, all, keep, &faults),
         Verb::Bench { name, quick } => bench::run(&name, quick),
         Verb::Visitors(options) => visitors::run(&options),
+        Verb::Stranger(options) => stranger::run(&options),
     }
 }
 

@@ -7,6 +7,7 @@ mod discover;
 mod doctor;
 mod enrolment;
 mod finalize;
+mod hostile;
 mod leaves_nothing;
 mod move_and_rollback;
 mod open_refused;
@@ -118,6 +119,15 @@ pub const ALL: &[Scenario] = &[
             "upgrade",
             "everything is upgraded during a precopy, a redirect and a fence; nobody is refused",
             upgrade::run,
+        )
+    },
+    // By name: it has passed three times in a row, and takes more than two minutes on a busy machine.
+    Scenario {
+        ordinary: false,
+        ..on(
+            "hostile",
+            "an account whose owner is an attacker moves and comes back: nothing outside it is read, changed or run",
+            hostile::run,
         )
     },
     on(
