@@ -7,6 +7,8 @@ mod at_once;
 mod hang_up;
 #[path = "moves/restored.rs"]
 mod restored;
+#[path = "moves/way_back.rs"]
+mod way_back;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -540,6 +542,18 @@ fn receipt(intent: &Intent) -> Receipt {
         }
         _ => Receipt::Done { summary: "done".into(), figures: Default::default() },
     }
+}
+
+/// A third server, whose agent's key somebody has taken.
+async fn stolen(controller: &Controller, obeyed: u64) -> (Player, Arc<Identity>) {
+    let (stolen, dir) = (Player::new("stolen"), tempfile::tempdir().unwrap());
+    let token = controller.add("stolen", 60).await;
+    let identity = controller.enrol(&token, &dir.path().join("identity")).await.unwrap();
+    let mut world = stolen.world.lock().unwrap();
+    world.obeyed = obeyed;
+    world.serves(&["other"]);
+    drop(world);
+    (stolen, identity)
 }
 
 /// A controller with two connected agents.

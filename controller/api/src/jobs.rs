@@ -381,14 +381,7 @@ impl Jobs {
     }
 
     async fn fold(&self, row: &JobRow) -> Result<Folded, Fault> {
-        let mut folded = Folded::new(read_plan(row)?, row.started_ms.unwrap_or(row.planned_ms))?;
-        for (at, event) in load_events(self.store.as_ref(), row.id).await? {
-            folded.apply(&event, at)?;
-        }
-        if row.phase.as_deref() == Some(OVERTAKEN) {
-            folded.overtake(row.ended_ms);
-        }
-        Ok(folded)
+        fold(self.store.as_ref(), row).await
     }
 
     /// A job that has not ended, with what it has begun before.
@@ -506,6 +499,18 @@ impl Jobs {
     fn running(&self) -> MutexGuard<'_, HashMap<JobId, Running>> {
         self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+/// A job as its journal says that it stands.
+pub(crate) async fn fold(store: &dyn Store, row: &JobRow) -> Result<Folded, Fault> {
+    let mut folded = Folded::new(read_plan(row)?, row.started_ms.unwrap_or(row.planned_ms))?;
+    for (at, event) in load_events(store, row.id).await? {
+        folded.apply(&event, at)?;
+    }
+    if row.phase.as_deref() == Some(OVERTAKEN) {
+        folded.overtake(row.ended_ms);
+    }
+    Ok(folded)
 }
 
 /// Reads the plan of a job.

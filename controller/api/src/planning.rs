@@ -7,16 +7,17 @@ use std::time::Duration;
 use ferry_fleet::commands::Order;
 use ferry_fleet::{Fleet, now_ms};
 use ferry_plan::{Heard, Inputs, Plan, Policy, plan};
-use ferry_proto::Fault;
 use ferry_proto::command::{
     AccountFacts, AccountState, Direction, End, Intent, Move, Receipt, StandingKind, TargetFacts,
 };
 use ferry_proto::grant::SignedGrant;
 use ferry_proto::ids::{AccountName, CommandId, JobId, ServerName};
+use ferry_proto::view::JobPhase;
+use ferry_proto::{Fault, FaultClass};
 use ferry_store::{ServerState, Store};
 use tokio_util::sync::CancellationToken;
 
-use crate::jobs::read_plan;
+use crate::jobs::{fold, read_plan};
 
 /// How long an end may take to say how it stands: it may have millions of files to count.
 const INSPECTION: Duration = Duration::from_secs(300);
@@ -63,8 +64,17 @@ enum Serving<'a> {
 struct Whereabouts {
     /// Serves it now (or holds it fenced).
     serving: (ServerName, AccountState),
-    /// Passed it on to the one that serves it.
+    /// Passed it on to the one that serves it: by this controller's own job, and by its own word.
     before: Option<(ServerName, AccountState)>,
+    /// Say that they did, where that is not known: one agent's word must not draw an account to its server.
+    claimants: Vec<ServerName>,
+}
+
+/// A move that this controller led to its commit: from where to where.
+#[derive(Debug, Clone)]
+struct PassedOn {
+    from: ServerName,
+    to: ServerName,
 }
 
 impl Planner {
@@ -74,16 +84,16 @@ impl Planner {
     /// If an end cannot be asked, or the wish makes no sense; what merely stands in the way is a
     /// finding in the plan.
     pub async fn plan(&self, wish: &Wish) -> Result<Plan, Fault> {
-        let which = match (&wish.to, &wish.from) {
-            (_, Some(from)) => Serving::On(from),
-            (None, None) => Serving::AfterMove,
-            (Some(_), None) => Serving::Only,
+        let which = match (&wish.from, wish.direction, &wish.to) {
+            (Some(from), _, _) => Serving::On(from),
+            (None, Direction::Rollback, _) | (None, _, None) => Serving::AfterMove,
+            (None, _, Some(_)) => Serving::Only,
         };
         let at = self.whereabouts(&wish.account, which).await?;
         let source = at.serving.0.clone();
         let target = match (&wish.to, wish.direction) {
             (Some(to), _) => to.clone(),
-            (None, Direction::Rollback) => back_to(&wish.account, at.before)?,
+            (None, Direction::Rollback) => back_to(&wish.account, &at)?,
             (None, _) => {
                 return Err(Fault::precondition("no target was named").remedy("give --to SERVER"));
             }
@@ -124,10 +134,7 @@ impl Planner {
     ) -> Result<Plan, Fault> {
         let which = from.map_or(Serving::AfterMove, Serving::On);
         let at = self.whereabouts(account, which).await?;
-        let (before, _) = at.before.ok_or_else(|| {
-            Fault::precondition(format!("nothing stands for a move of account {account}"))
-                .remedy("see `ferry account list`")
-        })?;
+        let before = to_finalize(account, &at)?;
         let of = Move {
             job: JobId::new_now(),
             account: account.clone(),
@@ -157,7 +164,8 @@ impl Planner {
         let (silenced, all): (Vec<_>, Vec<_>) =
             of_name.partition(|(server, _)| cut_off.contains(server));
         let bound = self.bound(&all).await?;
-        whereabouts(account, which, without_outdated(all, &bound)).map_err(|fault| {
+        let passed_on = self.passed_on(account).await?;
+        whereabouts(account, which, without_outdated(all, &bound), &passed_on).map_err(|fault| {
             match silenced.iter().find(|(_, state)| serves(&state.standing)) {
                 Some((server, _)) => fault.context(format!(
                     "account {account} was last seen on {server}, which is cut off"
@@ -183,6 +191,25 @@ impl Planner {
             }
         }
         Ok(bound)
+    }
+
+    /// The moves of an account that this controller led, the last one to each server.
+    async fn passed_on(&self, account: &AccountName) -> Result<Vec<PassedOn>, Fault> {
+        let mut passed_on: Vec<PassedOn> = Vec::new();
+        for row in self.store.jobs(Some(account), false).await? {
+            let view = match fold(self.store.as_ref(), &row).await {
+                Ok(folded) => folded.view().clone(),
+                // It may have been the last to its target: nothing is known of what was before it.
+                Err(fault) if fault.class == FaultClass::Bug => break,
+                Err(fault) => return Err(fault),
+            };
+            // What became of a job that was overtaken, its source says.
+            let came_there = view.committed || view.phase == JobPhase::Overtaken;
+            if came_there && passed_on.iter().all(|known| known.to != view.target) {
+                passed_on.push(PassedOn { from: view.source, to: view.target });
+            }
+        }
+        Ok(passed_on)
     }
 
     async fn peer_address(&self, server: &ServerName) -> Result<SocketAddr, Fault> {
@@ -298,27 +325,19 @@ fn whereabouts(
     account: &AccountName,
     which: Serving<'_>,
     all: Vec<(ServerName, AccountState)>,
+    passed_on: &[PassedOn],
 ) -> Result<Whereabouts, Fault> {
     let (serving, others): (Vec<_>, Vec<_>) =
         all.into_iter().partition(|(_, state)| serves(&state.standing));
-    let before = |server: &ServerName| {
-        others
-            .iter()
-            .filter(|(_, s)| {
-                // A closed copy was finalized, which can be repeated; it may still have to be erased.
-                matches!(s.standing, StandingKind::Moved | StandingKind::Closed)
-                    && s.moved_to.as_ref() == Some(server)
-            })
-            .max_by_key(|(_, s)| (s.epoch, s.standing == StandingKind::Moved))
-    };
+    let was_moved = |known: &(ServerName, AccountState)| !claims(known, &others).is_empty();
     // Without any that was moved here there is one to say so of, if it is only one.
-    let moved = serving.iter().any(|(server, _)| before(server).is_some());
+    let moved = serving.iter().any(was_moved);
     let mut meant: Vec<_> = serving
         .into_iter()
-        .filter(|(server, _)| match which {
+        .filter(|known| match which {
             Serving::Only => true,
-            Serving::AfterMove => !moved || before(server).is_some(),
-            Serving::On(from) => from == server,
+            Serving::AfterMove => !moved || was_moved(known),
+            Serving::On(from) => *from == known.0,
         })
         .collect();
     let Some(last) = meant.pop() else {
@@ -332,24 +351,82 @@ fn whereabouts(
         ))
         .remedy("see `ferry account list`, and say which is meant: --from SERVER"));
     }
-    let before = before(&last.0).cloned();
-    Ok(Whereabouts { serving: last, before })
+    let claims = claims(&last, &others);
+    let before = before(&last.0, &claims, passed_on).cloned();
+    let claimants = match before {
+        Some(_) => Vec::new(),
+        None => claims.into_iter().map(|(server, _)| server.clone()).collect(),
+    };
+    Ok(Whereabouts { serving: last, before, claimants })
+}
+
+/// Who says that it passed the account on to the server that serves it. None did so at a later epoch than it is
+/// served at.
+fn claims<'a>(
+    (server, state): &(ServerName, AccountState),
+    others: &'a [(ServerName, AccountState)],
+) -> Vec<&'a (ServerName, AccountState)> {
+    let says_so = |(_, other): &&(ServerName, AccountState)| {
+        // A closed copy was finalized, which can be repeated; it may still have to be erased.
+        matches!(other.standing, StandingKind::Moved | StandingKind::Closed)
+            && other.moved_to.as_ref() == Some(server)
+            && other.epoch <= state.epoch
+    };
+    others.iter().filter(says_so).collect()
+}
+
+/// Of these the one that this controller's own last job there had as its source. Not if another says so of a
+/// later epoch: then the store may be an old one, or the other lies.
+fn before<'a>(
+    serving: &ServerName,
+    claims: &[&'a (ServerName, AccountState)],
+    passed_on: &[PassedOn],
+) -> Option<&'a (ServerName, AccountState)> {
+    let known = passed_on.iter().find(|known| known.to == *serving)?;
+    let claim = claims.iter().find(|(server, _)| *server == known.from)?;
+    claims.iter().all(|(_, other)| other.epoch <= claim.1.epoch).then_some(claim)
 }
 
 /// Where a rollback goes: a finalized copy has given up its visitors, and is no way back.
-fn back_to(
-    account: &AccountName,
-    before: Option<(ServerName, AccountState)>,
-) -> Result<ServerName, Fault> {
-    match before {
-        Some((server, state)) if state.standing == StandingKind::Moved => Ok(server),
+fn back_to(account: &AccountName, at: &Whereabouts) -> Result<ServerName, Fault> {
+    match &at.before {
+        Some((server, state)) if state.standing == StandingKind::Moved => Ok(server.clone()),
         Some((server, _)) => Err(Fault::precondition(format!(
             "the move of account {account} from {server} was finalized: it is no rollback any more"
         ))
         .remedy(format!("move it there again: ferry move {account} --to {server}"))),
-        None => Err(Fault::precondition(format!("account {account} has not moved"))
-            .remedy("there is nothing to roll back; see `ferry account list`")),
+        None if at.claimants.is_empty() => {
+            Err(Fault::precondition(format!("account {account} has not moved"))
+                .remedy("there is nothing to roll back; see `ferry account list`"))
+        }
+        None => Err(unproven(account, &at.serving.0, &at.claimants).remedy(format!(
+            "make sure which server it was, and name it: ferry rollback {account} --to SERVER"
+        ))),
     }
+}
+
+/// Whose copy is finalized. A copy is its own server's to close, so that the only word there is will do where
+/// this controller knows of no move.
+fn to_finalize(account: &AccountName, at: &Whereabouts) -> Result<ServerName, Fault> {
+    match (&at.before, at.claimants.as_slice()) {
+        (Some((server, _)), _) => Ok(server.clone()),
+        (None, [only]) => Ok(only.clone()),
+        (None, []) => {
+            Err(Fault::precondition(format!("nothing stands for a move of account {account}"))
+                .remedy("see `ferry account list`"))
+        }
+        (None, claimants) => Err(unproven(account, &at.serving.0, claimants)
+            .remedy("cut off the one that does not say the truth: ferry server revoke SERVER")),
+    }
+}
+
+/// What agents say of a move of which this controller does not know.
+fn unproven(account: &AccountName, serving: &ServerName, claimants: &[ServerName]) -> Fault {
+    let names: Vec<_> = claimants.iter().map(ServerName::as_str).collect();
+    Fault::precondition(format!(
+        "by this controller's own jobs it is not known who passed account {account} on to {serving}; their agents say that it was: {}",
+        names.join(", ")
+    ))
 }
 
 fn nobody_serves(account: &AccountName, which: Serving<'_>) -> Fault {
@@ -386,7 +463,29 @@ mod tests {
 
     fn serving(which: Serving<'_>, all: &[(ServerName, AccountState)]) -> Result<String, Fault> {
         let account = "shop".parse().unwrap();
-        whereabouts(&account, which, all.to_vec()).map(|at| at.serving.0.to_string())
+        whereabouts(&account, which, all.to_vec(), &[]).map(|at| at.serving.0.to_string())
+    }
+
+    /// Where a rollback goes, if those moves were this controller's.
+    fn back(
+        all: &[(ServerName, AccountState)],
+        passed_on: &[(&str, &str)],
+    ) -> Result<String, Fault> {
+        let account = "shop".parse().unwrap();
+        let at = whereabouts(&account, Serving::AfterMove, all.to_vec(), &known(passed_on))?;
+        back_to(&account, &at).map(String::from)
+    }
+
+    fn known(passed_on: &[(&str, &str)]) -> Vec<PassedOn> {
+        let known = |(from, to): &(&str, &str)| PassedOn {
+            from: from.parse().unwrap(),
+            to: to.parse().unwrap(),
+        };
+        passed_on.iter().map(known).collect()
+    }
+
+    fn at((server, state): (ServerName, AccountState), epoch: u64) -> (ServerName, AccountState) {
+        (server, AccountState { epoch: Epoch(epoch), ..state })
     }
 
     #[test]
@@ -407,9 +506,6 @@ mod tests {
     #[test]
     fn a_source_that_died_after_its_commit_does_not_count_where_its_job_brought_the_account() {
         let name = |s: &str| -> ServerName { s.parse().unwrap() };
-        let at = |(server, state): (ServerName, AccountState), epoch| {
-            (server, AccountState { epoch: Epoch(epoch), ..state })
-        };
         let bound = [(name("a"), name("t"))];
         let left = |all: &[_], bound: &[_]| -> Vec<String> {
             without_outdated(all.to_vec(), bound).iter().map(|(s, _)| s.to_string()).collect()
@@ -445,24 +541,61 @@ mod tests {
     }
 
     #[test]
-    fn the_way_back_is_the_server_that_passed_it_on_last() {
-        let passed = |server, standing, epoch| {
-            let (server, state) = on(server, standing, Some("t"));
-            (server, AccountState { epoch: Epoch(epoch), ..state })
-        };
-        let account: AccountName = "shop".parse().unwrap();
-        for last in [StandingKind::Moved, StandingKind::Closed] {
-            let mut all = vec![
-                passed("a", StandingKind::Moved, 1),
-                passed("b", last, 3),
-                on("t", StandingKind::Serving, None),
-            ];
-            for _ in 0..2 {
-                let at = whereabouts(&account, Serving::AfterMove, all.clone()).unwrap();
-                assert_eq!(at.before.unwrap().0.as_str(), "b");
-                all.swap(0, 1);
+    fn an_agents_word_alone_draws_no_account_to_its_server() {
+        let honest = [
+            at(on("a", StandingKind::Moved, Some("t")), 5),
+            at(on("t", StandingKind::Serving, None), 5),
+        ];
+        let moved = [("a", "t")];
+        assert_eq!(back(&honest, &moved).unwrap(), "a");
+        for epoch in [0, 5, 6, 1_000_000_000] {
+            for standing in [StandingKind::Moved, StandingKind::Closed] {
+                let stolen = at(on("b", standing, Some("t")), epoch);
+                let all = [honest[0].clone(), stolen.clone(), honest[1].clone()];
+                assert_eq!(back(&all, &moved).unwrap(), "a", "{epoch}");
+                // The one that passed it on says nothing: nor is it the other then.
+                let fault = back(&all[1..], &moved).unwrap_err();
+                let is_heard = epoch <= 5;
+                assert_eq!(fault.remedy.contains("--to SERVER"), is_heard, "{epoch}: {fault}");
             }
         }
+    }
+
+    #[test]
+    fn a_move_that_this_controller_does_not_know_is_no_way_back_unless_it_is_named() {
+        let all = [
+            at(on("a", StandingKind::Moved, Some("t")), 1),
+            at(on("c", StandingKind::Moved, Some("t")), 3),
+            at(on("t", StandingKind::Serving, None), 3),
+        ];
+        // Adopted without any job of it, or with those alone of before the last moves.
+        for moved in [&[][..], &[("a", "t")]] {
+            let fault = back(&all, moved).unwrap_err();
+            for part in ["a, c", "on to t", "ferry rollback shop --to SERVER"] {
+                assert!(fault.to_string().contains(part) || fault.remedy.contains(part), "{fault}");
+            }
+        }
+        assert_eq!(back(&all, &[("c", "t")]).unwrap(), "c");
+    }
+
+    #[test]
+    fn a_copy_of_an_unknown_move_is_finalized_if_there_is_only_one() {
+        let all = [
+            at(on("a", StandingKind::Moved, Some("t")), 1),
+            at(on("b", StandingKind::Moved, Some("t")), 1),
+            at(on("t", StandingKind::Serving, None), 1),
+        ];
+        let account: AccountName = "shop".parse().unwrap();
+        let of = |all: &[_], moved: &[_]| {
+            let at = whereabouts(&account, Serving::AfterMove, all.to_vec(), &known(moved))?;
+            to_finalize(&account, &at).map(String::from)
+        };
+        assert_eq!(of(&all, &[("a", "t")]).unwrap(), "a");
+        assert_eq!(of(&all[1..], &[]).unwrap(), "b");
+        let fault = of(&all, &[]).unwrap_err();
+        assert!(fault.message.contains("a, b") && fault.remedy.contains("revoke"), "{fault}");
+        let fault = of(&all[2..], &[]).unwrap_err();
+        assert!(fault.message.contains("nothing stands"), "{fault}");
     }
 
     #[test]
@@ -474,9 +607,7 @@ mod tests {
         ];
         assert_eq!(serving(Serving::AfterMove, &all).unwrap(), "t");
         assert!(serving(Serving::Only, &all).is_err());
-        let account = "shop".parse().unwrap();
-        let at = whereabouts(&account, Serving::AfterMove, all.to_vec()).unwrap();
-        assert_eq!(at.before.unwrap().0.as_str(), "a");
+        assert_eq!(back(&all, &[("a", "t")]).unwrap(), "a");
         assert_eq!(serving(Serving::AfterMove, &all[1..2]).unwrap(), "b");
         assert!(serving(Serving::Only, &all[..1]).is_err());
     }
@@ -484,14 +615,11 @@ mod tests {
     #[test]
     fn a_finalized_copy_can_be_finalized_again_but_is_no_way_back() {
         let all = [on("a", StandingKind::Closed, Some("t")), on("t", StandingKind::Serving, None)];
-        let account: AccountName = "shop".parse().unwrap();
-        let at = whereabouts(&account, Serving::AfterMove, all.to_vec()).unwrap();
-        assert_eq!(at.before.as_ref().unwrap().0.as_str(), "a");
-        let fault = back_to(&account, at.before).unwrap_err();
+        let fault = back(&all, &[("a", "t")]).unwrap_err();
         assert!(fault.message.contains("finalized"), "{fault}");
-        // A copy that still passes its visitors on comes first.
-        let both = [on("b", StandingKind::Moved, Some("t")), all[0].clone(), all[1].clone()];
-        let at = whereabouts(&account, Serving::AfterMove, both.to_vec()).unwrap();
-        assert_eq!(back_to(&account, at.before).unwrap().as_str(), "b");
+        let account: AccountName = "shop".parse().unwrap();
+        let at =
+            whereabouts(&account, Serving::AfterMove, all.to_vec(), &known(&[("a", "t")])).unwrap();
+        assert_eq!(to_finalize(&account, &at).unwrap().as_str(), "a");
     }
 }

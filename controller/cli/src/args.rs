@@ -181,6 +181,9 @@ pub struct MoveArgs {
 pub struct RollbackArgs {
     /// The account
     pub account: AccountName,
+    /// The server that it came from, if the controller does not know of that move
+    #[arg(long, value_name = "SERVER")]
+    pub to: Option<ServerName>,
     /// The server that serves it now, where more than one has an account of this name
     #[arg(long, value_name = "SERVER")]
     pub from: Option<ServerName>,

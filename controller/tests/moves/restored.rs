@@ -135,18 +135,6 @@ async fn until_reported(dir: &Path, server: &ServerName) {
     }
 }
 
-/// A third server, whose agent's key somebody has taken.
-async fn stolen(controller: &Controller, obeyed: u64) -> (Player, Arc<Identity>) {
-    let (stolen, dir) = (Player::new("stolen"), tempfile::tempdir().unwrap());
-    let token = controller.add("stolen", 60).await;
-    let identity = controller.enrol(&token, &dir.path().join("identity")).await.unwrap();
-    let mut world = stolen.world.lock().unwrap();
-    world.obeyed = obeyed;
-    world.serves(&["other"]);
-    drop(world);
-    (stolen, identity)
-}
-
 #[tokio::test]
 async fn when_the_agent_is_cut_off_that_overtook_the_controller_its_jobs_go_on() {
     let (controller, client, _, _) = pair().await;

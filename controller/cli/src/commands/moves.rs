@@ -42,7 +42,7 @@ pub async fn roll_back(
 ) -> Result<Exit, Failure> {
     let request = v1::PlanMoveRequest {
         account: args.account.to_string(),
-        to: String::new(),
+        to: args.to.map(String::from).unwrap_or_default(),
         direction: Direction::Rollback.to_string(),
         deadline_seconds: args.consent.deadline.unwrap_or(0),
         from: args.from.map(String::from).unwrap_or_default(),

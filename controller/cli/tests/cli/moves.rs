@@ -66,7 +66,10 @@ async fn a_dry_run_shows_the_plan_and_starts_nothing() {
     assert!(ran.out.contains("Forecast"));
     let ran = controller.run(&["rollback", "shop", "--dry-run", "--json"]).await;
     assert_eq!((ran.code, ran.json()), (0, plan(false)));
-    assert_eq!(controller.calls(), ["plan shop transit1 return 0", "plan shop  rollback 0"]);
+    controller.run(&["rollback", "shop", "--to", "web1", "--dry-run"]).await;
+    let calls =
+        ["plan shop transit1 return 0", "plan shop  rollback 0", "plan shop web1 rollback 0"];
+    assert_eq!(controller.calls(), calls);
 }
 
 #[tokio::test]
