@@ -3,7 +3,7 @@ cd /home/hostile
 grep -rl --devices=skip 'canary-secret' . || :
 find . \( ! -user hostile -o -type b -o -type c -o -perm /6000 ! -path './hostile/setuid' ! -path './hostile/setgid' \
     ! -path './kinds/*' \) -printf 'foreign %p|%y|%m|%u|%g\n'
-find . -type f -print0 | xargs -0 getfattr -h -d -m '^\(security\.capability\|trusted\.\)' 2>/dev/null || :
+find . -type f -print0 | xargs -0 getfattr -h -d -m '^(security\.capability|trusted\.)' 2>/dev/null || :
 # The places of the race: the owner's own, or a way out that nobody has gone.
 for place in hostile/race/place hostile/race/aside; do
     if [ -d $place ] && [ ! -L $place ]; then
