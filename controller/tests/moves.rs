@@ -544,16 +544,16 @@ fn receipt(intent: &Intent) -> Receipt {
     }
 }
 
-/// A third server, whose agent's key somebody has taken.
-async fn stolen(controller: &Controller, obeyed: u64) -> (Player, Arc<Identity>) {
-    let (stolen, dir) = (Player::new("stolen"), tempfile::tempdir().unwrap());
-    let token = controller.add("stolen", 60).await;
+/// A third server, which serves an account of its own.
+async fn third(controller: &Controller, obeyed: u64) -> (Player, Arc<Identity>) {
+    let (third, dir) = (Player::new("third"), tempfile::tempdir().unwrap());
+    let token = controller.add("third", 60).await;
     let identity = controller.enrol(&token, &dir.path().join("identity")).await.unwrap();
-    let mut world = stolen.world.lock().unwrap();
+    let mut world = third.world.lock().unwrap();
     world.obeyed = obeyed;
     world.serves(&["other"]);
     drop(world);
-    (stolen, identity)
+    (third, identity)
 }
 
 /// A controller with two connected agents.

@@ -232,6 +232,13 @@ impl Turn {
                 self.done(step);
             }
         }
+        let is_undone = |state: &StepState| {
+            use StepState::{UndoFailed, Undoing, Undone};
+            matches!(state, Undoing { .. } | UndoFailed { .. } | Undone)
+        };
+        if let Some((step, _)) = steps.iter().zip(&state.steps).find(|(_, s)| is_undone(s)) {
+            self.undoing(step);
+        }
     }
 
     fn needed_before(&self, step: &StepSpec) -> Vec<Place> {
@@ -273,6 +280,12 @@ impl Gate for Turn {
             "open" => self.leaves_the_fence_at(&self.needs.target),
             _ => {}
         }
+    }
+
+    /// To go back needs nothing of the target's that another fence would be in the way of: it is free, however
+    /// long the source takes, which may be lost.
+    fn undoing(&self, _: &StepSpec) {
+        self.leaves_the_fence_at(&self.needs.target);
     }
 
     fn undone(&self, step: &StepSpec) {

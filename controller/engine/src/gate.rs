@@ -15,6 +15,10 @@ pub trait Gate: Send + Sync {
     /// The step is done, and that is journalled.
     fn done(&self, step: &StepSpec);
 
+    /// The step is about to be undone, and that is journalled: the job goes back from here on. Said again for
+    /// each attempt.
+    fn undoing(&self, step: &StepSpec);
+
     /// Nothing of the step is left, and that is journalled.
     fn undone(&self, step: &StepSpec);
 }

@@ -213,6 +213,7 @@ impl Runner {
         self.state = next;
         match (&self.gate, &event) {
             (Some(gate), Event::StepDone { step, .. }) => gate.done(&self.spec.steps[*step]),
+            (Some(gate), Event::UndoStarted { step, .. }) => gate.undoing(&self.spec.steps[*step]),
             (Some(gate), Event::UndoDone { step }) => gate.undone(&self.spec.steps[*step]),
             _ => {}
         }

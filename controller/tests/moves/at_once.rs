@@ -192,6 +192,38 @@ async fn whoever_goes_back_does_not_wait_for_moves_to_begin() {
     assert_eq!(controller.end_of(&back).await.phase, JobPhase::Done);
 }
 
+/// A source that is lost while its fence is undone has nothing to do with the fences of the other server.
+#[tokio::test]
+async fn a_move_that_is_undone_gives_its_targets_fence_to_others_also_after_a_restart() {
+    let limits = MoveLimits { source: 3, target: 3, fence: 1 };
+    let (controller, [client, transit], [_, at_transit]) =
+        pair_of(limits, &["a"], &["b", "c"]).await;
+    let (third, at_third) = third(&controller, 0).await;
+    third.play(&controller.address, &at_third);
+    controller.until_known("third", "other").await;
+    {
+        let mut world = client.world.lock().unwrap();
+        world.failing.insert("verify".into(), Fault::precondition("a table differs"));
+        world.silent.push("unfence".into());
+    }
+    let lost = controller.moves("a", "transit").await;
+    client.until_waiting("unfence").await;
+    let back = controller.moves("b", "third").await;
+    transit.until("fenced", |world| world.done_for.contains(&("fence".into(), "b".into()))).await;
+    assert_eq!(controller.end_of(&back).await.phase, JobPhase::Done);
+
+    let controller = Controller::with(controller.crash().await, limits).await;
+    transit.play(&controller.address, &at_transit);
+    third.play(&controller.address, &at_third);
+    controller.until_connected("transit").await;
+    controller.until_connected("third").await;
+    let back = controller.moves("c", "third").await;
+    transit.until("fenced", |world| world.done_for.contains(&("fence".into(), "c".into()))).await;
+    assert_eq!(controller.end_of(&back).await.phase, JobPhase::Done);
+    let waits = controller.running().await;
+    assert_eq!(waits.iter().map(|view| view.job.to_string()).collect::<Vec<_>>(), [lost]);
+}
+
 #[tokio::test]
 async fn of_many_who_start_at_once_one_account_has_one_job() {
     let (controller, client, transit, identities) = pair().await;

@@ -142,11 +142,11 @@ async fn when_the_agent_is_cut_off_that_overtook_the_controller_its_jobs_go_on()
     let plan = controller.plan("demo", "transit").await.unwrap();
     let job = controller.start_move(&plan.plan_id).await;
     client.until_waiting("precopy").await;
-    let (stolen, identity) = stolen(&controller, 7).await;
+    let (stolen, identity) = third(&controller, 7).await;
     stolen.play(&controller.address, &identity);
     controller.until_overtaken().await;
     client.world.lock().unwrap().silent.clear();
-    assert!(controller.revoke("stolen").await);
+    assert!(controller.revoke("third").await);
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while let (_, problems) = controller.overview().await
         && !problems.is_empty()
@@ -161,21 +161,21 @@ async fn when_the_agent_is_cut_off_that_overtook_the_controller_its_jobs_go_on()
 async fn an_agent_that_names_a_generation_beyond_belief_gets_no_session() {
     let (controller, _, _, _) = pair().await;
     for obeyed in [1002, u64::MAX] {
-        let (stolen, identity) = stolen(&controller, obeyed).await;
+        let (stolen, identity) = third(&controller, obeyed).await;
         let session = stolen.play(&controller.address, &identity);
         let ended = tokio::time::timeout(Duration::from_secs(10), session).await;
         let fault = ended.expect("it has a session").unwrap().unwrap_err();
         assert!(fault.to_string().contains(&obeyed.to_string()), "{fault}");
-        assert!(!controller.is_connected("stolen").await);
+        assert!(!controller.is_connected("third").await);
         controller.plan("demo", "transit").await.unwrap();
-        controller.revoke("stolen").await;
+        controller.revoke("third").await;
     }
 }
 
 #[tokio::test]
 async fn a_server_that_is_left_out_does_not_say_how_far_a_controller_is_raised() {
     let (controller, client, transit, [at_client, at_transit]) = pair().await;
-    let (stolen, identity) = stolen(&controller, 900).await;
+    let (stolen, identity) = third(&controller, 900).await;
     let dir = controller.crash().await;
     client.world.lock().unwrap().obeyed = 4;
     let players = [(&client, &at_client), (&transit, &at_transit)];

@@ -36,7 +36,7 @@ async fn a_rollback_goes_where_the_controllers_own_job_came_from_whoever_else_cl
     transit.says(&controller, &at_transit, &stands(StandingKind::Serving, 1)).await;
     let back = || ("transit".to_owned(), "client".to_owned());
     assert_eq!(controller.rollback("").await.unwrap(), back());
-    let (stolen, at_stolen) = stolen(&controller, 0).await;
+    let (stolen, at_stolen) = third(&controller, 0).await;
     for epoch in [1, 1_000_000_000] {
         stolen.says(&controller, &at_stolen, &moved(epoch)).await;
         assert_eq!(controller.rollback("").await.unwrap(), back(), "{epoch}");
