@@ -2,6 +2,7 @@
 //! an account's roots, and keeping systemd from starting them again. Knows no sites and no cron:
 //! whoever starts such processes has to be closed first.
 
+mod file_table;
 mod keep;
 mod linger;
 mod mounts;
@@ -24,7 +25,7 @@ pub(crate) use stop::kill_one;
 pub use stop::{StopReport, stop_all};
 pub use table::{Process, of_users};
 pub(crate) use table::{is_roots, now_in_ticks, parent, pids, started, title};
-pub use writers::{How, Writer, wait_no_writers, writers_below};
+pub use writers::{How, Stop, Writer, wait_no_writers, writers_below};
 
 #[cfg(test)]
 mod tests;

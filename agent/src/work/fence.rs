@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ferry_failpoints::{Promise, broken};
 use ferry_host::processes::{
-    Process, Writer, keep_stopped, of_users, plan_keep_stopped, stop_all, wait_no_writers,
+    Process, Stop, Writer, keep_stopped, of_users, plan_keep_stopped, stop_all, wait_no_writers,
     writers_below,
 };
 use ferry_host::sites_fence::{self, Services};
@@ -188,7 +188,17 @@ impl Closing {
         .await
     }
 
-    /// Begins nothing more, and waits until what was begun has ended.
+    /// Looks, on a thread, and changes nothing: who takes the account back does not wait for it.
+    async fn look(
+        &self,
+        look: impl FnOnce(Stop<'_>) -> Result<(), Fault> + Send + 'static,
+    ) -> Result<(), Fault> {
+        let stop = self.stop.clone();
+        blocking(move || look(&|| stop.is_cancelled())).await
+    }
+
+    /// Begins nothing more, and waits until what was begun has ended; but for looks, which then end
+    /// as soon as they can.
     async fn end(&self) {
         self.stop.cancel();
         self.threads.close();
@@ -220,13 +230,10 @@ async fn close(
         engine(*kind).fence(&spec(account, *kind), record, grace).await?;
     }
     let (layout, uid, roots) = (agent.layout.clone(), account.uid, roots(account));
-    closing
-        .in_turn(vec![
-            // Once more: something may have slipped in before the last door was closed.
-            Box::new(move || stop_all(&layout, &[uid], &[], Duration::ZERO).map(|_| ())),
-            Box::new(move || wait_no_writers(&roots, &[], WRITERS)),
-        ])
-        .await
+    // Once more: something may have slipped in before the last door was closed.
+    let again: Step = Box::new(move || stop_all(&layout, &[uid], &[], Duration::ZERO).map(|_| ()));
+    closing.in_turn(vec![again]).await?;
+    closing.look(move |stop| wait_no_writers(&roots, &[], WRITERS, stop)).await
 }
 
 /// Sites, logins, cron, units, processes.
@@ -259,19 +266,48 @@ fn roots(account: &Account) -> Vec<PathBuf> {
 /// not know may have started a process of it, write into its home, or have given back what was denied.
 ///
 /// # Errors
-/// Of class Fenced, naming what has come back; else what could not be looked at.
+/// Of class Fenced, naming what has come back, or if the fence's deadline passes meanwhile; else what
+/// could not be looked at.
 pub async fn still_closed(layout: &Layout, account: &Account) -> Result<(), Fault> {
     if broken(Promise::Fence) {
         return Ok(());
     }
+    let Standing::Fenced { deadline, .. } = &account.standing else {
+        return Err(Fault::bug("an account that is not fenced was to be still closed"));
+    };
+    let name = &account.definition.name;
+    // However long it takes to look, whoever takes the account back does not wait for it.
+    let found = tokio::time::timeout(deadline.left(), come_back(layout, account)).await;
+    let found = found.map_err(|_| {
+        Fault::fenced(format!(
+            "the fence of account {name} has passed its deadline before all was seen that may have \
+             come back"
+        ))
+        .remedy("move it again with a longer --deadline")
+    })??;
+    if found.is_empty() {
+        return Ok(());
+    }
+    let mut fault =
+        Fault::fenced(format!("account {name} was closed, but something has come back since"))
+            .remedy("find what starts it, stop that, and move again");
+    fault.causes = found.into_iter().take(NAMED).collect();
+    Err(fault)
+}
+
+/// What of the account has come back. Nobody looks on once this is dropped.
+async fn come_back(layout: &Layout, account: &Account) -> Result<Vec<String>, Fault> {
     let (layout, uid, roots) = (layout.clone(), account.uid, roots(account));
     let (definition, closed) = (account.definition.clone(), account.closed.clone());
+    let stop = CancellationToken::new();
+    let _until_dropped = stop.clone().drop_guard();
     let mut found = blocking(move || {
         let mut found = match closed {
             Some(closed) => closed::reopened(&layout, &definition, &closed.sites, &closed.units)?,
             None => Vec::new(),
         };
-        let (processes, writers) = (of_users(&[uid], &[])?, writers_below(&roots, &[])?);
+        let processes = of_users(&[uid], &[])?;
+        let writers = writers_below(&roots, &[], &|| stop.is_cancelled())?;
         found.extend(processes.iter().map(Process::to_string));
         found.extend(writers.iter().map(Writer::to_string));
         Ok(found)
@@ -283,14 +319,5 @@ pub async fn still_closed(layout: &Layout, account: &Account) -> Result<(), Faul
             found.push(format!("{kind} lets the account in"));
         }
     }
-    if found.is_empty() {
-        return Ok(());
-    }
-    let mut fault = Fault::fenced(format!(
-        "account {} was closed, but something has come back since",
-        account.definition.name
-    ))
-    .remedy("find what starts it, stop that, and move again");
-    fault.causes = found.into_iter().take(NAMED).collect();
-    Err(fault)
+    Ok(found)
 }

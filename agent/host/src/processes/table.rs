@@ -110,9 +110,20 @@ pub(crate) fn parent(pid: u32) -> Option<u32> {
 /// Clock ticks a second, as the kernel counts them for programs on all that Ferry runs on.
 const USER_HZ: u64 = 100;
 
-/// When a process was started, in clock ticks since the boot: field 22 of /proc/PID/stat.
+/// When a process was started, in clock ticks since the boot.
 pub(crate) fn started(pid: u32) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    started_by(&format!("/proc/{pid}/stat"))
+}
+
+/// The same of one of its threads.
+pub(super) fn thread_started(pid: u32, thread: u32) -> Option<u64> {
+    // Not as if it were a process: the kernel then adds up what all its threads have used.
+    started_by(&format!("/proc/{pid}/task/{thread}/stat"))
+}
+
+/// Field 22 of a stat file.
+fn started_by(stat: &str) -> Option<u64> {
+    let text = fs::read_to_string(stat).ok()?;
     // The name before may hold anything.
     text.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }

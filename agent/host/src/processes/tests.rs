@@ -128,18 +128,18 @@ fn an_open_file_counts_only_if_it_can_be_written() {
     let run = |script: &str| Running::script(None, &format!("cd {}; {script}", root.display()));
     let _reader = run("exec 3<home/read; echo ready; exec sleep 1000");
     let _beside = run("exec 3>home2/file; echo ready; exec sleep 1000");
-    assert_eq!(writers_below(&roots, &[]).unwrap(), []);
-    wait_no_writers(&roots, &[], Duration::ZERO).unwrap();
+    assert_eq!(writers_below(&roots, &[], &|| false).unwrap(), []);
+    wait_no_writers(&roots, &[], Duration::ZERO, &|| false).unwrap();
     let writer =
         run("exec 3>>'home/with space'; rm 'home/with space'; echo ready; exec sleep 1000");
-    let found = writers_below(&roots, &[]).unwrap();
+    let found = writers_below(&roots, &[], &|| false).unwrap();
     assert_eq!(found.len(), 1, "{found:?}");
     assert_eq!((found[0].pid, found[0].how), (writer.pid(), How::Descriptor));
-    assert_eq!(writers_below(&roots, &[writer.pid()]).unwrap(), []);
-    let fault = wait_no_writers(&roots, &[], Duration::from_millis(50)).unwrap_err();
+    assert_eq!(writers_below(&roots, &[writer.pid()], &|| false).unwrap(), []);
+    let fault = wait_no_writers(&roots, &[], Duration::from_millis(50), &|| false).unwrap_err();
     assert!(fault.message.contains("sleep"), "{fault}");
     drop(writer);
-    wait_no_writers(&roots, &[], Duration::from_secs(5)).unwrap();
+    wait_no_writers(&roots, &[], Duration::from_secs(5), &|| false).unwrap();
 }
 
 /// A process whose first thread ends while another one goes on, with what it was given as arguments: a
@@ -203,7 +203,7 @@ fn a_process_whose_first_thread_has_ended_is_seen_and_ended() {
         let mut command = Command::new(root.join("hidden"));
         command.args(arguments).current_dir(&root).uid(uid).gid(uid);
         let mut hidden = Running::ready(command);
-        let found = writers_below(&[root.join("home")], &[]).unwrap();
+        let found = writers_below(&[root.join("home")], &[], &|| false).unwrap();
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!((found[0].pid, found[0].how), (hidden.pid(), how));
         let seen = of_users(&[uid], &[]).unwrap();
@@ -212,7 +212,7 @@ fn a_process_whose_first_thread_has_ended_is_seen_and_ended() {
         let (_keep, layout) = no_systemd();
         stop_all(&layout, &[uid], &[], Duration::from_millis(100)).unwrap();
         assert!(hidden.has_ended());
-        wait_no_writers(&[root.join("home")], &[], Duration::ZERO).unwrap();
+        wait_no_writers(&[root.join("home")], &[], Duration::ZERO, &|| false).unwrap();
         std::fs::remove_dir_all(root.join("home")).unwrap();
     }
 }
@@ -231,24 +231,18 @@ fn a_file_reached_by_another_mount_counts() {
     let mut command = Command::new("/usr/bin/unshare");
     command.args(["--mount", "/bin/sh", "-c", &script]);
     let writer = Running::ready(command);
-    let found = writers_below(&[root.join("home")], &[]).unwrap();
+    let found = writers_below(&[root.join("home")], &[], &|| false).unwrap();
     assert!(found.iter().any(|w| w.pid == writer.pid()), "{found:?}");
     // From here that place is an empty directory that nobody writes.
-    assert_eq!(writers_below(&[root.join("jail")], &[]).unwrap(), []);
+    assert_eq!(writers_below(&[root.join("jail")], &[], &|| false).unwrap(), []);
 }
 
 /// Not a test by itself: the process that the next test looks at.
-fn map(path: &Path, writable: bool) {
+fn map(path: &Path, how: &str) {
     use rustix::mm::{MapFlags, ProtFlags, mmap};
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .unwrap();
-    file.set_len(4096).unwrap();
-    let flags = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+    let file =
+        std::fs::OpenOptions::new().read(true).write(how != "never written").open(path).unwrap();
+    let flags = if how == "written" { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
     #[allow(unsafe_code)]
     // SAFETY: a new mapping at an address of the kernel's choice, never read or written.
     unsafe {
@@ -262,22 +256,22 @@ fn map(path: &Path, writable: bool) {
 #[test]
 fn a_shared_mapping_counts_when_its_descriptor_is_closed() {
     if let Some(path) = std::env::var_os("FERRY_TEST_MAP") {
-        return map(Path::new(&path), std::env::var_os("FERRY_TEST_MAP_WRITABLE").is_some());
+        return map(Path::new(&path), &std::env::var("FERRY_TEST_MAP_HOW").unwrap());
     }
-    for writable in [true, false] {
+    for how in ["written", "may be written", "never written"] {
         let directory = tempfile::tempdir().unwrap();
         let root = real(&directory);
         let test = "processes::tests::a_shared_mapping_counts_when_its_descriptor_is_closed";
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", test, "--nocapture"]);
-        command.env("FERRY_TEST_MAP", root.join("mapped"));
-        if writable {
-            command.env("FERRY_TEST_MAP_WRITABLE", "1");
-        }
+        std::fs::write(root.join("mapped"), [0; 4096]).unwrap();
+        command.env("FERRY_TEST_MAP", root.join("mapped")).env("FERRY_TEST_MAP_HOW", how);
         let writer = Running::ready(command);
-        let found = writers_below(std::slice::from_ref(&root), &[]).unwrap();
-        assert_eq!(found.len(), 1, "{found:?}");
-        assert_eq!((found[0].pid, found[0].how), (writer.pid(), How::Mapping));
+        let found = writers_below(std::slice::from_ref(&root), &[], &|| false).unwrap();
+        let found: Vec<(u32, How)> = found.iter().map(|w| (w.pid, w.how)).collect();
+        let expected =
+            if how == "never written" { vec![] } else { vec![(writer.pid(), How::Mapping)] };
+        assert_eq!(found, expected, "{how}");
     }
 }
 

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use ferry_proto::FaultClass;
 use ferry_proto::command::Receipt;
@@ -18,7 +19,7 @@ use crate::ledger::{Ledger, Standing};
 use crate::work::{Job, commit, fence, unfence};
 
 /// An account armed by a move, and that move's commands.
-async fn armed(world: &World) -> (Server, Job) {
+pub async fn armed(world: &World) -> (Server, Job) {
     let server = world.server("web1").await;
     let of = a_move_to_nowhere();
     server.stands(Standing::Armed { of: of.clone() }).await;
@@ -26,7 +27,7 @@ async fn armed(world: &World) -> (Server, Job) {
     (server, job)
 }
 
-async fn fenced(world: &World) -> (Server, Job) {
+pub async fn fenced(world: &World) -> (Server, Job) {
     let (server, job) = armed(world).await;
     fence::fence(&job, 600, 0).await.unwrap();
     (server, job)
@@ -34,9 +35,14 @@ async fn fenced(world: &World) -> (Server, Job) {
 
 /// The fence's deadline passes.
 async fn deadline_passes(server: &Server) {
+    ends_after(server, Duration::ZERO).await;
+}
+
+/// The fence ends so soon.
+pub async fn ends_after(server: &Server, left: Duration) {
     let mut account = server.agent.account(&account()).unwrap();
     let Standing::Fenced { deadline, .. } = &mut account.standing else { panic!("not fenced") };
-    *deadline = Deadline { boottime_ms: 0, ..deadline.clone() };
+    *deadline = Deadline::after(left).unwrap();
     server.agent.set_account(&account.definition.name.clone(), Some(account)).await.unwrap();
 }
 
@@ -49,7 +55,8 @@ fn an_account_that_may_be_committed_is_not_taken_back() {
         let of = a_move_to_nowhere();
         server.stands(Standing::Armed { of: of.clone() }).await;
         let job = world.job(&server, &of);
-        fence::fence(&job, 5, 0).await.unwrap();
+        fence::fence(&job, 600, 0).await.unwrap();
+        ends_after(&server, Duration::from_secs(15)).await;
         disk.lock().unwrap().syncs = [Err(EIO), Err(EIO)].into();
         let fault = commit::commit(&job).await.unwrap_err();
         assert_eq!(fault.class, FaultClass::Transient, "{fault}");
@@ -84,6 +91,15 @@ impl Running {
         // `read` waits until the test ends and closes its end.
         let script = "trap '' TERM; echo begun; read never";
         Self::start(Command::new("/bin/sh").args(["-c", script]).uid(world.uid).gid(world.uid))
+    }
+
+    /// Of another user, which does nothing.
+    pub fn of_another() -> Self {
+        Self::start(Command::new("/bin/sh").args(["-c", "echo begun; read never"]))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.0.id()
     }
 
     fn has_ended(&mut self) -> bool {

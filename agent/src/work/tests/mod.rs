@@ -9,5 +9,6 @@ mod ending;
 mod fencing;
 pub mod host;
 mod inspecting;
+mod looking;
 mod refusing;
 mod routing;
