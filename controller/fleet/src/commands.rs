@@ -1,6 +1,8 @@
 //! Commands under way. A command outlives the session it was sent in: when its agent connects
 //! again it is sent again, with the same id, and the agent answers what it recorded.
 
+use std::time::Duration;
+
 use ferry_proto::command::{Intent, Outcome, Progress, Receipt};
 use ferry_proto::grant::SignedGrant;
 use ferry_proto::ids::{CommandId, JobId, ServerName};
@@ -12,6 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::session::response;
 use crate::{Fleet, Live};
+
+/// How long an agent that is not connected is waited for after its command was cancelled: some restarts of it.
+const COMES_BACK_WITHIN: Duration = Duration::from_secs(60);
 
 /// A command whose outcome is awaited.
 pub(crate) struct Pending {
@@ -56,7 +61,8 @@ pub struct Order {
 
 impl Fleet {
     /// Sends a command and waits for its outcome, across reconnects of the agent. The caller bounds
-    /// the wait. If `cancel` fires, the agent is asked to stop, and its answer awaited.
+    /// the wait. If `cancel` fires, the agent is asked to stop, and its answer awaited: but not for long
+    /// from one that is not connected, since going back may need only the other.
     ///
     /// # Errors
     /// The agent's fault, or one of class Bug if the intent cannot be written.
@@ -78,7 +84,11 @@ impl Fleet {
             answer = &mut reply => answer,
             () = cancel.cancelled() => {
                 self.cancel(order.id);
-                reply.await
+                tokio::select! {
+                    biased;
+                    answer = &mut reply => answer,
+                    () = self.stays_away(&order.server) => return Err(not_stopped(order)),
+                }
             }
         };
         drop(guard);
@@ -125,6 +135,16 @@ impl Fleet {
         }
         Err(Fault::transient(format!("the agent of {server} is not connected"))
             .remedy(format!("on {server}: systemctl status ferry-agent")))
+    }
+
+    /// Waits until an agent has been given time to come back, and is not connected.
+    async fn stays_away(&self, server: &ServerName) {
+        loop {
+            tokio::time::sleep(COMES_BACK_WITHIN).await;
+            if !self.is_connected(server) {
+                return;
+            }
+        }
     }
 
     fn register(
@@ -175,6 +195,17 @@ impl Fleet {
             sender.send_replace(progress);
         }
     }
+}
+
+/// What is said of a command that was to be stopped, at an agent that is away. What it is part of is undone all
+/// the same: the other end takes nothing of it from then on, and the agent's own undo waits for it.
+fn not_stopped(order: &Order) -> Fault {
+    Fault::transient(format!(
+        "the agent of {} is not connected, and has not said that it stopped its command ({})",
+        order.server,
+        order.intent.kind()
+    ))
+    .remedy(format!("on {}: systemctl status ferry-agent", order.server))
 }
 
 fn cancellation(id: CommandId) -> Body {
@@ -240,8 +271,15 @@ fn json<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, Fault> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use ferry_proto::channel::{Connections, Limits};
+    use ferry_proto::command::End;
+    use ferry_store::SqliteStore;
+
     use super::*;
-    use crate::Session;
+    use crate::authority::Authority;
+    use crate::{Session, Settings};
 
     fn pending(live: &mut Live, server: &ServerName, cancelled: bool) -> CommandId {
         let id = CommandId::new_now();
@@ -286,5 +324,49 @@ mod tests {
         assert!(matches!(next(), Some(Body::Command(command)) if command.id == id.to_string()));
         assert_eq!(next(), Some(Body::CancelCommandId(id.to_string())));
         assert_eq!(next(), None);
+    }
+
+    async fn fleet(dir: &std::path::Path) -> Arc<Fleet> {
+        let store = SqliteStore::open(&dir.join("ferry.db")).await.unwrap();
+        let authority = Arc::new(Authority::open(&dir.join("ca")).unwrap());
+        let settings = Settings {
+            certificate_lifetime: Duration::from_secs(3600),
+            token_lifetime: Duration::from_secs(60),
+        };
+        let connections = Connections::new(Limits::default());
+        Fleet::open(Arc::new(store), authority, connections, settings).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_command_waits_for_its_agent_while_it_is_there_and_not_for_days_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let fleet = fleet(dir.path()).await;
+        let server: ServerName = "web1".parse().unwrap();
+        let (_queue, _end) = connect(&mut fleet.live(), &server, 4);
+        let account = "shop".parse().unwrap();
+        let order = Order {
+            server: server.clone(),
+            id: CommandId::new_now(),
+            job: None,
+            intent: Intent::Inspect { account, end: End::Source, source: None, peer: None },
+            grant: None,
+        };
+        let cancel = CancellationToken::new();
+        // From here on nothing but time passes.
+        tokio::time::pause();
+        let day = Duration::from_secs(86_400);
+        let run = fleet.run(&order, None, &cancel);
+        tokio::pin!(run);
+        fleet.live().sessions.clear();
+        tokio::time::timeout(day, &mut run).await.expect_err("it may come back");
+        let (_queue, _end) = connect(&mut fleet.live(), &server, 4);
+        cancel.cancel();
+        tokio::time::timeout(day, &mut run).await.expect_err("it is there, and will answer");
+        fleet.live().sessions.clear();
+        let ended = tokio::time::timeout(2 * COMES_BACK_WITHIN, run).await;
+        let fault = ended.expect("its agent is away").unwrap_err();
+        assert_eq!(fault.class, FaultClass::Transient);
+        assert!(fault.message.contains("web1 is not connected"), "{fault}");
+        assert!(fleet.live().pending.is_empty());
     }
 }
