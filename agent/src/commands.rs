@@ -355,7 +355,10 @@ async fn dispatch(job: &Job, intent: &Intent) -> Outcome {
         Intent::Commit { .. } => work::commit::commit(job).await,
         Intent::TakeBack { refusal, .. } => work::unfence::after_refusal(job, refusal).await,
         Intent::Open { commit, .. } => work::open::on_command(job, commit.as_ref()).await,
-        Intent::Release { .. } => work::release::release(job).await,
+        Intent::Release { forced, .. } => match forced {
+            Some(record) => work::give_up::give_up(job, record).await,
+            None => work::release::release(job).await,
+        },
         Intent::Prove { .. } => work::prove::prove(job).await,
         Intent::ProveErasable { .. } => work::finalize::prove_erasable(job).await,
         Intent::Finalize { erase, .. } => work::finalize::finalize(job, *erase).await,

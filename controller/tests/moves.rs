@@ -3,6 +3,8 @@
 
 #[path = "moves/at_once.rs"]
 mod at_once;
+#[path = "moves/forced.rs"]
+mod forced;
 #[path = "moves/hang_up.rs"]
 mod hang_up;
 #[path = "moves/restored.rs"]
@@ -462,7 +464,13 @@ impl Player {
                     Some(fault) => Err(fault.clone()),
                     None => Ok(receipt(&intent)),
                 };
-                world.done.push(intent.kind().to_owned());
+                let forced = match &intent {
+                    Intent::Release { forced: Some(record), .. }
+                    | Intent::Open { commit: Some(record), .. } => record.forced.is_some(),
+                    _ => false,
+                };
+                let how = if forced { " by force" } else { "" };
+                world.done.push(format!("{}{how}", intent.kind()));
                 world.done_for.push((intent.kind().to_owned(), intent.account().to_string()));
                 world.outcomes.insert(command.id.clone(), outcome.clone());
                 outcome
@@ -528,7 +536,14 @@ fn receipt(intent: &Intent) -> Receipt {
             epoch: of.epoch.next(),
             fenced_at_unix: 0,
             committed_at_unix_ms: 0,
+            forced: None,
         }),
+        Intent::Release { forced: Some(_), .. } => Receipt::GivenUp {
+            found: "it had served the account again".into(),
+            written: vec!["orders/4711".into()],
+            written_total: 1,
+            look_at: "see find".into(),
+        },
         Intent::Release { .. } => Receipt::Released {
             outage_ms: Some(1.0),
             fenced_ms: 2.0,

@@ -189,6 +189,10 @@ pub enum Intent {
     Release {
         /// The move.
         of: Move,
+        /// Frozen as none, filled in if the target was opened by force: the record of that. Whatever the
+        /// source did meanwhile, it closes the account and stands as moved.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        forced: Option<CommitRecord>,
     },
     /// Target, of a move that has long ended: say that it serves the account, whole, at this epoch.
     Prove {
@@ -240,7 +244,7 @@ impl Intent {
             | Self::Commit { of }
             | Self::TakeBack { of, .. }
             | Self::Open { of, .. }
-            | Self::Release { of }
+            | Self::Release { of, .. }
             | Self::Prove { of }
             | Self::ProveErasable { of }
             | Self::Finalize { of, .. } => Some(of),
@@ -292,6 +296,20 @@ pub struct CommitRecord {
     pub fenced_at_unix: i64,
     /// When it was recorded, Unix milliseconds.
     pub committed_at_unix_ms: i64,
+    /// Whose word it is instead of the source's, if it is: the source is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forced: Option<Forced>,
+}
+
+/// A person's word that a source, of which nobody knows whether it has committed, is off and isolated, and
+/// that the target shall open the account without hearing from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Forced {
+    /// Who said so, as the controller knows them.
+    pub by: String,
+    /// When, by the controller's clock, Unix milliseconds.
+    pub at_unix_ms: i64,
 }
 
 /// The target's durable record that it never opens an epoch: before anything of the account was opened
@@ -357,6 +375,50 @@ pub enum Receipt {
         #[serde(default)]
         ended: u64,
     },
+    /// Of `Release`, if the target was opened by force: what became of the source's copy.
+    GivenUp {
+        /// How the source stood, for a person.
+        found: String,
+        /// What was written there meanwhile, and is not at the target: paths below the home, the last
+        /// first.
+        #[serde(default)]
+        written: Vec<String>,
+        /// How many paths were written; more than are named, if they are many.
+        #[serde(default)]
+        written_total: u64,
+        /// What may be there besides, and how to find it; empty if nothing can be.
+        #[serde(default)]
+        look_at: String,
+    },
+}
+
+impl Receipt {
+    /// What it says, on a line, for a person; empty if it has nothing to say.
+    pub fn in_words(&self) -> String {
+        match self {
+            Self::Done { summary, .. } => summary.clone(),
+            Self::Committed(record) => match &record.forced {
+                None => format!("epoch {}", record.epoch),
+                Some(forced) => {
+                    format!("epoch {}, by force, on the word of {}", record.epoch, forced.by)
+                }
+            },
+            Self::GivenUp { found, written, written_total, look_at } => {
+                let mut text = found.clone();
+                if *written_total > 0 {
+                    let named = written.join(", ");
+                    text.push_str(&format!(
+                        "; {written_total} written there meanwhile, not merged: {named}"
+                    ));
+                }
+                if !look_at.is_empty() {
+                    text.push_str(&format!("; {look_at}"));
+                }
+                text
+            }
+            Self::Source(_) | Self::Target(_) | Self::Released { .. } => String::new(),
+        }
+    }
 }
 
 /// How far a command is.

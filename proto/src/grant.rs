@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::Fault;
-use crate::command::Direction;
+use crate::command::{Direction, Forced};
 use crate::ids::{AccountName, Epoch, JobId, ServerName};
 
 /// What stands before a grant's bytes when they are signed, so that a signature for something
@@ -49,6 +49,9 @@ pub struct Grant {
     pub expires: i64,
     /// Rises with each start of the controller, so that what an older one said can be told apart.
     pub controller_generation: u64,
+    /// That the target may open the account without hearing from the source, and whose word that is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forced: Option<Forced>,
 }
 
 impl Grant {
@@ -244,6 +247,7 @@ mod tests {
             not_before: NOW,
             expires: NOW + 600,
             controller_generation: 2,
+            forced: None,
         }
     }
 
@@ -264,10 +268,24 @@ mod tests {
         assert_eq!(serde_json::from_str::<GrantKey>(&pinned).unwrap(), public);
     }
 
+    /// What an agent of before does not know is not in what it reads.
+    #[test]
+    fn that_something_is_forced_is_signed_and_else_not_mentioned() {
+        let (key, public) = key();
+        let plain = grant().sign(&key).unwrap();
+        assert!(!String::from_utf8_lossy(&plain.bytes).contains("forced"));
+        let forced = Some(Forced { by: "an operator".into(), at_unix_ms: 7 });
+        let signed = Grant { forced: forced.clone(), ..grant() }.sign(&key).unwrap();
+        assert_eq!(signed.verify(&public, NOW).unwrap().forced, forced);
+        let swapped = SignedGrant { bytes: signed.bytes, ..plain };
+        assert!(swapped.verify(&public, NOW).is_err());
+    }
+
     #[test]
     fn every_changed_bit_is_noticed() {
         let (key, public) = key();
-        let signed = grant().sign(&key).unwrap();
+        let forced = Some(Forced { by: "an operator".into(), at_unix_ms: 7 });
+        let signed = Grant { forced, ..grant() }.sign(&key).unwrap();
         for bit in 0..signed.bytes.len() * 8 {
             let mut wrong = signed.clone();
             wrong.bytes[bit / 8] ^= 1 << (bit % 8);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::command::{Direction, Progress, Receipt, Refusal};
+use crate::command::{Direction, Forced, Progress, Receipt, Refusal};
 use crate::fault::Fault;
 use crate::ids::{AccountName, JobId, ServerName};
 
@@ -144,6 +144,9 @@ pub struct JobView {
     /// Whether nobody can be asked about that now: the source, which alone knows, is not connected.
     #[serde(default)]
     pub commit_unheard: bool,
+    /// Whose word it was, if the target was opened by force: without the source's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forced: Option<Forced>,
     /// The target's refusal, if it could not open what was committed: that is void, and the source
     /// serves the account again at the epoch after it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

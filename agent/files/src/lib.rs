@@ -57,6 +57,6 @@ pub use receive::{receive_pass, verify_target};
 pub use report::{
     Bounded, Comparison, Difference, LIST_LIMIT, Note, NoteKind, PassReport, Progress, Refusal,
 };
-pub use scan::{TreeStats, scan, survey};
+pub use scan::{Changed, TreeStats, changed_since, scan, survey};
 pub use send::{send_pass, verify_source};
 pub use stamps::stamps_every_write;

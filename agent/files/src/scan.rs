@@ -51,7 +51,46 @@ pub struct TreeStats {
 /// # Errors
 /// The root cannot be opened, or `cancel` was cancelled.
 pub fn scan(root: &Path, cancel: &CancellationToken) -> Result<TreeStats, Fault> {
-    walk(root, None, cancel).map(|(stats, _)| stats)
+    walk(root, None, cancel, &mut |_, _| ()).map(|(stats, _)| stats)
+}
+
+/// What of a tree has changed since a moment, in content or metadata.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// How many entries.
+    pub total: u64,
+    /// The last of them, the last first, each with its time in Unix milliseconds.
+    pub latest: Vec<(String, i64)>,
+    /// As of [`TreeStats`]: what was not looked into.
+    pub skipped: u64,
+}
+
+/// Finds what has changed since `since_ms` (Unix milliseconds), and names at most `named` of it. It blocks:
+/// call it where blocking is allowed.
+///
+/// # Errors
+/// As [`scan`].
+pub fn changed_since(
+    root: &Path,
+    since_ms: i64,
+    named: usize,
+    cancel: &CancellationToken,
+) -> Result<Changed, Fault> {
+    let mut changed = Changed::default();
+    let (stats, _) = walk(root, None, cancel, &mut |stat, path| {
+        let at = stat.ctime.millis_since(Time::EPOCH);
+        if at < since_ms {
+            return;
+        }
+        changed.total += 1;
+        let rank = changed.latest.partition_point(|(_, other)| *other >= at);
+        if rank < named {
+            changed.latest.insert(rank, (path(), at));
+            changed.latest.truncate(named);
+        }
+    })?;
+    changed.skipped = stats.skipped;
+    Ok(changed)
 }
 
 /// Counts what a tree holds, and finds what a pass with these `options`, to a target that maps its
@@ -65,13 +104,14 @@ pub fn survey(
     ids: &IdMap,
     cancel: &CancellationToken,
 ) -> Result<(TreeStats, Bounded<Refusal>), Fault> {
-    walk(root, Some(&Admission { owners: Owners::of(options), ids }), cancel)
+    walk(root, Some(&Admission { owners: Owners::of(options), ids }), cancel, &mut |_, _| ())
 }
 
 fn walk(
     root: &Path,
     admission: Option<&Admission<'_>>,
     cancel: &CancellationToken,
+    each: &mut dyn FnMut(&Stat, &dyn Fn() -> String),
 ) -> Result<(TreeStats, Bounded<Refusal>), Fault> {
     let tree = Tree::open_root(root)?;
     let mut stats = TreeStats::default();
@@ -81,6 +121,7 @@ fn walk(
     }
     if let Ok(stat) = Stat::of_fd(tree.root_fd()) {
         stats.change(&stat, || show(b""));
+        each(&stat, &|| show(b""));
     }
     let mut seen = HashSet::new();
     let mut stack = vec![(None::<Arc<Node>>, Box::<[u8]>::default())];
@@ -108,6 +149,7 @@ fn walk(
                 refused.push(Refusal { path: show(&node.path_of(name)), reason });
             }
             stats.change(&stat, || show(&node.path_of(name)));
+            each(&stat, &|| show(&node.path_of(name)));
             stats.allocated += stat.blocks.saturating_mul(512);
             match stat.kind {
                 Kind::Directory if stat.is_mount || !enters || node.depth() + 1 >= MAX_DEPTH => {

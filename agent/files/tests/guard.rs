@@ -119,6 +119,35 @@ async fn a_scan_names_what_changed_last_whatever_its_mtime_says() {
 }
 
 #[tokio::test]
+async fn what_changed_since_is_counted_and_the_last_of_it_named() {
+    let trees = Trees::quick();
+    mkdir(&trees.source.join("in"));
+    let cancel = tokio_util::sync::CancellationToken::new();
+    let all = ferry_files::changed_since(&trees.source, 0, 100, &cancel).expect("changed");
+    let last = all.latest[0].1;
+    // Later ticks of the clock of file systems.
+    let write_later = |name: &str, than: i64| loop {
+        write(&trees.source.join(name), "n");
+        let now = ferry_files::scan(&trees.source, &cancel).expect("scan").latest.expect("one").1;
+        if now > than {
+            return now;
+        }
+    };
+    let first = write_later("in/first", last);
+    write_later("second", first);
+    let since = ferry_files::changed_since(&trees.source, last + 1, 100, &cancel).expect("changed");
+    let names: Vec<_> = since.latest.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(since.total as usize, names.len(), "{names:?}");
+    assert!(names.contains(&"in/first") && names.contains(&"second"), "{names:?}");
+    let few = ferry_files::changed_since(&trees.source, first + 1, 1, &cancel).expect("changed");
+    assert!(few.total >= 1 && few.latest.len() == 1, "{few:?}");
+    assert!(
+        few.latest[0].0 == "second" || few.latest[0].0.is_empty() || few.latest[0].0 == ".",
+        "{few:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_root_that_is_not_the_accounts_is_named_too() {
     let trees = Trees::quick();
     std::os::unix::fs::chown(&trees.source, Some(0), Some(0)).expect("chown");

@@ -4,7 +4,7 @@
 use ferry_databases as databases;
 use ferry_host as host;
 use ferry_proto::account::{Definition, EngineKind};
-use ferry_proto::command::{CommitRecord, Move, Outcome, Refusal, StandingKind};
+use ferry_proto::command::{CommitRecord, Forced, Move, Outcome, Refusal, StandingKind};
 use ferry_proto::grant::SignedGrant;
 use ferry_proto::ids::{AccountName, CommandId, Epoch, JobId, ServerName};
 use ferry_traffic::mail;
@@ -80,6 +80,13 @@ pub struct Account {
     /// not fence again, unasked. At that target likewise.
     #[serde(default)]
     pub taken_back: Option<JobId>,
+    /// When that fence ended, or its end began, by this server's clock, Unix milliseconds: since then it
+    /// was served here again. None while it is not, and where it is not known.
+    #[serde(default)]
+    pub served_again_unix_ms: Option<i64>,
+    /// Whose word opened it here without its source's, if that is how it was opened.
+    #[serde(default)]
+    pub forced: Option<Forced>,
     /// What winding down its kept-alive connections changed, while that stands.
     #[serde(default)]
     pub wound_down: Option<Box<host::sites_wind_down::WindDown>>,
@@ -192,6 +199,21 @@ pub enum Standing {
     },
 }
 
+impl Standing {
+    /// The move that stands for it, if one does.
+    pub fn of(&self) -> Option<&Move> {
+        match self {
+            Self::Receiving { of, .. }
+            | Self::Armed { of }
+            | Self::Fenced { of, .. }
+            | Self::Moved { of, .. }
+            | Self::Opening { of, .. }
+            | Self::Refused { of, .. } => Some(of),
+            Self::Serving | Self::Finalized { .. } => None,
+        }
+    }
+}
+
 fn may_be_open() -> bool {
     true
 }
@@ -288,14 +310,15 @@ impl Account {
 
     /// The job that has it, if one has.
     pub fn job(&self) -> Option<JobId> {
-        match &self.standing {
-            Standing::Receiving { of, .. }
-            | Standing::Armed { of }
-            | Standing::Fenced { of, .. }
-            | Standing::Opening { of, .. }
-            | Standing::Refused { of, .. } => Some(of.job),
-            Standing::Serving | Standing::Moved { .. } | Standing::Finalized { .. } => None,
-        }
+        let has_ended = matches!(self.standing, Standing::Moved { .. });
+        self.standing.of().filter(|_| !has_ended).map(|of| of.job)
+    }
+
+    /// Whether this copy, which is served elsewhere, was served here after its last fence: what was
+    /// written then may be nowhere else.
+    pub fn may_hold_unique(&self) -> bool {
+        let away = matches!(self.standing, Standing::Moved { .. } | Standing::Finalized { .. });
+        away && self.served_again_unix_ms.is_some()
     }
 
     /// Where it went, if it moved.

@@ -121,6 +121,8 @@ fn fits(agent: &Agent, grant: &Grant, operation: &Operation) -> Answer<()> {
             (&commit.account, commit.job) == (&grant.account, grant.job)
                 && work::is_epoch(commit.epoch, grant.epoch.next())
                 && (&commit.source, &commit.target) == (&grant.source, &grant.target)
+                // A source has its own word to give; a person's comes from the controller.
+                && commit.forced.is_none()
         }
         _ => account.as_ref().is_some_and(|a| {
             matches!(&a.standing, Standing::Receiving { of, .. } if of.job == grant.job && work::is_epoch(of.epoch, grant.epoch))
@@ -271,7 +273,7 @@ mod tests {
     use crate::ledger::Entry;
     use crate::testing::authority::Authority;
     use crate::testing::{a_move, account, agent, fenced, grant, receiving};
-    use ferry_proto::command::{CommitRecord, Move};
+    use ferry_proto::command::{CommitRecord, Forced, Move};
 
     async fn put(agent: &Agent, standing: &Standing, epoch: u64) {
         let mut account = account("shop", standing);
@@ -370,6 +372,7 @@ mod tests {
             epoch: Epoch(4),
             fenced_at_unix: 1,
             committed_at_unix_ms: 1,
+            forced: None,
         };
         let ask = |commit: &CommitRecord| {
             let operation = Operation::Open { commit: commit.clone() };
@@ -378,6 +381,10 @@ mod tests {
         ask(&commit).unwrap();
         for wrong in [
             CommitRecord { epoch: Epoch(5), ..commit.clone() },
+            CommitRecord {
+                forced: Some(Forced { by: "a source".into(), at_unix_ms: 1 }),
+                ..commit.clone()
+            },
             CommitRecord { job: a_move().job, ..commit.clone() },
             CommitRecord { account: "other".parse().unwrap(), ..commit.clone() },
         ] {

@@ -159,6 +159,7 @@ pub fn grant(authority: &Authority, of: &Move) -> SignedGrant {
         not_before: unix_now() - 60,
         expires: unix_now() + 7 * DAY,
         controller_generation: 1,
+        forced: None,
     }
     .sign(&authority.grants)
     .unwrap()

@@ -52,6 +52,7 @@ pub async fn commit(job: &Job) -> Result<Receipt, Fault> {
         epoch: job.of.epoch.next(),
         fenced_at_unix,
         committed_at_unix_ms: unix_ms(),
+        forced: None,
     };
     account.epoch = record.epoch;
     account.standing = Standing::Moved {
@@ -131,6 +132,10 @@ impl Away {
     }
 
     async fn tell(&self) -> Result<(), Fault> {
+        if self.record.forced.is_some() {
+            // The target was opened before this server was told.
+            return release::release(&self.job).await.map(|_| ());
+        }
         let peer = self.job.peer()?;
         tokio::time::timeout(OPEN, peer.open_account(self.record.clone())).await.map_err(
             |_| Fault::transient(format!("{} is still opening the account", self.record.target)),

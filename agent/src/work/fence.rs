@@ -127,6 +127,7 @@ async fn begin(
         blocking(move || hooks::run(&layout, &definition, &hook, HOOK).map(|_| ())).await?;
     }
     account.closed = Some(Box::new(plan(agent, &account).await?));
+    account.served_again_unix_ms = None;
     account.standing = Standing::Fenced {
         of: job.of.clone(),
         deadline: Deadline::after(Duration::from_secs(u64::from(deadline_seconds)))?,
@@ -140,7 +141,11 @@ async fn begin(
     Ok(account)
 }
 
-async fn plan(agent: &Arc<Agent>, account: &Account) -> Result<Closed, Fault> {
+/// What closing the account will change, and how that is now.
+///
+/// # Errors
+/// What cannot be looked at.
+pub async fn plan(agent: &Arc<Agent>, account: &Account) -> Result<Closed, Fault> {
     let mut databases = Vec::new();
     for kind in ENGINES {
         let spec = spec(account, kind);
@@ -158,6 +163,22 @@ async fn plan(agent: &Arc<Agent>, account: &Account) -> Result<Closed, Fault> {
         })
     })
     .await
+}
+
+/// Closes an account that is recorded as moved, as a fence does: no deadline ends that. May be repeated.
+///
+/// # Errors
+/// What does not close.
+pub async fn close_moved(
+    agent: &Arc<Agent>,
+    account: &Account,
+    grace: Duration,
+) -> Result<(), Fault> {
+    let closed = account
+        .closed
+        .as_ref()
+        .ok_or_else(|| Fault::bug("an account has moved, and what closes it is not recorded"))?;
+    close(agent, account, closed, grace, &Closing::default()).await
 }
 
 /// What of closing cannot be dropped: work on threads.

@@ -76,7 +76,8 @@ pub async fn prove_erasable(job: &Job) -> Result<Receipt, Fault> {
 fn moved_away(job: &Job, account: &Account) -> Result<(ServerName, Option<i64>), Fault> {
     let (to, since_unix_ms) = match &account.standing {
         Standing::Moved { record, .. } => {
-            (record.target.clone(), Some(record.committed_at_unix_ms))
+            let since = record.committed_at_unix_ms;
+            (record.target.clone(), (!account.may_hold_unique()).then_some(since))
         }
         Standing::Finalized { to, since_unix_ms, .. } => (to.clone(), *since_unix_ms),
         _ => return Err(job.stands_otherwise(account, "moved away")),
@@ -107,7 +108,7 @@ async fn may_erase(job: &Job, account: &Account, since_unix_ms: Option<i64>) -> 
     }
     let since = since_unix_ms.ok_or_else(|| {
         Fault::precondition(format!(
-            "the ledger of {} does not say when account {} moved away",
+            "the ledger of {} does not say since when the copy of account {} is unwritten",
             job.agent.name, job.of.account
         ))
         .remedy("compare the copy with what is served, then remove it by hand")

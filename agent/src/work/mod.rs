@@ -8,6 +8,8 @@ pub mod databases;
 pub mod fence;
 pub mod files;
 pub mod finalize;
+mod forced;
+pub mod give_up;
 pub mod inspect;
 pub mod open;
 pub mod prove;

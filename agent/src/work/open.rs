@@ -16,17 +16,21 @@ use ferry_proto::ids::{AccountName, JobId};
 use crate::agent::{Agent, blocking, engine};
 use crate::clock::unix_ms;
 use crate::ledger::{Account, SourceRecord, Standing};
-use crate::work::{Job, arm, done_with, is_epoch, mail_spec, spec};
+use crate::work::{Job, arm, done_with, forced, is_epoch, mail_spec, spec};
 
 /// Opens the account, on the controller's word.
 ///
 /// # Errors
 /// Of class Fenced if there is no record of this move; else what does not open.
 pub async fn on_command(job: &Job, commit: Option<&CommitRecord>) -> Result<Receipt, Fault> {
+    if let Some(commit) = commit.filter(|commit| commit.forced.is_some()) {
+        forced::check(job, commit)?;
+    }
+    // Apart: it holds the account several times over.
     match (commit, job.account()?.standing) {
-        (Some(commit), _) => open(&job.agent, job.of.job, commit).await,
+        (Some(commit), _) => Box::pin(open(&job.agent, job.of.job, commit)).await,
         (None, Standing::Opening { of, record, .. }) if of.job == job.of.job => {
-            open(&job.agent, job.of.job, &record).await
+            Box::pin(open(&job.agent, job.of.job, &record)).await
         }
         (None, _) => Err(Fault::fenced(format!(
             "the source's record of the move of account {} has not reached {}",
@@ -58,13 +62,16 @@ pub async fn open(agent: &Arc<Agent>, job: JobId, commit: &CommitRecord) -> Resu
                 record: commit.clone(),
                 source: source.clone(),
                 before,
-                accepts: false,
+                // Nobody else can serve it: what is forced is not refused, but tried until it works.
+                accepts: commit.forced.is_some(),
             };
             let account = Account { standing, epoch: commit.epoch, ..account };
             agent.set_account(&commit.account, Some(account.clone())).await?;
             (account, of, source)
         }
-        Standing::Opening { of, source, .. } if matches(&of, job, commit) => (account, of, source),
+        Standing::Opening { of, source, .. } if matches(&of, job, commit) => {
+            (accepted(agent, account, commit).await?, of, source)
+        }
         Standing::Refused { of, refusal, .. } if matches(&of, job, commit) => {
             return Err(Fault::refused(refusal));
         }
@@ -86,6 +93,8 @@ pub async fn open(agent: &Arc<Agent>, job: JobId, commit: &CommitRecord) -> Resu
     let mut open = account.clone();
     open.standing = Standing::Serving;
     open.closed = None;
+    open.forced = recorded(&account).and_then(|record| record.forced.clone());
+    open.served_again_unix_ms = None;
     open.came_from = Some(of.source_peer.ip());
     open.refreshed = None;
     open.after_open = Some(Box::new(after::plan(&account, &source, commit, unix_ms())));
@@ -94,6 +103,30 @@ pub async fn open(agent: &Arc<Agent>, job: JobId, commit: &CommitRecord) -> Resu
     after::later(agent, &commit.account);
     tracing::info!(account = %commit.account, epoch = %commit.epoch, "open");
     Ok(receipt(format!("served here at epoch {}", commit.epoch), &open))
+}
+
+/// An account whose commit the source has told itself, and that had not been tried when a person gave up
+/// waiting: it is refused no more.
+async fn accepted(
+    agent: &Arc<Agent>,
+    mut account: Account,
+    commit: &CommitRecord,
+) -> Result<Account, Fault> {
+    if let Standing::Opening { accepts: accepts @ false, .. } = &mut account.standing
+        && commit.forced.is_some()
+    {
+        *accepts = true;
+        agent.set_account(&commit.account, Some(account.clone())).await?;
+    }
+    Ok(account)
+}
+
+/// The record on which it is being opened.
+fn recorded(account: &Account) -> Option<&CommitRecord> {
+    match &account.standing {
+        Standing::Opening { record, .. } => Some(record),
+        _ => None,
+    }
 }
 
 /// Says what was done, and which minutes' cron jobs were or will be left out.

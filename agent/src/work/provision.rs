@@ -111,6 +111,8 @@ async fn plan_first(
         made: None,
         came_from: None,
         taken_back: None,
+        served_again_unix_ms: None,
+        forced: None,
         wound_down: None,
         closed: None,
         refreshed: None,

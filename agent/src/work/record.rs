@@ -78,6 +78,23 @@ pub async fn here(agent: &Arc<Agent>, name: &AccountName) -> Result<Account, Fau
     }
 }
 
+/// The account as the inventory defines it, if it does.
+///
+/// # Errors
+/// If its user is not there, or a definition cannot be read: it may be this one's.
+pub async fn defined(agent: &Arc<Agent>, name: &AccountName) -> Result<Option<Account>, Fault> {
+    let (agent, name) = (agent.clone(), name.clone());
+    blocking(move || {
+        let known = inventory(&agent);
+        let whole = known.problems.is_empty() && !known.incomplete;
+        if whole && !known.accounts.contains_key(&name) {
+            return Ok(None);
+        }
+        new_account(&agent, definition(&agent, &name)?).map(Some)
+    })
+    .await
+}
+
 /// An account that the ledger does not know.
 fn new_account(agent: &Agent, definition: Definition) -> Result<Account, Fault> {
     let user = users::describe(&agent.layout, &definition)?;
@@ -90,6 +107,8 @@ fn new_account(agent: &Agent, definition: Definition) -> Result<Account, Fault> 
         made: None,
         came_from: None,
         taken_back: None,
+        served_again_unix_ms: None,
+        forced: None,
         wound_down: None,
         closed: None,
         refreshed: None,

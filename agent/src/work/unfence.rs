@@ -14,7 +14,7 @@ use ferry_proto::ids::{AccountName, JobId};
 use ferry_traffic::control::Target;
 
 use crate::agent::{Agent, blocking, engine};
-use crate::clock::Deadline;
+use crate::clock::{Deadline, unix_ms};
 use crate::ledger::{Account, Closed, Standing};
 use crate::work::copied::Copied;
 use crate::work::{Job, arm, done, mail_spec, spec};
@@ -137,6 +137,7 @@ async fn end(agent: &Arc<Agent>, account: &mut Account) -> Result<(), Fault> {
         return Ok(());
     }
     *ending = true;
+    account.served_again_unix_ms = Some(unix_ms());
     let passed = deadline.has_passed();
     match agent.set_account(&name, Some(account.clone())).await {
         // Past the deadline a commit is refused in any case: a disk that is full or broken does not

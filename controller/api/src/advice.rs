@@ -2,7 +2,7 @@
 
 use ferry_engine::JobSpec;
 use ferry_plan::Plan;
-use ferry_proto::command::Refusal;
+use ferry_proto::command::{Receipt, Refusal};
 use ferry_proto::view::{JobPhase, JobView, Place, PlaceKind};
 
 /// Where the package puts the pages for whoever is called.
@@ -25,6 +25,7 @@ pub fn advice(plan: &Plan, spec: &JobSpec, view: &JobView) -> String {
     }
     match (view.phase, view.committed, view.commit_unknown) {
         (_, false, true) => unknown(plan, view),
+        (phase, true, _) if view.forced.is_some() => forced(plan, view, phase),
         (phase, true, _) => committed(plan, phase),
         (phase, false, false) => uncommitted(plan, phase),
     }
@@ -67,6 +68,30 @@ fn uncommitted(plan: &Plan, phase: JobPhase) -> String {
     }
 }
 
+/// A person said that the source is off and isolated.
+fn forced(plan: &Plan, view: &JobView, phase: JobPhase) -> String {
+    let Plan { account, source, target, .. } = plan;
+    let given_up = view.steps.iter().find_map(|s| match &s.receipt {
+        Some(receipt @ Receipt::GivenUp { .. }) => Some(receipt.in_words()),
+        _ => None,
+    });
+    match phase {
+        JobPhase::Done => format!(
+            "{target} serves account {account}, opened by force. What became of the copy on {source}: {}. \
+             Nothing that was written there meanwhile is merged, and `ferry rollback {account}` would overwrite it: see {PAGES}/committed-unheard.md",
+            given_up.unwrap_or_else(|| "it is closed".to_owned())
+        ),
+        JobPhase::Stuck => format!(
+            "Account {account} was to be opened by force on {target}, or {source} to close its copy, and that failed for good: see the step's fault and {PAGES}/committed-unheard.md. \
+             Keep {source} off and isolated; when it is mended: ferry resume {account}"
+        ),
+        JobPhase::Running | JobPhase::Undoing | JobPhase::Undone | JobPhase::Overtaken => format!(
+            "{target} serves account {account} by force, or does as soon as it is open. Keep {source} off and isolated. If it comes back after all, it is told to close its copy: the job waits for that. \
+             If it never will: ferry server revoke {source}"
+        ),
+    }
+}
+
 /// The target could not open what was committed, and said so for good.
 fn refused(plan: &Plan, phase: JobPhase, refusal: &Refusal) -> String {
     let Plan { account, source, target, .. } = plan;
@@ -93,7 +118,8 @@ pub fn unheard(view: &JobView) -> String {
     format!(
         "Committed, unheard: {source} was asked to commit and has not answered, and it is not connected. If it has committed and told {target}, {target} serves account {account}; \
          if not, {source} takes it back by itself; if it has committed and told nobody, the account is closed at both ends until {source} is back. \
-         Bring {source} back: it knows, and the move goes on by itself. Do not open the account by hand on either server. See {PAGES}/committed-unheard.md"
+         Bring {source} back: it knows, and the move goes on by itself. Do not open the account by hand on either server. \
+         If {source} is lost for good: {PAGES}/committed-unheard.md, then ferry force-open {account}"
     )
 }
 

@@ -38,6 +38,7 @@ pub enum Verb {
     AbortMove,
     ResumeJob,
     FinalizeMove,
+    ForceOpen,
     ListJobs,
     WatchJob,
     ListEvents,
@@ -58,6 +59,7 @@ impl Role {
                 | Verb::AbortMove
                 | Verb::ResumeJob
                 | Verb::FinalizeMove
+                | Verb::ForceOpen
                 | Verb::ListJobs
                 | Verb::WatchJob
                 | Verb::ListEvents,

@@ -1,11 +1,13 @@
 //! Jobs that run. Each has one task that owns its runner; whoever wants to see it watches.
 
+mod force;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use ferry_engine::{Abort, Event, Journal, Runner, Steps, Told};
+use ferry_engine::{Abort, Event, Force, Journal, Runner, Steps, Told};
 use ferry_fleet::{Fleet, now_ms, to_its_end};
 use ferry_plan::Plan;
 use ferry_proto::Fault;
@@ -19,6 +21,8 @@ use tokio_util::task::TaskTracker;
 use crate::advice;
 use crate::places::{MoveLimits, Places, Turn};
 use crate::view::Folded;
+
+pub use force::is_unheard;
 
 /// Events waiting for a job's view; the runner waits if it is full.
 const TOLD: usize = 64;
@@ -63,6 +67,7 @@ pub type Shown = Result<JobView, Fault>;
 struct Running {
     account: AccountName,
     abort: Abort,
+    force: Force,
     shown: watch::Receiver<Shown>,
 }
 
@@ -74,7 +79,7 @@ struct Ready {
     shown: Shown,
 }
 
-/// How long an abort may take to be journalled.
+/// How long what is asked of a running job may take to be journalled.
 const JOURNALLED_WITHIN: Duration = Duration::from_secs(20);
 /// How long to wait before a job whose journal failed is taken up again: at first, and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
@@ -229,23 +234,14 @@ impl Jobs {
             let of_account = running.iter().find(|(_, job)| &job.account == account);
             of_account.map(|(id, job)| (*id, job.abort.clone(), job.shown.clone()))
         };
-        let Some((id, abort, mut shown)) = found else {
+        let Some((id, abort, shown)) = found else {
             return Err(Fault::precondition(format!("no job of account {account} is running"))
                 .remedy("see `ferry status`; after a move, `ferry rollback` goes back"));
         };
         refuse_without_way_back(account, shown.borrow().as_ref().map_err(Clone::clone)?)?;
         abort.request(by);
-        let noted = shown.wait_for(|shown| match shown {
-            Ok(view) => view.abort_requested || view.phase.has_ended(),
-            Err(_) => true,
-        });
-        match tokio::time::timeout(JOURNALLED_WITHIN, noted).await {
-            Ok(Ok(shown)) => shown.as_ref().map(|_| id).map_err(Clone::clone),
-            Ok(Err(_)) | Err(_) => Err(Fault::transient(format!(
-                "job {id} of account {account} has not journalled the abort"
-            ))
-            .remedy("see `ferry status`, then ask again")),
-        }
+        let is_noted = |view: &JobView| view.abort_requested || view.phase.has_ended();
+        until_noted(id, account, shown, "the abort", is_noted).await.map(|_| id)
     }
 
     /// Goes on with a stuck job, which a person has looked at. `by` says who.
@@ -398,7 +394,7 @@ impl Jobs {
 
     fn turn(&self, row: &JobRow, folded: &Folded) -> Arc<Turn> {
         let ticket = (row.started_ms.unwrap_or(row.planned_ms), row.id);
-        let turn = Turn::new(&self.places, ticket, folded.plan());
+        let turn = Turn::new(&self.places, &self.fleet, ticket, folded.plan());
         turn.take_up(&folded.spec().steps, folded.state());
         turn
     }
@@ -407,9 +403,10 @@ impl Jobs {
     fn spawn(self: &Arc<Self>, job: Ready) {
         let Ready { row, turn, shown } = job;
         let (sender, shown) = watch::channel(shown);
-        let abort = Abort::default();
+        let (abort, force) = (Abort::default(), Force::default());
         let account = row.account.clone();
-        self.running().insert(row.id, Running { account, abort: abort.clone(), shown });
+        let wishes = (abort.clone(), force.clone());
+        self.running().insert(row.id, Running { account, abort, force, shown });
         let jobs = self.clone();
         self.tasks.spawn(async move {
             tokio::select! {
@@ -417,7 +414,7 @@ impl Jobs {
                 // Left where its journal says. First: a place that another job left by stopping
                 // is not taken.
                 () = jobs.stop.cancelled() => {}
-                () = jobs.while_not_overtaken(&row, turn, &abort, &sender) => {}
+                () = jobs.while_not_overtaken(&row, turn, &wishes, &sender) => {}
             }
             jobs.running().remove(&row.id);
             let _ = jobs.bell.send(());
@@ -430,7 +427,7 @@ impl Jobs {
         &self,
         row: &JobRow,
         mut turn: Option<Arc<Turn>>,
-        abort: &Abort,
+        wishes: &(Abort, Force),
         sender: &watch::Sender<Shown>,
     ) {
         loop {
@@ -441,7 +438,7 @@ impl Jobs {
                     tell(sender, Err(left(row, self.fleet.overtaken_by(&later))));
                     self.fleet.is_not_overtaken().await;
                 }
-                () = self.drive(row, turn.take(), abort, sender) => return,
+                () = self.drive(row, turn.take(), wishes, sender) => return,
             }
         }
     }
@@ -452,13 +449,13 @@ impl Jobs {
         &self,
         row: &JobRow,
         mut turn: Option<Arc<Turn>>,
-        abort: &Abort,
+        wishes: &(Abort, Force),
         sender: &watch::Sender<Shown>,
     ) {
         let (mut pause, longest) = PAUSES;
         loop {
             let began = tokio::time::Instant::now();
-            let Err(fault) = self.to_the_end(row, &mut turn, abort, sender).await else { return };
+            let Err(fault) = self.to_the_end(row, &mut turn, wishes, sender).await else { return };
             tracing::error!(job = %row.id, "the job stopped where its journal says: {fault}");
             tell(sender, Err(stopped(row, fault)));
             if began.elapsed() > longest {
@@ -474,7 +471,7 @@ impl Jobs {
         &self,
         row: &JobRow,
         turn: &mut Option<Arc<Turn>>,
-        abort: &Abort,
+        (abort, force): &(Abort, Force),
         sender: &watch::Sender<Shown>,
     ) -> Result<(), Fault> {
         let mut folded = self.fold(row).await?;
@@ -487,7 +484,8 @@ impl Jobs {
         display.show(&folded);
         let showing = display.follow(&mut folded, seen);
         // The runner's end drops the sender of what is told, and so ends the showing.
-        let (phase, ()) = tokio::join!(runner.gated(turn).run(), showing);
+        let runner = runner.gated(turn).heeding(force.clone());
+        let (phase, ()) = tokio::join!(runner.run(), showing);
         let phase = phase?;
         self.store.end_job(row.id, &phase.to_string(), now_ms()).await?;
         tracing::info!(job = %row.id, %phase, "job ended");
@@ -513,6 +511,24 @@ pub(crate) async fn fold(store: &dyn Store, row: &JobRow) -> Result<Folded, Faul
     Ok(folded)
 }
 
+/// Waits until a running job's view is such, or the job does not go on: what was asked of it is journalled.
+async fn until_noted(
+    id: JobId,
+    account: &AccountName,
+    mut shown: watch::Receiver<Shown>,
+    what: &str,
+    is_noted: impl Fn(&JobView) -> bool,
+) -> Result<JobView, Fault> {
+    let noted = shown.wait_for(|shown| shown.as_ref().map_or(true, &is_noted));
+    match tokio::time::timeout(JOURNALLED_WITHIN, noted).await {
+        Ok(Ok(shown)) => shown.clone(),
+        Ok(Err(_)) | Err(_) => Err(Fault::transient(format!(
+            "job {id} of account {account} has not journalled {what}"
+        ))
+        .remedy("see `ferry status`, then ask again")),
+    }
+}
+
 /// Reads the plan of a job.
 ///
 /// # Errors
@@ -524,6 +540,16 @@ pub fn read_plan(row: &JobRow) -> Result<Plan, Fault> {
 
 /// A fault if the job has no way back.
 fn refuse_without_way_back(account: &AccountName, view: &JobView) -> Result<(), Fault> {
+    if let Some(forced) = view.forced.as_ref().filter(|_| view.committed) {
+        return Err(Fault::precondition(format!(
+            "account {account} was opened by force on {}, on the word of {}",
+            view.target, forced.by
+        ))
+        .remedy(format!(
+            "its job waits for {0} to come back and close its copy; if it never will: ferry server revoke {0}",
+            view.source
+        )));
+    }
     if view.committed {
         return Err(Fault::precondition(format!("the move of account {account} has committed"))
             .remedy(format!("let it end, then: ferry rollback {account}")));

@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status};
 
 use crate::advice;
 use crate::auth::{OperatorToken, Verb};
-use crate::jobs::{Jobs, Which, read_plan};
+use crate::jobs::{Jobs, Which, is_unheard, read_plan};
 use crate::planning::{Planner, Wish};
 use crate::view::sentence;
 
@@ -73,16 +73,19 @@ impl OperatorEndpoint {
     }
 
     /// How an account stands on a server, in words. What a server said before its agent went away may be
-    /// outdated by a commit that nobody has heard of.
+    /// outdated by a commit that nobody has heard of, or by what was done without its word.
     async fn standing(&self, server: &ServerName, state: &AccountState) -> String {
         let leaving = matches!(state.standing, StandingKind::Armed | StandingKind::Fenced);
         let job = state.job.filter(|_| leaving && !self.fleet.is_connected(server));
         let Some(job) = job else { return state.standing.to_string() };
         // A job that cannot be shown says nothing of the account.
         let shown = self.jobs.watch(job).await.ok().and_then(|w| w.borrow().clone().ok());
-        match shown.filter(|view| view.source == *server && view.commit_unknown) {
-            Some(_) => UNHEARD.to_owned(),
-            None => state.standing.to_string(),
+        match shown.filter(|view| view.source == *server) {
+            Some(view) if is_unheard(&self.fleet, &view) => UNHEARD.to_owned(),
+            Some(view) if view.forced.is_some() => {
+                format!("lost; opened by force on {}", view.target)
+            }
+            _ => state.standing.to_string(),
         }
     }
 
@@ -242,6 +245,19 @@ impl OperatorService for OperatorEndpoint {
         Ok(Response::new(v1::FinalizeMoveResponse { job: plan.job.to_string() }))
     }
 
+    async fn force_open(
+        &self,
+        request: Request<v1::ForceOpenRequest>,
+    ) -> Answer<v1::ForceOpenResponse> {
+        let caller = self.token.authorise(&request, Verb::ForceOpen)?;
+        let request = request.into_inner();
+        let account: AccountName = parse(&request.account)?;
+        let off: ServerName = parse(&request.source_is_off)?;
+        let job = or_status(self.jobs.force_open(&account, &off, &caller.name).await)?;
+        tracing::warn!(%account, source = %off, %job, by = caller.name, "opened by force");
+        Ok(Response::new(v1::ForceOpenResponse { job: job.to_string() }))
+    }
+
     async fn list_jobs(
         &self,
         request: Request<v1::ListJobsRequest>,
@@ -295,7 +311,7 @@ impl OperatorService for OperatorEndpoint {
 
 /// The view with what only the sessions tell: whether the source can be asked what became of its commit.
 fn heard(fleet: &Fleet, mut view: JobView) -> JobView {
-    if view.commit_unknown && !fleet.is_connected(&view.source) {
+    if is_unheard(fleet, &view) {
         view.commit_unheard = true;
         view.advice = advice::unheard(&view);
     }

@@ -7,10 +7,12 @@
 //! order and what they have begun are in the store already.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use ferry_engine::{Gate, JobState, StepSpec, StepState};
+use ferry_fleet::Fleet;
 use ferry_plan::Plan;
 use ferry_proto::command::{Direction, Intent};
 use ferry_proto::ids::{JobId, ServerName};
@@ -169,11 +171,13 @@ impl Drop for Waiting<'_> {
 }
 
 /// What one job takes up, and when. It gives up everything when it is dropped.
-#[derive(Debug)]
 pub(crate) struct Turn {
     places: Arc<Places>,
+    fleet: Arc<Fleet>,
     ticket: Ticket,
     needs: Needs,
+    /// Whether its target was opened by force: its source is lost, and may come back after weeks.
+    forced: AtomicBool,
     lacking: watch::Sender<Option<Place>>,
 }
 
@@ -211,9 +215,15 @@ impl Needs {
 }
 
 impl Turn {
-    pub(crate) fn new(places: &Arc<Places>, ticket: Ticket, plan: &Plan) -> Arc<Self> {
-        let (places, needs) = (places.clone(), Needs::of(plan));
-        Arc::new(Self { places, ticket, needs, lacking: watch::channel(None).0 })
+    pub(crate) fn new(
+        places: &Arc<Places>,
+        fleet: &Arc<Fleet>,
+        ticket: Ticket,
+        plan: &Plan,
+    ) -> Arc<Self> {
+        let (places, fleet, needs) = (places.clone(), fleet.clone(), Needs::of(plan));
+        let (forced, lacking) = (AtomicBool::default(), watch::channel(None).0);
+        Arc::new(Self { places, fleet, ticket, needs, forced, lacking })
     }
 
     /// What it waits for, as it changes.
@@ -223,6 +233,7 @@ impl Turn {
 
     /// Takes what the job has begun already, whoever else has it: after a restart.
     pub(crate) fn take_up(&self, steps: &[StepSpec], state: &JobState) {
+        self.forced.store(state.forced, Ordering::Relaxed);
         for (step, state) in steps.iter().zip(&state.steps) {
             if matches!(state, StepState::Waiting | StepState::Undone) {
                 continue;
@@ -253,6 +264,20 @@ impl Turn {
         places
     }
 
+    /// A step that nobody but a source that is away can do, once the commit was asked for: until it is
+    /// back nothing of the job goes on, and nothing of it keeps others from these servers. It takes its
+    /// places up no more: what is left to do is short.
+    async fn await_a_lost_source(&self, step: &StepSpec) {
+        let of_source = matches!(step.kind.as_str(), "commit" | "release");
+        if !of_source || self.fleet.is_connected(&self.needs.source) {
+            return;
+        }
+        self.places.give_up(self.ticket.1, |_| true);
+        if step.kind == "release" && self.forced.load(Ordering::Relaxed) {
+            self.fleet.until_back_or_revoked(&self.needs.source).await;
+        }
+    }
+
     fn leaves_the_fence_at(&self, server: &ServerName) {
         self.places.give_up(self.ticket.1, |place| {
             place.kind == PlaceKind::Fence && place.server == *server
@@ -263,6 +288,7 @@ impl Turn {
 #[async_trait]
 impl Gate for Turn {
     async fn enter(&self, step: &StepSpec) {
+        self.await_a_lost_source(step).await;
         let places = self.needed_before(step);
         if places.is_empty() {
             return;
@@ -286,6 +312,11 @@ impl Gate for Turn {
     /// long the source takes, which may be lost.
     fn undoing(&self, _: &StepSpec) {
         self.leaves_the_fence_at(&self.needs.target);
+    }
+
+    fn forced(&self, step: &StepSpec) {
+        self.forced.store(true, Ordering::Relaxed);
+        self.done(step);
     }
 
     fn undone(&self, step: &StepSpec) {

@@ -3,7 +3,7 @@
 use ferry_engine::{Event, JobSpec, JobState, Next, StepState};
 use ferry_plan::Plan;
 use ferry_proto::Fault;
-use ferry_proto::command::Progress;
+use ferry_proto::command::{Forced, Progress, Receipt};
 use ferry_proto::view::{JobPhase, JobView, StepPhase, StepView};
 
 use crate::advice::advice;
@@ -52,6 +52,7 @@ impl Folded {
             committed: false,
             commit_unknown: false,
             commit_unheard: false,
+            forced: None,
             refused: None,
             abort_requested: false,
             waiting_for: None,
@@ -119,8 +120,18 @@ impl Folded {
         }
     }
 
+    /// Whose word the commit rests on, if not the source's.
+    fn forced(&self) -> Option<Forced> {
+        let receipt = self.state.receipt(self.spec.commit_point()?)?;
+        match serde_json::from_value(receipt.clone()) {
+            Ok(Receipt::Committed(record)) => record.forced,
+            _ => None,
+        }
+    }
+
     fn conclude(&mut self) {
         self.view.committed = self.state.committed(&self.spec);
+        self.view.forced = self.forced();
         self.view.commit_unknown = self.state.commit_unknown(&self.spec);
         let void = self.state.void(&self.spec).and_then(Fault::final_refusal);
         self.view.refused = void.cloned();
@@ -144,6 +155,7 @@ impl Folded {
 fn step_of(event: &Event) -> Option<usize> {
     match event {
         Event::StepStarted { step, .. }
+        | Event::CommitForced { step, .. }
         | Event::StepDone { step, .. }
         | Event::StepFailed { step, .. }
         | Event::UndoStarted { step, .. }
@@ -162,7 +174,7 @@ fn show(step: &mut StepView, event: &Event, at_ms: i64) {
             step.ended_unix_ms = None;
             step.progress = None;
         }
-        Event::StepDone { receipt, .. } => {
+        Event::StepDone { receipt, .. } | Event::CommitForced { receipt, .. } => {
             step.phase = StepPhase::Done;
             step.receipt = serde_json::from_value(receipt.clone()).ok();
             step.fault = None;
@@ -197,7 +209,7 @@ pub fn sentence(plan: &Plan, event: &Event) -> String {
     match event {
         Event::StepStarted { step: i, attempt: 1 } => format!("{}: started", step(i)),
         Event::StepStarted { step: i, attempt } => format!("{}: attempt {attempt}", step(i)),
-        Event::StepDone { step: i, .. } => format!("{}: done", step(i)),
+        Event::StepDone { step: i, receipt } => format!("{}: done{}", step(i), given_up(receipt)),
         Event::StepFailed { step: i, fault } => {
             format!("{}: failed, {}: {fault}", step(i), fault.class)
         }
@@ -207,7 +219,21 @@ pub fn sentence(plan: &Plan, event: &Event) -> String {
         Event::UndoFailed { step: i, fault } => {
             format!("{}: undo failed, {}: {fault}", step(i), fault.class)
         }
+        Event::CommitForced { by, .. } => format!(
+            "{} opens the account by force, without the word of {}: it is off and isolated, {}",
+            plan.target,
+            plan.source,
+            if by.is_empty() { "as was said".to_owned() } else { format!("says {by}") }
+        ),
         Event::Resumed { by } => format!("resumed{}", whose(by)),
+    }
+}
+
+/// What a source that was lost had done with the account: nothing else says so.
+fn given_up(receipt: &serde_json::Value) -> String {
+    match serde_json::from_value(receipt.clone()) {
+        Ok(receipt @ Receipt::GivenUp { .. }) => format!(": {}", receipt.in_words()),
+        _ => String::new(),
     }
 }
 

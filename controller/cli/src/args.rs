@@ -89,6 +89,13 @@ pub enum Command {
     /// Takes down what stands for the move on the server that no longer serves the account: after
     /// it there is no rollback, and visitors who still come there are no longer passed on.
     Finalize(FinalizeArgs),
+    /// Open an account at its target without the word of its source, which is lost
+    ///
+    /// Only while its move is `committed, unheard`: the source was asked to commit, has not answered,
+    /// and is not connected. If the source still serves the account, two servers will: it must be off,
+    /// and must not come back with the network it had. Whoever asks says so by typing its name. If it
+    /// comes back after all, it closes its copy; what was written there is named, and not merged.
+    ForceOpen(ForceOpenArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -282,6 +289,20 @@ pub struct FinalizeArgs {
     /// Do not ask
     #[arg(long, short)]
     pub yes: bool,
+    /// Start it and return at once
+    #[arg(long)]
+    pub detach: bool,
+}
+
+/// `ferry force-open`.
+#[derive(Debug, Args)]
+pub struct ForceOpenArgs {
+    /// The account
+    pub account: AccountName,
+    /// The name of the source, as whoever made sure that it is off and isolated typed it; without
+    /// this it is asked for
+    #[arg(long, value_name = "SOURCE")]
+    pub source_is_off: Option<ServerName>,
     /// Start it and return at once
     #[arg(long)]
     pub detach: bool,

@@ -7,15 +7,18 @@
 use std::io::{self, BufRead, Write};
 
 use ferry_proto::Fault;
-use ferry_proto::ids::AccountName;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::exit::{Exit, Failure};
 use crate::screen::Screen;
 
+/// How to agree in advance to what a yes agrees to.
+pub const SAY_YES: &str =
+    "look at what it would do (--dry-run shows a move's plan), then say --yes";
+
 /// Whether the person says yes. The usual answer is no.
 pub async fn yes(screen: &Screen, question: String) -> Result<bool, Failure> {
-    refuse_unless_askable(screen)?;
+    refuse_unless_askable(screen, SAY_YES)?;
     in_a_thread(move || {
         loop {
             let answer = line(&format!("{question} [y/N] "))?;
@@ -29,12 +32,16 @@ pub async fn yes(screen: &Screen, question: String) -> Result<bool, Failure> {
     .await
 }
 
-/// Whether the person types the account's name.
-pub async fn typed(screen: &Screen, account: &AccountName) -> Result<bool, Failure> {
-    refuse_unless_askable(screen)?;
-    let name = account.to_string();
+/// Whether the person types `name` when asked by `prompt`; `else_say` is how to agree in advance.
+pub async fn typed(
+    screen: &Screen,
+    prompt: &'static str,
+    name: String,
+    else_say: &str,
+) -> Result<bool, Failure> {
+    refuse_unless_askable(screen, else_say)?;
     in_a_thread(move || {
-        let typed = line("Type the account's name to go on: ")?;
+        let typed = line(prompt)?;
         Ok(typed.is_some_and(|typed| typed.trim() == name))
     })
     .await
@@ -46,7 +53,7 @@ pub fn declined(screen: &Screen) -> Exit {
     Exit::Declined
 }
 
-fn refuse_unless_askable(screen: &Screen) -> Result<(), Failure> {
+fn refuse_unless_askable(screen: &Screen, else_say: &str) -> Result<(), Failure> {
     if screen.can_ask() && !screen.json() {
         return Ok(());
     }
@@ -55,9 +62,7 @@ fn refuse_unless_askable(screen: &Screen) -> Result<(), Failure> {
     } else {
         "there is no terminal to ask at"
     };
-    Err(Fault::precondition(format!("this needs a yes, and {why}"))
-        .remedy("look at what it would do (--dry-run shows a move's plan), then say --yes")
-        .into())
+    Err(Fault::precondition(format!("this needs a yes, and {why}")).remedy(else_say).into())
 }
 
 /// The line that answers `prompt`; none if the input has ended.

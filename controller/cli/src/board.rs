@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use ferry_proto::command::{Progress, Receipt};
+use ferry_proto::command::Progress;
 use ferry_proto::view::{JobPhase, JobView, StepPhase, StepView};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -220,17 +220,15 @@ pub fn took(step: &StepView) -> Option<String> {
 
 /// What a step's receipt says, on a line.
 pub fn summary(step: &StepView) -> Option<String> {
-    match step.receipt.as_ref()? {
-        Receipt::Done { summary, .. } if !summary.is_empty() => Some(safe(summary)),
-        Receipt::Committed(record) => Some(format!("epoch {}", record.epoch)),
-        _ => None,
-    }
+    let words = step.receipt.as_ref()?.in_words();
+    (!words.is_empty()).then(|| safe(&words))
 }
 
 #[cfg(test)]
 pub mod tests {
     use super::*;
     use ferry_proto::Fault;
+    use ferry_proto::command::Receipt;
     use ferry_proto::view::{Place, PlaceKind};
 
     /// A job with a step in each of these phases.
@@ -263,6 +261,7 @@ pub mod tests {
             committed: phase == JobPhase::Done,
             commit_unknown: false,
             commit_unheard: false,
+            forced: None,
             refused: None,
             abort_requested: false,
             waiting_for: None,

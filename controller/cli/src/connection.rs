@@ -142,6 +142,13 @@ impl Operator {
         job_id(&answer.map_err(may_have_started)?.job)
     }
 
+    /// Opens an account at its target by force.
+    pub async fn force_open(&self, request: v1::ForceOpenRequest) -> Result<JobId, Failure> {
+        let mut client = self.client.clone();
+        let answer = self.within(ANSWER_WITHIN, client.force_open(request)).await;
+        job_id(&answer.map_err(may_have_started)?.job)
+    }
+
     /// Jobs of one account, or of all (empty); and a sentence for each that is damaged or does not go on.
     pub async fn list_jobs(
         &self,

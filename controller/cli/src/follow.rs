@@ -25,9 +25,20 @@ pub async fn to_the_end(
     account: &AccountName,
     job: JobId,
 ) -> Result<JobView, Failure> {
+    until(operator, screen, account, job, |_| false).await
+}
+
+/// The same, but no longer than until there is `enough`.
+pub async fn until(
+    operator: &Operator,
+    screen: &Screen,
+    account: &AccountName,
+    job: JobId,
+    enough: fn(&JobView) -> bool,
+) -> Result<JobView, Failure> {
     let mut board = Board::new(screen);
     let result = tokio::select! {
-        ended = watch(operator, &mut board, job) => ended,
+        ended = watch(operator, &mut board, job, enough) => ended,
         _ = tokio::signal::ctrl_c() => Err(Failure::new(
             Exit::Interrupted,
             Fault::transient(format!("no longer watching; job {job} of account {account} goes on at the controller"))
@@ -38,11 +49,17 @@ pub async fn to_the_end(
     result
 }
 
-async fn watch(operator: &Operator, board: &mut Board, job: JobId) -> Result<JobView, Failure> {
+async fn watch(
+    operator: &Operator,
+    board: &mut Board,
+    job: JobId,
+    enough: fn(&JobView) -> bool,
+) -> Result<JobView, Failure> {
     let mut heard = Instant::now();
     let mut lost = false;
     loop {
-        let failure = match listen(operator, board, job, &mut heard, &mut lost).await {
+        let told = listen(operator, board, job, enough, (&mut heard, &mut lost)).await;
+        let failure = match told {
             Ok(ended) => return Ok(ended),
             Err(failure) if failure.exit() == Exit::Unreachable => failure,
             Err(failure) => return Err(failure),
@@ -65,8 +82,8 @@ async fn listen(
     operator: &Operator,
     board: &mut Board,
     job: JobId,
-    heard: &mut Instant,
-    lost: &mut bool,
+    enough: fn(&JobView) -> bool,
+    (heard, lost): (&mut Instant, &mut bool),
 ) -> Result<JobView, Failure> {
     let mut jobs = operator.watch_job(job).await?;
     while let Some(view) = jobs.next().await? {
@@ -75,7 +92,7 @@ async fn listen(
             board.line("The controller is back.");
         }
         board.update(&view, *heard)?;
-        if view.phase.has_ended() {
+        if view.phase.has_ended() || enough(&view) {
             return Ok(view);
         }
     }

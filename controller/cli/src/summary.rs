@@ -109,10 +109,18 @@ pub fn state(job: &JobView) -> String {
     if job.commit_unheard {
         return "committed, unheard".to_owned();
     }
+    if job.phase == JobPhase::Running && job.forced.is_some() && is_open(job) {
+        return format!("open by force, waits for {}", job.source);
+    }
     match &job.waiting_for {
         Some(place) => format!("waiting for {place}"),
         None => job.phase.to_string(),
     }
+}
+
+/// Whether the target has opened the account.
+pub fn is_open(job: &JobView) -> bool {
+    job.steps.iter().any(|step| step.name == "open" && step.phase == StepPhase::Done)
 }
 
 fn facts(job: &JobView) -> Vec<(&'static str, String)> {
@@ -149,12 +157,22 @@ fn facts(job: &JobView) -> Vec<(&'static str, String)> {
         let unheard = format!("unheard: {} alone knows, and is not connected", job.source);
         let committed = match (job.committed, job.commit_unknown, &job.refused) {
             _ if job.commit_unheard => unheard.as_str(),
+            (true, _, None) if job.forced.is_some() => "by force, without the source's word",
             (_, _, Some(_)) => "yes, but void: the target has refused it",
             (true, _, _) => "yes",
             (false, true, _) => "not known",
             (false, false, _) => "no",
         };
         facts.push(("committed", committed.to_owned()));
+        if let Some(forced) = &job.forced {
+            let said = format!(
+                "{} is off and isolated, said {} at {}",
+                job.source,
+                safe(&forced.by),
+                text::moment(forced.at_unix_ms.div_euclid(1000))
+            );
+            facts.push(("forced", said));
+        }
     }
     facts.push(("started", text::moment(job.started_unix_ms.div_euclid(1000))));
     if let Some(ended) = job.ended_unix_ms {
@@ -276,6 +294,37 @@ mod tests {
         stuck.commit_unknown = true;
         let shown = job(&stuck);
         assert!(shown.contains("committed  not known"), "{shown}");
+    }
+
+    #[test]
+    fn what_was_opened_by_force_says_whose_word_it_was_and_what_it_waits_for() {
+        let mut forced = sample(
+            JobPhase::Running,
+            &[("open", "transit1", StepPhase::Done), ("release", "web1", StepPhase::Waiting)],
+        );
+        (forced.committed, forced.forced) = (
+            true,
+            Some(ferry_proto::command::Forced {
+                by: "an operator".into(),
+                at_unix_ms: 1_795_398_180_000,
+            }),
+        );
+        let shown = job(&forced);
+        for part in
+            ["open by force, waits for web1", "without the source's word", "said an operator"]
+        {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
+        forced.phase = JobPhase::Done;
+        forced.steps[1].receipt = Some(Receipt::GivenUp {
+            found: "it had served the account again".into(),
+            written: vec!["orders/4711".into()],
+            written_total: 1,
+            look_at: "see find".into(),
+        });
+        let shown = job(&forced);
+        assert!(shown.contains("orders/4711"), "{shown}");
+        assert!(!shown.contains("waits for"), "{shown}");
     }
 
     #[test]

@@ -19,6 +19,9 @@ pub trait Gate: Send + Sync {
     /// each attempt.
     fn undoing(&self, step: &StepSpec);
 
+    /// A person vouched for the step, whose agent cannot be asked: it counts as done, and that is journalled.
+    fn forced(&self, step: &StepSpec);
+
     /// Nothing of the step is left, and that is journalled.
     fn undone(&self, step: &StepSpec);
 }

@@ -15,7 +15,7 @@ pub mod state;
 pub mod step;
 
 pub use gate::Gate;
-pub use runner::{Abort, Runner, Told};
+pub use runner::{Abort, Force, Runner, Told};
 pub use spec::{JobSpec, StepSpec};
 pub use state::{Event, JobState, Next, StepState};
 pub use step::{Context, Journal, Observation, Step, Steps};

@@ -49,6 +49,32 @@ impl Abort {
     }
 }
 
+/// A person's word for a commit that nobody can be asked about, shared by its job's runner and whoever may
+/// give it.
+#[derive(Debug, Clone, Default)]
+pub struct Force {
+    token: CancellationToken,
+    word: Arc<OnceLock<(String, serde_json::Value)>>,
+}
+
+impl Force {
+    /// Vouches for the commit: `receipt` stands for the evidence, `by` says who vouches. It counts if the
+    /// commit's outcome is still open when the runner hears it. The first word counts.
+    pub fn say(&self, by: &str, receipt: serde_json::Value) {
+        let _ = self.word.set((by.to_owned(), receipt));
+        self.token.cancel();
+    }
+
+    async fn said(&self) {
+        self.token.cancelled().await;
+    }
+
+    fn event(&self, step: usize) -> Option<Event> {
+        let (by, receipt) = self.word.get()?.clone();
+        Some(Event::CommitForced { step, by, receipt })
+    }
+}
+
 /// What the runner tells whoever watches, after it was journalled.
 #[derive(Debug, Clone)]
 pub enum Told {
@@ -71,6 +97,7 @@ pub struct Runner {
     journal: Arc<dyn Journal>,
     told: mpsc::Sender<Told>,
     abort: Abort,
+    force: Force,
     gate: Option<Arc<dyn Gate>>,
 }
 
@@ -99,12 +126,18 @@ impl Runner {
             // Somebody wished it before the controller stopped: steps are cancelled as they were.
             abort.token.cancel();
         }
-        Ok(Self { spec, state, steps, journal, told, abort, gate: None })
+        let force = Force::default();
+        Ok(Self { spec, state, steps, journal, told, abort, force, gate: None })
     }
 
     /// Starts each step only when `gate` lets it.
     pub fn gated(self, gate: Arc<dyn Gate>) -> Self {
         Self { gate: Some(gate), ..self }
+    }
+
+    /// Hears who vouches for its commit.
+    pub fn heeding(self, force: Force) -> Self {
+        Self { force, ..self }
     }
 
     /// The state now.
@@ -119,6 +152,7 @@ impl Runner {
     pub async fn run(mut self) -> Result<JobPhase, Fault> {
         loop {
             self.note_abort().await?;
+            self.note_force().await?;
             match self.state.next(&self.spec) {
                 Next::End(phase) => return Ok(phase),
                 Next::Start { step, attempt } => {
@@ -139,19 +173,16 @@ impl Runner {
         }
     }
 
-    /// Waits before a further attempt. False if an abort arrived meanwhile.
+    /// Waits before a further attempt. False if an abort, or a word for the commit, arrived meanwhile.
     async fn pause(&self, attempt: u32) -> bool {
         if attempt <= 1 {
             return true;
         }
-        let wait = tokio::time::sleep(backoff(attempt));
-        if self.state.abort_requested {
-            wait.await;
-            return true;
-        }
+        let unknown = self.state.commit_unknown(&self.spec);
         tokio::select! {
-            () = wait => true,
-            () = self.abort.requested() => false,
+            () = tokio::time::sleep(backoff(attempt)) => true,
+            () = self.abort.requested(), if !self.state.abort_requested => false,
+            () = self.force.said(), if unknown => false,
         }
     }
 
@@ -175,6 +206,29 @@ impl Runner {
             self.record(self.abort.event()).await?;
         }
         Ok(())
+    }
+
+    /// Takes a person's word for the commit, while its outcome is open.
+    async fn note_force(&mut self) -> Result<(), Fault> {
+        let open = self.spec.commit_point().filter(|_| self.state.commit_unknown(&self.spec));
+        match open.and_then(|step| self.force.event(step)) {
+            Some(event) => self.record(event).await,
+            None => Ok(()),
+        }
+    }
+
+    /// As [`Self::attend`], but none if a person vouches for the commit while its outcome is open: then
+    /// there is nothing to wait for. An answer that is there counts more than that word.
+    async fn heed<T>(&mut self, work: impl Future<Output = T>) -> Result<Option<T>, Fault> {
+        if !self.state.commit_unknown(&self.spec) {
+            return self.attend(work).await.map(Some);
+        }
+        let force = self.force.clone();
+        tokio::select! {
+            biased;
+            done = self.attend(work) => done.map(Some),
+            () = force.said() => Ok(None),
+        }
     }
 
     /// Waits for `work`. An abort that arrives meanwhile is journalled at once, however long the
@@ -214,6 +268,7 @@ impl Runner {
         match (&self.gate, &event) {
             (Some(gate), Event::StepDone { step, .. }) => gate.done(&self.spec.steps[*step]),
             (Some(gate), Event::UndoStarted { step, .. }) => gate.undoing(&self.spec.steps[*step]),
+            (Some(gate), Event::CommitForced { step, .. }) => gate.forced(&self.spec.steps[*step]),
             (Some(gate), Event::UndoDone { step }) => gate.undone(&self.spec.steps[*step]),
             _ => {}
         }
@@ -269,7 +324,8 @@ impl Runner {
                 observed = within(&context, kind.observe(&context)) => observed,
             }
         };
-        match self.attend(look).await? {
+        let Some(looked) = self.heed(look).await? else { return Ok(()) };
+        match looked {
             Ok(Observation::Done(receipt)) => self.settle(step, attempt, Ok(receipt)).await,
             Ok(Observation::NotDone) => self.execute(step, attempt).await,
             Err(fault) => self.record(Event::StepFailed { step, fault }).await,
@@ -279,8 +335,10 @@ impl Runner {
     async fn execute(&mut self, step: usize, attempt: u32) -> Result<(), Fault> {
         let context = self.context(step, attempt, self.cancel());
         let kind = self.steps[&context.spec.kind].clone();
-        let outcome = self.attend(within(&context, kind.execute(&context))).await?;
-        self.settle(step, attempt, outcome).await
+        match self.heed(within(&context, kind.execute(&context))).await? {
+            Some(outcome) => self.settle(step, attempt, outcome).await,
+            None => Ok(()),
+        }
     }
 
     /// Verifies what an attempt brought, and journals it.

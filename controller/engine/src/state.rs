@@ -69,6 +69,15 @@ pub enum Event {
         /// Why.
         fault: Fault,
     },
+    /// A person vouched for a commit that nobody can be asked about.
+    CommitForced {
+        /// Index of the commit.
+        step: usize,
+        /// Who, as far as known.
+        by: String,
+        /// What stands for the evidence.
+        receipt: serde_json::Value,
+    },
     /// A person looked at a stuck job and wants it tried again.
     Resumed {
         /// Who, as far as known.
@@ -87,6 +96,7 @@ impl Event {
             Self::UndoStarted { step, .. } => ("undo_started", step),
             Self::UndoDone { step } => ("undo_done", step),
             Self::UndoFailed { step, .. } => ("undo_failed", step),
+            Self::CommitForced { step, .. } => ("commit_forced", step),
             Self::AbortRequested { .. } => return "abort_requested".to_owned(),
             Self::Resumed { .. } => return "resumed".to_owned(),
         };
@@ -141,6 +151,8 @@ pub struct JobState {
     receipts: Vec<Option<serde_json::Value>>,
     /// Whether somebody asked for it to be undone.
     pub abort_requested: bool,
+    /// Whether a person vouched for the commit.
+    pub forced: bool,
     /// The last step that refused for good, and how.
     refused_for_good: Option<(usize, Fault)>,
     /// Failures of what is being done now, since it began or a person resumed the job.
@@ -203,6 +215,7 @@ impl JobState {
             steps: vec![StepState::Waiting; spec.steps.len()],
             receipts: vec![None; spec.steps.len()],
             abort_requested: false,
+            forced: false,
             refused_for_good: None,
             failed: 0,
             refused: 0,
@@ -247,6 +260,13 @@ impl JobState {
                     _ => None,
                 },
             ),
+            Event::CommitForced { step, receipt, .. } => (
+                *step,
+                self.steps
+                    .get(*step)
+                    .filter(|commit| is_unknown(commit))
+                    .map(|_| S::Done { receipt: receipt.clone() }),
+            ),
             Event::StepFailed { step, fault } => (
                 *step,
                 match self.steps.get(*step) {
@@ -290,6 +310,7 @@ impl JobState {
                 {
                     self.refused_for_good = Some((step, fault.clone()));
                 }
+                self.forced |= matches!(event, Event::CommitForced { .. });
                 *slot = next;
                 self.count(event);
                 Ok(())
@@ -312,6 +333,7 @@ impl JobState {
                 }
             }
             Event::StepDone { .. }
+            | Event::CommitForced { .. }
             | Event::UndoDone { .. }
             | Event::UndoStarted { attempt: 1, .. }
             | Event::Resumed { .. } => (self.failed, self.refused) = (0, 0),
@@ -353,12 +375,7 @@ impl JobState {
 
     /// Whether the outcome of the commit is open: it was started and neither done nor refused.
     pub fn commit_unknown(&self, spec: &JobSpec) -> bool {
-        let Some(at) = spec.commit_point() else { return false };
-        match self.steps.get(at) {
-            Some(StepState::Running { .. }) => true,
-            Some(StepState::Failed { fault, .. }) => !is_refusal(fault.class),
-            _ => false,
-        }
+        spec.commit_point().and_then(|at| self.steps.get(at)).is_some_and(is_unknown)
     }
 
     /// Whether what was done can still be undone.
@@ -447,6 +464,15 @@ impl JobState {
             }
             Some((step, _)) => Next::StartUndo { step, attempt: 1 },
         }
+    }
+}
+
+/// Whether a commit that stands so was begun, and neither made nor refused as far as anybody knows.
+fn is_unknown(commit: &StepState) -> bool {
+    match commit {
+        StepState::Running { .. } => true,
+        StepState::Failed { fault, .. } => !is_refusal(fault.class),
+        _ => false,
     }
 }
 

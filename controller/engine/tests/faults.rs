@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use ferry_engine::{Abort, Context, Event, JobSpec, Journal, Observation, Runner, Step, StepSpec};
+use ferry_engine::{
+    Abort, Context, Event, Force, Gate, JobSpec, Journal, Observation, Runner, Step, StepSpec,
+};
 use ferry_proto::ids::JobId;
 use ferry_proto::view::JobPhase;
 use ferry_proto::{Fault, FaultClass};
@@ -81,6 +83,139 @@ async fn a_commit_that_is_refused_for_good_is_undone_whatever_is_lost_on_the_way
     for spec in specs() {
         harness::refused_for_good_after_the_commit(&spec).await;
     }
+}
+
+/// A commit whose source is gone: it has committed or not, and says nothing.
+fn lost(what: String, committed: bool) -> Case {
+    Case::new(&spec(Some(COMMIT), None), what)
+        .with(COMMIT, Action::Execute, FaultClass::Transient, ALWAYS, committed)
+        .with(COMMIT, Action::Observe, FaultClass::Transient, ALWAYS, false)
+}
+
+fn forced_by(events: &[Event]) -> Vec<&str> {
+    let mut all = Vec::new();
+    for event in events {
+        if let Event::CommitForced { by, .. } = event {
+            all.push(by.as_str());
+        }
+    }
+    all
+}
+
+/// A person vouches for it: the job goes on without the source, wherever the controller crashes.
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_nobody_can_be_asked_about_is_taken_on_a_persons_word() {
+    let word = || serde_json::json!({ "of": "a person" });
+    let plain = lost("forced".into(), true);
+    plain.force.say("the test", word());
+    plain.force.say("a second operator", serde_json::json!({}));
+    assert_eq!(plain.run().await, JobPhase::Done);
+    let events = plain.journal.events.lock().unwrap().clone();
+    assert_eq!(forced_by(&events), ["the test"], "the first word counts: {events:?}");
+    let cases = (1..=events.len()).flat_map(|w| [(w, false), (w, true)]);
+    for (write, durable) in cases {
+        for committed in [false, true] {
+            let what = format!("forced, {committed}, crash at write {write}, durable {durable}");
+            let case = lost(what, committed).crashing(write, durable);
+            case.force.say("the test", word());
+            assert_eq!(case.run().await, JobPhase::Done, "{}", case.what);
+            let events = case.journal.events.lock().unwrap();
+            assert_eq!(forced_by(&events), ["the test"], "{}: {events:?}", case.what);
+        }
+    }
+}
+
+/// Whoever waits on a source that does not answer is heard at once, and so is who finds the job stuck.
+#[tokio::test(start_paused = true)]
+async fn a_persons_word_ends_every_wait_for_the_source() {
+    let mut begun: Vec<_> = (0..COMMIT).flat_map(|step| [started(step), done(step)]).collect();
+    begun.push(started(COMMIT));
+    let mut between = begun.clone();
+    between.push(Event::StepFailed { step: COMMIT, fault: Fault::transient("lost") });
+    for (waiting, events) in [("for its answer", begun), ("to ask again", between)] {
+        let long = Long::new(spec(Some(COMMIT), None), events);
+        let (force, began) = (Force::default(), tokio::time::Instant::now());
+        let (job, mut seen) = long.start_heeding(Abort::default(), force.clone()).await;
+        if waiting == "for its answer" {
+            long.step.begun.notified().await;
+        }
+        force.say("the test", serde_json::json!({}));
+        loop {
+            let told = seen.recv().await.expect("the job goes on");
+            if let ferry_engine::Told::Event(Event::CommitForced { step, .. }) = told {
+                assert_eq!(step, COMMIT);
+                break;
+            }
+        }
+        assert_eq!(began.elapsed(), Duration::ZERO, "waits {waiting}");
+        job.abort();
+    }
+}
+
+/// A word that comes when the outcome is known is none.
+#[tokio::test(start_paused = true)]
+async fn a_persons_word_counts_only_while_the_commit_is_unknown() {
+    let refused = Case::new(&spec(Some(COMMIT), None), "refused before the commit").with(
+        COMMIT - 1,
+        Action::Execute,
+        FaultClass::Fenced,
+        ALWAYS,
+        false,
+    );
+    refused.force.say("the test", serde_json::json!({}));
+    assert_eq!(refused.run().await, JobPhase::Undone);
+    let answers = Case::new(&spec(Some(COMMIT), None), "the source answers");
+    answers.force.say("the test", serde_json::json!({}));
+    assert_eq!(answers.run().await, JobPhase::Done);
+    for case in [refused, answers] {
+        let events = case.journal.events.lock().unwrap();
+        assert!(forced_by(&events).is_empty(), "{}: {events:?}", case.what);
+    }
+    let refusal = Event::StepFailed { step: 0, fault: Fault::fenced("past its deadline") };
+    let state = |events: &[Event]| {
+        let only_commit = JobSpec { steps: spec(Some(0), None).steps, job: JobId::new_now() };
+        ferry_engine::JobState::replay(&only_commit, events).map(|s| s.forced)
+    };
+    let word = Event::CommitForced { step: 0, by: "x".into(), receipt: serde_json::json!({}) };
+    assert!(state(&[started(0), word.clone()]).unwrap());
+    state(&[started(0), refusal, word.clone()]).expect_err("the source has refused");
+    state(&[started(0), done(0), word.clone()]).expect_err("the source has committed");
+    state(&[word]).expect_err("nobody has asked it");
+}
+
+/// The target had heard of the real commit before, and refused it for good: then the source has
+/// committed, and takes the account back when it returns.
+#[tokio::test(start_paused = true)]
+async fn a_target_that_had_refused_makes_a_forced_commit_void_too() {
+    let case = lost("forced, and refused before".into(), true).refusing(COMMIT + 1, ALWAYS);
+    case.force.say("the test", serde_json::json!({}));
+    assert_eq!(case.run().await, JobPhase::Undone);
+}
+
+/// Who waits at a gate for a source holds nothing up; the gate hears that its commit was vouched for.
+#[tokio::test(start_paused = true)]
+async fn the_gate_hears_that_a_commit_was_forced() {
+    #[derive(Default)]
+    struct Heard(Mutex<Vec<String>>);
+    #[async_trait]
+    impl Gate for Heard {
+        async fn enter(&self, _: &StepSpec) {}
+        fn done(&self, step: &StepSpec) {
+            self.0.lock().unwrap().push(format!("{} done", step.name));
+        }
+        fn forced(&self, step: &StepSpec) {
+            self.0.lock().unwrap().push(format!("{} forced", step.name));
+        }
+        fn undoing(&self, _: &StepSpec) {}
+        fn undone(&self, _: &StepSpec) {}
+    }
+    let mut case = lost("gated".into(), true);
+    case.force.say("the test", serde_json::json!({}));
+    let heard = Arc::new(Heard::default());
+    case.gate = Some(heard.clone());
+    assert_eq!(case.run().await, JobPhase::Done);
+    let heard = heard.0.lock().unwrap();
+    assert_eq!(heard[COMMIT], format!("step{COMMIT} forced"), "{heard:?}");
 }
 
 /// Only a step that may say so makes a commit void.
@@ -220,6 +355,15 @@ impl Long {
         abort: Abort,
     ) -> (tokio::task::JoinHandle<Result<JobPhase, Fault>>, mpsc::Receiver<ferry_engine::Told>)
     {
+        self.start_heeding(abort, Force::default()).await
+    }
+
+    async fn start_heeding(
+        &self,
+        abort: Abort,
+        force: Force,
+    ) -> (tokio::task::JoinHandle<Result<JobPhase, Fault>>, mpsc::Receiver<ferry_engine::Told>)
+    {
         let (told, seen) = mpsc::channel(64);
         let steps = self.spec.steps.iter().map(|s| {
             let step: Arc<dyn Step> = self.step.clone();
@@ -228,7 +372,7 @@ impl Long {
         let steps = Arc::new(steps.collect());
         let journal: Arc<dyn Journal> = self.journal.clone();
         let runner = Runner::recover(self.spec.clone(), steps, journal, told, abort).await.unwrap();
-        (tokio::spawn(runner.run()), seen)
+        (tokio::spawn(runner.heeding(force).run()), seen)
     }
 
     fn events(&self) -> Vec<Event> {

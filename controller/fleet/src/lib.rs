@@ -21,7 +21,7 @@ use ferry_proto::Fault;
 use ferry_proto::channel::{Connections, Revocations};
 use ferry_proto::ids::ServerName;
 use ferry_store::Store;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::authority::Authority;
@@ -64,7 +64,8 @@ pub struct Fleet {
     settings: Settings,
     generation: u64,
     live: Mutex<Live>,
-    connected: broadcast::Sender<ServerName>,
+    /// Rung when an agent has connected or was cut off.
+    came_or_cut: watch::Sender<()>,
     generations: Generations,
 }
 
@@ -107,7 +108,6 @@ impl Fleet {
         settings: Settings,
     ) -> Result<Arc<Self>, Fault> {
         let generation = store.generation().await?;
-        let (connected, _) = broadcast::channel(64);
         let fleet = Arc::new(Self {
             store,
             authority,
@@ -115,7 +115,7 @@ impl Fleet {
             settings,
             generation,
             live: Mutex::default(),
-            connected,
+            came_or_cut: watch::Sender::default(),
             generations: Generations::default(),
         });
         fleet.apply_revocations().await?;
@@ -127,9 +127,20 @@ impl Fleet {
         self.live().sessions.contains_key(server)
     }
 
-    /// Names of servers as they connect.
-    pub fn connected(&self) -> broadcast::Receiver<ServerName> {
-        self.connected.subscribe()
+    /// Whether `server` was cut off, and was not added again since.
+    pub fn is_revoked(&self, server: &ServerName) -> bool {
+        self.connections.is_cut_off(server)
+    }
+
+    /// Waits until the agent of `server` has a session, or cannot have one any more: it was cut off.
+    pub async fn until_back_or_revoked(&self, server: &ServerName) {
+        let mut rung = self.came_or_cut.subscribe();
+        while !self.is_connected(server) && !self.is_revoked(server) {
+            // Its sender is ours, and lives as long.
+            if rung.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// The authority.
@@ -159,6 +170,7 @@ impl Fleet {
         self.connections.cut(server);
         self.live().sessions.remove(server);
         self.generations.forget(server);
+        self.came_or_cut.send_replace(());
         self.tell_revocations().await?;
         Ok(was_connected)
     }

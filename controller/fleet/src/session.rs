@@ -140,7 +140,7 @@ impl Fleet {
             }
             number
         };
-        let _ = self.connected.send(server.clone());
+        self.came_or_cut.send_replace(());
         Ok(Greeted { number, out, end, receiver })
     }
 

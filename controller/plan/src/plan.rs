@@ -179,7 +179,12 @@ fn steps(of: &Move, policy: &Policy, deadline: u32) -> Vec<PlannedStep> {
             120,
             Intent::Open { of: of(), commit: None },
         ),
-        step(source, "Release held connections to the target", 60, Intent::Release { of: of() }),
+        step(
+            source,
+            "Release held connections to the target",
+            60,
+            Intent::Release { of: of(), forced: None },
+        ),
     ]
 }
 

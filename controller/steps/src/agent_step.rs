@@ -12,7 +12,7 @@ use ferry_proto::command::{Intent, Move, Receipt, Refusal};
 use ferry_proto::ids::{CommandId, ServerName};
 use tokio_util::sync::CancellationToken;
 
-use crate::grant::grant;
+use crate::{grant, release};
 
 /// How long a grant lets two agents *start* together, in seconds: a precopy may take days, and
 /// each attempt gets a new one.
@@ -80,7 +80,13 @@ impl AgentStep {
         server: ServerName,
         intent: Intent,
     ) -> Result<Order, Fault> {
-        let grant = intent.of().map(|of| grant(&self.fleet, of, GRANT_SECONDS)).transpose()?;
+        let forced = match &intent {
+            Intent::Open { commit: Some(record), .. }
+            | Intent::Release { forced: Some(record), .. } => record.forced.clone(),
+            _ => None,
+        };
+        let sign = |of| grant::with_word(&self.fleet, of, GRANT_SECONDS, forced);
+        let grant = intent.of().map(sign).transpose()?;
         Ok(Order { server, id: command_id(context, action), job: Some(context.job), intent, grant })
     }
 }
@@ -123,6 +129,9 @@ impl Step for AgentStep {
     async fn execute(&self, context: &Context) -> Result<serde_json::Value, Fault> {
         let step = planned(context)?;
         let intent = (self.recipe.fill)(step.intent, context)?;
+        if release::is_pointless(&self.fleet, &step.server, &intent) {
+            return to_json(&release::cut_off(&step.server));
+        }
         let order = self.order(context, Action::Execute, step.server, intent)?;
         let receipt =
             self.fleet.run(&order, Some(context.progress.clone()), &context.cancel).await?;

@@ -119,6 +119,11 @@ impl Connections {
         self.revocations.load().contains(server, serial)
     }
 
+    /// Whether no certificate of this server is accepted.
+    pub fn is_cut_off(&self, server: &ServerName) -> bool {
+        self.revocations.load().servers.contains(server)
+    }
+
     /// The limits that it was made with.
     pub fn limits(&self) -> &Limits {
         &self.limits

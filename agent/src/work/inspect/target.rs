@@ -80,6 +80,21 @@ fn standing(known: Option<&Account>, findings: &mut Findings) {
             "let the job that has it end",
         );
     }
+    if known.may_hold_unique() {
+        findings.add(
+            Severity::Warning,
+            format!(
+                "account {} was served here while it was opened by force elsewhere: what was written here then is \
+                 overwritten",
+                known.definition.name
+            ),
+            format!(
+                "save it first: find {} -newerct @{}, and compare the databases",
+                known.definition.home.display(),
+                known.served_again_unix_ms.unwrap_or_default().div_euclid(1000)
+            ),
+        );
+    }
 }
 
 /// What the source says of the account, apart from content. Kept nowhere.

@@ -134,6 +134,7 @@ fn moved(of: &Move) -> Standing {
         epoch: of.epoch,
         fenced_at_unix: 0,
         committed_at_unix_ms: 0,
+        forced: None,
     };
     let standing = json!({
         "is": "moved", "of": of, "record": record, "fenced_unix_ms": 0, "released_unix_ms": 1,

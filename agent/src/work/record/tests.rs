@@ -80,6 +80,18 @@ async fn a_definition_that_is_gone_or_bad_is_not_replaced_by_an_old_one() {
 }
 
 #[tokio::test]
+async fn what_is_defined_is_told_from_what_is_not_and_from_what_cannot_be_read() {
+    let server = Server::new();
+    let name = "shop".parse().unwrap();
+    assert!(super::defined(&server.agent, &name).await.unwrap().is_none());
+    server.define(DATABASE);
+    let defined = super::defined(&server.agent, &name).await.unwrap().unwrap();
+    assert!(matches!(defined.standing, Standing::Serving));
+    server.define("colour = 1\n");
+    super::defined(&server.agent, &name).await.unwrap_err();
+}
+
+#[tokio::test]
 async fn an_account_on_the_move_stays_what_it_was_when_it_was_armed() {
     let server = Server::new();
     server.knows(&account("shop", &Standing::Armed { of: a_move() })).await;

@@ -25,6 +25,7 @@ async fn moved_away(world: &World) -> (Server, Move) {
         fenced_at_unix: 0,
         // A file system's clock may be a tick behind, never ahead.
         committed_at_unix_ms: unix_ms() + 1,
+        forced: None,
     };
     let standing = serde_json::json!({
         "is": "moved", "of": of, "record": record, "fenced_unix_ms": 0, "released_unix_ms": 1,

@@ -15,7 +15,7 @@ use ferry_proto::channel::{
     self, CaCertificate, Connections, Credentials, Identity, Limits, Listener, Party, PeerListener,
     unix_now,
 };
-use ferry_proto::command::{Direction, Move};
+use ferry_proto::command::{Direction, Forced, Move};
 use ferry_proto::grant::{Grant, GrantKey, SignedGrant};
 use ferry_proto::ids::{AccountName, Epoch, JobId, ServerName};
 use ferry_traffic::client::Redirector as Client;
@@ -145,7 +145,13 @@ impl World {
     fn agent(&self, name: &str, dir: &std::path::Path, ledger: Ledger) -> Arc<Agent> {
         // A target is not patient: what does not open is refused after a third of this.
         let hold = Hold { wait_seconds: 1, ..Hold::default() };
-        let config = Config { state_directory: dir.to_owned(), hold, ..Config::default() };
+        let config = Config {
+            state_directory: dir.to_owned(),
+            accounts_directory: dir.join("accounts.d"),
+            inventory_directory: dir.join("inventory.d"),
+            hold,
+            ..Config::default()
+        };
         let grant_key = GrantKey::from_bytes(self.grants.public_key().as_ref()).unwrap();
         let connections = Connections::new(Limits::default());
         let client = Client::at(dir.join("control.sock"));
@@ -187,7 +193,12 @@ impl World {
         (source, target, listener, job)
     }
 
-    fn grant(&self, of: &Move) -> SignedGrant {
+    /// A command to a server, of a move whose target is opened by force, as the controller signs it.
+    pub fn forcing(&self, server: &Server, of: &Move, forced: Forced) -> Job {
+        Job { grant: Some(self.grant(of, Some(forced))), ..self.job(server, of) }
+    }
+
+    fn grant(&self, of: &Move, forced: Option<Forced>) -> SignedGrant {
         let grant = Grant {
             id: uuid::Uuid::now_v7(),
             job: of.job,
@@ -199,6 +210,7 @@ impl World {
             not_before: unix_now(),
             expires: unix_now() + 600,
             controller_generation: 0,
+            forced,
         };
         grant.sign(&self.grants).unwrap()
     }
@@ -208,7 +220,7 @@ impl World {
         Job {
             agent: server.agent.clone(),
             of: of.clone(),
-            grant: Some(self.grant(of)),
+            grant: Some(self.grant(of, None)),
             cancel: CancellationToken::new(),
             progress: watch::Sender::default(),
         }
@@ -271,6 +283,8 @@ impl Server {
             made: None,
             came_from: None,
             taken_back: None,
+            served_again_unix_ms: None,
+            forced: None,
             wound_down: None,
             closed: None,
             refreshed: None,

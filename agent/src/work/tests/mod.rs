@@ -7,6 +7,7 @@ mod copying;
 mod delivery;
 mod ending;
 mod fencing;
+mod forcing;
 pub mod host;
 mod inspecting;
 mod looking;

@@ -37,6 +37,7 @@ fn record(of: &Move) -> CommitRecord {
         epoch: of.epoch.next(),
         fenced_at_unix: 0,
         committed_at_unix_ms: 0,
+        forced: None,
     }
 }
 

@@ -88,7 +88,8 @@ async fn agreed(screen: &Screen, args: &FinalizeArgs) -> Result<bool, Failure> {
         screen.note(&format!(
             "The copy of {account} on that server is erased: files, databases, user. This cannot be undone."
         ));
-        return ask::typed(screen, account).await;
+        let prompt = "Type the account's name to go on: ";
+        return ask::typed(screen, prompt, account.to_string(), ask::SAY_YES).await;
     }
     ask::yes(screen, format!("End the move of {account}?")).await
 }

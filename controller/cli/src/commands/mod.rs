@@ -2,6 +2,7 @@
 
 mod events;
 mod finish;
+mod force;
 mod inventory;
 mod moves;
 mod status;
@@ -39,6 +40,7 @@ pub async fn run(cli: Cli, screen: &Screen) -> Result<Exit, Failure> {
         Command::Abort(args) => finish::abort(&operator, screen, args).await,
         Command::Resume(args) => finish::resume(&operator, screen, args).await,
         Command::Finalize(args) => finish::finalize(&operator, screen, args).await,
+        Command::ForceOpen(args) => force::open(&operator, screen, args).await,
         // Done above, without a controller.
         Command::Completions { .. } | Command::Man => Ok(Exit::Done),
     }

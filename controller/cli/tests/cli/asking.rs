@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::fake::Controller;
-use crate::moving;
+use crate::{job, moving};
 
 #[tokio::test]
 async fn whoever_cannot_be_asked_is_told_what_to_do() {
@@ -87,6 +87,58 @@ async fn erasing_wants_the_name_typed() {
     assert_eq!(controller.calls(), [] as [&str; 0]);
     assert_eq!(answer("shop\r").await, 0);
     assert_eq!(controller.calls()[0], "finalize shop true");
+}
+
+/// A move whose source was lost with the only word on its commit, or that was heard of.
+fn lost(unheard: bool) -> crate::fake::Script {
+    let mut unheard_of = job("running", "running");
+    unheard_of["commit_unknown"] = true.into();
+    unheard_of["commit_unheard"] = unheard.into();
+    let mut open = job("running", "running");
+    open["steps"][0]["name"] = "open".into();
+    open["steps"][0]["phase"] = "done".into();
+    crate::fake::Script {
+        jobs: vec![unheard_of],
+        watch: vec![vec![open]],
+        hang: true,
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn opening_by_force_wants_the_name_of_the_source_typed() {
+    let controller = Controller::start(lost(true)).await;
+    let answer = async |typed| {
+        on_a_terminal(&controller, "force-open shop", "off and isolated: ", typed).await
+    };
+    // Neither a yes, nor the target, nor the account.
+    for no in ["y\r", "yes\r", "transit1\r", "shop\r", "web\r", "\r", "\x03", "\x04"] {
+        assert_eq!(answer(no).await, 4, "{no:?}");
+    }
+    assert!(controller.calls().iter().all(|call| call.starts_with("jobs")), "nothing is forced");
+    // Watched until it is open: the job goes on waiting for the source.
+    assert_eq!(answer("web1\r").await, 0);
+    assert!(controller.calls().contains(&"force shop web1".to_owned()));
+}
+
+#[tokio::test]
+async fn opening_by_force_takes_no_yes_but_a_name_that_was_typed() {
+    let controller = Controller::start(lost(true)).await;
+    let ran = controller.run(&["force-open", "shop"]).await;
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains("--source-is-off"), "{}", ran.err);
+    assert_eq!(controller.run(&["force-open", "shop", "--yes"]).await.code, 2);
+    let ran = controller.run(&["force-open", "shop", "--source-is-off", "web1"]).await;
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert_eq!(
+        controller.calls()[1..],
+        ["force shop web1".to_owned(), "watch ".to_owned() + crate::JOB]
+    );
+    let heard_of = Controller::start(lost(false)).await;
+    let ran = heard_of.run(&["force-open", "shop"]).await;
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains("not committed, unheard"), "{}", ran.err);
+    assert_eq!(heard_of.calls().len(), 1, "nothing is forced");
 }
 
 /// However a question ends, the person's terminal is as it was: nothing makes it raw.

@@ -277,6 +277,14 @@ impl OperatorService for Fake {
         Ok(Response::new(FinalizeMoveResponse { job: JOB.to_owned() }))
     }
 
+    async fn force_open(
+        &self,
+        r: Request<ForceOpenRequest>,
+    ) -> Result<Response<ForceOpenResponse>, Status> {
+        self.called(&r, &format!("force {} {}", r.get_ref().account, r.get_ref().source_is_off))?;
+        Ok(Response::new(ForceOpenResponse { job: JOB.to_owned() }))
+    }
+
     async fn list_jobs(
         &self,
         r: Request<ListJobsRequest>,

@@ -6,7 +6,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use ferry_engine::{Abort, Context, Event, JobSpec, Journal, Observation, Runner, Step, Steps};
+use ferry_engine::{
+    Abort, Context, Event, Force, Gate, JobSpec, Journal, Observation, Runner, Step, Steps,
+};
 use ferry_proto::command::Refusal;
 use ferry_proto::ids::{Epoch, JobId};
 use ferry_proto::view::JobPhase;
@@ -198,6 +200,9 @@ pub struct Case {
     pub journal: Arc<Memory>,
     pub trouble: Arc<Mutex<Vec<Trouble>>>,
     steps: Arc<Steps>,
+    /// Outlives crashes: whoever gave his word gives it again.
+    pub force: Force,
+    pub gate: Option<Arc<dyn Gate>>,
     pub spec: JobSpec,
     /// Said by every assertion.
     pub what: String,
@@ -227,6 +232,8 @@ impl Case {
             journal: Arc::default(),
             trouble,
             steps: Arc::new(steps),
+            force: Force::default(),
+            gate: None,
             spec: spec.clone(),
             what: what.into(),
         }
@@ -268,7 +275,12 @@ impl Case {
         let (told, mut seen) = mpsc::channel(64);
         tokio::spawn(async move { while seen.recv().await.is_some() {} });
         let (steps, journal) = (self.steps.clone(), self.journal.clone());
-        Runner::recover(self.spec.clone(), steps, journal, told, abort).await?.run().await
+        let runner = Runner::recover(self.spec.clone(), steps, journal, told, abort).await?;
+        let runner = runner.heeding(self.force.clone());
+        match self.gate.clone() {
+            Some(gate) => runner.gated(gate).run().await,
+            None => runner.run().await,
+        }
     }
 
     /// Runs to the end, restarting after a crash as a service manager would.
@@ -305,7 +317,17 @@ impl Case {
         let what = &self.what;
         assert_eq!(world.violations, [] as [&str; 0], "{what}");
         match phase {
-            JobPhase::Done => assert_eq!(world.standing.len(), self.spec.steps.len(), "{what}"),
+            JobPhase::Done => {
+                // What a person vouched for may stand or not: its agent was not heard.
+                let events = self.journal.events.lock().unwrap();
+                let vouched = events.iter().find_map(|e| match e {
+                    Event::CommitForced { step, .. } => Some(&self.spec.steps[*step].name),
+                    _ => None,
+                });
+                let steps = self.spec.steps.iter().map(|s| &s.name);
+                let missing = steps.filter(|s| Some(*s) != vouched && !world.standing.contains(*s));
+                assert_eq!(missing.collect::<Vec<_>>(), [] as [&String; 0], "{what}");
+            }
             JobPhase::Undone => assert_eq!(world.standing, BTreeSet::new(), "{what}"),
             JobPhase::Stuck => {}
             other => panic!("{what}: ended as {other}"),

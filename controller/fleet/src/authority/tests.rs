@@ -240,6 +240,7 @@ fn grants_are_signed_by_a_key_of_their_own() {
         not_before: now,
         expires: now + 600,
         controller_generation: 1,
+        forced: None,
     };
     let signed = authority.sign_grant(&grant).unwrap();
     // As after a restart.

@@ -310,6 +310,7 @@ fn the_minute_of_the_fence_must_have_passed_here() {
         epoch: of.epoch.next(),
         fenced_at_unix: 6_059,
         committed_at_unix_ms: 0,
+        forced: None,
     };
     let after = plan(&account, &SourceRecord { linger: Some(true), ..source }, &commit, 6_059_000);
     assert_eq!((after.due_unix_ms, after.missed_minutes), (102 * MINUTE_MS - MINUTE_MS, 0));
