@@ -143,10 +143,13 @@ impl Agent {
         self.write(move |l| l.set_account(&name, account)).await
     }
 
-    /// The right to change how an account stands; held until dropped.
+    /// The right to change how an account stands; held until dropped. Whoever has it reads how the
+    /// account stands only then: what he writes is refused if a change that had seemed to fail has been
+    /// found recorded since.
     pub async fn order(&self, name: &AccountName) -> OwnedMutexGuard<()> {
-        let order = self.per_account(name).order.clone();
-        order.lock_owned().await
+        let order = self.per_account(name).order.clone().lock_owned().await;
+        self.ledger().decide_anew(name);
+        order
     }
 
     /// The right to tell the account's target of a commit; none if somebody does already.
@@ -237,5 +240,46 @@ pub async fn blocking<T: Send + 'static>(
             Err(Fault::new(FaultClass::Cancelled, "the agent is stopping"))
         }
         Err(error) => Err(Fault::bug("a part of the agent panicked").caused_by(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Standing;
+    use crate::ledger::failing::{EIO, on_failing};
+    use crate::testing::authority::Authority;
+    use crate::testing::{a_move, account, agent_with, before_the_reboot, fenced, moved};
+
+    #[tokio::test]
+    async fn who_took_the_order_before_a_commit_was_found_does_not_write_over_it() {
+        let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+        let (ledger, kernel) = on_failing();
+        let agent = agent_with(&authority, dir.path(), ledger);
+        let (of, name) = (a_move(), "shop".parse().unwrap());
+        let stood = account("shop", &fenced(&of, &before_the_reboot()));
+        agent.set_account(&name, Some(stood)).await.unwrap();
+        kernel.lock().unwrap().syncs = [Err(EIO), Err(EIO)].into();
+        let committed = account("shop", &moved(&of));
+        agent.set_account(&name, Some(committed)).await.unwrap_err();
+        let order = agent.order(&name).await;
+        let stale = agent.account(&name);
+        // Of another account: the disk is read again for it, and nothing is in doubt any more.
+        let other = account("other", &Standing::Serving);
+        agent.set_account(&"other".parse().unwrap(), Some(other)).await.unwrap();
+        let is_moved = || {
+            let account = agent.account(&name).unwrap();
+            matches!(account.standing, Standing::Moved { .. })
+        };
+        assert!(is_moved());
+        for _ in 0..2 {
+            let fault = agent.set_account(&name, stale.clone()).await.unwrap_err();
+            assert_eq!(fault.class, FaultClass::Transient, "{fault}");
+            assert!(is_moved());
+        }
+        drop(order);
+        // Whoever takes it now reads what was found.
+        let _order = agent.order(&name).await;
+        agent.set_account(&name, agent.account(&name)).await.unwrap();
     }
 }

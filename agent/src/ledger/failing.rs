@@ -6,8 +6,8 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use super::Ledger;
 use super::file::{Disk, LogFile};
-use super::{Ledger, State};
 
 /// Numbers of errors.
 pub const EIO: i32 = 5;
@@ -83,7 +83,7 @@ fn put(bytes: &mut Vec<u8>, at: u64, new: &[u8]) {
 
 fn on(kernel: Arc<Mutex<Kernel>>) -> Ledger {
     let (log, documents) = LogFile::on(Box::new(Failing(kernel)), Path::new("ledger")).unwrap();
-    Ledger { log, state: State::read(&documents).unwrap(), doubtful: None }
+    Ledger::of(log, &documents).unwrap()
 }
 
 /// An empty ledger on such a disk.

@@ -7,12 +7,13 @@ pub mod failing;
 mod file;
 mod point;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::Path;
 
 use ferry_proto::command::Outcome;
 use ferry_proto::ids::{AccountName, CommandId, JobId, ServerName};
 use ferry_proto::{Fault, FaultClass};
+use serde_json::to_value;
 
 pub use entry::{Account, AfterOpen, Closed, Entry, Made, Refreshed, SourceRecord, Standing};
 use file::LogFile;
@@ -73,6 +74,9 @@ pub struct Ledger {
     state: State,
     /// An account whose commit could neither be recorded nor be read again.
     doubtful: Option<AccountName>,
+    /// Accounts of which a rereading found recorded what nobody knew to be. Whoever has read one before
+    /// must not write it.
+    overtaken: BTreeSet<AccountName>,
 }
 
 impl Ledger {
@@ -82,13 +86,18 @@ impl Ledger {
     /// If it cannot be read or is damaged.
     pub fn open(path: &Path) -> Result<Self, Fault> {
         let (log, documents) = LogFile::open(path)?;
-        let mut ledger = Self { log, state: State::read(&documents)?, doubtful: None };
+        let mut ledger = Self::of(log, &documents)?;
         let entries = ledger.state.entries()?;
         let lean: u64 = entries.iter().map(|e| e.len() as u64 + 12).sum();
         if ledger.log.len() > COMPACT_ABOVE && ledger.log.len() / 4 > lean {
             ledger.log.replace(&entries)?;
         }
         Ok(ledger)
+    }
+
+    fn of(log: LogFile, documents: &[Vec<u8>]) -> Result<Self, Fault> {
+        let state = State::read(documents)?;
+        Ok(Self { log, state, doubtful: None, overtaken: BTreeSet::new() })
     }
 
     /// The accounts in the ledger at `path`, which another process may have open: changes nothing.
@@ -129,7 +138,16 @@ impl Ledger {
     fn try_record(&mut self, kind: &str, entry: Entry) -> Result<(), Fault> {
         let document = to_json(&entry)?;
         if self.log.is_unsure() {
-            self.catch_up(&entry)?;
+            self.reread()?;
+        }
+        let account = match &entry {
+            Entry::Account { name, .. } => Some(name.clone()),
+            _ => None,
+        };
+        if let Some(name) = account.as_ref().filter(|name| self.overtaken.contains(*name)) {
+            return Err(Fault::transient(format!(
+                "an earlier change of account {name} was found to be recorded"
+            )));
         }
         match self.log.append(&document, &Point { kind, entry: &entry }) {
             Ok(()) => {
@@ -139,31 +157,33 @@ impl Ledger {
             Err(fault) => {
                 // Neither yes nor no: reread before deciding.
                 self.doubtful = commit_of(&entry);
-                let there = self.reread()?.last().is_some_and(|last| *last == document);
-                if there { Ok(()) } else { Err(fault) }
+                if self.reread()?.last().is_none_or(|last| *last != document) {
+                    return Err(fault);
+                }
+                // Whoever made the entry knows of it.
+                if let Some(name) = account {
+                    self.overtaken.remove(&name);
+                }
+                Ok(())
             }
         }
     }
 
-    /// Rereads before `entry` is recorded. Whoever made the entry knew only the state before: if the
-    /// account stands otherwise, a failed write was recorded after all, and he must look again.
-    fn catch_up(&mut self, entry: &Entry) -> Result<(), Fault> {
-        let Entry::Account { name, .. } = entry else { return self.reread().map(drop) };
-        let before = self.account(name).map(serde_json::to_value).transpose().ok();
-        self.reread()?;
-        if self.account(name).map(serde_json::to_value).transpose().ok() == before {
-            return Ok(());
-        }
-        Err(Fault::transient(format!(
-            "an earlier change of account {name} was found to be recorded"
-        )))
-    }
-
+    /// Reads what is there. Whoever is about to write an account knew only the state before: if it is
+    /// found to stand otherwise, a failed write was recorded after all, and he must look again. That
+    /// holds whoever's write it is for which this reads.
     fn reread(&mut self) -> Result<Vec<Vec<u8>>, Fault> {
         let documents = self.log.reread()?;
-        self.state = State::read(&documents)?;
+        let before = std::mem::replace(&mut self.state, State::read(&documents)?);
+        self.overtaken.extend(changed(&before, &self.state));
         self.doubtful = None;
         Ok(documents)
+    }
+
+    /// For whoever takes an account's order: he looks how it stands only now, so that he knows whatever
+    /// a rereading has found by now.
+    pub fn decide_anew(&mut self, name: &AccountName) {
+        self.overtaken.remove(name);
     }
 
     /// Records how an account stands; none: forgotten.
@@ -222,6 +242,16 @@ impl Ledger {
 
 fn is_moved(account: &Account) -> bool {
     matches!(account.standing, Standing::Moved { .. })
+}
+
+/// Accounts that stand otherwise in one of two states than in the other.
+fn changed(one: &State, other: &State) -> Vec<AccountName> {
+    let same = |name: &AccountName| {
+        let [one, other] = [one, other].map(|state| to_value(state.accounts.get(name)));
+        matches!((one, other), (Ok(one), Ok(other)) if one == other)
+    };
+    let names = one.accounts.keys().chain(other.accounts.keys());
+    names.filter(|name| !same(name)).cloned().collect()
 }
 
 /// The account that an entry commits.
@@ -426,6 +456,7 @@ mod tests {
         let found = after_power_cut(&kernel);
         assert!(matches!(found.account(&name).unwrap().standing, Standing::Moved { .. }));
         // Decided anew, it is recorded.
+        ledger.decide_anew(&name);
         ledger.set_account(&name, Some(armed)).unwrap();
     }
 
