@@ -214,6 +214,17 @@ impl Ledger {
         self.doubtful.as_ref() == Some(name) || self.account(name).is_some_and(is_moved)
     }
 
+    /// Ends a doubt whether the account has moved: what can be read now is what counts.
+    ///
+    /// # Errors
+    /// If it cannot be read, or not be made durable: the doubt goes on.
+    pub fn end_doubt(&mut self, name: &AccountName) -> Result<(), Fault> {
+        if self.doubtful.as_ref() == Some(name) {
+            self.reread()?;
+        }
+        Ok(())
+    }
+
     /// Every account in the ledger.
     pub fn accounts(&self) -> &BTreeMap<AccountName, Account> {
         &self.state.accounts

@@ -28,6 +28,9 @@ const OPEN: Duration = Duration::from_secs(60);
 pub async fn commit(job: &Job) -> Result<Receipt, Fault> {
     let agent = &job.agent;
     let _order = agent.order(&job.of.account).await;
+    // An earlier attempt may have made it: whatever keeps it from being made now says nothing of that.
+    let name = job.of.account.clone();
+    agent.write(move |l| l.end_doubt(&name)).await.map_err(|fault| not_known(job, &fault))?;
     if let Some(record) = committed(job) {
         resume(agent, &job.of.account);
         return Ok(Receipt::Committed(record));

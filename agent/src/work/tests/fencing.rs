@@ -16,6 +16,7 @@ use super::host::{Server, World, a_move_to_nowhere, account, alone};
 use crate::clock::Deadline;
 use crate::ledger::failing::{EIO, ENOSPC, EROFS, on_failing};
 use crate::ledger::{Ledger, Standing};
+use crate::testing::moved;
 use crate::work::{Job, commit, fence, unfence};
 
 /// An account armed by a move, and that move's commands.
@@ -56,20 +57,44 @@ fn an_account_that_may_be_committed_is_not_taken_back() {
         server.stands(Standing::Armed { of: of.clone() }).await;
         let job = world.job(&server, &of);
         fence::fence(&job, 600, 0).await.unwrap();
-        ends_after(&server, Duration::from_secs(15)).await;
+        deadline_passes(&server).await;
+        // Written in time; nobody knows what came of it until now.
         disk.lock().unwrap().syncs = [Err(EIO), Err(EIO)].into();
-        let fault = commit::commit(&job).await.unwrap_err();
-        assert_eq!(fault.class, FaultClass::Transient, "{fault}");
+        let mut away = server.agent.account(&account()).unwrap();
+        away.standing = moved(&of);
+        job.set(away).await.unwrap_err();
         disk.lock().unwrap().broken = Some(EIO);
-        let Standing::Fenced { deadline, .. } = server.standing() else { panic!("not fenced") };
-        tokio::time::sleep(deadline.left()).await;
         unfence::at_deadline(&server.agent, &account()).await.unwrap_err();
         assert!(matches!(server.route().await, RouteState::Hold { .. }));
+        // It would be refused for its deadline, were it not made already, perhaps.
+        let fault = commit::commit(&job).await.unwrap_err();
+        assert_eq!(fault.class, FaultClass::Transient, "{fault}");
         // The disk recovers: what it holds is what counts.
         disk.lock().unwrap().broken = None;
         unfence::at_deadline(&server.agent, &account()).await.unwrap_err();
         assert!(matches!(server.standing(), Standing::Moved { .. }));
         assert!(matches!(server.route().await, RouteState::Hold { .. }));
+        committed(commit::commit(&job).await.unwrap());
+    });
+}
+
+/// Whatever would keep it from being committed now: it may be committed already.
+#[test]
+fn a_commit_in_doubt_is_never_called_surely_none_and_found_once_the_disk_is_read() {
+    alone(async |world| {
+        let (ledger, disk) = on_failing();
+        let server = world.server_on("web1", ledger);
+        let of = a_move_to_nowhere();
+        server.stands(Standing::Armed { of: of.clone() }).await;
+        let job = world.job(&server, &of);
+        fence::fence(&job, 600, 0).await.unwrap();
+        disk.lock().unwrap().syncs = [Err(EIO), Err(EIO)].into();
+        commit::commit(&job).await.unwrap_err();
+        let _back = Running::of_account(&world);
+        disk.lock().unwrap().broken = Some(EIO);
+        let fault = commit::commit(&job).await.unwrap_err();
+        assert_eq!(fault.class, FaultClass::Transient, "{fault}");
+        disk.lock().unwrap().broken = None;
         committed(commit::commit(&job).await.unwrap());
     });
 }
