@@ -190,10 +190,12 @@ impl LogFile {
         }
     }
 
-    /// Replaces the log by `documents`, in one step: a crash leaves the old one or the new one.
+    /// Replaces the log by `documents`, in one step: a crash leaves the old one or the new one. If there is
+    /// no room for the new one, the old one stays: it is only longer, and a full disk must not keep
+    /// whoever opens it from what is promised in it.
     ///
     /// # Errors
-    /// If the new file cannot be made; the old one stands then.
+    /// If it is not known that the new one stands durably where the old one stood.
     pub fn replace(&mut self, documents: &[Vec<u8>]) -> Result<(), Fault> {
         let failed = |e: &io::Error| {
             Fault::io(format!("cannot compact the ledger {}", self.path.display()), e)
@@ -203,32 +205,53 @@ impl LogFile {
         for document in documents {
             bytes.extend(frame(document)?);
         }
-        let file = around(
-            || "ledger.compacted".to_owned(),
-            identity,
-            || {
-                let mut file = OpenOptions::new()
-                    .read(true)
-                    .write(true)
-                    .create(true)
-                    .truncate(true)
-                    .mode(0o600)
-                    .open(&next)?;
-                file.write_all(&bytes)?;
-                file.sync_all()?;
-                std::fs::rename(&next, &self.path)?;
-                sync_parent(&self.path)?;
-                Ok(file)
-            },
-        )
-        .map_err(|e| failed(&e))?;
+        let file =
+            match around(|| "ledger.compacted".to_owned(), identity, || write_new(&next, &bytes)) {
+                Ok(file) => file,
+                Err(e) => {
+                    give_up(&next, &failed(&e));
+                    return Ok(());
+                }
+            };
+        let rename = || std::fs::rename(&next, &self.path);
+        match around(|| "ledger.replaced".to_owned(), identity, rename) {
+            Ok(()) => {}
+            // While it has its own name still, it has not taken the old one's place.
+            Err(e) if next.exists() => {
+                give_up(&next, &failed(&e));
+                return Ok(());
+            }
+            Err(e) => return Err(failed(&e)),
+        }
+        // From here on the old one has no name: what is recorded in it would be lost.
         self.file = Box::new(file);
         self.end = bytes.len() as u64;
         self.reserved = self.end;
         self.unsure = false;
+        sync_parent(&self.path).map_err(|e| failed(&e))?;
         self.reserve();
         Ok(())
     }
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<File> {
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    Ok(file)
+}
+
+/// Gives the room back that a new file has taken which does not take the old one's place.
+fn give_up(next: &Path, fault: &Fault) {
+    // Whatever is left of it is written over at the next opening.
+    let _ = std::fs::remove_file(next);
+    tracing::warn!("the ledger stays as long as it is: {fault}");
 }
 
 /// The whole documents of the log at `path`, which is not changed.

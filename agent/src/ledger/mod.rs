@@ -85,11 +85,15 @@ impl Ledger {
     /// # Errors
     /// If it cannot be read or is damaged.
     pub fn open(path: &Path) -> Result<Self, Fault> {
+        Self::open_compacting(path, COMPACT_ABOVE)
+    }
+
+    fn open_compacting(path: &Path, above: u64) -> Result<Self, Fault> {
         let (log, documents) = LogFile::open(path)?;
         let mut ledger = Self::of(log, &documents)?;
         let entries = ledger.state.entries()?;
         let lean: u64 = entries.iter().map(|e| e.len() as u64 + 12).sum();
-        if ledger.log.len() > COMPACT_ABOVE && ledger.log.len() / 4 > lean {
+        if ledger.log.len() > above && ledger.log.len() / 4 > lean {
             ledger.log.replace(&entries)?;
         }
         Ok(ledger)
@@ -376,6 +380,7 @@ fn sorted(mut entries: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
 mod tests {
     use super::failing::{EIO, ENOSPC, EROFS, after_power_cut, on_failing};
     use super::*;
+    use ferry_failpoints::FakeLab;
     use ferry_proto::command::Receipt;
 
     fn done() -> Outcome {
@@ -469,6 +474,55 @@ mod tests {
         // Decided anew, it is recorded.
         ledger.decide_anew(&name);
         ledger.set_account(&name, Some(armed)).unwrap();
+    }
+
+    /// A ledger that is mostly history, and knows an account; and how long it is.
+    fn long(path: &Path) -> u64 {
+        let mut ledger = Ledger::open(path).unwrap();
+        let account = crate::testing::account("shop", &Standing::Serving);
+        ledger.set_account(&"shop".parse().unwrap(), Some(account)).unwrap();
+        for serials in [vec!["0".repeat(1 << 16)], vec![]] {
+            ledger.record(Entry::Revocations { serials, servers: vec![] }).unwrap();
+        }
+        ledger.len()
+    }
+
+    /// Opens such a ledger, which is to be compacted, where this point fails: the error, if it is not
+    /// given what it holds.
+    fn opened_without(point: &'static str) -> Result<(), Fault> {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, name) = (dir.path().join("ledger"), "shop".parse().unwrap());
+        let len = long(&path);
+        let lab = FakeLab::listen(dir.path(), move |p| match p == point {
+            true => format!("errno {ENOSPC}"),
+            false => "go".to_owned(),
+        })
+        .unwrap();
+        let ledger = Ledger::open_compacting(&path, 0);
+        assert!(lab.heard().iter().any(|heard| heard == point), "{:?}", lab.heard());
+        drop(lab);
+        assert!(!dir.path().join("ledger.next").exists());
+        let mut ledger = ledger?;
+        assert!(ledger.account(&name).is_some() && ledger.len() == len);
+        // What is recorded now is in the file that the next start reads, which has the room.
+        ledger.record(Entry::Generation { generation: 2 }).unwrap();
+        let again = Ledger::open_compacting(&path, 0).unwrap();
+        assert!(again.account(&name).is_some() && again.generation() == 2);
+        assert!(again.len() < len / 4);
+        Ok(())
+    }
+
+    #[test]
+    fn a_ledger_that_there_is_no_room_to_compact_is_opened_as_it_is() {
+        opened_without("ledger.compacted.before").unwrap();
+        opened_without("ledger.compacted.after").unwrap();
+        opened_without("ledger.replaced.before").unwrap();
+    }
+
+    #[test]
+    fn a_ledger_whose_place_another_may_have_taken_is_not_written_to() {
+        let fault = opened_without("ledger.replaced.after").unwrap_err();
+        assert!(fault.message.contains("compact"), "{fault}");
     }
 
     #[test]
