@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ferry_failpoints::{Promise, broken};
 use ferry_proto::command::{End, Intent, Outcome, Progress};
 use ferry_proto::grant::SignedGrant;
-use ferry_proto::ids::{CommandId, JobId};
+use ferry_proto::ids::CommandId;
 use ferry_proto::{Fault, FaultClass};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -127,7 +127,11 @@ impl Commands {
                 Err(Fault::permanent(format!("command {id} was sent before with another intent")))
             }
             CommandState::Ended { outcome, .. } => Ok(Admitted::Recorded(outcome)),
-            CommandState::Taken { .. } => Ok(Admitted::Begin(Box::new(intent), digest)),
+            CommandState::Taken { .. } => {
+                // Whoever took it may have got no further.
+                self.note_undone(&intent).await?;
+                Ok(Admitted::Begin(Box::new(intent), digest))
+            }
             CommandState::Unknown => {
                 if let Some(of) = intent.of() {
                     if of.source != self.agent.name && of.target != self.agent.name {
@@ -140,7 +144,7 @@ impl Commands {
                     let entry = Entry::Taken { id, digest: digest.clone() };
                     let kind = intent.kind();
                     self.agent.write(move |l| l.record_of(kind, entry)).await?;
-                    self.note_undone(&intent, of.job).await?;
+                    self.note_undone(&intent).await?;
                 }
                 Ok(Admitted::Begin(Box::new(intent), digest))
             }
@@ -149,12 +153,13 @@ impl Commands {
 
     /// Remembers that a move is being undone: nobody goes on with it afterwards, so whoever still
     /// shows its grant is refused.
-    async fn note_undone(&self, intent: &Intent, job: JobId) -> Result<(), Fault> {
-        let undone = matches!(
-            intent,
-            Intent::Disarm { .. } | Intent::Unfence { .. } | Intent::TakeBack { .. }
-        );
-        if !undone || self.agent.look(|l| l.is_undone(job)) {
+    async fn note_undone(&self, intent: &Intent) -> Result<(), Fault> {
+        let (Intent::Disarm { of } | Intent::Unfence { of } | Intent::TakeBack { of, .. }) = intent
+        else {
+            return Ok(());
+        };
+        let job = of.job;
+        if self.agent.look(|l| l.is_undone(job)) {
             return Ok(());
         }
         self.agent.write(move |l| l.record(Entry::Undone { job })).await
@@ -465,6 +470,23 @@ mod tests {
         assert!(fault.message.contains("was sent before with another intent"), "{fault}");
         assert!(fixture.stands_armed());
         assert_eq!(fixture.commands.submit(disarm(id, 1, &of)).await, Some(first));
+    }
+
+    #[tokio::test]
+    async fn an_undo_whose_mark_failed_is_marked_when_it_is_repeated() {
+        let (ledger, kernel) = on_failing();
+        let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+        let agent = agent_with(&authority, dir.path(), ledger);
+        let mut fixture = Fixture::of(authority, dir, agent);
+        let (id, of) = (CommandId::new_now(), a_move());
+        // It is taken, but the mark finds the disk full.
+        kernel.lock().unwrap().writes = [Ok(()), Err(ENOSPC)].into();
+        let fault = fixture.commands.submit(disarm(id, 0, &of)).await.unwrap().unwrap_err();
+        assert_eq!(fault.class, FaultClass::Transient, "{fault}");
+        assert!(matches!(fixture.agent.look(|l| l.command(id)), CommandState::Taken { .. }));
+        assert!(!fixture.agent.look(|l| l.is_undone(of.job)));
+        fixture.outcome(disarm(id, 0, &of)).await.unwrap();
+        assert!(fixture.agent.look(|l| l.is_undone(of.job)));
     }
 
     #[tokio::test]
