@@ -23,6 +23,14 @@ const READY: Duration = Duration::from_secs(60);
 /// How long one command of an operator may take; a move is one.
 const COMMAND: Duration = Duration::from_secs(600);
 
+/// What docs/install.md advises for a server: a reload of PHP-FPM ends nobody's request.
+const AS_ADVISED: &str = r"
+for conf in /etc/php/*/fpm/php-fpm.conf; do
+    sed -i 's/^;*process_control_timeout = .*/process_control_timeout = 10s/' $conf
+    grep -q '^process_control_timeout = 10s$' $conf
+done
+systemctl reload 'php*-fpm'";
+
 /// The controller and its agents.
 #[derive(Debug, Clone, Copy)]
 pub struct Fleet<'a> {
@@ -183,6 +191,7 @@ impl<'a> Fleet<'a> {
 /// Installs the agent; it waits for its enrolment. Its management address is told, so that peers
 /// never come by an address that travels.
 pub fn install_agent(host: &Host, deb: &Path) -> Result<()> {
+    host.sh(AS_ADVISED).context("setting up PHP-FPM as docs/install.md advises")?;
     host.install_debs(&[deb.to_owned()])?;
     let address = host.spec().address;
     let line = format!("peer_address = \"{address}:7401\"");

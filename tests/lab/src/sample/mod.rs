@@ -109,8 +109,9 @@ impl Sample {
 
     /// Visits the site on the host itself; tells what it said.
     pub fn visit(&self, host: &Host) -> Result<String> {
-        host.sh(&self
-            .named("curl -fsS -m 10 --resolve demo.example:80:127.0.0.1 http://demo.example/read"))
+        let read = "http://demo.example/read";
+        let curl = "curl -sS --fail-with-body -m 10 --resolve demo.example:80:127.0.0.1";
+        host.sh(&self.named(&format!("{curl} {read}")))
     }
 
     fn home(&self, host: &Host) -> Result<()> {

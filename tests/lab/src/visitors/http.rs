@@ -241,7 +241,7 @@ impl Client {
 
 fn acknowledged(response: &Response, id: &str) -> Result<Outcome, String> {
     if response.status != 200 {
-        return Err(format!("status {}", response.status));
+        return Err(refusal(&response));
     }
     let words: Vec<&str> = response.body.split_whitespace().collect();
     match words[..] {
@@ -251,6 +251,15 @@ fn acknowledged(response: &Response, id: &str) -> Result<Outcome, String> {
         }),
         _ => Err(format!("a strange answer: {}", response.body.trim())),
     }
+}
+
+/// The status, and the end of the page on one line: web servers sign their error pages.
+fn refusal(response: &Response) -> String {
+    const SHOWN: usize = 160;
+    let said: Vec<&str> = response.body.split_whitespace().collect();
+    let said = said.join(" ").replace("</center> </body> </html>", "");
+    let start = said.char_indices().nth_back(SHOWN - 1).map_or(0, |(at, _)| at);
+    format!("status {}: {}", response.status, &said[start..])
 }
 
 fn is_kept(kind: Kind) -> bool {
@@ -346,6 +355,19 @@ mod tests {
         let (connection, mut server) = pair().await;
         server.write_all(b"HTTP/1.1 408 ").unwrap();
         told(&connection).await;
+    }
+
+    #[test]
+    fn a_refusal_tells_who_signed_it() {
+        let page =
+            "<html>\r\n<center><h1>502 Bad Gateway</h1></center>\r\n<hr><center>nginx/1.22.1";
+        for (before, after) in
+            [("", ""), (&*"é".repeat(300), "</center>\r\n</body>\r\n</html>\r\n")]
+        {
+            let body = format!("{before}{page}{after}");
+            let said = refusal(&Response { status: 502, body, close: true });
+            assert!(said.starts_with("status 502: ") && said.ends_with("nginx/1.22.1"), "{said}");
+        }
     }
 
     #[tokio::test]

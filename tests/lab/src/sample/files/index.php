@@ -24,10 +24,21 @@ function databases(): array
     ];
 }
 
+/** A reload of PHP-FPM, whoever asks for it, ends a wait for a lock: then it is asked for again. */
+function locked($file): bool
+{
+    for ($tries = 0; $tries < 5; $tries++) {
+        if (flock($file, LOCK_EX)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 function append(string $line): void
 {
     $file = fopen(VISITS_FILE, 'ab');
-    if ($file === false || !flock($file, LOCK_EX)) {
+    if ($file === false || !locked($file)) {
         throw new RuntimeException('the file cannot be opened');
     }
     if (fwrite($file, $line) !== strlen($line) || !fflush($file) || !fsync($file)) {
@@ -70,5 +81,5 @@ try {
     answer(200, 'the sample account, served by ' . gethostname() . "\n");
 } catch (Throwable $error) {
     error_log('sample: ' . $error->getMessage());
-    answer(500, 'failed: ' . get_class($error) . "\n");
+    answer(500, 'failed: ' . get_class($error) . ': ' . $error->getMessage() . "\n");
 }
