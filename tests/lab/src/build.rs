@@ -207,7 +207,8 @@ pub fn altered(
     change(&tree)?;
     let path = place.join(format!("{name}.deb"));
     let mut pack = Command::new("dpkg-deb");
-    pack.args(["--root-owner-group", "-Zgzip", "-b"]).arg(&tree).arg(&path);
+    // It is read once.
+    pack.args(["--root-owner-group", "-Znone", "-b"]).arg(&tree).arg(&path);
     run::check(&mut pack)?;
     Ok(path)
 }

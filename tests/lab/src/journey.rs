@@ -24,6 +24,8 @@ use crate::wait;
 
 /// Visitors' requests a second.
 pub const RATE: u32 = 50;
+/// So few that hosts serve them all although this machine is upgrading or restarting everything on them.
+const FEW: u32 = 15;
 /// Answers before and after each move.
 const ANSWERS: usize = 400;
 
@@ -196,10 +198,19 @@ pub fn there_and_back(
 
 /// Visitors who have begun to come, all answered by the client server.
 pub fn come(fleet: &Fleet<'_>, name: &str) -> Result<Visitors> {
-    say(format!("visitors come to {} at {RATE} requests a second", sample::DOMAIN));
+    come_at(fleet, name, RATE, ANSWERS)
+}
+
+/// The same, but few: for what is no measure of how many a site can bear.
+pub fn few_come(fleet: &Fleet<'_>, name: &str) -> Result<Visitors> {
+    come_at(fleet, name, FEW, 100)
+}
+
+fn come_at(fleet: &Fleet<'_>, name: &str, rate: u32, answers: usize) -> Result<Visitors> {
+    say(format!("visitors come to {} at {rate} requests a second", sample::DOMAIN));
     let client = fleet.lab().host("client")?;
-    let mut visitors = Visitors::start(fleet.lab(), client, &place()?, name, RATE)?;
-    visitors.await_answers(ANSWERS)?;
+    let mut visitors = Visitors::start(fleet.lab(), client, &place()?, name, rate)?;
+    visitors.await_answers(answers)?;
     Ok(visitors)
 }
 

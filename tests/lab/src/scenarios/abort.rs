@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 pub fn run(stage: &mut Stage) -> Result<()> {
     let fleet = stage.account_alone()?;
     let [client, transit] = [stage.host("client")?, stage.host("transit")?];
-    let mut visitors = journey::come(&fleet, "abort")?;
+    let mut visitors = journey::few_come(&fleet, "abort")?;
     let argv =
         ["move", sample::ACCOUNT, "--to", "transit", "--yes", "--detach", "--deadline", "2m"];
     fleet.ferry(&argv)?.ok()?;
@@ -32,7 +32,7 @@ pub fn run(stage: &mut Stage) -> Result<()> {
         job.advice,
         said.error_text()
     );
-    visitors.await_answers(200)?;
+    visitors.await_answers(100)?;
     let log = visitors.stop()?;
     let verdict = checker::check(&log, &journey::settled(&fleet, client, &log)?, &["client"]);
     verdict.expect_clean()?;
@@ -46,7 +46,7 @@ pub fn run(stage: &mut Stage) -> Result<()> {
              UNION SELECT rolname FROM pg_roles WHERE rolname LIKE 'demo%'\"",
     )?;
     ensure!(left.trim().is_empty(), "the target has something of the account: {left}");
-    Ok(())
+    super::doctor::both_clean("after an abort", [client, transit])
 }
 
 /// Waits until the account's move has fenced it.

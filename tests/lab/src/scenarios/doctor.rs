@@ -86,7 +86,6 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     abort::run(stage)?;
     let fleet = stage.account_alone()?;
     let hosts = [stage.host("client")?, stage.host("transit")?];
-    both_clean("at rest", hosts)?;
     fleet.ferry(&["move", sample::ACCOUNT, "--to", "transit", "--yes"])?.ok()?;
     both_clean("after a move", hosts)?;
     finds_what_is_open(hosts[0])?;

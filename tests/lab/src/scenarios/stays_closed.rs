@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use ferry_proto::view::JobPhase;
 
-use super::abort;
+use super::{abort, doctor};
 use crate::fleet::{self, Fleet};
 use crate::host::Host;
 use crate::journey::{self, THERE};
@@ -124,7 +124,7 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     let fleet = stage.account_alone()?;
     let [client, transit] = [stage.host("client")?, stage.host("transit")?];
     script(client, WATCHDOGS, "worker")?;
-    let mut visitors = journey::come(&fleet, "stays-closed")?;
+    let mut visitors = journey::few_come(&fleet, "stays-closed")?;
     while_fenced(&fleet, client, transit)?;
     fleet.ferry(THERE.argv)?.ok()?;
     visitors.await_server("transit")?;
@@ -146,7 +146,18 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     fleet.ferry(back.argv)?.ok()?;
     client.sh(TIDY)?;
     sample::visit(client)?;
-    checker::check(&log, &journey::settled(&fleet, client, &log)?, back.owners).expect_clean()
+    checker::check(&log, &journey::settled(&fleet, client, &log)?, back.owners).expect_clean()?;
+    told_and_removed(client)?;
+    doctor::both_clean("after all of it", [client, transit])
+}
+
+/// What was set aside as somebody's own is named; it goes when that is asked, for the same is in its place.
+fn told_and_removed(client: &Host) -> Result<()> {
+    let aside = "/etc/ferry/aside/demo/00-demo.conf.found";
+    let told = client.exec(&["ferry-agent", "doctor"])?.text();
+    ensure!(told.contains(aside), "the doctor does not name {aside}: {told}");
+    client.sh(&format!("test -e {aside}; ferry-agent doctor --remove || :; test ! -e {aside}"))?;
+    Ok(())
 }
 
 /// The fence is held by a target that cannot be reached; then the move is undone.

@@ -34,27 +34,27 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     // So much that it is not copied when the upgrade comes.
     client
         .sh("runuser -u demo -- sh -c 'head -c 600000000 /dev/urandom > /home/demo/data/large'")?;
-    let mut visitors = journey::come(&fleet, "upgrade")?;
+    let mut visitors = journey::few_come(&fleet, "upgrade")?;
 
     fleet.ferry(&["move", sample::ACCOUNT, "--to", "transit", "--yes", "--detach"])?.ok()?;
     await_job(&fleet, "the precopy to run", is_copied_ahead)?;
     later[0].install(&fleet, "while an account is copied ahead")?;
     let job = ended(&fleet)?;
     ensure!(job.phase == JobPhase::Done, "the move is {}: {}", job.phase, job.advice);
+    let copied = job.steps.iter().find(|step| step.name == "precopy").map(|step| step.attempts);
+    ensure!(copied > Some(1), "the upgrade did not come while the account was copied ahead");
     visitors.await_server("transit")?;
 
     later[1].install(&fleet, "while visitors are passed on")?;
-    visitors.await_answers(200)?;
+    visitors.await_answers(100)?;
 
-    // The database at the target of the way back answers only once all is upgraded: so the fence stands.
-    client.sh("systemctl kill -s STOP mariadb")?;
-    let upgraded = inside_the_fence(&fleet, &later[2]);
+    let upgraded = inside_the_fence(&fleet, client, &later[2]);
     client.sh("systemctl kill -s CONT mariadb")?;
     upgraded.with_context(|| fleet.journals())?;
     let job = ended(&fleet)?;
     ensure!(job.phase == JobPhase::Done, "the rollback is {}: {}", job.phase, job.advice);
     visitors.await_server("client")?;
-    visitors.await_answers(200)?;
+    visitors.await_answers(100)?;
 
     let log = visitors.stop()?;
     let owners = ["client", "transit", "client"];
@@ -126,8 +126,13 @@ impl Later {
 }
 
 /// Goes back, and upgrades as soon as the account is fenced: the fence stands before and after.
-fn inside_the_fence(fleet: &Fleet<'_>, later: &Later) -> Result<()> {
+///
+/// The target's database answers while the way back is prepared, and then not until it is told to go on: so
+/// the fence stands that long.
+fn inside_the_fence(fleet: &Fleet<'_>, client: &Host, later: &Later) -> Result<()> {
     fleet.ferry(&["rollback", sample::ACCOUNT, "--yes", "--detach", "--deadline", "2m"])?.ok()?;
+    await_job(fleet, "the target to be prepared", |job| is_at(job, "provision", StepPhase::Done))?;
+    client.sh("systemctl kill -s STOP mariadb")?;
     await_job(fleet, "the account to be fenced", is_fenced)?;
     later.install(fleet, "inside a fence")?;
     let job = fleet.last_job(sample::ACCOUNT)?;
@@ -136,7 +141,11 @@ fn inside_the_fence(fleet: &Fleet<'_>, later: &Later) -> Result<()> {
 }
 
 fn is_copied_ahead(job: &JobView) -> bool {
-    job.steps.iter().any(|step| step.name == "precopy" && step.phase == StepPhase::Running)
+    is_at(job, "precopy", StepPhase::Running)
+}
+
+fn is_at(job: &JobView, step: &str, phase: StepPhase) -> bool {
+    job.steps.iter().any(|s| s.name == step && s.phase == phase)
 }
 
 fn await_job(fleet: &Fleet<'_>, what: &str, is: impl Fn(&JobView) -> bool) -> Result<()> {
