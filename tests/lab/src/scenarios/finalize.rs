@@ -30,7 +30,7 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     fleet.ferry(&["move", sample::ACCOUNT, "--to", "client", "--yes"])?.ok().context("home")?;
     erase(&fleet, transit)?;
     sample::visit(client).context("the site on client in the end")?;
-    Ok(())
+    super::doctor::both_clean("after an erasure", [client, transit])
 }
 
 /// Finalizes with `--erase`, after which the server has nothing of the account.

@@ -15,5 +15,5 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     for leg in &journey.legs {
         leg.expect_good().with_context(|| leg.job.direction.to_string())?;
     }
-    Ok(())
+    super::doctor::both_clean("after a rollback", [stage.host("client")?, stage.host("transit")?])
 }
