@@ -241,7 +241,7 @@ impl Client {
 
 fn acknowledged(response: &Response, id: &str) -> Result<Outcome, String> {
     if response.status != 200 {
-        return Err(refusal(&response));
+        return Err(refusal(response));
     }
     let words: Vec<&str> = response.body.split_whitespace().collect();
     match words[..] {
