@@ -65,10 +65,10 @@ impl Mail {
             return Ok(Vec::new());
         }
         // Or somebody was just changing it.
-        let _lock = self.lock().await?;
+        let lock = self.lock().await?;
         let missing = self.missing().await?;
         if !missing.is_empty() {
-            self.make_so(&self.load().await?).await?;
+            self.make_so(&lock, &self.load().await?).await?;
         }
         Ok(missing)
     }

@@ -18,7 +18,7 @@ use super::procs::{self, Process};
 use super::record::PasswdFile;
 use super::run::Program;
 use super::spec::MailSpec;
-use super::store::{Age, Wanted};
+use super::store::{Age, Lock, Wanted};
 use super::{MailConfig, store};
 
 /// How long Dovecot may take to see a changed table: it looks at most once a second.
@@ -129,11 +129,11 @@ impl Dovecot<'_> {
 
     /// Writes the tables, such that no login slips in between: a hold is written before the mailbox
     /// that it holds, and taken back after it.
-    pub async fn write(&self, tables: &Tables) -> Result<(), Fault> {
+    pub async fn write(&self, lock: &Lock, tables: &Tables) -> Result<(), Fault> {
         let gid = self.group().await?;
         let dir = self.config.dovecot_dir.clone();
         let mut files = self.files(tables, Some(gid));
-        store::blocking(move || {
+        lock.change(move || {
             store::make_directory_for(&dir, Some(gid))?;
             let before = store::read(&files[0].path)?.unwrap_or_default();
             let lifted = before.lines().any(|old| !files[0].text.lines().any(|new| new == old));
@@ -193,16 +193,16 @@ impl Dovecot<'_> {
 
     /// Puts the snippet into Dovecot's configuration, unless it is there already, and proves that
     /// Dovecot reads it before everything else. The tables must exist.
-    pub async fn install(&self, version: &Version) -> Result<(), Fault> {
+    pub async fn install(&self, lock: &Lock, version: &Version) -> Result<(), Fault> {
         let path = &self.config.dovecot_snippet;
         let text = self.snippet(version.dialect);
         let snippet = Wanted { path: path.clone(), text, mode: 0o644, gid: None, age: Age::Newer };
         let fresh = snippet.differs()?;
         if fresh {
-            store::blocking(move || snippet.write()).await?;
+            lock.change(move || snippet.write()).await?;
             if let Err(fault) = self.check_order().await {
                 // Dovecot as it was is better than a Dovecot that may not start.
-                self.remove_files(vec![path.clone()]).await?;
+                self.remove_files(lock, vec![path.clone()]).await?;
                 return Err(fault);
             }
         }
@@ -219,16 +219,16 @@ impl Dovecot<'_> {
     }
 
     /// Takes the snippet out again.
-    pub async fn remove(&self) -> Result<(), Fault> {
+    pub async fn remove(&self, lock: &Lock) -> Result<(), Fault> {
         // Its programs may be gone already: the files are ours all the same.
         let works = self.is_hooked() && self.version().await?.is_some();
-        self.remove_files(vec![self.config.dovecot_snippet.clone()]).await?;
+        self.remove_files(lock, vec![self.config.dovecot_snippet.clone()]).await?;
         if works && self.master().await?.is_some() {
             self.doveadm().change("service.dovecot.reload", &["reload"]).await?;
             self.await_hold(PROBE_DOMAIN, false, SETTLE).await?;
         }
         let tables = self.files(&Tables::default(), None);
-        self.remove_files(tables.into_iter().map(|file| file.path).collect()).await?;
+        self.remove_files(lock, tables.into_iter().map(|file| file.path).collect()).await?;
         match std::fs::remove_dir(&self.config.dovecot_dir) {
             Ok(()) => Ok(()),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -239,8 +239,8 @@ impl Dovecot<'_> {
         }
     }
 
-    async fn remove_files(&self, paths: Vec<PathBuf>) -> Result<(), Fault> {
-        store::blocking(move || paths.iter().try_for_each(|path| store::remove(path))).await
+    async fn remove_files(&self, lock: &Lock, paths: Vec<PathBuf>) -> Result<(), Fault> {
+        lock.change(move || paths.iter().try_for_each(|path| store::remove(path))).await
     }
 
     /// The databases of passwords and users, in Dovecot's order.

@@ -232,9 +232,9 @@ impl Mail {
     /// # Errors
     /// Precondition, when a service is absent or does not take its hook.
     pub async fn install_hooks(&self) -> Result<(), Fault> {
-        let _lock = self.lock().await?;
+        let lock = self.lock().await?;
         let standings = self.load().await?;
-        self.hook(&standings).await
+        self.hook(&lock, &standings).await
     }
 
     /// Takes the hooks out again, and all that Ferry wrote for mail; with `force` also what accounts'
@@ -246,7 +246,7 @@ impl Mail {
         if !self.store().exists() && !self.is_hooked() {
             return Ok(());
         }
-        let _lock = self.lock().await?;
+        let lock = self.lock().await?;
         let standings = self.load().await?;
         let needs = standings.iter().find(|(_, s)| s.needs_tables());
         if let Some((account, standing)) = needs.filter(|_| !force) {
@@ -260,14 +260,14 @@ impl Mail {
             ));
         }
         let (postfix, dovecot) = (self.postfix(), self.dovecot());
-        dovecot.remove().await?;
+        dovecot.remove(&lock).await?;
         if postfix.is_hooked() && postfix.version().await?.is_some() {
             postfix.remove().await?;
             postfix.reload().await?;
         }
-        postfix.remove_tables().await?;
+        postfix.remove_tables(&lock).await?;
         for account in standings.keys() {
-            self.keep(account, None).await?;
+            self.keep(&lock, account, None).await?;
         }
         Ok(())
     }
@@ -280,15 +280,19 @@ impl Mail {
         if !self.store().exists() {
             return Ok(());
         }
-        let _lock = self.lock().await?;
-        self.make_so(&self.load().await?).await
+        let lock = self.lock().await?;
+        self.make_so(&lock, &self.load().await?).await
     }
 
-    async fn make_so(&self, standings: &BTreeMap<AccountName, Standing>) -> Result<(), Fault> {
+    async fn make_so(
+        &self,
+        lock: &Lock,
+        standings: &BTreeMap<AccountName, Standing>,
+    ) -> Result<(), Fault> {
         if !standings.is_empty() {
-            self.hook(standings).await?;
+            self.hook(lock, standings).await?;
         }
-        self.write(standings).await?;
+        self.write(lock, standings).await?;
         self.postfix_reload().await.map(drop)
     }
 
@@ -312,7 +316,7 @@ impl Mail {
         if !self.store().exists() && (undoes || spec.is_empty()) {
             return Ok(());
         }
-        let _lock = self.lock().await?;
+        let lock = self.lock().await?;
         let mut standings = self.load().await?;
         let now = standings.get(spec.account()).cloned();
         if spec.is_empty() && now.is_none() {
@@ -321,10 +325,10 @@ impl Mail {
         let next = standing::next(now.as_ref(), spec, &act)?;
         if let Some(next) = &next {
             check_claims(&standings, next)?;
-            self.hook(&standings).await?;
+            self.hook(&lock, &standings).await?;
         }
         // The decision comes before the deed: whatever happens now, a repetition or `apply` ends it.
-        self.keep(spec.account(), next.clone()).await?;
+        self.keep(&lock, spec.account(), next.clone()).await?;
         match next.clone() {
             Some(next) => standings.insert(spec.account().clone(), next),
             None => standings.remove(spec.account()),
@@ -332,7 +336,7 @@ impl Mail {
         if !self.is_hooked() {
             return Ok(());
         }
-        self.write(&standings).await?;
+        self.write(&lock, &standings).await?;
         // Domains that the definition no longer names stood until this act.
         let domains: BTreeSet<&DomainName> =
             now.iter().flat_map(|s| s.spec.domains()).chain(spec.domains()).collect();
@@ -350,9 +354,14 @@ impl Mail {
         Ok(())
     }
 
-    async fn keep(&self, account: &AccountName, standing: Option<Standing>) -> Result<(), Fault> {
+    async fn keep(
+        &self,
+        lock: &Lock,
+        account: &AccountName,
+        standing: Option<Standing>,
+    ) -> Result<(), Fault> {
         let (store, account) = (self.store(), account.clone());
-        store::blocking(move || match standing {
+        lock.change(move || match standing {
             Some(standing) => store.save(&account, &standing),
             None => store.remove(&account),
         })
@@ -364,7 +373,11 @@ impl Mail {
     }
 
     /// Both hooks, and tables of what stands so far for them to read.
-    async fn hook(&self, standings: &BTreeMap<AccountName, Standing>) -> Result<(), Fault> {
+    async fn hook(
+        &self,
+        lock: &Lock,
+        standings: &BTreeMap<AccountName, Standing>,
+    ) -> Result<(), Fault> {
         let (postfix, dovecot) = (self.postfix(), self.dovecot());
         let absent = |what: &str| {
             Fault::precondition(format!("{what} is not installed on this server, but mail is here"))
@@ -374,24 +387,28 @@ impl Mail {
         if postfix.version().await?.is_none() {
             return Err(absent("Postfix"));
         }
-        self.write(standings).await?;
-        dovecot.install(&version).await?;
-        if postfix.install().await? {
+        self.write(lock, standings).await?;
+        dovecot.install(lock, &version).await?;
+        if postfix.install(lock).await? {
             postfix.reload().await?;
         }
         Ok(())
     }
 
     /// Writes the tables of the services that are installed.
-    async fn write(&self, standings: &BTreeMap<AccountName, Standing>) -> Result<(), Fault> {
+    async fn write(
+        &self,
+        lock: &Lock,
+        standings: &BTreeMap<AccountName, Standing>,
+    ) -> Result<(), Fault> {
         let version = self.dovecot().version().await?;
         let dialect = version.as_ref().map_or(Dialect::V2_3, |v| v.dialect);
         let tables = maps::render(standings, dialect, self.config.pass_on_port);
         if version.is_some() {
-            self.dovecot().write(&tables).await?;
+            self.dovecot().write(lock, &tables).await?;
         }
         let files = self.postfix().files(&tables);
-        store::blocking(move || files.iter().try_for_each(store::Wanted::write)).await
+        lock.change(move || files.iter().try_for_each(store::Wanted::write)).await
     }
 
     async fn postfix_reload(&self) -> Result<Option<Vec<Process>>, Fault> {
@@ -476,4 +493,58 @@ fn check_claims(standings: &BTreeMap<AccountName, Standing>, next: &Standing) ->
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use ferry_proto::account::MailDomain;
+    use nix::fcntl::{Flock, FlockArg};
+    use nix::sys::stat::Mode;
+
+    use super::*;
+
+    fn mail(dir: &std::path::Path) -> Mail {
+        let (state_dir, dovecot_snippet) = (dir.join("ferry"), dir.join("05-ferry.conf"));
+        Mail::new(MailConfig { state_dir, dovecot_snippet, ..MailConfig::default() })
+    }
+
+    fn spec() -> MailSpec {
+        let domain = MailDomain {
+            domain: "shop.example".parse().unwrap(),
+            root: "mail/shop.example".to_owned().try_into().unwrap(),
+            mailboxes: vec!["alice".parse().unwrap()],
+        };
+        MailSpec::new("shop".parse().unwrap(), "/home/shop".into(), 1001, 1001, vec![domain])
+            .unwrap()
+    }
+
+    fn is_locked(mail: &Mail) -> bool {
+        let file = std::fs::File::open(mail.config.state_dir.join(".lock")).unwrap();
+        Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err()
+    }
+
+    #[tokio::test]
+    async fn a_fence_that_is_given_up_leaves_nothing_behind_the_release_that_follows() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mail, spec) = (mail(dir.path()), spec());
+        let lock = mail.lock().await.unwrap();
+        // The thread that keeps the standing waits for the test here.
+        let gate = mail.store().file(spec.account());
+        nix::unistd::mkfifo(&gate, Mode::S_IRWXU).unwrap();
+        let fenced = standing::next(None, &spec, &Act::Fence).unwrap();
+        let (keeper, account) = (mail.clone(), spec.account().clone());
+        let given_up = tokio::spawn(async move { keeper.keep(&lock, &account, fenced).await });
+        let at_gate = move || std::fs::OpenOptions::new().write(true).open(gate);
+        let gate = tokio::task::spawn_blocking(at_gate).await.unwrap().unwrap();
+        given_up.abort();
+        assert!(given_up.await.is_err_and(|e| e.is_cancelled()));
+
+        assert!(is_locked(&mail), "the next operation would be overtaken");
+        let next = mail.clone();
+        let release = tokio::spawn(async move { next.release(&spec).await });
+        drop(gate);
+        release.await.unwrap().unwrap();
+        assert!(mail.load().await.unwrap().is_empty());
+        assert!(!is_locked(&mail));
+    }
 }

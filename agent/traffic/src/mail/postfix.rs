@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::maps::Tables;
 use super::procs::{self, Process};
 use super::run::Program;
-use super::store::{Age, Wanted};
+use super::store::{Age, Lock, Wanted};
 use super::{MAILBOX_SERVICE, MailConfig, PASS_ON_SERVICE, store};
 
 /// How long a reload may take to reach the processes that decide on deliveries.
@@ -210,7 +210,7 @@ impl Postfix<'_> {
 
     /// Puts the hook into main.cf and master.cf, where it is not there already. The tables must exist.
     /// Whether anything changed, so that Postfix must read it.
-    pub async fn install(&self) -> Result<bool, Fault> {
+    pub async fn install(&self, lock: &Lock) -> Result<bool, Fault> {
         let explicit = self.explicit().await?;
         let mut saved = self.saved()?;
         let mut edits = Vec::new();
@@ -240,7 +240,7 @@ impl Postfix<'_> {
         let text = serde_json::to_string_pretty(&saved)
             .map_err(|e| Fault::bug("Postfix's saved settings cannot be written").caused_by(&e))?;
         let saved = Wanted { path: self.saved_path(), text, mode: 0o600, gid: None, age: Age::Old };
-        store::blocking(move || saved.write()).await?;
+        lock.change(move || saved.write()).await?;
         for entry in services {
             self.postconf().change("postfix.configure", &["-M", &entry]).await?;
         }
@@ -350,11 +350,11 @@ impl Postfix<'_> {
     }
 
     /// Forgets the tables, once nothing reads them any more.
-    pub async fn remove_tables(&self) -> Result<(), Fault> {
+    pub async fn remove_tables(&self, lock: &Lock) -> Result<(), Fault> {
         let mut paths: Vec<PathBuf> =
             self.files(&Tables::default()).into_iter().map(|file| file.path).collect();
         paths.push(self.saved_path());
-        store::blocking(move || paths.iter().try_for_each(|path| store::remove(path))).await
+        lock.change(move || paths.iter().try_for_each(|path| store::remove(path))).await
     }
 
     /// Makes Postfix read its tables again, and waits until no process decides by the old ones.

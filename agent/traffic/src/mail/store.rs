@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ferry_failpoints::{around, reach};
@@ -32,10 +33,27 @@ pub(super) struct Store {
 }
 
 /// Holds off every other operation on the same directory, in this process and in others.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Lock(
-    #[expect(dead_code, reason = "held, and released when dropped")] Flock<File>,
+    #[expect(dead_code, reason = "held, and released when dropped")] Arc<Flock<File>>,
 );
+
+impl Lock {
+    /// Changes something, off the async threads. A thread cannot be stopped: the lock is held until it has
+    /// ended, also when nobody waits for it any more, lest it overtake the operation that comes next.
+    pub async fn change<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let held = self.clone();
+        blocking(move || {
+            let done = work();
+            drop(held);
+            done
+        })
+        .await
+    }
+}
 
 impl Store {
     fn accounts(&self) -> PathBuf {
@@ -70,7 +88,7 @@ impl Store {
             .map_err(|e| Fault::io(format!("{} cannot be opened", path.display()), &e))?;
         loop {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => return Ok(Lock(lock)),
+                Ok(lock) => return Ok(Lock(Arc::new(lock))),
                 Err((back, nix::errno::Errno::EWOULDBLOCK)) if Instant::now() < deadline => {
                     file = back;
                     std::thread::sleep(Duration::from_millis(20));
@@ -171,7 +189,7 @@ impl Wanted {
     }
 }
 
-/// Runs what blocks off the async threads.
+/// Runs what blocks off the async threads. What changes standings or tables is a [`Lock`]'s to run.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
 ) -> Result<T, Fault> {
