@@ -146,6 +146,8 @@ async fn when_the_agent_is_cut_off_that_overtook_the_controller_its_jobs_go_on()
     stolen.play(&controller.address, &identity);
     controller.until_overtaken().await;
     client.world.lock().unwrap().silent.clear();
+    // What it has obeyed counts before its session does.
+    controller.until_connected("third").await;
     assert!(controller.revoke("third").await);
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while let (_, problems) = controller.overview().await
