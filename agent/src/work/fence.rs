@@ -287,25 +287,29 @@ fn roots(account: &Account) -> Vec<PathBuf> {
 /// not know may have started a process of it, write into its home, or have given back what was denied.
 ///
 /// # Errors
-/// Of class Fenced, naming what has come back, or if the fence's deadline passes meanwhile; else what
-/// could not be looked at.
+/// Of class Fenced, naming what has come back, or, in a fence, if its deadline passes meanwhile; else
+/// what could not be looked at.
 pub async fn still_closed(layout: &Layout, account: &Account) -> Result<(), Fault> {
     if broken(Promise::Fence) {
         return Ok(());
     }
-    let Standing::Fenced { deadline, .. } = &account.standing else {
-        return Err(Fault::bug("an account that is not fenced was to be still closed"));
-    };
     let name = &account.definition.name;
-    // However long it takes to look, whoever takes the account back does not wait for it.
-    let found = tokio::time::timeout(deadline.left(), come_back(layout, account)).await;
-    let found = found.map_err(|_| {
-        Fault::fenced(format!(
-            "the fence of account {name} has passed its deadline before all was seen that may have \
-             come back"
-        ))
-        .remedy("move it again with a longer --deadline")
-    })??;
+    let look = come_back(layout, account);
+    let found = match &account.standing {
+        // However long it takes to look, whoever takes the account back does not wait for it.
+        Standing::Fenced { deadline, .. } => {
+            tokio::time::timeout(deadline.left(), look).await.map_err(|_| {
+                Fault::fenced(format!(
+                    "the fence of account {name} has passed its deadline before all was seen that \
+                     may have come back"
+                ))
+                .remedy("move it again with a longer --deadline")
+            })??
+        }
+        // Nobody takes back what has moved.
+        Standing::Moved { .. } => look.await?,
+        _ => return Err(Fault::bug("an account that is not closed was to be still closed")),
+    };
     if found.is_empty() {
         return Ok(());
     }
