@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ferry_failpoints::{Promise, broken};
 use ferry_host::accounts::Inventory;
 use ferry_proto::channel::{self, Party};
 use ferry_proto::command::{AccountState, Outcome, StandingKind};
@@ -199,7 +200,10 @@ impl Link {
             boot_id: crate::clock::boot_id()?,
             peer_address: peer.map(|a| a.to_string()).unwrap_or_default(),
             facts: json(&facts)?,
-            generation: self.agent.look(|l| l.generation()),
+            // The controller heeds this word, too.
+            generation: self
+                .agent
+                .look(|l| if broken(Promise::Epoch) { 0 } else { l.generation() }),
         })
     }
 }

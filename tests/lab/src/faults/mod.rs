@@ -12,6 +12,7 @@ pub mod fault;
 mod ground;
 mod guests;
 pub mod journeys;
+pub mod lost_source;
 mod play;
 pub mod point;
 mod probe;

@@ -167,6 +167,13 @@ pub const ALL: &[Scenario] = &[
         ordinary: false,
         play: Play::Alone(faults::short),
     },
+    // Asked for by name until it has been seen to pass from its beginning to its end.
+    Scenario {
+        name: "force-open",
+        shows: "a source is lost with the only word on its commit; the target is opened by force, and the source closes itself when it is back",
+        ordinary: false,
+        play: Play::Alone(faults::lost_source::run),
+    },
     proof(
         "without-fence",
         "a case of the fault matrix passes, and fails when fences close nothing",
