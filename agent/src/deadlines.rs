@@ -1,5 +1,6 @@
 //! Watches the fences: takes an account back when its deadline has passed, with a controller or
-//! without; sees that every commit is delivered; and at start goes on with what a crash cut off. One account never waits for another.
+//! without; sees that every commit is delivered, and that every open goes on; and at start goes on with
+//! what a crash cut off. One account never waits for another.
 
 use std::collections::HashMap;
 use std::sync::Arc;

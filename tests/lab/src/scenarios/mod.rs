@@ -163,11 +163,11 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "faults",
         shows: "whatever dies at whatever point, the account is served by one end with all that was acknowledged",
-        // Asked for by name until the whole of its sample has been seen to pass.
+        // Asked for by name until its sample has been seen to pass again and again.
         ordinary: false,
         play: Play::Alone(faults::short),
     },
-    // Asked for by name until it has been seen to pass from its beginning to its end.
+    // Asked for by name until it has been seen to pass three times in a row.
     Scenario {
         name: "force-open",
         shows: "a source is lost with the only word on its commit; the target is opened by force, and the source closes itself when it is back",
