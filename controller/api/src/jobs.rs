@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use ferry_engine::{Abort, Event, Force, Journal, Runner, Steps, Told};
+use ferry_engine::{Abort, Entry, Event, Force, Journal, Runner, Steps, Told};
 use ferry_fleet::{Fleet, now_ms, to_its_end};
 use ferry_plan::Plan;
 use ferry_proto::Fault;
@@ -32,30 +32,29 @@ struct StoreJournal(Arc<dyn Store>);
 
 #[async_trait]
 impl Journal for StoreJournal {
-    async fn append(&self, job: JobId, event: &Event) -> Result<(), Fault> {
-        let text = to_json(event)?;
-        self.0.append_event(job, &text, now_ms()).await.map(|_| ())
+    async fn append(&self, job: JobId, event: &Event) -> Result<i64, Fault> {
+        let (text, now) = (to_json(event)?, now_ms());
+        self.0.append_event(job, &text, now).await.map(|_| now)
     }
 
-    async fn load(&self, job: JobId) -> Result<Vec<Event>, Fault> {
-        let events = load_events(self.0.as_ref(), job).await?;
-        Ok(events.into_iter().map(|(_, event)| event).collect())
+    async fn load(&self, job: JobId) -> Result<Vec<Entry>, Fault> {
+        load_events(self.0.as_ref(), job).await
     }
 }
 
-async fn load_events(store: &dyn Store, job: JobId) -> Result<Vec<(i64, Event)>, Fault> {
+async fn load_events(store: &dyn Store, job: JobId) -> Result<Vec<Entry>, Fault> {
     const PAGE: u32 = 1000;
-    let mut events = Vec::new();
+    let mut entries = Vec::new();
     let mut after = 0;
     loop {
         let rows = store.events(Some(job), None, after, PAGE).await?;
-        let Some(last) = rows.last() else { return Ok(events) };
+        let Some(last) = rows.last() else { return Ok(entries) };
         after = last.number;
         for row in rows {
             let event = serde_json::from_str(&row.event).map_err(|e| {
                 Fault::bug(format!("event {} is damaged", row.number)).caused_by(&e)
             })?;
-            events.push((row.at_ms, event));
+            entries.push(Entry { at_ms: row.at_ms, event });
         }
     }
 }
@@ -502,8 +501,8 @@ impl Jobs {
 /// A job as its journal says that it stands.
 pub(crate) async fn fold(store: &dyn Store, row: &JobRow) -> Result<Folded, Fault> {
     let mut folded = Folded::new(read_plan(row)?, row.started_ms.unwrap_or(row.planned_ms))?;
-    for (at, event) in load_events(store, row.id).await? {
-        folded.apply(&event, at)?;
+    for entry in load_events(store, row.id).await? {
+        folded.apply(&entry)?;
     }
     if row.phase.as_deref() == Some(OVERTAKEN) {
         folded.overtake(row.ended_ms);
@@ -612,8 +611,8 @@ impl Display<'_> {
 
     fn take(&self, folded: &mut Folded, told: Told) {
         match told {
-            Told::Event(event) => {
-                if let Err(fault) = folded.apply(&event, now_ms()) {
+            Told::Event(entry) => {
+                if let Err(fault) = folded.apply(&entry) {
                     tracing::error!("{fault}");
                 }
                 // Nobody may be listening.

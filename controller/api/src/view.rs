@@ -1,6 +1,6 @@
 //! A job as it is shown: plan and events folded into one document, and each event as a sentence.
 
-use ferry_engine::{Event, JobSpec, JobState, Next, StepState};
+use ferry_engine::{Entry, Event, JobSpec, JobState, Next, StepState};
 use ferry_plan::Plan;
 use ferry_proto::Fault;
 use ferry_proto::command::{Forced, Progress, Receipt};
@@ -86,20 +86,21 @@ impl Folded {
         &self.view
     }
 
-    /// Takes an event that happened at `at_ms`.
+    /// Takes an event.
     ///
     /// # Errors
     /// If it cannot follow: the journal is damaged.
-    pub fn apply(&mut self, event: &Event, at_ms: i64) -> Result<(), Fault> {
-        self.state.apply(event).map_err(|e| {
+    pub fn apply(&mut self, entry: &Entry) -> Result<(), Fault> {
+        self.state.apply(&self.spec, entry).map_err(|e| {
             Fault::bug(format!("the journal of job {} is damaged", self.plan.job)).caused_by(&e)
         })?;
+        let Entry { at_ms, event } = entry;
         if let Some(step) = step_of(event).and_then(|i| self.view.steps.get_mut(i)) {
-            show(step, event, at_ms);
+            show(step, event, *at_ms);
         }
         self.conclude();
         if self.view.phase.has_ended() {
-            self.view.ended_unix_ms = Some(at_ms);
+            self.view.ended_unix_ms = Some(*at_ms);
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 //! fail.
 
 use ferry_api::view::Folded;
-use ferry_engine::{Event, JobState, Next};
+use ferry_engine::{Entry, Event, JobState, Next};
 use ferry_plan::{Heard, Inputs, Plan, Policy};
 use ferry_proto::command::{AccountFacts, Direction, Move, Refusal, ServerFacts, TargetFacts};
 use ferry_proto::ids::{Epoch, JobId};
@@ -57,9 +57,13 @@ fn shown(plan: Plan, outcome: impl Fn(&str, bool) -> Option<Fault>) -> Vec<JobVi
     let spec = folded.spec().clone();
     let mut state = JobState::new(&spec);
     let mut views = vec![folded.view().clone()];
+    let mut at_ms = 0;
     let mut take = |state: &mut JobState, event: Event| {
-        state.apply(&event).unwrap();
-        folded.apply(&event, 1).unwrap();
+        // Time passes, or what fails would be tried for ever.
+        at_ms += 30_000;
+        let entry = Entry { at_ms, event };
+        state.apply(&spec, &entry).unwrap();
+        folded.apply(&entry).unwrap();
         views.push(folded.view().clone());
     };
     loop {

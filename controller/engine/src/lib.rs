@@ -4,11 +4,13 @@
 //!
 //! * [`spec`]: the job as data.
 //! * [`state`]: a pure function (state, event) -> state and what to do next. Recovery replays it.
+//! * [`patience`]: how long what fails is tried.
 //! * [`step`]: what a step offers, and where events are kept.
 //! * [`gate`]: who lets a job go on to its next step.
 //! * [`runner`]: the loop that joins them.
 
 pub mod gate;
+pub mod patience;
 pub mod runner;
 pub mod spec;
 pub mod state;
@@ -17,5 +19,5 @@ pub mod step;
 pub use gate::Gate;
 pub use runner::{Abort, Force, Runner, Told};
 pub use spec::{JobSpec, StepSpec};
-pub use state::{Event, JobState, Next, StepState};
+pub use state::{Entry, Event, JobState, Next, StepState};
 pub use step::{Context, Journal, Observation, Step, Steps};

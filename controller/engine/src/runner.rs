@@ -12,13 +12,14 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::gate::Gate;
+use crate::patience::LONGEST_PAUSE;
 use crate::spec::JobSpec;
-use crate::state::{Event, JobState, Next, StepState};
+use crate::state::{Entry, Event, IllegalEvent, JobState, Next, StepState};
 use crate::step::{Context, Journal, Observation, Steps};
 
 /// How long to wait before trying again, by attempt.
 fn backoff(attempt: u32) -> Duration {
-    Duration::from_millis(250u64.saturating_mul(1 << attempt.min(7))).min(Duration::from_secs(30))
+    Duration::from_millis(250u64.saturating_mul(1 << attempt.min(7))).min(LONGEST_PAUSE)
 }
 
 /// The wish that a job be undone, shared by its runner and whoever may have it.
@@ -78,8 +79,8 @@ impl Force {
 /// What the runner tells whoever watches, after it was journalled.
 #[derive(Debug, Clone)]
 pub enum Told {
-    /// An event.
-    Event(Event),
+    /// An event, as it is in the journal.
+    Event(Entry),
     /// A step says how far it is. Not journalled.
     Progress {
         /// Index of the step.
@@ -113,8 +114,8 @@ impl Runner {
         told: mpsc::Sender<Told>,
         abort: Abort,
     ) -> Result<Self, Fault> {
-        let events = journal.load(spec.job).await?;
-        let state = JobState::replay(&spec, &events).map_err(|e| {
+        let entries = journal.load(spec.job).await?;
+        let state = JobState::replay(&spec, &entries).map_err(|e| {
             Fault::bug(format!("the journal of job {} is damaged", spec.job)).caused_by(&e)
         })?;
         for step in &spec.steps {
@@ -258,14 +259,17 @@ impl Runner {
 
     /// Journals an event, then takes it.
     async fn record(&mut self, event: Event) -> Result<(), Fault> {
-        // Checked on a copy first: what cannot follow must not reach the journal.
-        let mut next = self.state.clone();
-        next.apply(&event).map_err(|e| Fault::bug(e.to_string()))?;
+        // On a copy first: what cannot follow must not reach the journal, which dates it.
+        let illegal = |e: IllegalEvent| Fault::bug(e.to_string());
+        let mut entry = Entry { at_ms: 0, event };
+        self.state.clone().apply(&self.spec, &entry).map_err(illegal)?;
+        let event = &entry.event;
         let failed = |e| Fault::transient("the journal could not be written").caused_by(&e);
-        let append = self.journal.append(self.spec.job, &event);
-        around_async(|| format!("journal.{}", event.point(&self.spec)), failed, append).await?;
-        self.state = next;
-        match (&self.gate, &event) {
+        let append = self.journal.append(self.spec.job, event);
+        let point = || format!("journal.{}", event.point(&self.spec));
+        entry.at_ms = around_async(point, failed, append).await?;
+        self.state.apply(&self.spec, &entry).map_err(illegal)?;
+        match (&self.gate, &entry.event) {
             (Some(gate), Event::StepDone { step, .. }) => gate.done(&self.spec.steps[*step]),
             (Some(gate), Event::UndoStarted { step, .. }) => gate.undoing(&self.spec.steps[*step]),
             (Some(gate), Event::CommitForced { step, .. }) => gate.forced(&self.spec.steps[*step]),
@@ -273,7 +277,7 @@ impl Runner {
             _ => {}
         }
         // A watcher that is gone does not stop a job.
-        let _ = self.told.send(Told::Event(event)).await;
+        let _ = self.told.send(Told::Event(entry)).await;
         Ok(())
     }
 

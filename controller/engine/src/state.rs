@@ -5,19 +5,11 @@ use ferry_proto::view::JobPhase;
 use ferry_proto::{Fault, FaultClass};
 use serde::{Deserialize, Serialize};
 
+use crate::patience::Failures;
 use crate::spec::JobSpec;
 
 /// How often a step is tried before the commit point.
 pub const ATTEMPTS_BEFORE_COMMIT: u32 = 5;
-/// How often a step that has no way back, or an undo, is tried while its faults are transient,
-/// before a person is called. With the runner's backoff of at most 30 s this is about half a day.
-pub const ATTEMPTS_UNTIL_STUCK: u32 = 1500;
-/// How often a step that has no way back is tried although its faults are not transient.
-pub const REFUSALS_UNTIL_STUCK: u32 = 3;
-/// How often a source that does not say whether it committed is asked again although its faults are
-/// not transient. With the runner's backoff this is some minutes: longer than most fences, after
-/// whose deadline it refuses for sure.
-pub const DOUBTS_UNTIL_STUCK: u32 = 12;
 
 /// Something that happened. Journalled before it takes effect.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -104,6 +96,15 @@ impl Event {
     }
 }
 
+/// An event as the journal has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// When it was journalled, Unix ms.
+    pub at_ms: i64,
+    /// What happened.
+    pub event: Event,
+}
+
 /// Where a step is.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StepState {
@@ -155,10 +156,8 @@ pub struct JobState {
     pub forced: bool,
     /// The last step that refused for good, and how.
     refused_for_good: Option<(usize, Fault)>,
-    /// Failures of what is being done now, since it began or a person resumed the job.
-    failed: u32,
-    /// Those of them whose class says that trying again cannot help by itself.
-    refused: u32,
+    /// Of what is being done now.
+    failures: Failures,
 }
 
 /// An event that cannot follow from the state: the journal is damaged, or the engine is wrong.
@@ -217,22 +216,21 @@ impl JobState {
             abort_requested: false,
             forced: false,
             refused_for_good: None,
-            failed: 0,
-            refused: 0,
+            failures: Failures::default(),
         }
     }
 
-    /// The state after all of `events`.
+    /// The state after all of `entries`.
     ///
     /// # Errors
     /// The first event that cannot follow.
     pub fn replay<'a>(
         spec: &JobSpec,
-        events: impl IntoIterator<Item = &'a Event>,
+        entries: impl IntoIterator<Item = &'a Entry>,
     ) -> Result<Self, IllegalEvent> {
         let mut state = Self::new(spec);
-        for event in events {
-            state.apply(event)?;
+        for entry in entries {
+            state.apply(spec, entry)?;
         }
         Ok(state)
     }
@@ -241,7 +239,8 @@ impl JobState {
     ///
     /// # Errors
     /// If the event cannot follow from this state; the state is then unchanged.
-    pub fn apply(&mut self, event: &Event) -> Result<(), IllegalEvent> {
+    pub fn apply(&mut self, spec: &JobSpec, entry: &Entry) -> Result<(), IllegalEvent> {
+        let event = &entry.event;
         use StepState as S;
         let (step, next) = match event {
             Event::AbortRequested { .. } => {
@@ -249,7 +248,7 @@ impl JobState {
                 return Ok(());
             }
             Event::Resumed { .. } => {
-                self.count(event);
+                self.count(spec, entry);
                 return Ok(());
             }
             Event::StepStarted { step, attempt } => (*step, self.started(*step, *attempt)),
@@ -312,7 +311,7 @@ impl JobState {
                 }
                 self.forced |= matches!(event, Event::CommitForced { .. });
                 *slot = next;
-                self.count(event);
+                self.count(spec, entry);
                 Ok(())
             }
             (_, slot) => Err(IllegalEvent {
@@ -324,19 +323,18 @@ impl JobState {
     }
 
     /// Counts failures of what is being done now.
-    fn count(&mut self, event: &Event) {
-        match event {
-            Event::StepFailed { fault, .. } | Event::UndoFailed { fault, .. } => {
-                self.failed = self.failed.saturating_add(1);
-                if fault.class != FaultClass::Transient {
-                    self.refused = self.refused.saturating_add(1);
+    fn count(&mut self, spec: &JobSpec, entry: &Entry) {
+        match &entry.event {
+            Event::StepFailed { step, fault } | Event::UndoFailed { step, fault } => {
+                if let Some(step) = spec.steps.get(*step) {
+                    self.failures.add(step, fault.class, entry.at_ms);
                 }
             }
             Event::StepDone { .. }
             | Event::CommitForced { .. }
             | Event::UndoDone { .. }
             | Event::UndoStarted { attempt: 1, .. }
-            | Event::Resumed { .. } => (self.failed, self.refused) = (0, 0),
+            | Event::Resumed { .. } => self.failures = Failures::default(),
             Event::StepStarted { .. }
             | Event::UndoStarted { .. }
             | Event::AbortRequested { .. } => {}
@@ -433,13 +431,12 @@ impl JobState {
                 | FaultClass::Bug => self.next_undo(),
             };
         }
-        let refusals =
-            if self.commit_unknown(spec) { DOUBTS_UNTIL_STUCK } else { REFUSALS_UNTIL_STUCK };
-        if self.failed < ATTEMPTS_UNTIL_STUCK && self.refused < refusals {
-            again
+        let ended = if self.commit_unknown(spec) {
+            self.failures.end_doubt(&spec.steps[step])
         } else {
-            Next::End(JobPhase::Stuck)
-        }
+            self.failures.end_step()
+        };
+        if ended { Next::End(JobPhase::Stuck) } else { again }
     }
 
     /// The next step to undo: the last one that was started and is not undone yet.
@@ -456,10 +453,10 @@ impl JobState {
                 Next::ResumeUndo { step, attempt: *attempt }
             }
             Some((step, StepState::UndoFailed { attempt, .. })) => {
-                if self.failed < ATTEMPTS_UNTIL_STUCK && self.refused == 0 {
-                    Next::StartUndo { step, attempt: attempt.saturating_add(1) }
-                } else {
+                if self.failures.end_undo() {
                     Next::End(JobPhase::Stuck)
+                } else {
+                    Next::StartUndo { step, attempt: attempt.saturating_add(1) }
                 }
             }
             Some((step, _)) => Next::StartUndo { step, attempt: 1 },

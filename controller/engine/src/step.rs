@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::spec::StepSpec;
-use crate::state::Event;
+use crate::state::{Entry, Event};
 
 /// What a step is called with.
 #[derive(Debug, Clone)]
@@ -68,8 +68,8 @@ pub type Steps = HashMap<String, Arc<dyn Step>>;
 /// Where events are kept. An event is durable when `append` returns.
 #[async_trait]
 pub trait Journal: Send + Sync {
-    /// Adds an event to a job's journal.
-    async fn append(&self, job: JobId, event: &Event) -> Result<(), Fault>;
+    /// Adds an event to a job's journal. Returns when that was, Unix ms, as [`Journal::load`] says it.
+    async fn append(&self, job: JobId, event: &Event) -> Result<i64, Fault>;
     /// Every event of a job, oldest first.
-    async fn load(&self, job: JobId) -> Result<Vec<Event>, Fault>;
+    async fn load(&self, job: JobId) -> Result<Vec<Entry>, Fault>;
 }

@@ -3,13 +3,16 @@
 //! the same rows in `ferry-api`, which knows planning.
 
 mod harness;
+#[path = "faults/stuck.rs"]
+mod stuck;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use ferry_engine::{
-    Abort, Context, Event, Force, Gate, JobSpec, Journal, Observation, Runner, Step, StepSpec,
+    Abort, Context, Entry, Event, Force, Gate, JobSpec, Journal, Observation, Runner, Step,
+    StepSpec,
 };
 use ferry_proto::ids::JobId;
 use ferry_proto::view::JobPhase;
@@ -110,7 +113,7 @@ async fn a_commit_that_nobody_can_be_asked_about_is_taken_on_a_persons_word() {
     plain.force.say("the test", word());
     plain.force.say("a second operator", serde_json::json!({}));
     assert_eq!(plain.run().await, JobPhase::Done);
-    let events = plain.journal.events.lock().unwrap().clone();
+    let events = plain.journal.events();
     assert_eq!(forced_by(&events), ["the test"], "the first word counts: {events:?}");
     let cases = (1..=events.len()).flat_map(|w| [(w, false), (w, true)]);
     for (write, durable) in cases {
@@ -119,7 +122,7 @@ async fn a_commit_that_nobody_can_be_asked_about_is_taken_on_a_persons_word() {
             let case = lost(what, committed).crashing(write, durable);
             case.force.say("the test", word());
             assert_eq!(case.run().await, JobPhase::Done, "{}", case.what);
-            let events = case.journal.events.lock().unwrap();
+            let events = case.journal.events();
             assert_eq!(forced_by(&events), ["the test"], "{}: {events:?}", case.what);
         }
     }
@@ -142,7 +145,11 @@ async fn a_persons_word_ends_every_wait_for_the_source() {
         force.say("the test", serde_json::json!({}));
         loop {
             let told = seen.recv().await.expect("the job goes on");
-            if let ferry_engine::Told::Event(Event::CommitForced { step, .. }) = told {
+            if let ferry_engine::Told::Event(Entry {
+                event: Event::CommitForced { step, .. },
+                ..
+            }) = told
+            {
                 assert_eq!(step, COMMIT);
                 break;
             }
@@ -168,13 +175,15 @@ async fn a_persons_word_counts_only_while_the_commit_is_unknown() {
     answers.force.say("the test", serde_json::json!({}));
     assert_eq!(answers.run().await, JobPhase::Done);
     for case in [refused, answers] {
-        let events = case.journal.events.lock().unwrap();
+        let events = case.journal.events();
         assert!(forced_by(&events).is_empty(), "{}: {events:?}", case.what);
     }
     let refusal = Event::StepFailed { step: 0, fault: Fault::fenced("past its deadline") };
     let state = |events: &[Event]| {
         let only_commit = JobSpec { steps: spec(Some(0), None).steps, job: JobId::new_now() };
-        ferry_engine::JobState::replay(&only_commit, events).map(|s| s.forced)
+        let entries: Vec<_> =
+            events.iter().map(|event| Entry { at_ms: 0, event: event.clone() }).collect();
+        ferry_engine::JobState::replay(&only_commit, &entries).map(|s| s.forced)
     };
     let word = Event::CommitForced { step: 0, by: "x".into(), receipt: serde_json::json!({}) };
     assert!(state(&[started(0), word.clone()]).unwrap());
@@ -237,7 +246,7 @@ async fn an_abort_before_anything_ends_at_the_start() {
         assert_eq!(case.once(abort).await.unwrap(), JobPhase::Undone);
         assert_eq!(case.standing(), [] as [usize; 0]);
         let wish = Event::AbortRequested { by: "the test".into() };
-        assert_eq!(*case.journal.events.lock().unwrap(), [wish]);
+        assert_eq!(case.journal.events(), [wish]);
     }
 }
 
@@ -278,7 +287,7 @@ async fn a_commit_that_is_not_known_is_asked_for_beyond_the_fence() {
 async fn a_journal_that_does_not_fit_is_refused() {
     let case = Case::new(&spec(Some(COMMIT), None), "damaged");
     let impossible = Event::StepDone { step: 2, receipt: serde_json::json!({}) };
-    case.journal.events.lock().unwrap().push(impossible);
+    case.journal.note(impossible);
     let fault = case.once(Abort::default()).await.unwrap_err();
     assert_eq!(fault.class, FaultClass::Bug);
     assert!(fault.to_string().contains("damaged"), "{fault}");
@@ -345,7 +354,8 @@ struct Long {
 impl Long {
     fn new(mut spec: JobSpec, events: Vec<Event>) -> Self {
         spec.steps.iter_mut().for_each(|s| s.timeout_seconds = 1_000_000);
-        let journal = Memory { events: Mutex::new(events), ..Memory::default() };
+        let journal = Memory::default();
+        events.into_iter().for_each(|event| _ = journal.note(event));
         Self { step: Arc::default(), journal: Arc::new(journal), spec }
     }
 
@@ -376,7 +386,7 @@ impl Long {
     }
 
     fn events(&self) -> Vec<Event> {
-        self.journal.events.lock().unwrap().clone()
+        self.journal.events()
     }
 }
 
@@ -398,7 +408,7 @@ async fn an_abort_is_journalled_while_the_step_still_runs() {
     let wish = Event::AbortRequested { by: "the operator".into() };
     loop {
         match seen.recv().await.expect("the job goes on until its step ends") {
-            ferry_engine::Told::Event(event) if event == wish => break,
+            ferry_engine::Told::Event(entry) if entry.event == wish => break,
             _ => {}
         }
     }

@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use ferry_engine::{
-    Abort, Context, Event, Force, Gate, JobSpec, Journal, Observation, Runner, Step, Steps,
+    Abort, Context, Entry, Event, Force, Gate, JobSpec, Journal, Observation, Runner, Step, Steps,
 };
 use ferry_proto::command::Refusal;
 use ferry_proto::ids::{Epoch, JobId};
 use ferry_proto::view::JobPhase;
 use ferry_proto::{Fault, FaultClass};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 pub const CLASSES: [FaultClass; 6] = [
     FaultClass::Transient,
@@ -159,15 +160,44 @@ impl Step for Fake {
 /// and at whose nth write somebody may wish an abort.
 #[derive(Default)]
 pub struct Memory {
-    pub events: Mutex<Vec<Event>>,
+    pub entries: Mutex<Vec<Entry>>,
+    /// What it dates its entries by.
+    pub clock: Clock,
     pub crash_at: Mutex<Option<(usize, bool)>>,
     pub abort_at: Mutex<Option<(usize, Abort)>>,
     pub writes: Mutex<usize>,
 }
 
+/// The engine's clock.
+pub struct Clock(Instant);
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl Clock {
+    fn now_ms(&self) -> i64 {
+        1_700_000_000_000 + i64::try_from(self.0.elapsed().as_millis()).unwrap()
+    }
+}
+
+impl Memory {
+    pub fn note(&self, event: Event) -> i64 {
+        let at_ms = self.clock.now_ms();
+        self.entries.lock().unwrap().push(Entry { at_ms, event });
+        at_ms
+    }
+
+    pub fn events(&self) -> Vec<Event> {
+        self.entries.lock().unwrap().iter().map(|entry| entry.event.clone()).collect()
+    }
+}
+
 #[async_trait]
 impl Journal for Memory {
-    async fn append(&self, _: JobId, event: &Event) -> Result<(), Fault> {
+    async fn append(&self, _: JobId, event: &Event) -> Result<i64, Fault> {
         let write = {
             let mut writes = self.writes.lock().unwrap();
             *writes += 1;
@@ -183,14 +213,12 @@ impl Journal for Memory {
             Some((at, durable)) if at == write => (!durable, true),
             _ => (false, false),
         };
-        if !lost {
-            self.events.lock().unwrap().push(event.clone());
-        }
-        if crashes { Err(Fault::bug("crashed at the write")) } else { Ok(()) }
+        let at_ms = if lost { 0 } else { self.note(event.clone()) };
+        if crashes { Err(Fault::bug("crashed at the write")) } else { Ok(at_ms) }
     }
 
-    async fn load(&self, _: JobId) -> Result<Vec<Event>, Fault> {
-        Ok(self.events.lock().unwrap().clone())
+    async fn load(&self, _: JobId) -> Result<Vec<Entry>, Fault> {
+        Ok(self.entries.lock().unwrap().clone())
     }
 }
 
@@ -307,7 +335,7 @@ impl Case {
     }
 
     pub async fn resumed(&self) -> JobPhase {
-        self.journal.events.lock().unwrap().push(Event::Resumed { by: "the test".into() });
+        self.journal.note(Event::Resumed { by: "the test".into() });
         self.run().await
     }
 
@@ -319,7 +347,7 @@ impl Case {
         match phase {
             JobPhase::Done => {
                 // What a person vouched for may stand or not: its agent was not heard.
-                let events = self.journal.events.lock().unwrap();
+                let events = self.journal.events();
                 let vouched = events.iter().find_map(|e| match e {
                     Event::CommitForced { step, .. } => Some(&self.spec.steps[*step].name),
                     _ => None,
@@ -468,7 +496,7 @@ pub async fn refused_for_good_after_the_commit(spec: &JobSpec) {
         };
         let plain = case("refused for good".into());
         assert_eq!(plain.run().await, JobPhase::Undone);
-        let writes = plain.journal.events.lock().unwrap().len();
+        let writes = plain.journal.events().len();
         for write in 1..=writes {
             for durable in [false, true] {
                 let what = format!("refused for good, crash at write {write}, durable {durable}");
@@ -528,7 +556,7 @@ async fn crashes(
     };
     let plain = case("without a crash".into());
     let expected = plain.run().await;
-    let writes = plain.journal.events.lock().unwrap().len();
+    let writes = plain.journal.events().len();
     let mut repeated = (0, 0);
     for write in 1..=writes {
         for durable in [false, true] {
@@ -591,7 +619,7 @@ pub async fn aborts_at_each_write(spec: &JobSpec) {
                     None => case,
                 };
                 let phase = case.run().await;
-                let events = case.journal.events.lock().unwrap();
+                let events = case.journal.events();
                 let wished = events.iter().position(|e| matches!(e, Event::AbortRequested { .. }));
                 let begun = |step| move |e: &Event| matches!(e, Event::StepStarted { step: s, .. } if *s == step);
                 let last = commit.or(spec.steps.iter().position(|s| s.forward_only));
