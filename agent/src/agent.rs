@@ -4,8 +4,9 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use ferry_databases::{Engine, MariadbConfig, PostgresqlConfig};
+use ferry_databases::{Availability, Engine, MariadbConfig, PostgresqlConfig};
 use ferry_host::Layout;
 use ferry_proto::account::EngineKind;
 use ferry_proto::channel::{Connections, Identity, Revocations};
@@ -221,6 +222,29 @@ pub fn engine(kind: EngineKind) -> Box<dyn Engine> {
     match kind {
         EngineKind::Mariadb => ferry_databases::mariadb(MariadbConfig::default()),
         EngineKind::Postgresql => ferry_databases::postgresql(PostgresqlConfig::default()),
+    }
+}
+
+/// How long a database server may take to say that it is there. One that starts or was stopped may take a
+/// connection and say nothing for minutes.
+const ANSWERS: Duration = Duration::from_secs(5);
+
+/// Sees that a database server answers, and soon.
+///
+/// # Errors
+/// Transient if it does not, precondition if it is not installed.
+pub async fn answers(kind: EngineKind) -> Result<(), Fault> {
+    match tokio::time::timeout(ANSWERS, engine(kind).available()).await {
+        Ok(Availability::Running(_)) => Ok(()),
+        Ok(Availability::Down(fault)) => Err(fault),
+        Ok(Availability::Absent) => {
+            Err(Fault::precondition(format!("{kind} is not installed")).remedy("install it"))
+        }
+        Err(_) => {
+            let seconds = ANSWERS.as_secs();
+            Err(Fault::transient(format!("{kind} does not answer within {seconds} s"))
+                .remedy("see that it runs; what waits for it is tried again until it does"))
+        }
     }
 }
 

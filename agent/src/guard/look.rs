@@ -8,16 +8,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ferry_databases::FenceRecord;
 use ferry_host::closed::ClosedAgain;
 use ferry_host::processes::{Process, of_users, stop_all};
 use ferry_host::sites_fence::Enabled;
 use ferry_host::{Layout, Services, users};
 use ferry_proto::Fault;
+use ferry_proto::account::EngineKind;
 use ferry_proto::ids::AccountName;
 use tokio_util::sync::CancellationToken;
 
 use super::{close_host, close_mail, is_broken, put_mail_back, tell};
-use crate::agent::{Agent, blocking, engine};
+use crate::agent::{Agent, ENGINES, answers, blocking, engine};
 use crate::ledger::{Account, Standing};
 use crate::work::spec;
 
@@ -43,6 +45,9 @@ pub async fn keep(agent: Arc<Agent>, stop: CancellationToken) {
 /// When each account's databases were last found closed.
 type Databases = BTreeMap<AccountName, Instant>;
 
+/// Why engines cannot be asked now.
+type Silent = BTreeMap<EngineKind, Fault>;
+
 /// Looks once. Whether something was open.
 async fn look(agent: &Arc<Agent>, databases: &mut Databases) -> bool {
     let names: Vec<AccountName> = agent.look(|l| {
@@ -64,11 +69,41 @@ async fn look(agent: &Arc<Agent>, databases: &mut Databases) -> bool {
     if let Err(fault) = put_mail_back(&agent.mail).await {
         tracing::error!(class = %fault.class, "mail of closed accounts may be served: {fault}");
     }
+    let silent = silent(agent, &names, databases).await;
     let mut open = false;
     for name in names {
-        open |= look_at(agent, &name, &enabled, databases).await;
+        open |= look_at(agent, &name, &enabled, databases, &silent).await;
     }
     open
+}
+
+/// The engines that are due to be asked and do not answer. Each is waited for once, not for every account:
+/// the last of them would be looked at after hours.
+async fn silent(agent: &Agent, names: &[AccountName], databases: &Databases) -> Silent {
+    let mut silent = Silent::new();
+    for kind in ENGINES {
+        let is_asked = |name: &AccountName| {
+            is_due(databases, name)
+                && agent.account(name).is_some_and(|a| closed_in(&a).any(|(k, _)| *k == kind))
+        };
+        if names.iter().any(is_asked)
+            && let Err(fault) = answers(kind).await
+        {
+            silent.insert(kind, fault);
+        }
+    }
+    silent
+}
+
+/// Whether an account's databases are to be looked at.
+fn is_due(databases: &Databases, name: &AccountName) -> bool {
+    databases.get(name).is_none_or(|last| last.elapsed() >= DATABASES)
+}
+
+/// What is closed of the account's databases. Those of one that is received are being made.
+fn closed_in(account: &Account) -> impl Iterator<Item = &(EngineKind, FenceRecord)> {
+    let is_received = matches!(account.standing, Standing::Receiving { .. });
+    account.closed.iter().filter(move |_| !is_received).flat_map(|closed| &closed.databases)
 }
 
 /// Closed for good, or being received: not what is fenced or opened just now.
@@ -89,18 +124,23 @@ async fn look_at(
     name: &AccountName,
     enabled: &Arc<Enabled>,
     databases: &mut Databases,
+    silent: &Silent,
 ) -> bool {
     let Ok(_order) = tokio::time::timeout(BUSY, agent.order(name)).await else { return false };
     // It may stand otherwise by now.
     let Some(account) = agent.account(name).filter(is_looked_at) else { return false };
     let mut all = host(agent, &account, enabled).await;
     all.add(close_mail(&agent.mail, &account).await);
-    if databases.get(name).is_none_or(|last| last.elapsed() >= DATABASES) {
-        let closed = close_databases(&account).await;
-        if closed.is_ok() {
+    if is_due(databases, name) {
+        let mut all_seen = true;
+        for closed in closed_in(&account) {
+            let again = close_database(&account, closed, silent).await;
+            all_seen &= again.is_ok();
+            all.add(again);
+        }
+        if all_seen {
             databases.insert(name.clone(), Instant::now());
         }
-        all.add(closed);
     }
     tell(name, &all);
     for fault in &all.faults {
@@ -140,18 +180,19 @@ fn end_processes(layout: &Layout, account: &Account) -> Result<Vec<String>, Faul
     Ok(running.iter().map(Process::to_string).collect())
 }
 
-/// Closes databases again that let the account in. Those of an account that is received are being made.
-async fn close_databases(account: &Account) -> Result<Vec<String>, Fault> {
-    let mut found = Vec::new();
-    if matches!(account.standing, Standing::Receiving { .. }) {
-        return Ok(found);
+/// Closes a database server to the account again that lets it in.
+async fn close_database(
+    account: &Account,
+    (kind, record): &(EngineKind, FenceRecord),
+    silent: &Silent,
+) -> Result<Vec<String>, Fault> {
+    if let Some(fault) = silent.get(kind) {
+        return Err(fault.clone());
     }
-    for (kind, record) in account.closed.iter().flat_map(|closed| &closed.databases) {
-        let (engine, spec) = (engine(*kind), spec(account, *kind));
-        if !engine.is_fenced(&spec).await? {
-            engine.fence(&spec, record, Duration::ZERO).await?;
-            found.push(format!("{kind} let the account in"));
-        }
+    let (engine, spec) = (engine(*kind), spec(account, *kind));
+    if engine.is_fenced(&spec).await? {
+        return Ok(Vec::new());
     }
-    Ok(found)
+    engine.fence(&spec, record, Duration::ZERO).await?;
+    Ok(vec![format!("{kind} let the account in")])
 }

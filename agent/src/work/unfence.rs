@@ -4,16 +4,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ferry_databases::Availability;
+use ferry_databases::FenceRecord;
 use ferry_host::processes::allow;
 use ferry_host::sites_fence::{self, Services};
 use ferry_host::{cron, users};
 use ferry_proto::Fault;
+use ferry_proto::account::EngineKind;
 use ferry_proto::command::{Move, Receipt, Refusal};
 use ferry_proto::ids::{AccountName, JobId};
 use ferry_traffic::control::Target;
 
-use crate::agent::{Agent, blocking, engine};
+use crate::agent::{Agent, answers, blocking, engine};
 use crate::clock::{Deadline, unix_ms};
 use crate::ledger::{Account, Closed, Standing};
 use crate::work::copied::Copied;
@@ -112,9 +113,12 @@ async fn take_back(
     agent.stop_activity(name);
     let mut first = None;
     if let Some(closed) = account.closed.clone() {
-        let opened = open_to_visitors(agent, &mut account, &closed, &mut first).await;
+        let (answering, silent) = those_that_answer(&closed.databases).await;
+        let opened = open_to_visitors(agent, &mut account, &closed, answering, &mut first).await;
         keep_first(&mut first, opened);
         keep_first(&mut first, open_the_rest(agent, &account).await);
+        // Last: they keep whoever asks them waiting.
+        let_in(&account, silent, &mut first).await;
     }
     if let Some(fault) = first {
         // Still ending: the deadline's watcher tries again what did not open.
@@ -151,28 +155,51 @@ async fn end(agent: &Arc<Agent>, account: &mut Account) -> Result<(), Fault> {
     }
 }
 
+/// What a fence has closed of a database server.
+type Database = (EngineKind, FenceRecord);
+
+/// The databases whose servers answer, and those whose servers do not.
+async fn those_that_answer(databases: &[Database]) -> (Vec<&Database>, Vec<&Database>) {
+    let (mut answering, mut silent) = (Vec::new(), Vec::new());
+    for database in databases {
+        match answers(database.0).await {
+            Ok(()) => answering.push(database),
+            Err(fault) => {
+                tracing::warn!("visitors do not wait for a database: {fault}");
+                silent.push(database);
+            }
+        }
+    }
+    (answering, silent)
+}
+
+/// Lets the account into its databases again. Whether all of them let it in.
+async fn let_in(account: &Account, databases: Vec<&Database>, first: &mut Option<Fault>) -> bool {
+    let mut all = true;
+    for (kind, record) in databases {
+        let let_in = engine(*kind).unfence(&spec(account, *kind), record).await;
+        all &= let_in.is_ok();
+        keep_first(first, let_in);
+    }
+    all
+}
+
 /// Opens what visitors need, databases before sites, and lets those in who are held. Logins, units, mail
 /// and cron may fail without keeping them waiting (on a full disk /etc/shadow cannot be replaced), and so
-/// may a database server that is down: it was not the fence that stopped it.
+/// may a database server that does not answer: it was not the fence that stopped it.
 async fn open_to_visitors(
     agent: &Arc<Agent>,
     account: &mut Account,
     closed: &Closed,
+    answering: Vec<&Database>,
     first: &mut Option<Fault>,
 ) -> Result<(), Fault> {
-    let mut answering = true;
-    for (kind, record) in &closed.databases {
-        let engine = engine(*kind);
-        if let Err(fault) = engine.unfence(&spec(account, *kind), record).await {
-            answering &= !matches!(engine.available().await, Availability::Running(_));
-            keep_first(first, Err(fault));
-        }
-    }
+    let are_in = let_in(account, answering, first).await;
     // Before the sites, which may pass visitors on to what the account's units run.
     keep_first(first, open_logins_and_units(agent, closed).await);
     if !matches!(account.standing, Standing::Fenced { open: true, .. }) {
         reopen_sites(agent, account, closed).await?;
-        if !answering {
+        if !are_in {
             return Ok(());
         }
         if let Standing::Fenced { open, .. } = &mut account.standing {

@@ -11,5 +11,6 @@ mod forcing;
 pub mod host;
 mod inspecting;
 mod looking;
+mod recovering;
 mod refusing;
 mod routing;
