@@ -36,7 +36,7 @@ pub async fn commit(job: &Job) -> Result<Receipt, Fault> {
         return Ok(Receipt::Committed(record));
     }
     let account = job.fenced().map_err(surely_not)?;
-    fence::still_closed(&agent.layout, &account).await.map_err(|fault| match fault.class {
+    fence::still_closed(agent, &account).await.map_err(|fault| match fault.class {
         FaultClass::Fenced => fault,
         _ => not_known(job, &fault),
     })?;

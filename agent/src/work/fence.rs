@@ -12,7 +12,7 @@ use ferry_host::processes::{
     writers_below,
 };
 use ferry_host::sites_fence::{self, Services};
-use ferry_host::{Layout, closed, cron, hooks, users};
+use ferry_host::{closed, cron, hooks, users};
 use ferry_proto::Fault;
 use ferry_proto::command::Receipt;
 use tokio::sync::OwnedMutexGuard;
@@ -289,12 +289,12 @@ fn roots(account: &Account) -> Vec<PathBuf> {
 /// # Errors
 /// Of class Fenced, naming what has come back, or, in a fence, if its deadline passes meanwhile; else
 /// what could not be looked at.
-pub async fn still_closed(layout: &Layout, account: &Account) -> Result<(), Fault> {
+pub async fn still_closed(agent: &Agent, account: &Account) -> Result<(), Fault> {
     if broken(Promise::Fence) {
         return Ok(());
     }
     let name = &account.definition.name;
-    let look = come_back(layout, account);
+    let look = come_back(agent, account);
     let found = match &account.standing {
         // However long it takes to look, whoever takes the account back does not wait for it.
         Standing::Fenced { deadline, .. } => {
@@ -321,12 +321,12 @@ pub async fn still_closed(layout: &Layout, account: &Account) -> Result<(), Faul
 }
 
 /// What of the account has come back. Nobody looks on once this is dropped.
-async fn come_back(layout: &Layout, account: &Account) -> Result<Vec<String>, Fault> {
-    let (layout, uid, roots) = (layout.clone(), account.uid, roots(account));
+async fn come_back(agent: &Agent, account: &Account) -> Result<Vec<String>, Fault> {
+    let (layout, uid, roots) = (agent.layout.clone(), account.uid, roots(account));
     let (definition, closed) = (account.definition.clone(), account.closed.clone());
     let stop = CancellationToken::new();
     let _until_dropped = stop.clone().drop_guard();
-    let mut found = blocking(move || {
+    let here = blocking(move || {
         let mut found = match closed {
             Some(closed) => closed::reopened(&layout, &definition, &closed.sites, &closed.units)?,
             None => Vec::new(),
@@ -336,8 +336,10 @@ async fn come_back(layout: &Layout, account: &Account) -> Result<Vec<String>, Fa
         found.extend(processes.iter().map(Process::to_string));
         found.extend(writers.iter().map(Writer::to_string));
         Ok(found)
-    })
-    .await?;
+    });
+    let (here, mail) = tokio::join!(here, mail_gaps(agent, account));
+    let mut found = here?;
+    found.extend(mail?);
     for kind in ENGINES {
         let spec = spec(account, kind);
         if !spec.is_empty() && !engine(kind).is_fenced(&spec).await? {
@@ -345,4 +347,13 @@ async fn come_back(layout: &Layout, account: &Account) -> Result<Vec<String>, Fa
         }
     }
     Ok(found)
+}
+
+/// Whether the mail's fence has stood all the time: what came in has left no other trace. The mail of an
+/// account that has moved is passed on, and none comes in.
+async fn mail_gaps(agent: &Agent, account: &Account) -> Result<Vec<String>, Fault> {
+    if !matches!(account.standing, Standing::Fenced { .. }) {
+        return Ok(Vec::new());
+    }
+    agent.mail.gaps(&mail_spec(&account.definition, account.uid, account.gid)?).await
 }

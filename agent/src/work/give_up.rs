@@ -54,7 +54,7 @@ pub async fn give_up(job: &Job, forced: &CommitRecord) -> Result<Receipt, Fault>
     // What does not close does not keep visitors from where the account is served; and it goes on being
     // closed, as all that has moved away.
     release::release(job).await.and(closed).map_err(patiently)?;
-    fence::still_closed(&job.agent.layout, &account).await.map_err(patiently)?;
+    fence::still_closed(&job.agent, &account).await.map_err(patiently)?;
     match stood {
         Stood::Committed => Ok(receipt("it had committed, and has served nobody since".to_owned())),
         Stood::Served => told(&account, forced).await.map_err(patiently),

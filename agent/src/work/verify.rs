@@ -36,7 +36,7 @@ pub async fn verify(job: &Job) -> Result<Receipt, Fault> {
     for database in &account.definition.databases {
         objects += unless_cancelled(&job.cancel, compare_database(job, &account, database)).await?;
     }
-    fence::still_closed(&job.agent.layout, &account).await?;
+    fence::still_closed(&job.agent, &account).await?;
     #[allow(clippy::cast_precision_loss)]
     Ok(done_with(
         format!(

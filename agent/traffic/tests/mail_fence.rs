@@ -153,3 +153,38 @@ async fn a_fence_outlives_the_services_and_covers_lmtp() {
     assert!(host.send(ALICE, "after").starts_with("250"));
     host.await_subject("shop.example", "alice", "after");
 }
+
+/// A control panel that writes main.cf anew lets mail in. That it is put back does not make it unseen.
+#[tokio::test]
+async fn a_fence_that_was_opened_is_known_to_have_been_also_when_it_stands_again() {
+    let host = Host::start("source", Provider::Virtual);
+    let spec = host.spec();
+    let other = host.spec_of("other", "other.example", &["carol"]);
+    assert_ne!(host.mail.gaps(&spec).await.expect("told"), [""; 0], "not fenced");
+    let panel: &dyn Fn() = &|| {
+        host.postconf(&["-X", "smtpd_recipient_restrictions"]);
+    };
+    let restored: &dyn Fn() = &|| {
+        let table = host.config.state_dir.join("held_transport");
+        std::fs::write(table, "").expect("written");
+    };
+    for opens in [panel, restored] {
+        host.mail.fence(&spec).await.expect("fenced");
+        assert_eq!(host.mail.gaps(&spec).await.expect("told"), [""; 0]);
+        opens();
+        assert_ne!(host.mail.gaps(&spec).await.expect("told"), [""; 0], "open");
+        assert_ne!(host.mail.put_back().await.expect("put back"), [""; 0]);
+        let observed = host.mail.state(&spec).await.expect("observed");
+        assert_eq!((observed.state, observed.drift), (MailState::Fenced, vec![]));
+        assert_ne!(host.mail.gaps(&spec).await.expect("told"), [""; 0], "closed again");
+        host.mail.unfence(&spec).await.expect("unfenced");
+    }
+    // What is done for others leaves a fence alone, but puts back too what is missing of it.
+    host.mail.fence(&spec).await.expect("fenced");
+    host.mail.fence(&other).await.expect("fenced");
+    assert_eq!(host.mail.gaps(&spec).await.expect("told"), [""; 0]);
+    panel();
+    host.mail.unfence(&other).await.expect("unfenced");
+    host.mail.install_hooks().await.expect("hooked");
+    assert_ne!(host.mail.gaps(&spec).await.expect("told"), [""; 0], "closed again");
+}

@@ -260,6 +260,21 @@ fn a_writer_of_another_user_keeps_it_from_being_committed() {
 }
 
 #[test]
+fn mail_that_is_not_fenced_keeps_it_from_being_committed() {
+    alone(async |world| {
+        let (server, job) = fenced(&world).await;
+        let mut changed = server.agent.account(&account()).unwrap();
+        let domain =
+            serde_json::json!({ "domain": "shop.example", "root": "mail", "mailboxes": [] });
+        changed.definition.mail = vec![serde_json::from_value(domain).unwrap()];
+        server.agent.set_account(&account(), Some(changed)).await.unwrap();
+        let fault = commit::commit(&job).await.unwrap_err();
+        assert_eq!(fault.class, FaultClass::Fenced, "{fault}");
+        assert_eq!(fault.causes, ["its mail is local"]);
+    });
+}
+
+#[test]
 fn closing_has_ended_when_the_fence_gives_up_at_its_deadline() {
     alone(async |world| {
         let (server, job) = armed(&world).await;

@@ -20,6 +20,7 @@ use ferry_proto::grant::{Grant, GrantKey, SignedGrant};
 use ferry_proto::ids::{AccountName, Epoch, JobId, ServerName};
 use ferry_traffic::client::Redirector as Client;
 use ferry_traffic::control::RouteState;
+use ferry_traffic::mail::{Mail, MailConfig};
 use ferry_traffic::redirector::{Redirector, Sockets};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -158,7 +159,9 @@ impl World {
         let identity = self.identity(name);
         let mut agent =
             Agent::new(config, identity, grant_key, connections, ledger, client).unwrap();
-        Arc::get_mut(&mut agent).unwrap().layout = Layout::below(dir);
+        let own = Arc::get_mut(&mut agent).unwrap();
+        own.layout = Layout::below(dir);
+        own.mail = Mail::new(MailConfig { state_dir: dir.join("mail"), ..MailConfig::default() });
         agent
     }
 

@@ -65,10 +65,10 @@ impl Mail {
             return Ok(Vec::new());
         }
         // Or somebody was just changing it.
-        let lock = self.lock().await?;
+        let (lock, standings) = self.begin().await?;
         let missing = self.missing().await?;
         if !missing.is_empty() {
-            self.make_so(&lock, &self.load().await?).await?;
+            self.make_so(&lock, &standings).await?;
         }
         Ok(missing)
     }
@@ -79,14 +79,8 @@ impl Mail {
         if !standings.values().any(Standing::needs_tables) {
             return Ok(Vec::new());
         }
-        let (postfix, dovecot) = (self.postfix(), self.dovecot());
         let mut missing = self.stale_tables(&standings).await?;
-        if !dovecot.is_hooked() {
-            missing.push("Dovecot's hook is not in its configuration".to_owned());
-        }
-        if !postfix.is_hooked() || !postfix.is_installed().await? {
-            missing.push("Postfix's hook is not in its configuration".to_owned());
-        }
+        missing.extend(self.missing_hooks().await?);
         Ok(missing)
     }
 

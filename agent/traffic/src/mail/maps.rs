@@ -166,7 +166,7 @@ mod tests {
         }];
         let spec =
             MailSpec::new(name.clone(), "/home/shop".into(), 3001, 3002, domains).expect("valid");
-        BTreeMap::from([(name, Standing { spec, basis, gate })])
+        BTreeMap::from([(name, Standing { spec, basis, gate, unbroken: false })])
     }
 
     fn record() -> MailRecord {

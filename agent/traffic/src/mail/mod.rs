@@ -17,6 +17,7 @@
 
 mod again;
 mod dovecot;
+mod gaps;
 mod inspect;
 mod maps;
 mod observe;
@@ -232,8 +233,7 @@ impl Mail {
     /// # Errors
     /// Precondition, when a service is absent or does not take its hook.
     pub async fn install_hooks(&self) -> Result<(), Fault> {
-        let lock = self.lock().await?;
-        let standings = self.load().await?;
+        let (lock, standings) = self.begin().await?;
         self.hook(&lock, &standings).await
     }
 
@@ -280,8 +280,8 @@ impl Mail {
         if !self.store().exists() {
             return Ok(());
         }
-        let lock = self.lock().await?;
-        self.make_so(&lock, &self.load().await?).await
+        let (lock, standings) = self.begin().await?;
+        self.make_so(&lock, &standings).await
     }
 
     async fn make_so(
@@ -316,8 +316,7 @@ impl Mail {
         if !self.store().exists() && (undoes || spec.is_empty()) {
             return Ok(());
         }
-        let lock = self.lock().await?;
-        let mut standings = self.load().await?;
+        let (lock, mut standings) = self.begin().await?;
         let now = standings.get(spec.account()).cloned();
         if spec.is_empty() && now.is_none() {
             return Ok(());
@@ -344,14 +343,17 @@ impl Mail {
         // Both to their end: the one must not be cut short because the other failed.
         let (before, proven) = tokio::join!(self.postfix_reload(), proof);
         let (before, ()) = (before?, proven?);
-        let gate = next.map(|n| n.gate);
+        let gate = next.as_ref().map(|n| n.gate);
         if matches!(gate, Some(Gate::Fenced | Gate::PassedOn { .. })) {
             self.drain(spec, &domains, before.as_deref()).await?;
         }
         if before.is_some() && !matches!(gate, Some(Gate::Fenced | Gate::Closed)) {
             self.postfix().flush(&domains).await?;
         }
-        Ok(())
+        match next.filter(|n| n.gate == Gate::Fenced) {
+            Some(fenced) => self.stands(&lock, fenced).await,
+            None => Ok(()),
+        }
     }
 
     async fn keep(

@@ -20,6 +20,10 @@ pub(super) struct Standing {
     pub basis: Basis,
     /// What is let through.
     pub gate: Gate,
+    /// Whether it is a fence that was seen to stand, and of which nothing was found missing since. Not told
+    /// if not so: a text that becomes shorter can be kept on a full disk.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unbroken: bool,
 }
 
 impl Standing {
@@ -131,7 +135,8 @@ pub(super) fn next(
 ) -> Result<Option<Standing>, Fault> {
     let basis = now.map_or(Basis::Provider, |s| s.basis.clone());
     let gate = now.map(|s| s.gate);
-    let stand = |basis, gate| Ok(Some(Standing { spec: spec.clone(), basis, gate }));
+    let stand =
+        |basis, gate| Ok(Some(Standing { spec: spec.clone(), basis, gate, unbroken: false }));
     let ferry = |record: &MailRecord| Basis::Ferry(record.clone());
     let ours = matches!(basis, Basis::Ferry(_));
     match (act, gate) {

@@ -360,8 +360,8 @@ mod tests {
         let account: AccountName = "shop".parse().expect("a literal");
         let spec = MailSpec::new(account.clone(), "/home/shop".into(), 7, 7, vec![]);
         let spec = spec.expect("valid");
-        let fenced = Standing { spec, basis: Basis::Provider, gate: Gate::Fenced };
-        let open = Standing { gate: Gate::Open, ..fenced.clone() };
+        let fenced = Standing { spec, basis: Basis::Provider, gate: Gate::Fenced, unbroken: true };
+        let open = Standing { gate: Gate::Open, unbroken: false, ..fenced.clone() };
         store.save(&account, &fenced).expect("saved");
         let text = serde_json::to_string(&open).expect("written");
         let path = store.file(&account);
