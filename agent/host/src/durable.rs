@@ -188,6 +188,30 @@ pub(crate) fn remove_empty_directory(path: &Path) -> Result<bool, Fault> {
     }
 }
 
+/// Removes a directory and all below it; one that is not there is no error. Does not follow symlinks, even
+/// ones that are put there while it works.
+pub(crate) fn remove_tree(path: &Path) -> Result<(), Fault> {
+    let act = || fs::remove_dir_all(path).and_then(|()| sync_parent(path));
+    match fs::symlink_metadata(path).and_then(|_| change(path, act)) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(Fault::io(format!("{} could not be removed", path.display()), &e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Gives what is at `path` away; a symlink itself, not what it leads to.
+pub(crate) fn give(path: &Path, uid: u32, gid: u32) -> Result<(), Fault> {
+    change(path, || std::os::unix::fs::lchown(path, Some(uid), Some(gid)))
+        .map_err(|e| Fault::io(format!("{} could not be given away", path.display()), &e))
+}
+
+/// Gives the very file at `from` a second name, which must be free.
+pub(crate) fn hard_link(from: &Path, to: &Path) -> Result<(), Fault> {
+    change(to, || fs::hard_link(from, to).and_then(|()| sync_parent(to)))
+        .map_err(|e| Fault::io(format!("{} could not be linked", to.display()), &e))
+}
+
 /// Makes `path` and what is missing above it, each with `mode`.
 pub(crate) fn make_directory(path: &Path, mode: u32) -> Result<(), Fault> {
     let act = || {
@@ -238,12 +262,21 @@ mod tests {
         rename_to_free(&at("d/b"), &at("d/c")).unwrap();
         symlink(&at("d/c"), &at("d/s")).unwrap();
         symlink(&at("d/c"), &at("d/s")).unwrap();
+        give(&at("d/c"), 0, 0).unwrap();
+        hard_link(&at("d/c"), &at("d/h")).unwrap();
         for name in ["d/s", "d/c"] {
             assert!(remove(&at(name)).unwrap() && !remove(&at(name)).unwrap());
         }
+        remove(&at("d/h")).unwrap();
         assert!(remove_empty_directory(&at("d")).unwrap());
-        assert!(remove_empty_directory(&at("d")).unwrap());
-        let changed = ["d", "d/a", "d/b", "d/c", "d/s", "d/s", "d/c", "d"];
+        make_directory(&at("t"), 0o700).unwrap();
+        write(&at("t/a"), b"1", owner).unwrap();
+        remove_tree(&at("t")).unwrap();
+        remove_tree(&at("t")).unwrap();
+        let changed = [
+            "d", "d/a", "d/b", "d/c", "d/s", "d/c", "d/h", "d/s", "d/c", "d/h", "d", "t", "t/a",
+            "t",
+        ];
         let both =
             |name| ["before", "after"].map(|when| format!("file.{}.{when}", at(name).display()));
         assert_eq!(lab.heard(), changed.map(both).concat());

@@ -115,7 +115,7 @@ fn wind(file: &WoundFile) -> Result<(), Fault> {
     }
     durable::remove(&file.aside)?;
     // The very file if it can be, with all that belongs to it.
-    if fs::hard_link(&file.path, &file.aside).is_err() {
+    if durable::hard_link(&file.path, &file.aside).is_err() {
         durable::write(&file.aside, now.as_bytes(), file.ownership())?;
     }
     durable::write(&file.path, closing.as_bytes(), file.ownership())

@@ -3,11 +3,13 @@
 //! another move or another process, or the clock was set since, more is read.
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
+use std::convert::identity;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ferry_failpoints::around;
 use ferry_files::{
     Bounded, Comparison, Directories, Note, NoteKind, SourceOptions, stamps_every_write,
 };
@@ -140,11 +142,7 @@ impl Copied {
         let json = serde_json::to_vec(self)
             .map_err(|e| Fault::bug("what is known of a copy has no JSON").caused_by(&e))?;
         blocking(move || {
-            let new = path.with_extension("new");
-            path.parent()
-                .map_or(Ok(()), std::fs::create_dir_all)
-                .and_then(|()| std::fs::write(&new, json))
-                .and_then(|()| std::fs::rename(&new, &path))
+            replace(&path, &json)
                 .map_err(|e| Fault::io(format!("cannot write {}", path.display()), &e))
         })
         .await
@@ -153,11 +151,8 @@ impl Copied {
     /// Forgets it: the move is over.
     pub async fn forget(agent: &Agent, account: &AccountName) {
         let path = path(agent, account);
-        let removed = blocking(move || match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != ErrorKind::NotFound => {
-                Err(Fault::io(format!("cannot remove {}", path.display()), &e))
-            }
-            _ => Ok(()),
+        let removed = blocking(move || {
+            remove(&path).map_err(|e| Fault::io(format!("cannot remove {}", path.display()), &e))
         });
         if let Err(fault) = removed.await {
             tracing::warn!(%account, "{fault}");
@@ -312,6 +307,25 @@ fn named(shown: &Path) -> PathBuf {
     shown.components().take_while(is_sure).collect()
 }
 
+/// Writes what is known, as a whole. Not synced: what is lost of it is found out anew.
+fn replace(path: &Path, json: &[u8]) -> io::Result<()> {
+    let act = || {
+        let new = path.with_extension("new");
+        path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+        std::fs::write(&new, json)?;
+        std::fs::rename(&new, path)
+    };
+    around(|| "copied.kept".to_owned(), identity, act)
+}
+
+/// Removes it, if it is there.
+fn remove(path: &Path) -> io::Result<()> {
+    if !path.try_exists()? {
+        return Ok(());
+    }
+    around(|| "copied.forgotten".to_owned(), identity, || std::fs::remove_file(path))
+}
+
 #[cfg(test)]
 mod tests {
     use ferry_files::Difference;
@@ -401,5 +415,18 @@ mod tests {
             assert_eq!(options.known.is_some(), is_known);
             assert!(options.changed_since.is_some_and(|since| since < now));
         }
+    }
+
+    #[test]
+    fn what_is_known_is_kept_and_forgotten_between_points() {
+        let dir = tempfile::tempdir().unwrap();
+        let lab = ferry_failpoints::FakeLab::listen(dir.path(), |_| "go".to_owned()).unwrap();
+        let path = dir.path().join("copies/shop.json");
+        remove(&path).unwrap();
+        replace(&path, b"{}").unwrap();
+        remove(&path).unwrap();
+        remove(&path).unwrap();
+        let points = ["kept.before", "kept.after", "forgotten.before", "forgotten.after"];
+        assert_eq!(lab.heard(), points.map(|point| format!("copied.{point}")));
     }
 }

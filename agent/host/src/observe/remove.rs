@@ -64,8 +64,7 @@ fn unfinished(place: &Path) -> Result<(), Fault> {
 /// A file of the web server or of PHP, or what a rehearsal has put below `/run`.
 fn of_sites(layout: &Layout, place: &Path) -> Result<(), Fault> {
     if fs::symlink_metadata(place).is_ok_and(|m| m.is_dir()) {
-        return fs::remove_dir_all(place)
-            .map_err(|e| Fault::io(format!("{} could not be removed", place.display()), &e));
+        return durable::remove_tree(place);
     }
     if place.starts_with(layout.path("/etc/php")) {
         return pool(layout, place);

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use ferry_failpoints::around;
 use ferry_proto::{Fault, FaultClass};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -49,6 +50,17 @@ pub fn stop_all(
     if uids.iter().any(|uid| *uid < 100) {
         return Err(Fault::bug("the processes of a system user were to be stopped"));
     }
+    let failed = |e| Fault::io("the account's processes could not be ended", &e);
+    let stop = || ask_then_kill(layout, uids, exclude, grace);
+    around(|| "processes.stop".to_owned(), failed, stop)
+}
+
+fn ask_then_kill(
+    layout: &Layout,
+    uids: &[u32],
+    exclude: &[u32],
+    grace: Duration,
+) -> Result<StopReport, Fault> {
     let mut seen: BTreeMap<u32, Process> = BTreeMap::new();
     let left = ask(uids, exclude, grace, &mut seen)?;
     let mut report = StopReport::default();

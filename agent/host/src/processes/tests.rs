@@ -433,3 +433,23 @@ fn the_systems_units_of_an_account_are_named() {
     assert!(messages[0].contains("tick.service") && messages[1].contains("worker.service"));
     assert_eq!(unit_findings(&layout, &"nobody".parse().unwrap(), 1502).unwrap(), []);
 }
+
+#[test]
+fn ending_processes_is_between_two_points_and_a_fault_at_the_first_ends_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Layout::below(dir.path());
+    let uid = own_uid();
+    let mut running = Running::script(Some(uid), "echo ready; exec sleep 1000");
+    {
+        let lab = ferry_failpoints::FakeLab::listen(dir.path(), |_| "errno 5".to_owned()).unwrap();
+        stop_all(&layout, &[uid], &[], Duration::ZERO).unwrap_err();
+        assert_eq!(lab.heard(), ["processes.stop.before"]);
+    }
+    assert!(running.0.try_wait().unwrap().is_none(), "it was ended all the same");
+    std::fs::remove_file(dir.path().join("lab.sock")).unwrap();
+    let lab = ferry_failpoints::FakeLab::listen(dir.path(), |_| "go".to_owned()).unwrap();
+    stop_all(&layout, &[uid], &[], Duration::ZERO).unwrap();
+    let heard = lab.heard();
+    assert_eq!(heard.first().map(String::as_str), Some("processes.stop.before"));
+    assert_eq!(heard.last().map(String::as_str), Some("processes.stop.after"));
+}

@@ -49,12 +49,7 @@ impl<'a> Place<'a> {
 
     fn clear(&self) -> Result<(), Fault> {
         durable::remove(&self.server)?;
-        match fs::remove_dir_all(&self.root) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(Fault::io(format!("{} could not be removed", self.root.display()), &e))
-            }
-            _ => Ok(()),
-        }
+        durable::remove_tree(&self.root)
     }
 
     fn check(&self) -> Result<bool, Fault> {

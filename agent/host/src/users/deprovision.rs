@@ -35,14 +35,8 @@ fn remove_user(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
     }
     // The home first: as long as the user is there, the next attempt knows whose it is.
     let home = layout.path(&plan.record.home);
-    let failed = |e: std::io::Error| {
-        Fault::io(format!("the home {} could not be removed", plan.record.home.display()), &e)
-    };
     match fs::symlink_metadata(&home) {
-        // Does not follow symlinks, even ones that are put there while it works.
-        Ok(m) if m.is_dir() && m.uid() == plan.ids.uid => {
-            fs::remove_dir_all(&home).map_err(failed)?;
-        }
+        Ok(m) if m.is_dir() && m.uid() == plan.ids.uid => durable::remove_tree(&home)?,
         // An attempt that did not come to the owner has left it empty.
         Ok(m) if m.is_dir() && m.uid() == 0 => {
             durable::remove_empty_directory(&home)?;

@@ -295,9 +295,6 @@ fn make_home(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
         durable::make_directory(&layout.path(parent), 0o755)?;
     }
     let home = layout.path(&plan.record.home);
-    let failed = |e: std::io::Error| {
-        Fault::io(format!("the home {} could not be made", plan.record.home.display()), &e)
-    };
     match fs::symlink_metadata(&home) {
         Ok(m) if m.is_dir() && [0, plan.ids.uid].contains(&m.uid()) => {
             // Made by an earlier attempt, which may not have come to the owner.
@@ -308,5 +305,5 @@ fn make_home(layout: &Layout, plan: &Provision) -> Result<(), Fault> {
         Ok(_) => return Err(changed(&format!("the home {}", plan.record.home.display()))),
         Err(_) => durable::make_directory(&home, 0o700)?,
     }
-    std::os::unix::fs::lchown(&home, Some(plan.ids.uid), Some(plan.ids.gid)).map_err(failed)
+    durable::give(&home, plan.ids.uid, plan.ids.gid)
 }
