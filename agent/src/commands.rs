@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ferry_failpoints::{Promise, broken};
 use ferry_proto::command::{End, Intent, Outcome, Progress};
 use ferry_proto::grant::SignedGrant;
 use ferry_proto::ids::CommandId;
@@ -167,18 +166,14 @@ impl Commands {
 
     /// A controller restored from an old backup is refused until support resolves it.
     async fn check_generation(&self, generation: u64) -> Result<(), Fault> {
-        let seen = self.agent.look(|l| l.generation());
-        if generation < seen && !broken(Promise::Epoch) {
-            // Not of class Fenced: that would say of a commit that it surely was not made.
-            return Err(Fault::precondition(format!(
-                "the controller is of generation {generation}, this agent has obeyed {seen}"
-            ))
-            .remedy("the controller was restored from an old backup: see /usr/share/doc/ferry-controller/what-if/controller-restored.md there"));
+        self.agent.look(|l| l.require_not_older(generation))?;
+        if self.agent.look(|l| l.generation()) == generation {
+            return Ok(());
         }
-        if generation > seen {
-            self.agent.write(move |l| l.record(Entry::Generation { generation })).await?;
-        }
-        Ok(())
+        let obeyed = self.agent.write(move |l| l.obey(generation)).await;
+        // Of what is written every fault is transient: that a later one came in between is said here.
+        self.agent.look(|l| l.require_not_older(generation))?;
+        obeyed
     }
 
     fn begin(

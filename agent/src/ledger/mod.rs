@@ -10,6 +10,7 @@ mod point;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::Path;
 
+use ferry_failpoints::{Promise, broken};
 use ferry_proto::command::Outcome;
 use ferry_proto::ids::{AccountName, CommandId, JobId, ServerName};
 use ferry_proto::{Fault, FaultClass};
@@ -249,6 +250,35 @@ impl Ledger {
         self.state.generation
     }
 
+    /// Obeys a controller of this generation from now on, unless a later one has been obeyed. To look and to
+    /// record is one step: commands of two controllers may come at once.
+    ///
+    /// # Errors
+    /// If a later one has been obeyed; else as [`Self::record`].
+    pub fn obey(&mut self, generation: u64) -> Result<(), Fault> {
+        self.require_not_older(generation)?;
+        if generation > self.generation() {
+            self.record(Entry::Generation { generation })?;
+        }
+        Ok(())
+    }
+
+    /// A fault if a controller of a later generation has been obeyed.
+    ///
+    /// # Errors
+    /// That.
+    pub fn require_not_older(&self, generation: u64) -> Result<(), Fault> {
+        let obeyed = self.generation();
+        if generation >= obeyed || broken(Promise::Epoch) {
+            return Ok(());
+        }
+        // Not of class Fenced: that would say of a commit that it surely was not made.
+        Err(Fault::precondition(format!(
+            "the controller is of generation {generation}, this agent has obeyed {obeyed}"
+        ))
+        .remedy("the controller was restored from an old backup: see /usr/share/doc/ferry-controller/what-if/controller-restored.md there"))
+    }
+
     /// Serials and servers whose certificates are no longer accepted.
     pub fn revocations(&self) -> (&[String], &[ServerName]) {
         (&self.state.revoked_serials, &self.state.revoked_servers)
@@ -321,7 +351,7 @@ impl State {
                     self.undone.pop_front();
                 }
             }
-            Entry::Generation { generation } => self.generation = generation,
+            Entry::Generation { generation } => self.generation = self.generation.max(generation),
             Entry::Revocations { serials, servers } => {
                 self.revoked_serials = serials;
                 self.revoked_servers = servers;
@@ -410,6 +440,25 @@ mod tests {
         assert!(matches!(ledger.command(CommandId::new_now()), CommandState::Unknown));
         assert_eq!(ledger.generation(), 3);
         assert_eq!(ledger.revocations().0, ["01".to_owned()]);
+    }
+
+    /// Two sessions looked before either had recorded: the later generation stands, whoever records last.
+    #[test]
+    fn an_agent_never_goes_back_to_an_earlier_generation() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger");
+        let mut ledger = Ledger::open(&path).unwrap();
+        ledger.obey(5).unwrap();
+        let written = ledger.len();
+        ledger.obey(5).unwrap();
+        let refused = ledger.obey(3).unwrap_err();
+        assert_eq!(refused.class, FaultClass::Precondition, "{refused}");
+        assert_eq!(ledger.len(), written, "nothing is recorded of it");
+        // As an earlier version may have recorded them.
+        ledger.record(Entry::Generation { generation: 4 }).unwrap();
+        assert_eq!(ledger.generation(), 5);
+        drop(ledger);
+        assert_eq!(Ledger::open(&path).unwrap().generation(), 5);
     }
 
     #[test]
