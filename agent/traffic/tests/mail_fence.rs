@@ -6,8 +6,9 @@ mod mail_support;
 use std::time::Duration;
 
 use ferry_proto::FaultClass;
-use ferry_traffic::mail::{Mail, MailConfig, MailState};
+use ferry_traffic::mail::MailState;
 use mail_support::{Host, Imap, PASSWORD, Provider, Smtp, eventually};
+use nix::sys::signal::Signal;
 
 const ALICE: &str = "alice@shop.example";
 
@@ -97,14 +98,84 @@ async fn a_fence_reports_the_delivery_that_does_not_end_and_stands() {
     let spec = host.spec();
     assert!(host.send("slow@shop.example", "running").starts_with("250"));
     eventually("the delivery runs", || host.path("slow.begun").exists());
-    let impatient = MailConfig { drain_timeout: Duration::from_millis(300), ..host.config.clone() };
-    let fault = Mail::new(impatient).fence(&spec).await.expect_err("the delivery takes longer");
+    let fault = host.impatient(Duration::from_millis(300)).fence(&spec).await;
+    let fault = fault.expect_err("the delivery takes longer");
     assert_eq!(fault.class, FaultClass::Transient);
     assert!(fault.message.contains("pipe"), "{fault}");
     assert_eq!(host.mail.state(&spec).await.expect("observed").state, MailState::Fenced);
     std::fs::write(host.path("slow.go"), "").expect("written");
     host.mail.fence(&spec).await.expect("repeated, it waits for the end");
     assert!(host.path("slow.done").exists());
+}
+
+/// The queue manager that decides by the old tables goes on until Postfix has heard of its reload.
+#[tokio::test]
+async fn a_fence_waits_for_the_delivery_that_begins_while_postfix_is_reloaded() {
+    let host = Host::start("source", Provider::Virtual);
+    let spec = host.spec();
+    host.mail.install_hooks().await.expect("hooked");
+    // Whoever decides where mail goes has seen the tables from before the fence.
+    assert!(host.send(ALICE, "before").starts_with("250"));
+    host.await_subject("shop.example", "alice", "before");
+    let impatient = host.with_a_delivery_before_its_reload(Duration::from_millis(300));
+    let fault = impatient.fence(&spec).await.expect_err("the delivery runs");
+    assert_eq!(fault.class, FaultClass::Transient);
+    assert!(fault.message.contains("pipe"), "{fault}");
+    std::fs::write(host.path("slow.go"), "").expect("written");
+    host.mail.fence(&spec).await.expect("repeated, it waits for the end");
+    assert!(host.path("slow.done").exists());
+}
+
+/// What Postfix's master has begun outlives it, if it is killed.
+#[tokio::test]
+async fn a_fence_waits_for_the_delivery_that_has_lost_its_master() {
+    let host = Host::start("source", Provider::Virtual);
+    let spec = host.spec();
+    host.mail.install_hooks().await.expect("hooked");
+    assert!(host.send("slow@shop.example", "running").starts_with("250"));
+    eventually("the delivery runs", || host.path("slow.begun").exists());
+    host.signal(host.postfix_master(), Signal::SIGKILL);
+    let fault = host.impatient(Duration::from_millis(300)).fence(&spec).await;
+    let fault = fault.expect_err("the delivery runs");
+    assert!(fault.message.contains("pipe"), "{fault}");
+    std::fs::write(host.path("slow.go"), "").expect("written");
+    host.mail.fence(&spec).await.expect("repeated, it waits for the end");
+    assert!(host.path("slow.done").exists());
+    host.start_postfix();
+    assert!(host.send(ALICE, "refused").starts_with("450"));
+}
+
+/// It may have been asked to deliver, and not have got to opening the message.
+#[tokio::test]
+async fn a_fence_waits_for_a_deliverer_that_may_not_have_begun_yet() {
+    let host = Host::start("source", Provider::Virtual);
+    let spec = host.spec();
+    host.mail.install_hooks().await.expect("hooked");
+    assert!(host.send(ALICE, "before").starts_with("250"));
+    host.await_subject("shop.example", "alice", "before");
+    let deliverers = host.deliverers("virtual");
+    for pid in &deliverers {
+        host.signal(*pid, Signal::SIGSTOP);
+    }
+    let fault = host.impatient(Duration::from_millis(300)).fence(&spec).await;
+    for pid in &deliverers {
+        host.signal(*pid, Signal::SIGCONT);
+    }
+    let fault = fault.expect_err("nobody knows what it is going to do");
+    assert!(fault.message.contains("virtual"), "{fault}");
+    host.mail.fence(&spec).await.expect("it has nothing to deliver");
+}
+
+#[tokio::test]
+async fn a_fence_does_not_wait_for_a_neighbours_delivery() {
+    let host = Host::start("source", Provider::Virtual);
+    let other = host.spec_of("other", "other.example", &["carol"]);
+    assert!(host.send("slow@shop.example", "running").starts_with("250"));
+    eventually("the delivery runs", || host.path("slow.begun").exists());
+    host.mail.fence(&other).await.expect("fenced");
+    assert!(!host.path("slow.done").exists());
+    std::fs::write(host.path("slow.go"), "").expect("written");
+    eventually("the delivery has ended", || host.path("slow.done").exists());
 }
 
 /// A session that was open before the fence may still hand over a message: it is kept, not delivered.

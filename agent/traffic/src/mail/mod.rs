@@ -16,6 +16,7 @@
 //! a caller says what is to stand.
 
 mod again;
+mod deliverers;
 mod dovecot;
 mod gaps;
 mod inspect;
@@ -47,7 +48,6 @@ pub use standing::MailState;
 use dovecot::Dovecot;
 use maps::Dialect;
 use postfix::Postfix;
-use procs::Process;
 use standing::{Act, Basis, Gate, Standing};
 use store::{Lock, Store};
 
@@ -341,13 +341,13 @@ impl Mail {
             now.iter().flat_map(|s| s.spec.domains()).chain(spec.domains()).collect();
         let proof = self.prove(spec, &domains, next.as_ref());
         // Both to their end: the one must not be cut short because the other failed.
-        let (before, proven) = tokio::join!(self.postfix_reload(), proof);
-        let (before, ()) = (before?, proven?);
+        let (running, proven) = tokio::join!(self.postfix_reload(), proof);
+        let (is_running, ()) = (running?, proven?);
         let gate = next.as_ref().map(|n| n.gate);
         if matches!(gate, Some(Gate::Fenced | Gate::PassedOn { .. })) {
-            self.drain(spec, &domains, before.as_deref()).await?;
+            self.drain(spec, &domains).await?;
         }
-        if before.is_some() && !matches!(gate, Some(Gate::Fenced | Gate::Closed)) {
+        if is_running && !matches!(gate, Some(Gate::Fenced | Gate::Closed)) {
             self.postfix().flush(&domains).await?;
         }
         match next.filter(|n| n.gate == Gate::Fenced) {
@@ -413,9 +413,9 @@ impl Mail {
         lock.change(move || files.iter().try_for_each(store::Wanted::write)).await
     }
 
-    async fn postfix_reload(&self) -> Result<Option<Vec<Process>>, Fault> {
+    async fn postfix_reload(&self) -> Result<bool, Fault> {
         if !self.postfix().is_hooked() || self.postfix().version().await?.is_none() {
-            return Ok(None);
+            return Ok(false);
         }
         self.postfix().reload().await
     }
@@ -463,15 +463,10 @@ impl Mail {
     }
 
     /// Waits until nothing of these domains is delivered or read any more.
-    async fn drain(
-        &self,
-        spec: &MailSpec,
-        domains: &BTreeSet<&DomainName>,
-        before: Option<&[Process]>,
-    ) -> Result<(), Fault> {
+    async fn drain(&self, spec: &MailSpec, domains: &BTreeSet<&DomainName>) -> Result<(), Fault> {
         let (postfix, dovecot) = (self.postfix(), self.dovecot());
         let roots = spec.roots();
-        let deliveries = postfix.drain(before.unwrap_or_default(), domains, &roots);
+        let deliveries = postfix.drain(domains, &roots);
         let sessions = async {
             if dovecot.version().await?.is_none() || dovecot.master().await?.is_none() {
                 return Ok(());

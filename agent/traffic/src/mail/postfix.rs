@@ -1,17 +1,15 @@
-//! Postfix: the hook that makes it read Ferry's tables, reloading it until the tables are in effect,
-//! waiting for running deliveries, and the queue.
+//! Postfix: the hook that makes it read Ferry's tables, and reloading it until the tables are in effect.
 //!
 //! The hook is made once per server and adds to the provider's settings without changing what they
 //! decide. Mailboxes opened by Ferry are delivered by Postfix's own virtual(8), under a service name
 //! and settings of their own: it needs no listener of Dovecot's, delivers with the account's user and
 //! group only, and leaves the provider's `virtual_transport` alone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ferry_proto::Fault;
-use ferry_proto::ids::DomainName;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -30,8 +28,6 @@ const POLL: Duration = Duration::from_millis(20);
 
 /// The processes that decide where a message goes: with an old table they would still deliver.
 const DECIDERS: &[&str] = &["qmgr", "oqmgr", "trivial-rewrite", "error"];
-/// The processes that write mail into mailboxes, or wait for those that do.
-const DELIVERERS: &[&str] = &["local", "virtual", "lmtp", "pipe"];
 
 /// This server's Postfix.
 pub(super) struct Postfix<'a> {
@@ -86,10 +82,18 @@ impl Postfix<'_> {
         Ok(self.postconf().succeed(&["-hx", name]).await?.trim().to_owned())
     }
 
+    /// Where its queue is: the directory that all its processes work in.
+    pub async fn queue_directory(&self) -> Result<PathBuf, Fault> {
+        self.value("queue_directory").await.map(PathBuf::from)
+    }
+
     /// The master process, if it runs.
     pub async fn master(&self) -> Result<Option<Process>, Fault> {
-        let queue = self.value("queue_directory").await?;
-        let pid = store::read(&Path::new(&queue).join("pid/master.pid"))?;
+        Self::master_of(&self.queue_directory().await?)
+    }
+
+    fn master_of(queue: &Path) -> Result<Option<Process>, Fault> {
+        let pid = store::read(&queue.join("pid/master.pid"))?;
         let pid = pid.and_then(|text| text.trim().parse().ok());
         Ok(pid.and_then(procs::process).filter(|p| p.name == "master"))
     }
@@ -358,25 +362,23 @@ impl Postfix<'_> {
     }
 
     /// Makes Postfix read its tables again, and waits until no process decides by the old ones.
-    /// Returns the processes that ran before, or none if Postfix does not run: it then reads the
-    /// tables when it starts.
-    pub async fn reload(&self) -> Result<Option<Vec<Process>>, Fault> {
-        let Some(master) = self.master().await? else {
-            return Ok(None);
-        };
-        let before = procs::children(master.pid);
-        self.program(&self.config.programs.postfix)
-            .change("service.postfix.reload", &["reload"])
-            .await?;
+    /// Whether it runs. If not, it reads the tables when it starts; what a master that was killed has
+    /// left behind ends by itself.
+    pub async fn reload(&self) -> Result<bool, Fault> {
+        let queue = self.queue_directory().await?;
+        let before = procs::at_work(&queue, DECIDERS);
+        let is_running = Self::master_of(&queue)?.is_some();
+        if is_running {
+            self.program(&self.config.programs.postfix)
+                .change("service.postfix.reload", &["reload"])
+                .await?;
+        }
         let start = Instant::now();
         let mut ended = false;
         loop {
-            let left: Vec<&Process> = before
-                .iter()
-                .filter(|p| DECIDERS.contains(&p.name.as_str()) && procs::runs(p))
-                .collect();
+            let left: Vec<&Process> = before.iter().filter(|p| procs::runs(p)).collect();
             if left.is_empty() {
-                return Ok(Some(before));
+                return Ok(is_running);
             }
             if start.elapsed() > SETTLE {
                 let names: Vec<_> = left.iter().map(|p| format!("{} {}", p.name, p.pid)).collect();
@@ -396,49 +398,6 @@ impl Postfix<'_> {
                     let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
                 }
                 ended = true;
-            }
-            tokio::time::sleep(POLL).await;
-        }
-    }
-
-    /// Waits until none of the processes that ran before the fence delivers to these domains. Those
-    /// started since know that they must not.
-    pub async fn drain(
-        &self,
-        before: &[Process],
-        domains: &BTreeSet<&DomainName>,
-        roots: &[PathBuf],
-    ) -> Result<(), Fault> {
-        let deadline = Instant::now() + self.config.drain_timeout;
-        loop {
-            let running: Vec<&Process> = before
-                .iter()
-                .filter(|p| DELIVERERS.contains(&p.name.as_str()) && procs::runs(p))
-                .collect();
-            if running.is_empty() {
-                return Ok(());
-            }
-            let queued: BTreeSet<String> =
-                self.queued(domains).await?.into_iter().map(|m| m.queue_id).collect();
-            let concerns = |file: &PathBuf| {
-                roots.iter().any(|root| file.starts_with(root))
-                    || file.file_name().and_then(|n| n.to_str()).is_some_and(|n| queued.contains(n))
-            };
-            let busy: Vec<String> = running
-                .iter()
-                .filter(|p| procs::open_files(p.pid).iter().any(concerns))
-                .map(|p| format!("{} {}", p.name, p.pid))
-                .collect();
-            if busy.is_empty() {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                return Err(Fault::transient(format!(
-                    "mail is still being delivered {} s after the fence: {}",
-                    self.config.drain_timeout.as_secs(),
-                    busy.join(", ")
-                ))
-                .remedy("look at what these processes wait for, then try again"));
             }
             tokio::time::sleep(POLL).await;
         }

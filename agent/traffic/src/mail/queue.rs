@@ -1,6 +1,6 @@
 //! Postfix's queue, seen by recipient domain. Changes no settings.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use ferry_proto::Fault;
@@ -31,6 +31,12 @@ struct Recipient {
     address: String,
 }
 
+impl Queued {
+    fn is_for(&self, domains: &BTreeSet<&DomainName>) -> bool {
+        self.recipients.iter().any(|r| is_in(&r.address, domains))
+    }
+}
+
 impl Postfix<'_> {
     fn postqueue(&self) -> Program<'_> {
         Program {
@@ -45,31 +51,55 @@ impl Postfix<'_> {
     /// # Errors
     /// When the queue cannot be listed.
     pub async fn queued(&self, domains: &BTreeSet<&DomainName>) -> Result<Vec<Queued>, Fault> {
+        let mut found = Vec::new();
+        let keep = |message: Queued| {
+            if message.is_for(domains) {
+                found.push(message);
+            }
+        };
+        self.list(keep).await.map(|()| found)
+    }
+
+    /// The ids of the messages that have no recipient left in any of `domains`. One that went from queue
+    /// to queue meanwhile may be missing.
+    ///
+    /// # Errors
+    /// When the queue cannot be listed.
+    pub async fn of_others(
+        &self,
+        domains: &BTreeSet<&DomainName>,
+    ) -> Result<BTreeSet<String>, Fault> {
+        let mut ours: BTreeMap<String, bool> = BTreeMap::new();
+        let note = |message: Queued| {
+            let is_ours = message.is_for(domains);
+            *ours.entry(message.queue_id).or_default() |= is_ours;
+        };
+        self.list(note).await?;
+        Ok(ours.into_iter().filter(|(_, is_ours)| !is_ours).map(|(id, _)| id).collect())
+    }
+
+    async fn list(&self, mut each: impl FnMut(Queued)) -> Result<(), Fault> {
         let path: &Path = &self.config.programs.postqueue;
         let failed = |e: &std::io::Error| Fault::io("Postfix's queue cannot be listed", e);
         let mut child = self.postqueue().command(&["-j"]).spawn().map_err(|e| failed(&e))?;
         let stdout = child.stdout.take().ok_or_else(|| Fault::bug("postqueue has no output"))?;
         let mut errors = child.stderr.take();
         let listing = async {
-            let mut found = Vec::new();
             let mut lines = BufReader::new(stdout.take(MAX_LISTING)).lines();
             while let Some(line) = lines.next_line().await.map_err(|e| failed(&e))? {
                 let message: Queued = serde_json::from_str(&line).map_err(|e| {
                     Fault::permanent("Postfix's queue listing cannot be read").caused_by(&e)
                 })?;
-                if message.recipients.iter().any(|r| is_in(&r.address, domains)) {
-                    found.push(message);
-                }
+                each(message);
             }
             let status = child.wait().await.map_err(|e| failed(&e))?;
-            Ok((found, status))
+            Ok(status)
         };
-        let (found, status) =
-            tokio::time::timeout(self.config.command_timeout, listing).await.map_err(|_| {
-                Fault::transient(format!("{} did not end in time", path.display()))
-            })??;
+        let status = tokio::time::timeout(self.config.command_timeout, listing)
+            .await
+            .map_err(|_| Fault::transient(format!("{} did not end in time", path.display())))??;
         if status.success() {
-            return Ok(found);
+            return Ok(());
         }
         let mut said = String::new();
         if let Some(stderr) = errors.as_mut() {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ferry_proto::account::MailDomain;
 use ferry_traffic::mail::{Mail, MailConfig, MailSpec};
+use nix::sys::signal::Signal;
 
 pub const SMTP: u16 = 2525;
 const IMAP: u16 = 1143;
@@ -242,6 +243,43 @@ impl Host {
     /// As a crash would.
     pub fn stop_postfix(&self) {
         start(Command::new("postfix").arg("-c").arg(self.postfix_config()).arg("abort"));
+    }
+
+    pub fn postfix_master(&self) -> i32 {
+        let pid = std::fs::read_to_string(self.path("queue/pid/master.pid")).expect("it runs");
+        pid.trim().parse().expect("a number")
+    }
+
+    /// The processes of Postfix with this name; there must be one.
+    pub fn deliverers(&self, name: &str) -> Vec<i32> {
+        let master = self.postfix_master().to_string();
+        let pids = run(Command::new("pgrep").args(["-P", &master, "-x", name]));
+        pids.lines().map(|pid| pid.parse().expect("a number")).collect()
+    }
+
+    pub fn signal(&self, pid: i32, signal: Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("it is there");
+    }
+
+    /// The same mail, for somebody who waits no longer than so for what runs.
+    pub fn impatient(&self, drain_timeout: Duration) -> Mail {
+        Mail::new(MailConfig { drain_timeout, ..self.config.clone() })
+    }
+
+    /// [`Host::impatient`], whose word to Postfix to reload comes only when a delivery to slow@shop.example
+    /// has begun.
+    pub fn with_a_delivery_before_its_reload(&self, drain_timeout: Duration) -> Mail {
+        let (dir, script) = (self.dir.path().display(), self.path("reload.sh"));
+        let text = format!(
+            "#!/bin/sh\nif [ \"$3\" = reload ]; then\n\
+             echo Hello | /usr/sbin/sendmail -C {dir}/postfix -f sender@elsewhere.example slow@shop.example\n\
+             until [ -e {dir}/slow.begun ]; do sleep 0.02; done\nfi\nexec /usr/sbin/postfix \"$@\"\n"
+        );
+        self.write("reload.sh", &text);
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).expect("a mode");
+        let mut config = MailConfig { drain_timeout, ..self.config.clone() };
+        config.programs.postfix = script;
+        Mail::new(config)
     }
 
     pub fn start_dovecot(&self) {
