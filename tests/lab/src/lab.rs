@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -17,6 +18,9 @@ use crate::spec::HostSpec;
 use crate::state::{HostRecord, Lock, State};
 use crate::{image, interrupt, mounts, packages, state};
 
+/// Labs that may stand side by side. The first is the one that commands mean.
+pub const NUMBERS: RangeInclusive<usize> = FIRST..=8;
+const FIRST: usize = 1;
 /// Programs of the lab that run outside its hosts are in this control group.
 const OUTSIDE: &str = "outside";
 
@@ -42,8 +46,8 @@ struct Place {
 }
 
 impl Place {
-    fn find() -> Result<Place> {
-        let dir = state::dir()?;
+    fn find(number: usize) -> Result<Place> {
+        let dir = state::numbered(number)?;
         let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let cgroup = Cgroup::of_lab(&name)?;
         let network = Network::at(dir.join("netns"));
@@ -82,8 +86,12 @@ impl Lab {
     /// Brings these hosts up, and with them all they need: packages, images, the network. Hosts
     /// that are up already are left alone; the lab is kept if any was.
     pub fn up(wanted: &[HostSpec]) -> Result<Lab> {
+        Lab::up_beside(FIRST, wanted)
+    }
+
+    fn up_beside(number: usize, wanted: &[HostSpec]) -> Result<Lab> {
         prepare(wanted)?;
-        let place = Place::find()?;
+        let place = Place::find(number)?;
         let lock = Lock::take(&place.dir)?;
         let state = State::load(&place.dir)?;
         let keep = !state.hosts.is_empty();
@@ -97,16 +105,22 @@ impl Lab {
 
     /// Brings these hosts up anew; a lab that was there is taken down first.
     pub fn fresh(wanted: &[HostSpec]) -> Result<Lab> {
+        Lab::fresh_beside(FIRST, wanted)
+    }
+
+    /// The same as one of several labs side by side, each with a network of its own: this one has that
+    /// number, of [`NUMBERS`].
+    pub fn fresh_beside(number: usize, wanted: &[HostSpec]) -> Result<Lab> {
         prepare(wanted)?;
-        if Lab::down()? {
+        if take_down(number)? {
             say("took down the lab that was there");
         }
-        Lab::up(wanted)
+        Lab::up_beside(number, wanted)
     }
 
     /// The lab as it stands, to look at it and to work in it.
     pub fn open() -> Result<Lab> {
-        let place = Place::find()?;
+        let place = Place::find(FIRST)?;
         let state = State::load(&place.dir)?;
         if state.hosts.is_empty() {
             return Err(anyhow!("there is no lab: `cargo lab up` makes one"));
@@ -115,17 +129,17 @@ impl Lab {
         Ok(Lab { place, state, hosts, _lock: None, keep: true })
     }
 
-    /// Removes the lab and everything that it made on this machine but the cache, also after a
-    /// crash. Tells whether there was anything.
+    /// Removes the lab, all that were beside it, and everything that they made on this machine but
+    /// the cache, also after a crash. Tells whether there was anything.
     pub fn down() -> Result<bool> {
         packages::check_machine()?;
         image::remove_half_made()?;
-        let place = Place::find()?;
-        let Some(_lock) = Lock::take_existing(&place.dir)? else {
-            return Ok(false);
-        };
-        interrupt::shielded(|| place.remove())?;
-        Ok(true)
+        NUMBERS.map(take_down).try_fold(false, |any, one| Ok(one? || any))
+    }
+
+    /// Its name, which no other lab has.
+    pub fn name(&self) -> &str {
+        &self.place.name
     }
 
     /// Lets the lab go on when this value is dropped.
@@ -261,6 +275,16 @@ impl Drop for Lab {
             say(format!("could not take the lab down: {error:#}; run `cargo lab down`"));
         }
     }
+}
+
+/// Removes one of the labs. Tells whether it was there.
+fn take_down(number: usize) -> Result<bool> {
+    let place = Place::find(number)?;
+    let Some(_lock) = Lock::take_existing(&place.dir)? else {
+        return Ok(false);
+    };
+    interrupt::shielded(|| place.remove())?;
+    Ok(true)
 }
 
 /// Makes this machine ready for such hosts.

@@ -92,6 +92,16 @@ pub fn dir() -> Result<PathBuf> {
     Ok(dir)
 }
 
+/// The directory of one of several labs side by side; that of the first is [`dir`].
+pub fn numbered(number: usize) -> Result<PathBuf> {
+    let first = dir()?;
+    if number == 1 {
+        return Ok(first);
+    }
+    let name = first.file_name().unwrap_or_default().to_string_lossy();
+    Ok(first.with_file_name(format!("{name}-{number}")))
+}
+
 /// The right to change a lab: one command at a time. It ends with the process that holds it.
 ///
 /// The lock is on the directory itself, so that nothing is left when that is removed.

@@ -44,15 +44,22 @@ impl Ground {
     /// New hosts, with these packages and two accounts served by client; the hosts of a lab that is up
     /// if it is to be kept.
     pub fn raise(build: &Build, keep: bool) -> Result<Ground> {
-        let hosts: Vec<HostSpec> =
-            HostSpec::standard().into_iter().map(HostSpec::with_own_disks).collect();
-        let mut lab = if keep { Lab::up(&hosts)? } else { Lab::fresh(&hosts)? };
+        Ground::stand(if keep { Lab::up(&hosts())? } else { Lab::fresh(&hosts())? }, build, keep)
+    }
+
+    /// New hosts in a lab beside others: see [`Lab::fresh_beside`].
+    pub fn raise_beside(build: &Build, number: usize) -> Result<Ground> {
+        Ground::stand(Lab::fresh_beside(number, &hosts())?, build, false)
+    }
+
+    fn stand(mut lab: Lab, build: &Build, keep: bool) -> Result<Ground> {
         if keep {
             lab.keep();
         }
         let stage = Stage { lab, build: build.clone() };
         let fleet = stage.fleet(&["client", "transit"])?;
         let client = stage.host("client")?;
+        let mut new = false;
         for account in [sample::DEMO, SECOND] {
             if fleet.standings(account.name)?.is_empty() {
                 let task = Task::start(format!("making the account {} on client", account.name));
@@ -60,11 +67,17 @@ impl Ground {
                 client.sh("systemctl restart ferry-agent")?;
                 fleet.await_account(account.name)?;
                 task.done();
+                new = true;
             }
         }
         fleet.await_connected(&["client", "transit"])?;
         let mut ground = Ground { stage, ears: Ears::default() };
         ground.listen()?;
+        if new {
+            // What a server does but once in its life is no part of a journey.
+            ground.bring(Journey::Rollback).context("the first move on new hosts")?;
+            ground.bring(Journey::Move).context("the first rollback on new hosts")?;
+        }
         Ok(ground)
     }
 
@@ -248,6 +261,10 @@ pub fn set_out(fleet: &Fleet<'_>, journey: Journey) -> Result<()> {
         let mut told = orders.into_iter().map(|order| order.join());
         told.try_for_each(|told| told.map_err(|_| anyhow!("a thread panicked"))?)
     })
+}
+
+fn hosts() -> Vec<HostSpec> {
+    HostSpec::standard().into_iter().map(HostSpec::with_own_disks).collect()
 }
 
 /// A job in a few words.

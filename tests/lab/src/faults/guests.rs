@@ -2,7 +2,7 @@
 //! account does not live on yet, where nobody answers them unless it is served there.
 
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -17,6 +17,23 @@ use crate::visitors::{Log, Tour, Visitors, certificate};
 const RATE: u32 = 10;
 /// Of those who come straight to the other server.
 const STRAIGHT: u32 = 3;
+
+/// Those who come as ever, and those who come straight to the other server, in names of their logs.
+const USUAL: &str = "usual";
+const ELSEWHERE: &str = "straight";
+
+/// What visitors of an account log to, in [`place`]: labs side by side have their own.
+fn log_name(ground: &Ground, account: &Sample, to: &str) -> String {
+    format!("{}-faults-{}-{to}", ground.lab().name(), account.name)
+}
+
+/// The logs that visitors of these accounts have left.
+pub fn logs(ground: &Ground, journey: Journey) -> Result<Vec<PathBuf>> {
+    let names = |account| [USUAL, ELSEWHERE].map(|to| log_name(ground, account, to));
+    let place = place()?;
+    let logs = journey.accounts().iter().flat_map(names);
+    Ok(logs.map(|name| place.join(format!("{name}.jsonl"))).filter(|log| log.exists()).collect())
+}
 
 /// The visitors of one account.
 #[derive(Debug)]
@@ -42,14 +59,14 @@ impl Guests {
             .map(|account| {
                 let shown = certificate(ground.host("client")?, account)?;
                 let send = |to: &str, address, rate| {
-                    let name = format!("faults-{}-{to}", account.name);
+                    let name = log_name(ground, account, to);
                     let tour = Tour { account, certificate: &shown, address, rate };
                     send(ground, &place, &name, tour)
                 };
                 let mut guests = Guests {
                     account,
-                    usual: send("usual", usual, RATE)?,
-                    straight: send("straight", straight, STRAIGHT)?,
+                    usual: send(USUAL, usual, RATE)?,
+                    straight: send(ELSEWHERE, straight, STRAIGHT)?,
                 };
                 guests.are_answered()?;
                 Ok(guests)

@@ -2,10 +2,11 @@
 //! everything is looked at.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use ferry_proto::view::JobPhase;
 
 use super::cases::Case;
@@ -13,6 +14,7 @@ use super::ears::{Answer, Held};
 use super::fault::{Fault, Role};
 use super::ground::{ENDS, Ground, set_out, shown};
 use super::guests::Guests;
+use super::point::Point;
 use super::probe::Ends;
 use super::strike::Field;
 use crate::checker;
@@ -25,6 +27,8 @@ use crate::wait;
 
 /// How long a journey may take to the point where the fault strikes.
 const REACHES: Duration = Duration::from_secs(90);
+/// How long after a journey's end something of it may still come to a point.
+const LATER: Duration = Duration::from_secs(10);
 /// How often the ends are looked at while something is wrong.
 const LOOKS: Duration = Duration::from_secs(3);
 
@@ -47,6 +51,18 @@ pub struct Seen {
     /// What was wrong.
     pub wrong: Vec<String>,
 }
+
+/// The journey came to its end, and not to the point: the fault has not struck, and nothing was tried.
+#[derive(Debug)]
+pub struct Missed(Point);
+
+impl fmt::Display for Missed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the journey came to its end, and not to {}", self.0)
+    }
+}
+
+impl std::error::Error for Missed {}
 
 /// Plays a case. `known` are complaints of the checker that were told before: what is kept stays wrong.
 ///
@@ -121,7 +137,7 @@ fn course(
 }
 
 /// What the ears listen for.
-fn aims(case: &Case) -> Vec<(super::point::Point, Answer)> {
+fn aims(case: &Case) -> Vec<(Point, Answer)> {
     let answer = match case.fault {
         Fault::Errno("EIO") => Answer::Errno(rustix::io::Errno::IO.raw_os_error()),
         Fault::Errno(_) => Answer::Errno(rustix::io::Errno::NOSPC.raw_os_error()),
@@ -134,7 +150,8 @@ fn aims(case: &Case) -> Vec<(super::point::Point, Answer)> {
 /// Waits until a program waits at the case's point, or got its error there; asks for the abort on the
 /// way, if the journey has one.
 fn reach(ground: &Ground, case: &Case) -> Result<Option<Held>> {
-    let deadline = Instant::now() + REACHES;
+    let mut deadline = Instant::now() + REACHES;
+    let mut ended = false;
     loop {
         match ground.ears.held(Duration::from_millis(200)) {
             Some(held) if held.point == case.point => return Ok(Some(held)),
@@ -146,12 +163,23 @@ fn reach(ground: &Ground, case: &Case) -> Result<Option<Held>> {
             None => {}
         }
         interrupt::check()?;
+        let trace = ground.ears.trace();
+        if !ended && ends(&trace) == case.journey.accounts().len() {
+            ended = true;
+            deadline = deadline.min(Instant::now() + LATER);
+        }
         if Instant::now() > deadline {
-            let names = ground.ears.trace();
-            let last: Vec<String> = names.iter().rev().take(5).map(|p| p.to_string()).collect();
-            bail!("{} was not reached; the last points: {}", case.point, last.join(", "));
+            let last: Vec<String> = trace.iter().rev().take(5).map(|p| p.to_string()).collect();
+            let last = format!("the last points: {}", last.join(", "));
+            ensure!(ended, "neither {} was reached nor the journey's end; {last}", case.point);
+            return Err(Missed(case.point.clone())).context(last);
         }
     }
+}
+
+/// How many jobs have ended.
+fn ends(trace: &[Point]) -> usize {
+    trace.iter().filter(|point| point.name == "journal.job_ended.after").count()
 }
 
 /// Looks at both ends while the fault lasts: never are both open.

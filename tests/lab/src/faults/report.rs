@@ -6,11 +6,12 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 
 use super::cases::Case;
 use super::fault::Kind;
 use super::ground::Ground;
+use super::guests;
 use super::play::Seen;
 use crate::build;
 use crate::checks::Counts;
@@ -34,6 +35,8 @@ struct Row {
 pub struct Table {
     rows: BTreeMap<Kind, Row>,
     failed: Vec<String>,
+    /// What kept the rest from being played.
+    short: Vec<Error>,
 }
 
 impl Table {
@@ -50,6 +53,16 @@ impl Table {
         } else {
             self.failed.push(case.to_string());
         }
+    }
+
+    /// Notes what kept some of the cases from being played.
+    pub fn cut_short(&mut self, error: Error) {
+        self.short.push(error);
+    }
+
+    /// Fails if some could not be played.
+    pub fn ended(mut self) -> Result<()> {
+        self.short.pop().map_or(Ok(()), Err)
     }
 
     /// How many passed and failed.
@@ -120,12 +133,9 @@ fn keep(ground: &Ground, case: &Case, result: &Result<Seen>, since_us: i64) -> R
     }
     let events = ground.fleet()?.ferry(&["events", "--account", sample::ACCOUNT]);
     write("events.txt", &events.map_or_else(|error| format!("{error:#}"), |said| said.text()))?;
-    for name in ["demo-usual", "demo-straight", "shop-usual", "shop-straight"] {
-        let log = format!("faults-{name}.jsonl");
-        let from = crate::journey::place()?.join(&log);
-        if from.exists() {
-            fs::copy(&from, place.join(&log)).with_context(|| format!("copying {log}"))?;
-        }
+    for log in guests::logs(ground, case.journey)? {
+        let to = place.join(log.file_name().unwrap_or_default());
+        fs::copy(&log, to).with_context(|| format!("copying {}", log.display()))?;
     }
     Ok(place)
 }

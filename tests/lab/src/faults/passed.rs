@@ -1,0 +1,93 @@
+//! Which cases have passed: written down as they do, so that a run of many hours may be ended and gone on
+//! with.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use aws_lc_rs::digest;
+
+use super::cases::Case;
+use crate::build::Build;
+
+/// The file: the programs' hash in the first line, then a case in each.
+const FILE: &str = "passed.txt";
+/// What has failpoints. The hash is of these.
+const PROGRAMS: [&str; 3] = ["ferry-agent", "ferry-redirector", "ferry-controller"];
+
+/// The cases that have passed with the same programs.
+#[derive(Debug)]
+pub struct Passed {
+    cases: BTreeSet<String>,
+    file: File,
+}
+
+impl Passed {
+    /// What was noted in `place` of these programs, if that run is to be gone on with; else nothing.
+    pub fn open(place: &Path, build: &Build, resume: bool) -> Result<Passed> {
+        let mut hash = digest::Context::new(&digest::SHA256);
+        for program in PROGRAMS {
+            let path = build.program(program)?;
+            let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+            hash.update(&bytes);
+        }
+        let hash: String =
+            hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        Passed::of(place, &hash, resume)
+            .with_context(|| format!("noting what passes in {}", place.join(FILE).display()))
+    }
+
+    fn of(place: &Path, hash: &str, resume: bool) -> io::Result<Passed> {
+        fs::create_dir_all(place)?;
+        let path = place.join(FILE);
+        let before = fs::read_to_string(&path).unwrap_or_default();
+        let mut lines = before.lines();
+        let same = resume && lines.next() == Some(hash);
+        let cases = lines.filter(|_| same).map(str::to_owned).collect();
+        let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
+        if !same {
+            file.set_len(0)?;
+            writeln!(file, "{hash}")?;
+        }
+        Ok(Passed { cases, file })
+    }
+
+    /// Whether this one has.
+    pub fn contains(&self, case: &Case) -> bool {
+        self.cases.contains(&case.to_string())
+    }
+
+    /// Notes that it has.
+    pub fn note(&mut self, case: &Case) -> Result<()> {
+        writeln!(self.file, "{case}").context("noting what has passed")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(nth: u32) -> Case {
+        format!("move.kill-controller@controller:ferry-controller:a.after#{nth}").parse().unwrap()
+    }
+
+    #[test]
+    fn a_run_is_gone_on_with_if_that_is_asked_for_and_the_programs_are_the_same() {
+        let place = tempfile::tempdir().unwrap();
+        let open = |hash, resume| Passed::of(place.path(), hash, resume).unwrap();
+        let mut first = open("abc", true);
+        assert!(!first.contains(&case(1)));
+        first.note(&case(1)).unwrap();
+        let mut second = open("abc", true);
+        assert!(second.contains(&case(1)) && !second.contains(&case(2)));
+        second.note(&case(2)).unwrap();
+        assert!(open("abc", true).contains(&case(1)) && open("abc", true).contains(&case(2)));
+        // Other programs have passed nothing, and neither has a run that begins anew.
+        assert!(!open("def", true).contains(&case(1)));
+        open("abc", true).note(&case(1)).unwrap();
+        assert!(!open("abc", false).contains(&case(1)));
+        assert!(!open("abc", true).contains(&case(1)));
+    }
+}
