@@ -60,8 +60,9 @@ impl World {
         let cron = text("/home/demo/data/cron.log")?;
         let mail = |folders: &str| -> Result<Vec<String>> {
             let ids = format!(
-                "cd /home/demo/mail; find . -regex '.*/{folders}/.*' -type f | sort | \
-                 while read -r f; do sed -n '/^$/q; s/^[Mm]essage-I[Dd]: *<\\(.*\\)>.*/\\1/p' \"$f\"; done"
+                // One that is delivered at this moment leaves tmp meanwhile.
+                "cd /home/demo/mail; find . -regex '.*/{folders}/.*' -type f -print0 | sort -z | \
+                 xargs -0r grep -sihm1 '^message-id:' | sed 's/.*<\\(.*\\)>.*/\\1/'"
             );
             Ok(host.sh(&account.named(&ids))?.lines().map(str::to_owned).collect())
         };

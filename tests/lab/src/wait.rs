@@ -8,6 +8,10 @@ use anyhow::{Result, bail};
 use crate::interrupt;
 
 const PAUSE: Duration = Duration::from_millis(50);
+/// A look that takes long is made more seldom: whoever waits leaves most of the machine to what they wait
+/// for.
+const SHARE: u32 = 3;
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Asks `probe` again and again until it answers, for at most `limit`.
 ///
@@ -19,13 +23,15 @@ pub fn until<T>(
 ) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {
+        let began = Instant::now();
         if let Some(answer) = probe()? {
             return Ok(answer);
         }
+        let pause = (began.elapsed() * SHARE).clamp(PAUSE, LONGEST_PAUSE);
         interrupt::check()?;
         if Instant::now() >= deadline {
             bail!("waited {} s for {what}", limit.as_secs());
         }
-        thread::sleep(PAUSE);
+        thread::sleep(pause);
     }
 }

@@ -70,7 +70,10 @@ impl std::error::Error for Missed {}
 /// If it could not be played, or its end could not be seen.
 pub fn play(ground: &mut Ground, trial: &Trial, known: &mut BTreeSet<String>) -> Result<Seen> {
     let case = &trial.case;
-    ground.bring(case.journey).context("before the case")?;
+    ground
+        .bring(case.journey)
+        .and_then(|()| ground.tidy(case.journey))
+        .context("before the case")?;
     ground.listen()?;
     let ground = &*ground;
     let field = Field { lab: ground.lab(), journey: case.journey };
