@@ -24,11 +24,14 @@ use crate::agent::{Agent, blocking};
 use crate::backoff::Backoff;
 use crate::commands::{Command, Commands, Known, Told};
 use crate::definitions::Definitions;
-use crate::ledger::Entry;
+use crate::ledger::{Entry, Ledger};
 use crate::work::inspect::server_facts;
 
 /// A session that lasted this long was a good one: the next wait is short again.
 const GOOD_SESSION: Duration = Duration::from_secs(60);
+/// The longest wait while a job has an account here, which may be closed and waits for the controller's
+/// next command. There are few such agents at a time.
+const LONGEST_WITH_A_JOB: Duration = Duration::from_secs(1);
 /// Outcomes kept until the controller acknowledges them. The ledger has them all; a controller that
 /// misses one asks.
 const UNACKNOWLEDGED: usize = 1024;
@@ -79,7 +82,7 @@ impl Link {
             if started.elapsed() > GOOD_SESSION {
                 backoff = Backoff::default();
             }
-            let pause = backoff.next();
+            let pause = self.agent.look(|ledger| wait(&mut backoff, ledger));
             match ended {
                 Ok(()) => tracing::info!("the controller ended the session"),
                 Err(fault) => tracing::warn!(
@@ -448,14 +451,20 @@ fn lost(status: &tonic::Status) -> Fault {
     Fault::new(class, format!("the controller ended the call: {}", status.message()))
 }
 
+/// How long to wait for the next session.
+fn wait(backoff: &mut Backoff, ledger: &Ledger) -> Duration {
+    let pause = backoff.next();
+    let has_job = ledger.accounts().values().any(|account| account.job().is_some());
+    if has_job { pause.min(LONGEST_WITH_A_JOB) } else { pause }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::enrolment::keep_fresh;
-    use crate::ledger::Ledger;
     use crate::testing::authority::Authority;
     use crate::testing::controller::Controller;
-    use crate::testing::{a_move, agent_as};
+    use crate::testing::{a_move, account, agent_as, before_the_reboot, fenced};
     use ferry_proto::channel::Identity;
     use ferry_proto::command::{Intent, Progress, Receipt};
 
@@ -487,6 +496,18 @@ mod tests {
 
     fn disarm() -> (CommandId, Intent) {
         (CommandId::new_now(), Intent::Disarm { of: a_move() })
+    }
+
+    #[test]
+    fn an_agent_that_a_job_has_an_account_on_comes_back_soon_however_often_it_has_tried() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ledger = Ledger::open(&dir.path().join("ledger")).unwrap();
+        let mut backoff = Backoff::default();
+        let idle = (0..10).map(|_| wait(&mut backoff, &ledger)).max().unwrap();
+        assert!(idle > LONGEST_WITH_A_JOB * 5, "{idle:?}");
+        let fenced = account("shop", &fenced(&a_move(), &before_the_reboot()));
+        ledger.set_account(&"shop".parse().unwrap(), Some(fenced)).unwrap();
+        assert!(wait(&mut backoff, &ledger) <= LONGEST_WITH_A_JOB);
     }
 
     #[tokio::test]
