@@ -6,7 +6,7 @@ use std::path::Path;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use ferry_proto::Fault;
-use ferry_proto::channel::files;
+use ferry_proto::channel::{connection, files};
 use tonic::{Request, Status};
 
 /// Who calls.
@@ -97,7 +97,8 @@ impl OperatorToken {
         Ok(Self(text))
     }
 
-    /// Who sends a request, if they may call for `verb`.
+    /// Who sends a request, if they may call for `verb`. The connection of whoever shows the token
+    /// is kept from then on: an operator follows a job for hours.
     ///
     /// # Errors
     /// `UNAUTHENTICATED` without the token, `PERMISSION_DENIED` if the caller's role does not allow
@@ -125,6 +126,78 @@ impl OperatorToken {
                 "the operators' token is missing or wrong: give --token-file, or FERRY_TOKEN_FILE",
             )
         })?;
+        if let Some(connection) = connection(request) {
+            connection.keep();
+        }
         Ok(Caller { name: "an operator".to_owned(), role: Role::Operator })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ferry_fleet::authority::Authority;
+    use ferry_proto::channel::{Connections, Limits, Listener, connect_anonymous};
+    use tonic::service::interceptor::InterceptedService;
+    use tonic_health::ServingStatus;
+    use tonic_health::pb::health_client::HealthClient;
+    use tonic_health::pb::health_server::HealthServer;
+    use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+    use tonic_health::server::{HealthReporter, HealthService};
+
+    use super::*;
+
+    async fn soon<T>(future: impl Future<Output = T>) -> T {
+        tokio::time::timeout(Duration::from_secs(20), future).await.expect("nothing happened")
+    }
+
+    /// Follows the health service over a connection of its own, with such a token.
+    async fn follow(
+        address: &str,
+        authority: &Authority,
+        token: &str,
+    ) -> tonic::Streaming<HealthCheckResponse> {
+        let channel = connect_anonymous(address, authority.ca()).await.unwrap();
+        let mut request = Request::new(HealthCheckRequest::default());
+        let bearer = format!("Bearer {token}").parse().unwrap();
+        request.metadata_mut().insert("authorization", bearer);
+        let mut stream = soon(HealthClient::new(channel).watch(request)).await.unwrap();
+        soon(stream.get_mut().message()).await.unwrap().unwrap();
+        stream.into_inner()
+    }
+
+    #[tokio::test]
+    async fn only_the_token_keeps_a_connection_beyond_its_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::open(&dir.path().join("ca")).unwrap();
+        let token = OperatorToken::open(&dir.path().join("operator.token")).unwrap();
+        let right = token.0.clone();
+        let limits = Limits { anonymous_age: Duration::from_secs(4), ..Limits::default() };
+        let incoming = Listener::bind("127.0.0.1:0")
+            .await
+            .unwrap()
+            .serve(&authority.controller_identity(), &Connections::new(limits))
+            .unwrap();
+        let address = incoming.address().to_string();
+        let reporter = HealthReporter::new();
+        let service = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
+        // Who has no token is served here too, so that the end of its time is seen.
+        let service = InterceptedService::new(service, move |request| {
+            let _ = token.authorise(&request, Verb::WatchJob);
+            Ok(request)
+        });
+        let serving = tokio::spawn(
+            tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming),
+        );
+
+        let mut operator = follow(&address, &authority, &right).await;
+        // Younger, so that the operator's time is over when its is.
+        let mut stranger = follow(&address, &authority, &"0".repeat(64)).await;
+        assert!(soon(stranger.message()).await.is_err());
+        reporter.set_service_status("", ServingStatus::NotServing).await;
+        let told = soon(operator.message()).await.unwrap().unwrap();
+        assert_eq!(told.status, ServingStatus::NotServing as i32);
+        serving.abort();
     }
 }

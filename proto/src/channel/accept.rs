@@ -1,6 +1,6 @@
 //! The listening side: connections are taken as they come and handshakes run side by side, each
 //! with a deadline, so that one who stalls holds up nobody. What comes out is authenticated as
-//! far as it can be.
+//! far as it can be; who stays anonymous has a deadline too.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -14,21 +14,22 @@ use rustls::server::NoServerSessionStorage;
 use rustls::version::TLS13;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
 use tokio_rustls::{TlsAcceptor, TlsStream, server};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::certificate::{Fingerprint, Leaf};
-use super::connections::{AddressSlot, Connections};
+use super::connections::{Connections, Registration};
 use super::credentials::Identity;
+use super::handshakes::{Displaced, Handshakes, Place};
+use super::source::Source;
 use super::stream::{Caller, SecureStream};
 use super::verify::AgentVerifier;
 use super::{ALPN_CONTROLLER, ALPN_PEER, provider, refusal};
 use crate::Fault;
 
-/// Accepted connections that wait to be taken; beyond it handshakes wait, and beyond those the
-/// kernel's queue.
+/// Authenticated connections that wait to be taken; beyond it they wait at the places of their
+/// handshakes.
 const READY: usize = 32;
 
 /// How long to wait after `accept` failed, for want of descriptors say.
@@ -110,7 +111,6 @@ impl Listener {
             ca: *identity.ca().fingerprint(),
             connections: Arc::clone(connections),
             audience,
-            permits: Arc::new(Semaphore::new(connections.limits().handshakes)),
             sender,
         };
         let address = self.address;
@@ -181,70 +181,65 @@ struct Acceptor {
     ca: Fingerprint,
     connections: Arc<Connections>,
     audience: Audience,
-    permits: Arc<Semaphore>,
     sender: mpsc::Sender<SecureStream>,
 }
 
 /// Accepts until stopped. The handshakes belong to this task and end with it.
 async fn run(tcp: TcpListener, acceptor: Arc<Acceptor>, stop: CancellationToken) {
-    let mut handshakes = JoinSet::new();
+    let mut handshakes = Handshakes::new(acceptor.connections.limits());
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            Some(_) = handshakes.join_next() => {}
-            accepted = next(&tcp, &acceptor) => {
-                if let Some((socket, address, permit, slot)) = accepted {
-                    let acceptor = Arc::clone(&acceptor);
-                    handshakes.spawn(async move {
-                        acceptor.receive(socket, address, slot).await;
-                        drop(permit);
-                    });
+            () = handshakes.tidy() => {}
+            accepted = tcp.accept() => match accepted {
+                Ok((socket, address)) => begin(&mut handshakes, &acceptor, socket, address).await,
+                Err(error) => {
+                    tracing::warn!(%error, "no connection could be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
 }
 
-/// The next connection that may begin a handshake.
-async fn next(
-    tcp: &TcpListener,
-    acceptor: &Acceptor,
-) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit, AddressSlot)> {
-    // The permit first: without one, connections wait in the kernel's queue, which has its bound.
-    // The semaphore is never closed.
-    let permit = Arc::clone(&acceptor.permits).acquire_owned().await.ok()?;
-    match tcp.accept().await {
-        Ok((socket, address)) => match acceptor.connections.enter(address.ip()) {
-            Ok(slot) => Some((socket, address, permit, slot)),
-            Err(fault) => {
-                tracing::warn!(%address, %fault, "connection refused");
-                None
-            }
-        },
-        Err(error) => {
-            tracing::warn!(%error, "no connection could be accepted");
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            None
-        }
+/// Nobody waits for a place in the kernel's queue: the loopback would wait behind strangers there.
+async fn begin(
+    handshakes: &mut Handshakes,
+    acceptor: &Arc<Acceptor>,
+    socket: TcpStream,
+    address: SocketAddr,
+) {
+    let acceptor = Arc::clone(acceptor);
+    let begun = handshakes
+        .begin(Source::of(address.ip()), |place| async move {
+            acceptor.receive(socket, address, place).await;
+        })
+        .await;
+    if let Err(fault) = begun {
+        tracing::warn!(%address, %fault, "connection refused");
     }
 }
 
 impl Acceptor {
-    async fn receive(&self, socket: TcpStream, address: SocketAddr, slot: AddressSlot) {
+    async fn receive(&self, socket: TcpStream, address: SocketAddr, place: Place) {
         let timeout = self.connections.limits().handshake_timeout;
-        let stream =
-            match tokio::time::timeout(timeout, self.handshake(socket, address, slot)).await {
-                Ok(Ok(stream)) => stream,
-                Ok(Err(fault)) => {
-                    tracing::warn!(%address, %fault, "connection refused");
-                    return;
-                }
-                Err(_) => {
-                    tracing::warn!(%address, ?timeout, "handshake not finished in time");
-                    return;
-                }
-            };
-        // Full: the handshake's permit is kept, so the wait is bounded. Closed: we are stopping.
+        let handshake = tokio::time::timeout(timeout, self.handshake(socket, address));
+        let stream = match place.hold(handshake).await {
+            Ok(Ok(Ok(stream))) => stream,
+            Ok(Ok(Err(fault))) => {
+                tracing::warn!(%address, %fault, "connection refused");
+                return;
+            }
+            Ok(Err(_)) => {
+                tracing::warn!(%address, ?timeout, "handshake not finished in time");
+                return;
+            }
+            Err(Displaced) => {
+                tracing::warn!(%address, "handshake ended: there are too many");
+                return;
+            }
+        };
+        // Full: this task keeps its place, so the wait is bounded. Closed: we are stopping.
         let _ = self.sender.send(stream).await;
     }
 
@@ -252,14 +247,13 @@ impl Acceptor {
         &self,
         socket: TcpStream,
         address: SocketAddr,
-        slot: AddressSlot,
     ) -> Result<SecureStream, Fault> {
         tune(&socket)?;
         let other = format!("the caller at {address}");
         let mut tls =
             self.tls.accept(socket).await.map_err(|error| refusal::fault(&other, &error))?;
         let caller = self.caller(&tls)?;
-        let admitted = self.connections.admit(&caller, keep_for_anonymous(&caller, slot));
+        let admitted = self.connections.admit(&caller, Source::of(address.ip()));
         let registration = match admitted {
             Ok(registration) => registration,
             Err(fault) => {
@@ -270,8 +264,23 @@ impl Acceptor {
         if self.audience == Audience::Peers {
             greet(&mut tls).await.map_err(|e| Fault::io(format!("{caller} went away"), &e))?;
         }
+        if caller == Caller::Anonymous {
+            self.limit_age(&registration, address);
+        }
         tracing::debug!(%address, %caller, "connected");
         Ok(SecureStream::new(TlsStream::Server(tls), caller, address, registration))
+    }
+
+    /// Cuts a connection when its time is over, unless it is kept or has ended before.
+    fn limit_age(&self, registration: &Registration, address: SocketAddr) {
+        let (cut, kept) = (registration.cut().clone(), registration.kept().clone());
+        let age = self.connections.limits().anonymous_age;
+        tokio::spawn(async move {
+            if tokio::time::timeout(age, kept.cancelled()).await.is_err() {
+                tracing::info!(%address, ?age, "anonymous connection cut: its time is over");
+                cut.cancel();
+            }
+        });
     }
 
     /// Who is calling, from the certificate that the handshake verified.
@@ -287,10 +296,6 @@ impl Acceptor {
             _ => Err(Fault::permanent("the caller showed no certificate")),
         }
     }
-}
-
-fn keep_for_anonymous(caller: &Caller, slot: AddressSlot) -> Option<AddressSlot> {
-    matches!(caller, Caller::Anonymous).then_some(slot)
 }
 
 async fn greet(tls: &mut server::TlsStream<TcpStream>) -> std::io::Result<()> {

@@ -3,7 +3,6 @@
 //! to come. It must not know what is said over a connection, nor keep anything on disk.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::certificate::Serial;
+use super::source::Source;
 use super::stream::Caller;
 use crate::Fault;
 use crate::ids::ServerName;
@@ -40,17 +40,24 @@ impl Revocations {
 /// How much a listener bears.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Handshakes at a time.
+    /// Handshakes at a time, without those of the loopback. One more ends the oldest of the
+    /// address that has most, so that whoever is quick finds a place among those who stall.
     pub handshakes: usize,
-    /// Handshakes and anonymous connections at a time from one address, so that one address
-    /// cannot use up what is there for all.
+    /// Handshakes at a time from one address (one more ends its oldest), and anonymous connections
+    /// too (one more is refused), so that one address cannot use up what is there for all.
     pub per_address: usize,
-    /// Anonymous connections at a time.
+    /// Anonymous connections at a time, without those of the loopback.
     pub anonymous: usize,
+    /// The same of the loopback: places that are kept for the operator on the server itself.
+    pub loopback: usize,
     /// Connections at a time of one agent.
     pub per_agent: usize,
     /// How long a handshake may take.
     pub handshake_timeout: Duration,
+    /// How long an anonymous connection may last, whatever is said on it, unless it is
+    /// [kept](super::Connection::keep). An enrolment is one call, of a second or two: this is for
+    /// the slowest line.
+    pub anonymous_age: Duration,
 }
 
 impl Default for Limits {
@@ -59,8 +66,10 @@ impl Default for Limits {
             handshakes: 512,
             per_address: 64,
             anonymous: 512,
+            loopback: 64,
             per_agent: 64,
             handshake_timeout: Duration::from_secs(10),
+            anonymous_age: Duration::from_secs(60),
         }
     }
 }
@@ -78,8 +87,45 @@ pub struct Connections {
 struct Live {
     next: u64,
     agents: HashMap<ServerName, HashMap<u64, Connected>>,
-    anonymous: usize,
-    addresses: HashMap<IpAddr, usize>,
+    anonymous: Anonymous,
+}
+
+/// The anonymous connections.
+#[derive(Default)]
+struct Anonymous {
+    of: HashMap<Source, usize>,
+    /// Of all sources but the loopback.
+    strangers: usize,
+}
+
+impl Anonymous {
+    fn enter(&mut self, source: Source, limits: &Limits) -> Result<(), Fault> {
+        let count = self.of.get(&source).copied().unwrap_or_default();
+        let limit = match source {
+            Source::Loopback => limits.loopback,
+            Source::Network(_) if self.strangers >= limits.anonymous => {
+                return Err(Fault::transient("there are too many anonymous connections"));
+            }
+            Source::Network(_) => limits.per_address,
+        };
+        if count >= limit {
+            return Err(Fault::transient(format!(
+                "{source} has {count} anonymous connections already"
+            )));
+        }
+        self.of.insert(source, count + 1);
+        self.strangers += usize::from(source != Source::Loopback);
+        Ok(())
+    }
+
+    fn leave(&mut self, source: Source) {
+        let Some(count) = self.of.get_mut(&source) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.of.remove(&source);
+        }
+        self.strangers -= usize::from(source != Source::Loopback);
+    }
 }
 
 struct Connected {
@@ -143,41 +189,20 @@ impl Connections {
         cut
     }
 
-    /// Takes one of the places of an address.
-    pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Result<AddressSlot, Fault> {
-        // An IPv6 host has a whole /64 to itself.
-        let address = match address.to_canonical() {
-            IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & !u128::from(u64::MAX)).into()),
-            v4 @ IpAddr::V4(_) => v4,
-        };
-        let mut live = self.lock();
-        let count = live.addresses.entry(address).or_default();
-        if *count >= self.limits.per_address {
-            return Err(Fault::transient(format!(
-                "{address} has {count} unauthenticated connections already"
-            )));
-        }
-        *count += 1;
-        Ok(AddressSlot { connections: Arc::clone(self), address })
-    }
-
-    /// Enters a connection whose handshake is done. An anonymous one keeps its address's place.
+    /// Enters a connection whose handshake is done. An anonymous one takes a place of its source.
     pub(crate) fn admit(
         self: &Arc<Self>,
         caller: &Caller,
-        slot: Option<AddressSlot>,
+        source: Source,
     ) -> Result<Registration, Fault> {
         let cut = CancellationToken::new();
         let mut live = self.lock();
         live.next += 1;
         let id = live.next;
         let kind = match caller {
-            Caller::Anonymous if live.anonymous >= self.limits.anonymous => {
-                return Err(Fault::transient("there are too many anonymous connections"));
-            }
             Caller::Anonymous => {
-                live.anonymous += 1;
-                Kind::Anonymous { _slot: slot }
+                live.anonymous.enter(source, &self.limits)?;
+                Kind::Anonymous(source)
             }
             Caller::Agent { name, serial, .. } => {
                 let connections = live.agents.entry(name.clone()).or_default();
@@ -193,7 +218,12 @@ impl Connections {
         };
         drop(live);
         // From here on the registration's drop undoes what was entered.
-        let registration = Registration { connections: Arc::clone(self), cut, kind };
+        let registration = Registration {
+            connections: Arc::clone(self),
+            cut,
+            kept: CancellationToken::new(),
+            kind,
+        };
         match caller {
             Caller::Agent { name, serial, .. } if self.is_revoked(name, serial) => {
                 Err(Fault::permanent(format!("the certificate of {name} is revoked")))
@@ -213,26 +243,8 @@ impl std::fmt::Debug for Connections {
         let live = self.lock();
         f.debug_struct("Connections")
             .field("agents", &live.agents.len())
-            .field("anonymous", &live.anonymous)
+            .field("strangers", &live.anonymous.strangers)
             .finish_non_exhaustive()
-    }
-}
-
-/// A place among those of one address; given back when dropped.
-pub(crate) struct AddressSlot {
-    connections: Arc<Connections>,
-    address: IpAddr,
-}
-
-impl Drop for AddressSlot {
-    fn drop(&mut self) {
-        let mut live = self.connections.lock();
-        if let Some(count) = live.addresses.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                live.addresses.remove(&self.address);
-            }
-        }
     }
 }
 
@@ -240,11 +252,12 @@ impl Drop for AddressSlot {
 pub(crate) struct Registration {
     connections: Arc<Connections>,
     cut: CancellationToken,
+    kept: CancellationToken,
     kind: Kind,
 }
 
 enum Kind {
-    Anonymous { _slot: Option<AddressSlot> },
+    Anonymous(Source),
     Agent { name: ServerName, id: u64 },
 }
 
@@ -253,13 +266,19 @@ impl Registration {
     pub(crate) fn cut(&self) -> &CancellationToken {
         &self.cut
     }
+
+    /// Cancelled when the connection's age is limited no longer: it is kept, or over.
+    pub(crate) fn kept(&self) -> &CancellationToken {
+        &self.kept
+    }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
+        self.kept.cancel();
         let mut live = self.connections.lock();
         match &self.kind {
-            Kind::Anonymous { .. } => live.anonymous -= 1,
+            Kind::Anonymous(source) => live.anonymous.leave(*source),
             Kind::Agent { name, id } => {
                 if let Some(connections) = live.agents.get_mut(name) {
                     connections.remove(id);
@@ -269,6 +288,5 @@ impl Drop for Registration {
                 }
             }
         }
-        // The slot is dropped after this body, hence after the lock: they never nest.
     }
 }

@@ -5,6 +5,7 @@
 //!   system's certificates are never asked, and the address that was dialled proves nothing.
 //! - A server takes callers without a certificate (to enrol, and operators with a token); then the
 //!   caller is [`Caller::Anonymous`], and each service decides what such a one may do.
+//! - Such a connection ends after a while, unless the service keeps it ([`Connection::keep`]).
 //! - What is revoked is refused in the handshake, and connections that stand are cut.
 //!   Sessions are never resumed: a resumed session would skip that check.
 //!
@@ -19,9 +20,11 @@ mod certificate;
 mod client;
 mod connections;
 mod credentials;
+mod handshakes;
 mod names;
 mod peer;
 mod refusal;
+mod source;
 mod stream;
 mod verify;
 

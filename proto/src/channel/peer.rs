@@ -14,6 +14,7 @@ use super::client::{Dialler, client_config};
 use super::connections::Connections;
 use super::credentials::Identity;
 use super::names::Party;
+use super::source::Source;
 use super::stream::{Caller, SecureStream};
 use super::verify::ServerVerifier;
 use super::{ALPN_PEER, refusal};
@@ -118,6 +119,6 @@ pub async fn peer_connect(
         }
     }
     let caller = Caller::from_leaf(leaf)?;
-    let registration = connections.admit(&caller, None)?;
+    let registration = connections.admit(&caller, Source::of(address.ip()))?;
     Ok(SecureStream::new(TlsStream::Client(tls), caller, address, registration))
 }

@@ -73,6 +73,16 @@ pub struct Connection {
     pub address: SocketAddr,
     /// Cancelled when the connection is cut. Work that outlives its call must watch it.
     pub cut: CancellationToken,
+    /// Cancelled when the connection's age is limited no longer.
+    pub(crate) kept: CancellationToken,
+}
+
+impl Connection {
+    /// Lets an anonymous connection last as long as it likes: the caller has proved by other means
+    /// than a certificate that it is no stranger.
+    pub fn keep(&self) {
+        self.kept.cancel();
+    }
 }
 
 /// The connection that a request came over; none if the server is not a
@@ -123,7 +133,7 @@ impl SecureStream {
             tls,
             cut_reading: Box::pin(cut.clone().cancelled_owned()),
             cut_writing: Box::pin(cut.clone().cancelled_owned()),
-            connection: Connection { caller, address, cut },
+            connection: Connection { caller, address, cut, kept: registration.kept().clone() },
             _registration: registration,
         }
     }

@@ -45,6 +45,7 @@ async fn a_caller_without_certificate_is_anonymous() {
         },
         address: "192.0.2.1:1".parse().unwrap(),
         cut: tokio_util::sync::CancellationToken::new(),
+        kept: tokio_util::sync::CancellationToken::new(),
     };
     request.extensions_mut().insert(connection);
     assert_eq!(require_agent(&request).unwrap(), server("web1"));

@@ -1,13 +1,11 @@
 //! Who is revoked is out: at once, and for good.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tonic::transport::Channel;
-use tonic_health::pb::HealthCheckRequest;
-use tonic_health::pb::health_client::HealthClient;
 
 use super::peers::peer_connect_to;
 use super::support::*;
 use crate::FaultClass;
+use crate::channel::source::Source;
 use crate::channel::*;
 
 fn by_name(name: &str) -> Revocations {
@@ -16,14 +14,6 @@ fn by_name(name: &str) -> Revocations {
 
 fn by_serial(identity: &Identity) -> Revocations {
     Revocations { serials: [identity.leaf().serial.clone()].into(), ..Revocations::default() }
-}
-
-async fn watch(channel: &Channel) -> tonic::Streaming<tonic_health::pb::HealthCheckResponse> {
-    let mut client = HealthClient::new(channel.clone());
-    let request = HealthCheckRequest { service: String::new() };
-    let mut stream = soon(client.watch(request)).await.unwrap().into_inner();
-    soon(stream.message()).await.unwrap().unwrap();
-    stream
 }
 
 #[tokio::test]
@@ -162,10 +152,10 @@ async fn one_revoked_between_handshake_and_registration_does_not_slip_through() 
     let leaf = ca.identity(&agent("web1")).leaf();
     let caller = Caller::from_leaf((*leaf).clone()).unwrap();
     let connections = Connections::new(Limits::default());
-    let before = connections.admit(&caller, None).unwrap();
+    let before = connections.admit(&caller, Source::Loopback).unwrap();
     connections.set_revocations(by_name("web1"));
     assert!(before.cut().is_cancelled());
-    assert!(connections.admit(&caller, None).is_err());
+    assert!(connections.admit(&caller, Source::Loopback).is_err());
     drop(before);
     assert_eq!(connections.count(&server("web1")), 0);
 }

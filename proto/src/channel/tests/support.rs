@@ -14,7 +14,8 @@ use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::net::TcpStream;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
@@ -137,7 +138,11 @@ impl Controller {
         let service = InterceptedService::new(
             HealthServer::new(HealthService::from_health_reporter(health.clone())),
             move |request: tonic::Request<()>| {
-                assert!(connection(&request).is_some());
+                let connection = connection(&request).unwrap();
+                // The operators' service does so when it has accepted the token.
+                if request.metadata().contains_key("authorization") {
+                    connection.keep();
+                }
                 seen.lock().unwrap().push(caller(&request));
                 Ok(request)
             },
@@ -181,6 +186,17 @@ pub(super) async fn check(channel: &Channel) -> Result<(), Fault> {
     }
 }
 
+/// Asks the health service to go on telling; its first answer has come.
+pub(super) async fn watch(
+    channel: &Channel,
+) -> tonic::Streaming<tonic_health::pb::HealthCheckResponse> {
+    let mut client = HealthClient::new(channel.clone());
+    let request = HealthCheckRequest { service: String::new() };
+    let mut stream = soon(client.watch(request)).await.unwrap().into_inner();
+    soon(stream.message()).await.unwrap().unwrap();
+    stream
+}
+
 /// What must happen within a while, on a slow machine too.
 pub(super) async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), future).await.expect("nothing happened in 20 s")
@@ -193,10 +209,41 @@ pub(super) async fn foreign_client(
     configure: impl FnOnce(Arc<dyn ServerCertVerifier>) -> ClientConfig,
     ca: &Ca,
 ) -> std::io::Result<TlsStream<TcpStream>> {
+    foreign_tls(TcpStream::connect(address).await?, party, configure, ca).await
+}
+
+async fn foreign_tls(
+    socket: TcpStream,
+    party: &Party,
+    configure: impl FnOnce(Arc<dyn ServerCertVerifier>) -> ClientConfig,
+    ca: &Ca,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let verifier = ServerVerifier::new(&ca.certificate, party.clone(), None).unwrap();
     let config = configure(Arc::new(verifier));
-    let socket = TcpStream::connect(address).await?;
     TlsConnector::from(Arc::new(config)).connect(party.tls_name(), socket).await
+}
+
+/// A connection from 127.0.0.`host`, of which only 1 is the loopback to a listener: who comes from
+/// another is to it one of the network.
+pub(super) async fn socket_from(host: u8, controller: &Controller) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(1 << 12).unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, host], 0))).unwrap();
+    socket.connect(controller.address.parse().unwrap()).await.unwrap()
+}
+
+/// Connects from 127.0.0.`host`, with a certificate or as a stranger, until it is admitted.
+pub(super) async fn admitted_from(
+    host: u8,
+    controller: &Controller,
+    certificate: Option<&(String, String)>,
+    ca: &Ca,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let configure = |verifier| raw_config(verifier, certificate, ALPN_CONTROLLER);
+    let socket = socket_from(host, controller).await;
+    let mut tls = soon(foreign_tls(socket, &Party::Controller, configure, ca)).await?;
+    soon(tls.read_u8()).await?;
+    Ok(tls)
 }
 
 /// A client's configuration with a certificate that [`Identity`] would not take, or none.
