@@ -10,8 +10,8 @@ use crate::interrupt;
 const PAUSE: Duration = Duration::from_millis(50);
 /// A look that takes long is made more seldom: whoever waits leaves most of the machine to what they wait
 /// for.
-const SHARE: u32 = 3;
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const SHARE: u32 = 5;
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Asks `probe` again and again until it answers, for at most `limit`.
 ///

@@ -100,7 +100,9 @@ pub fn run(options: &Options, all: bool, keep: bool) -> Result<Counts> {
     if chosen.is_empty() {
         let generated = matrix.generate()?;
         count = generated.len();
-        chosen = if all { generated } else { cases::sample(&generated, seed, SAMPLE) };
+        // All of them in an order by chance: a run that is ended early has tried some of everything.
+        let time = if all { Duration::MAX } else { SAMPLE };
+        chosen = cases::sample(&generated, seed, time);
         if let Some(part) = options.part {
             chosen = part.of(chosen);
         }
