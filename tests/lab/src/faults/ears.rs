@@ -134,12 +134,17 @@ impl Ears {
 
     /// Forgets what was heard, and from now on answers as told at these points, once each.
     pub fn aim(&self, aims: Vec<(Point, Answer)>) {
+        self.let_go();
         let mut heard = lock(&self.heard);
         heard.trace.clear();
         heard.counts.clear();
         heard.struck = false;
         heard.aims = aims;
-        // Programs that wait since an earlier aim go on.
+    }
+
+    /// Programs that wait go on, and none is kept waiting any more.
+    pub fn let_go(&self) {
+        lock(&self.heard).aims.clear();
         while self.held.try_recv().is_ok() {}
     }
 
@@ -241,8 +246,9 @@ mod tests {
         let ears = Ears::default();
         ears.aim(vec![("client:ferry-agent:a.before#1".parse().unwrap(), Answer::Wait)]);
         let waiting = ask(&ears, "ferry-agent a.before\n");
-        ears.aim(Vec::new());
+        ears.let_go();
         // The end of the connection says so.
         assert_eq!(answer(waiting), "");
+        assert_eq!(ears.trace().len(), 1, "what was heard is still known");
     }
 }

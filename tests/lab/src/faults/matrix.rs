@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, Error, Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 
 use super::cases::{self, Case};
 use super::fault::Role;
@@ -142,8 +142,7 @@ fn strike(ground: &mut Ground, trial: &Trial, known: &mut BTreeSet<String>) -> R
     let mut misses = 0;
     loop {
         let result = play::play(ground, trial, known);
-        let missed = |error: &Error| error.chain().any(|cause| cause.is::<Missed>());
-        if misses == MISSES || !result.as_ref().is_err_and(missed) {
+        if misses == MISSES || !result.as_ref().is_err_and(Missed::is_why) {
             return result;
         }
         misses += 1;
@@ -182,7 +181,11 @@ impl Lane {
         let trial = Trial { case: case.clone(), lasts: None };
         let result = strike(ground, &trial, &mut self.known);
         interrupt::check()?;
-        let verdict = if is_passed(&result) { "passed" } else { "FAILED" };
+        let verdict = match &result {
+            _ if is_passed(&result) => "passed",
+            Err(error) if Missed::is_why(error) => "missed its point",
+            _ => "FAILED",
+        };
         let unserved = result.as_ref().map_or(0.0, |seen| seen.unserved.as_secs_f64());
         let seconds = began.elapsed().as_secs();
         let (count, seed) = {

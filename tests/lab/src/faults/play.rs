@@ -6,7 +6,7 @@ use std::fmt;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use ferry_proto::view::JobPhase;
 
 use super::cases::Case;
@@ -56,6 +56,18 @@ pub struct Seen {
 #[derive(Debug)]
 pub struct Missed(Point);
 
+impl Missed {
+    /// Of the point that it did not come to.
+    pub fn of(point: Point) -> Missed {
+        Missed(point)
+    }
+
+    /// Whether it is why a case could not be played.
+    pub fn is_why(error: &Error) -> bool {
+        error.chain().any(|cause| cause.is::<Missed>())
+    }
+}
+
 impl fmt::Display for Missed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the journey came to its end, and not to {}", self.0)
@@ -80,7 +92,7 @@ pub fn play(ground: &mut Ground, trial: &Trial, known: &mut BTreeSet<String>) ->
     field.prepare(case.fault)?;
     let done = course(ground, &field, trial, known);
     // Whatever came of it: a fault that outlives its case would be everybody's.
-    ground.ears.aim(Vec::new());
+    ground.ears.let_go();
     let mended = field.mend(case.fault);
     done.and_then(|seen| mended.map(|()| seen))
 }
@@ -175,7 +187,7 @@ fn reach(ground: &Ground, case: &Case) -> Result<Option<Held>> {
             let last: Vec<String> = trace.iter().rev().take(5).map(|p| p.to_string()).collect();
             let last = format!("the last points: {}", last.join(", "));
             ensure!(ended, "neither {} was reached nor the journey's end; {last}", case.point);
-            return Err(Missed(case.point.clone())).context(last);
+            return Err(Missed::of(case.point.clone())).context(last);
         }
     }
 }
