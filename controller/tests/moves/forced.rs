@@ -152,7 +152,7 @@ async fn a_stuck_job_is_taken_up_by_the_word() {
 }
 
 impl Controller {
-    /// Starts again as if the source had been asked, and had not been understood, so often.
+    /// Starts again as if the source had been asked, and had not been understood, so often, once a minute.
     async fn with_failed_commits(dir: tempfile::TempDir, job: &str, times: u32) -> Self {
         let store = SqliteStore::open(&dir.path().join("ferry.db")).await.unwrap();
         let id = job.parse().unwrap();
@@ -162,13 +162,14 @@ impl Controller {
         let step = steps.iter().position(|step| step["name"] == "commit").unwrap();
         let fault = serde_json::to_value(Fault::permanent("its answer cannot be read")).unwrap();
         for attempt in 1..=times {
+            let at_ms = i64::from(attempt) * 60_000;
             let failed = serde_json::json!({"event": "step_failed", "step": step, "fault": fault});
-            store.append_event(id, &failed.to_string(), 1).await.unwrap();
+            store.append_event(id, &failed.to_string(), at_ms).await.unwrap();
             if attempt < times {
                 let next = attempt + 1;
                 let started =
                     serde_json::json!({"event": "step_started", "step": step, "attempt": next});
-                store.append_event(id, &started.to_string(), 1).await.unwrap();
+                store.append_event(id, &started.to_string(), at_ms).await.unwrap();
             }
         }
         if times == OFTEN {
