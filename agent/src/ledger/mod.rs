@@ -154,7 +154,8 @@ impl Ledger {
                 "an earlier change of account {name} was found to be recorded"
             )));
         }
-        match self.log.append(&document, &Point { kind, entry: &entry }) {
+        let before = account.as_ref().and_then(|name| self.state.accounts.get(name));
+        match self.log.append(&document, &Point { kind, entry: &entry, before }) {
             Ok(()) => {
                 self.state.apply(entry);
                 Ok(())

@@ -10,6 +10,8 @@ use super::{Account, AfterOpen, Entry, Standing};
 pub struct Point<'a> {
     pub kind: &'a str,
     pub entry: &'a Entry,
+    /// The account that the entry is of, as it was.
+    pub before: Option<&'a Account>,
 }
 
 impl fmt::Display for Point<'_> {
@@ -19,7 +21,7 @@ impl fmt::Display for Point<'_> {
             Entry::Taken { .. } => write!(f, "taken.{kind}"),
             Entry::Ended { outcome, .. } => write!(f, "ended.{kind}.{}", end(outcome)),
             Entry::Account { account: Some(account), .. } => {
-                write!(f, "account.{}", standing(account))
+                write!(f, "account.{}", standing(account, self.before))
             }
             Entry::Account { account: None, .. } => f.write_str("account.forgotten"),
             Entry::Undone { .. } => f.write_str("undone"),
@@ -33,10 +35,14 @@ fn end(outcome: &Outcome) -> String {
     outcome.as_ref().map_or_else(|fault| fault.class.to_string(), |_| "done".to_owned())
 }
 
-/// How an account stands, and how far it has come in that.
-fn standing(account: &Account) -> &'static str {
+/// How an account stands, and how far it has come in that. What follows an opening may not be done when the
+/// account sets out again, and is no part of how that ends: it depends on the time between the two.
+fn standing(account: &Account, before: Option<&Account>) -> &'static str {
+    let follows =
+        |before: &Account| matches!(before.standing, Standing::Opening { .. } | Standing::Serving);
+    let after_open = account.after_open.as_deref().filter(|_| before.is_some_and(follows));
     match &account.standing {
-        Standing::Serving => match account.after_open.as_deref() {
+        Standing::Serving => match after_open {
             Some(AfterOpen { done: true, .. }) => "serving.followed",
             Some(AfterOpen { started: true, .. }) => "serving.started",
             Some(_) => "serving.opened",
@@ -68,7 +74,7 @@ mod tests {
     use super::*;
     use crate::ledger::Ledger;
     use crate::ledger::failing::{EIO, ENOSPC};
-    use crate::testing::{a_move, account, before_the_reboot, fenced, moved};
+    use crate::testing::{a_move, account, before_the_reboot, fenced, moved, opening};
 
     /// A ledger, and a lab that fails the points for which `fails` has a number.
     fn with_lab(fails: &'static [(&'static str, i32)]) -> (tempfile::TempDir, FakeLab, Ledger) {
@@ -107,6 +113,27 @@ mod tests {
         ];
         let both = |p| ["before", "after"].map(|when| format!("ledger.{p}.{when}"));
         assert_eq!(lab.heard(), points.map(both).concat());
+    }
+
+    #[test]
+    fn what_follows_an_opening_is_named_where_it_follows_and_not_where_a_later_move_ends() {
+        let (_dir, lab, mut ledger) = with_lab(&[]);
+        let of = a_move();
+        let after_open: Option<Box<AfterOpen>> = serde_json::from_value(serde_json::json!({
+            "due_unix_ms": 0, "fence_minute": 0, "missed_minutes": 0, "done": false,
+            "units": { "user": "shop", "uid": 4711, "linger": false, "manager_active": false, "units": [] },
+        }))
+        .unwrap();
+        for standing in [opening(&of), Standing::Serving, Standing::Armed { of }, Standing::Serving]
+        {
+            let shop = Account { after_open: after_open.clone(), ..account("shop", &standing) };
+            ledger.set_account(&"shop".parse().unwrap(), Some(shop)).unwrap();
+        }
+        let heard: Vec<String> = lab.heard();
+        let heard =
+            heard.iter().filter_map(|p| p.strip_prefix("ledger.account.")?.strip_suffix(".after"));
+        let standings = ["opening.accepted", "serving.opened", "armed", "serving"];
+        assert_eq!(heard.collect::<Vec<_>>(), standings);
     }
 
     #[test]
