@@ -13,10 +13,12 @@ use crate::journey::place;
 use crate::sample::Sample;
 use crate::visitors::{Log, Tour, Visitors, certificate};
 
-/// Requests a second of those who come as ever.
-const RATE: u32 = 10;
+/// Requests a second of those who come as ever: a fifth of a second is what an outage is known to.
+const RATE: u32 = 5;
 /// Of those who come straight to the other server.
-const STRAIGHT: u32 = 3;
+const STRAIGHT: u32 = 2;
+/// So many answers show that they are answered.
+const ANSWERS: usize = 5;
 
 /// Those who come as ever, and those who come straight to the other server, in names of their logs.
 const USUAL: &str = "usual";
@@ -76,7 +78,7 @@ impl Guests {
 
     /// Waits until the usual ones are answered again.
     pub fn are_answered(&mut self) -> Result<()> {
-        self.usual.await_answers(10)
+        self.usual.await_answers(ANSWERS)
     }
 
     /// Sends them home. Tells what all of them saw, and how long the usual ones were not served at a
