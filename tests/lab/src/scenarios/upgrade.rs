@@ -19,6 +19,12 @@ use crate::{build, checker, sample, wait};
 
 /// How long a move may take to the moment that is meant, and to its end.
 const LIMIT: Duration = Duration::from_secs(180);
+/// Makes the way to the transit server slow: about 15 s for what is copied ahead.
+const SLOW: &str = "
+nft add table inet slow
+nft add chain inet slow out '{ type filter hook output priority 0; }'
+nft add rule inet slow out ip daddr TRANSIT limit rate over 20 mbytes/second burst 1 mbytes drop
+";
 /// The servers with an agent.
 const SERVERS: [&str; 2] = ["client", "transit"];
 
@@ -31,18 +37,20 @@ pub fn run(stage: &mut Stage) -> Result<()> {
         .map(|v| Later::of(stage, v))
         .collect::<Result<_>>()?;
     let redirectors = SERVERS.map(|name| redirector(&fleet, name));
-    // So much that it is not copied when the upgrade comes.
+    // So much, on so slow a way, that it is not copied when the upgrade comes, however fast this machine is.
     client
-        .sh("runuser -u demo -- sh -c 'head -c 600000000 /dev/urandom > /home/demo/data/large'")?;
+        .sh("runuser -u demo -- sh -c 'head -c 300000000 /dev/urandom > /home/demo/data/large'")?;
+    client.sh(&SLOW.replace("TRANSIT", &transit.spec().address.to_string()))?;
     let mut visitors = journey::few_come(&fleet, "upgrade")?;
 
     fleet.ferry(&["move", sample::ACCOUNT, "--to", "transit", "--yes", "--detach"])?.ok()?;
     await_job(&fleet, "the precopy to run", is_copied_ahead)?;
     later[0].install(&fleet, "while an account is copied ahead")?;
+    let job = fleet.last_job(sample::ACCOUNT)?;
+    ensure!(is_copied_ahead(&job), "the upgrade did not come while the account was copied ahead");
+    client.sh("nft delete table inet slow")?;
     let job = ended(&fleet)?;
     ensure!(job.phase == JobPhase::Done, "the move is {}: {}", job.phase, job.advice);
-    let copied = job.steps.iter().find(|step| step.name == "precopy").map(|step| step.attempts);
-    ensure!(copied > Some(1), "the upgrade did not come while the account was copied ahead");
     visitors.await_server("transit")?;
 
     later[1].install(&fleet, "while visitors are passed on")?;
