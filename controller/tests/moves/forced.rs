@@ -1,6 +1,9 @@
 //! A source is lost with the only word on whether it has committed: the target is opened by force, and the
 //! source, if it comes back, is told before anything else.
 
+use ferry_store::{SqliteStore, Store as _};
+
+use super::player::World;
 use super::*;
 
 const FORCED: &str = "transit opens the account by force, without the word of client: it is off and isolated, says an operator";

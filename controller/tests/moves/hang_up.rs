@@ -1,12 +1,12 @@
 //! Callers who hang up: their call's future is dropped wherever it is, as the server does when the
 //! connection is lost. What it has made durable by then is gone on with all the same.
 
-use super::*;
-
 use std::task::Poll;
 
 use ferry_api::jobs::Which;
-use ferry_store::ServerState;
+use ferry_store::{ServerState, SqliteStore, Store as _};
+
+use super::*;
 
 impl Controller {
     /// Polls a call until the store is as told, and drops it at that moment.

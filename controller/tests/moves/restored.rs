@@ -1,11 +1,15 @@
 //! A controller whose store was restored from an old backup, or that has another beside it: overtaken by
 //! what the agents have obeyed, it commands nothing until it is adopted.
 
-use super::*;
-
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
+
+use ferry_fleet::authority::Authority;
+use ferry_proto::ids::ServerName;
+use ferry_store::{SqliteStore, Store as _};
+
+use super::*;
 
 impl Controller {
     async fn overview(&self) -> (Vec<JobView>, Vec<String>) {
