@@ -57,15 +57,25 @@ fn change<T>(path: &Path, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> 
     around(|| format!("file.{}", path.display()), identity, act)
 }
 
+/// Makes something aside and puts it in the place of what is at `path`.
+fn replace(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+    let aside = temporary(path);
+    match fs::remove_file(&aside) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let replaced = make(&aside).and_then(|()| fs::rename(&aside, path));
+    if replaced.is_err() {
+        // Half a file only takes space away, of which there may be none; the error itself is told.
+        let _ = fs::remove_file(&aside);
+    }
+    replaced.and_then(|()| sync_parent(path))
+}
+
 /// Writes `bytes` as `path`, replacing what is there.
 pub(crate) fn write(path: &Path, bytes: &[u8], owner: Ownership) -> Result<(), Fault> {
-    let act = || -> io::Result<()> {
-        let aside = temporary(path);
-        match fs::remove_file(&aside) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
+    let make = |aside: &Path| -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(aside)?;
         file.write_all(bytes)?;
         rustix::fs::fchown(
             &file,
@@ -73,11 +83,10 @@ pub(crate) fn write(path: &Path, bytes: &[u8], owner: Ownership) -> Result<(), F
             Some(rustix::fs::Gid::from_raw(owner.gid)),
         )?;
         file.set_permissions(Permissions::from_mode(owner.mode))?;
-        file.sync_all()?;
-        fs::rename(&aside, path)?;
-        sync_parent(path)
+        file.sync_all()
     };
-    change(path, act).map_err(|e| Fault::io(format!("{} could not be written", path.display()), &e))
+    change(path, || replace(path, make))
+        .map_err(|e| Fault::io(format!("{} could not be written", path.display()), &e))
 }
 
 /// Writes only if the content differs. True if it was written.
@@ -228,17 +237,8 @@ pub(crate) fn symlink(target: &Path, link: &Path) -> Result<(), Fault> {
     if fs::read_link(link).is_ok_and(|now| now == target) {
         return Ok(());
     }
-    let act = || -> io::Result<()> {
-        let aside = temporary(link);
-        match fs::remove_file(&aside) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        std::os::unix::fs::symlink(target, &aside)?;
-        fs::rename(&aside, link)?;
-        sync_parent(link)
-    };
-    change(link, act)
+    let make = |aside: &Path| std::os::unix::fs::symlink(target, aside);
+    change(link, || replace(link, make))
         .map_err(|e| Fault::io(format!("the symlink {} could not be made", link.display()), &e))
 }
 
@@ -280,6 +280,17 @@ mod tests {
         let both =
             |name| ["before", "after"].map(|when| format!("file.{}.{when}", at(name).display()));
         assert_eq!(lab.heard(), changed.map(both).concat());
+    }
+
+    #[test]
+    fn what_cannot_take_its_place_is_not_left_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let taken = dir.path().join("taken");
+        fs::create_dir(&taken).unwrap();
+        write(&taken, b"1", Ownership { uid: 0, gid: 0, mode: 0o600 }).unwrap_err();
+        symlink(dir.path(), &taken).unwrap_err();
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
+        assert_eq!(left, [taken]);
     }
 
     #[test]

@@ -312,8 +312,12 @@ fn replace(path: &Path, json: &[u8]) -> io::Result<()> {
     let act = || {
         let new = path.with_extension("new");
         path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
-        std::fs::write(&new, json)?;
-        std::fs::rename(&new, path)
+        let written = std::fs::write(&new, json).and_then(|()| std::fs::rename(&new, path));
+        if written.is_err() {
+            // Half of it only takes space away, of which there may be none; the error itself is told.
+            let _ = std::fs::remove_file(&new);
+        }
+        written
     };
     around(|| "copied.kept".to_owned(), identity, act)
 }
@@ -428,5 +432,15 @@ mod tests {
         remove(&path).unwrap();
         let points = ["kept.before", "kept.after", "forgotten.before", "forgotten.after"];
         assert_eq!(lab.heard(), points.map(|point| format!("copied.{point}")));
+    }
+
+    #[test]
+    fn what_cannot_be_kept_leaves_nothing_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let taken = dir.path().join("shop.json");
+        std::fs::create_dir(&taken).unwrap();
+        replace(&taken, b"{}").unwrap_err();
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().flatten().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
     }
 }

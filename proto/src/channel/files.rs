@@ -88,12 +88,18 @@ pub fn write_public(path: &Path, contents: &[u8]) -> Result<(), Fault> {
 /// # Errors
 /// It exists, or cannot be written.
 pub fn create_new(path: &Path, contents: &[u8], mode: u32) -> Result<(), Fault> {
-    let write = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    let fill = |mut file: File| {
         // The umask may have taken bits away that were asked for.
         file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
         file.write_all(contents)?;
         file.sync_all()
+    };
+    let write = || {
+        let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+        fill(file).inspect_err(|_| {
+            // Half a key would be taken for a whole one later; the error itself is told.
+            let _ = fs::remove_file(path);
+        })
     };
     write().map_err(|e| Fault::io(format!("cannot create {}", path.display()), &e))
 }
@@ -164,8 +170,11 @@ fn replace(path: &Path, contents: &[u8], mode: u32) -> Result<(), Fault> {
         Err(e) => return Err(Fault::io(format!("cannot remove {}", new.display()), &e)),
     }
     create_new(&new, contents, mode)?;
-    fs::rename(&new, path)
-        .map_err(|e| Fault::io(format!("cannot replace {}", path.display()), &e))?;
+    fs::rename(&new, path).map_err(|e| {
+        // A key that does not take its place is not left beside it.
+        let _ = fs::remove_file(&new);
+        Fault::io(format!("cannot replace {}", path.display()), &e)
+    })?;
     sync_directory(&dir)
 }
 
@@ -242,6 +251,15 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(create_new(&path, b"three", 0o600).is_err());
+    }
+
+    #[test]
+    fn what_cannot_take_its_place_is_not_left_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let taken = dir.path().join("key");
+        fs::create_dir(&taken).unwrap();
+        write_private(&taken, b"secret").unwrap_err();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
