@@ -2,7 +2,7 @@
 //! the target itself, so that a lost controller does not lengthen the outage.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ferry_proto::command::{CommitRecord, Receipt};
 use ferry_proto::ids::AccountName;
@@ -16,7 +16,8 @@ use crate::ledger::Standing;
 use crate::work::copied::Copied;
 use crate::work::{Job, fence, release, unfence};
 
-/// How long to wait before the target is told again, at first and at most.
+/// How long to wait before the target is told again, at first and at most; in between a tenth of the time it
+/// was told in vain: so long the account is served by nobody, and no wait makes that much longer.
 const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
 /// How long the target may take to open before it is asked again. It goes on meanwhile.
 const OPEN: Duration = Duration::from_secs(60);
@@ -161,12 +162,11 @@ async fn heed(away: &Away, fault: &Fault) {
 
 /// Ends when what is committed is released in full, or the account stands otherwise.
 async fn deliver(agent: Arc<Agent>, name: AccountName, turn: OwnedMutexGuard<()>) {
-    let mut wait = AGAIN.0;
+    let began = Instant::now();
     while let Some(away) = Away::of(&agent, &name).filter(|away| !away.settled) {
         if let Err(fault) = away.tell().await {
             heed(&away, &fault).await;
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(AGAIN.1);
+            tokio::time::sleep((began.elapsed() / 10).clamp(AGAIN.0, AGAIN.1)).await;
         }
     }
     drop(turn);
