@@ -1,10 +1,11 @@
-//! An engine whose changes are each made between two failpoints. What only looks is passed on.
+//! Failpoints of the engines: around each change as a whole, and around each statement of one. What only looks
+//! is passed on.
 
 use std::io;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use ferry_failpoints::around_async;
+use ferry_failpoints::{ENABLED, around_async};
 use ferry_proto::Fault;
 use ferry_proto::account::EngineKind;
 use ferry_proto::artefact::Artefact;
@@ -28,11 +29,43 @@ impl<E: Engine> Points<E> {
         name: &str,
         work: impl Future<Output = Result<T, Fault>>,
     ) -> Result<T, Fault> {
-        let kind = self.0.kind();
-        let failed = |e: io::Error| Fault::io(format!("{kind} could not be asked"), &e);
-        let engine = kind.to_string().to_lowercase();
-        around_async(|| format!("{engine}.{name}"), failed, work).await
+        around(self.0.kind(), name, work).await
     }
+}
+
+/// Does what fault tests know by `name`, between two failpoints.
+async fn around<T>(
+    kind: EngineKind,
+    name: &str,
+    work: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    let failed = |e: io::Error| Fault::io(format!("{kind} could not be asked"), &e);
+    let engine = kind.to_string().to_lowercase();
+    around_async(|| format!("{engine}.{name}"), failed, work).await
+}
+
+/// Does what runs `sql`, between two failpoints if that changes something.
+pub(crate) async fn statement<T>(
+    kind: EngineKind,
+    sql: &[u8],
+    run: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    match changed(sql).filter(|_| ENABLED) {
+        Some(what) => around(kind, &what, run).await,
+        None => run.await,
+    }
+}
+
+/// What a statement changes, as fault tests name it: its first two words, without names in it, which may
+/// differ from run to run. None: it changes nothing that outlives its session.
+fn changed(sql: &[u8]) -> Option<String> {
+    let unquoted = sql.split(|byte| b"\"'`".contains(byte)).next()?.to_ascii_lowercase();
+    let unquoted = String::from_utf8_lossy(&unquoted);
+    let words = unquoted.split(|c: char| !c.is_ascii_alphabetic());
+    // What a transaction does first names it.
+    let words: Vec<&str> = words.filter(|word| !["", "begin"].contains(word)).take(2).collect();
+    let changes = ["alter", "comment", "create", "drop", "grant", "revoke"];
+    changes.contains(words.first()?).then(|| words.join("_"))
 }
 
 #[async_trait]
@@ -156,6 +189,7 @@ impl<E: Engine> Engine for Points<E> {
 #[cfg(test)]
 mod tests {
     use ferry_failpoints::FakeLab;
+    use ferry_proto::FaultClass;
 
     use super::*;
     use crate::{MariadbConfig, PostgresqlConfig, mariadb, postgresql};
@@ -180,5 +214,39 @@ mod tests {
             engine.deprovision(&spec, &Provisioned::default()).await.unwrap_err();
         }
         assert_eq!(lab.heard(), ["mariadb.deprovision.before", "postgresql.deprovision.before"]);
+    }
+
+    #[test]
+    fn statements_are_known_by_what_they_change_and_never_by_names() {
+        let is = |sql: &str, what: Option<&str>| {
+            assert_eq!(changed(sql.as_bytes()).as_deref(), what, "{sql}");
+        };
+        is("ALTER USER `shop`@`localhost` ACCOUNT LOCK", Some("alter_user"));
+        is("BEGIN;ALTER ROLE \"shop\" NOLOGIN;COMMIT", Some("alter_role"));
+        is("GRANT \"shop_7f3a\" TO postgres", Some("grant"));
+        is("CREATE DEFINER=`shop`@`%` EVENT `hourly` ON SCHEDULE", Some("create_definer"));
+        is("SET NAMES utf8mb4", None);
+        is("BEGIN; SELECT 1", None);
+        is("KILL CONNECTION 7", None);
+        is("", None);
+    }
+
+    #[tokio::test]
+    async fn a_statement_that_changes_something_runs_between_its_points_or_fails_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let lab = FakeLab::listen(dir.path(), |point| {
+            if point == "mariadb.drop_user.before" { "errno 28" } else { "go" }.to_owned()
+        })
+        .unwrap();
+        let ran = async |sql: &[u8]| {
+            statement(EngineKind::Mariadb, sql, async { Ok::<_, Fault>(()) }).await
+        };
+        ran(b"SELECT 1").await.unwrap();
+        ran(b"CREATE USER a").await.unwrap();
+        let fault = ran(b"DROP USER a").await.unwrap_err();
+        assert_eq!(fault.class, FaultClass::Precondition, "{fault}");
+        let heard =
+            ["mariadb.create_user.before", "mariadb.create_user.after", "mariadb.drop_user.before"];
+        assert_eq!(lab.heard(), heard);
     }
 }

@@ -4,11 +4,13 @@
 
 use std::time::Duration;
 
+use ferry_proto::account::EngineKind;
 use ferry_proto::{Fault, FaultClass};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, OptsBuilder, Value};
 
 use super::MariadbConfig;
+use crate::points::statement;
 
 /// Codes by which the server refuses something for now: too many connections, lock timeouts,
 /// deadlocks, shutdown in progress.
@@ -155,7 +157,8 @@ impl Session {
 
     /// Runs a statement. `what` says, in a fault, what could not be done.
     pub(super) async fn run(&mut self, what: &str, sql: &str) -> Result<(), Fault> {
-        self.try_run(sql).await.map_err(|e| refused(what, &e))
+        let run = async { self.try_run(sql).await.map_err(|e| refused(what, &e)) };
+        statement(EngineKind::Mariadb, sql.as_bytes(), run).await
     }
 
     /// Runs a statement whose refusal the caller understands.
@@ -165,8 +168,9 @@ impl Session {
 
     /// Runs a statement given as bytes in the session's character set.
     pub(super) async fn run_bytes(&mut self, what: &str, sql: Vec<u8>) -> Result<(), Fault> {
-        let ran = in_time(self.patience, self.conn.query_drop(sql)).await;
-        ran.map_err(|e| refused(what, &e))
+        let ran = in_time(self.patience, self.conn.query_drop(sql.as_slice()));
+        let run = async { ran.await.map_err(|e| refused(what, &e)) };
+        statement(EngineKind::Mariadb, &sql, run).await
     }
 
     /// The rows of a query.

@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ferry_proto::account::EngineKind;
 use ferry_proto::{Fault, FaultClass};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
@@ -19,6 +20,7 @@ use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
 use super::PostgresqlConfig;
 use crate::model::Spec;
+use crate::points::statement;
 
 /// Defaults that an account's own settings must not replace.
 pub(super) const OPTIONS: &str = "-c search_path=pg_catalog -c role=none -c statement_timeout=0 \
@@ -220,7 +222,8 @@ impl Session {
 
     /// Runs statements. `what` says, in a fault, what could not be done.
     pub(super) async fn run(&self, what: &str, sql: &str) -> Result<(), Fault> {
-        self.try_run(sql).await.map_err(|e| refused(what, &e))
+        let run = async { self.try_run(sql).await.map_err(|e| refused(what, &e)) };
+        statement(EngineKind::Postgresql, sql.as_bytes(), run).await
     }
 
     /// Runs statements whose refusal the caller understands.
