@@ -89,7 +89,10 @@ fn limit(fleet: &Fleet<'_>) -> Result<()> {
 
 fn make(fleet: &Fleet<'_>, client: &Host) -> Result<()> {
     for account in OTHERS {
-        if fleet.standings(account.name)?.is_empty() {
+        // An earlier run has left its user and all that is the user's, and no definition.
+        if client.exec(&["id", account.name])?.status.success() {
+            account.define(client)?;
+        } else {
             say(format!("making account {} on client", account.name));
             account.create(client)?;
         }

@@ -41,7 +41,10 @@ function append(string $line): void
     if ($file === false || !locked($file)) {
         throw new RuntimeException('the file cannot be opened');
     }
+    $whole = fstat($file)['size'];
     if (fwrite($file, $line) !== strlen($line) || !fflush($file) || !fsync($file)) {
+        // On a full disk half a line may be there: the next one would begin in it.
+        ftruncate($file, $whole);
         throw new RuntimeException('the file cannot be written');
     }
     fclose($file);
