@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
@@ -12,7 +13,7 @@ use super::cases::{self, Case};
 use super::fault::Role;
 use super::ground::Ground;
 use super::journeys::{self, Journey};
-use super::passed::Passed;
+use super::passed::{self, Passed};
 use super::play::{self, Missed, Seen, Trial};
 use super::point::Point;
 use super::report::{self, Table};
@@ -62,23 +63,21 @@ impl Matrix {
         Ok(Matrix { build, lanes, passed: None })
     }
 
-    /// All cases: each journey is made without faults first.
-    pub fn generate(&mut self) -> Result<Vec<Case>> {
+    /// All cases: each journey is made without faults first, unless an earlier run with these packages has
+    /// and is gone on with.
+    pub fn generate(&mut self, resume: bool) -> Result<Vec<Case>> {
         let mut all = Vec::new();
         let ground = self.lanes.first_mut().and_then(|lane| lane.ground.as_mut());
         let ground = ground.context("there are no hosts")?;
-        let place = report::place()?;
+        let (place, programs) = (report::place()?, passed::programs(&self.build)?);
         fs::create_dir_all(&place).with_context(|| format!("making {}", place.display()))?;
         for journey in journeys::ALL {
-            let task = Task::start(format!("journey {journey} without faults, twice"));
-            // How often a program comes to a point may depend on what happens at the same time: what it does
-            // each time is what cases can count on.
-            let before: BTreeSet<Point> = ground.record(journey)?.into_iter().collect();
-            let mut trace = ground.record(journey)?;
-            trace.retain(|point| before.contains(point));
-            task.done();
-            let text: Vec<String> = trace.iter().map(|point| point.to_string()).collect();
-            fs::write(place.join(format!("{journey}.points")), text.join("\n"))?;
+            let path = place.join(format!("{journey}.points"));
+            let known = if resume { recorded(&path, &programs) } else { None };
+            let trace = match known {
+                Some(trace) => trace,
+                None => record(ground, journey, &path, &programs)?,
+            };
             all.extend(cases::generate(journey, &trace));
         }
         Ok(all)
@@ -131,6 +130,34 @@ impl Work<'_> {
             _ => Ok(()),
         }
     }
+}
+
+/// Makes a journey without faults, and writes down its points below the programs that came to them.
+fn record(
+    ground: &mut Ground,
+    journey: Journey,
+    path: &Path,
+    programs: &str,
+) -> Result<Vec<Point>> {
+    let task = Task::start(format!("journey {journey} without faults, twice"));
+    // How often a program comes to a point may depend on what happens at the same time: what it does
+    // each time is what cases can count on.
+    let before: BTreeSet<Point> = ground.record(journey)?.into_iter().collect();
+    let mut trace = ground.record(journey)?;
+    trace.retain(|point| before.contains(point));
+    task.done();
+    let mut text = vec![programs.to_owned()];
+    text.extend(trace.iter().map(|point| point.to_string()));
+    fs::write(path, text.join("\n")).with_context(|| format!("writing {}", path.display()))?;
+    Ok(trace)
+}
+
+/// What [`record`] wrote down of the same programs.
+fn recorded(path: &Path, programs: &str) -> Option<Vec<Point>> {
+    let text = fs::read_to_string(path).ok()?;
+    let mut lines = text.lines();
+    let same = lines.next() == Some(programs);
+    lines.map(|line| line.parse().ok()).collect::<Option<_>>().filter(|_| same)
 }
 
 fn lock<'a, 'b>(work: &'a Mutex<Work<'b>>) -> MutexGuard<'a, Work<'b>> {
@@ -208,5 +235,25 @@ impl Lane {
             self.ground = None;
         }
         Ok(Journey::Move.host(Role::Source))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_are_taken_from_an_earlier_run_of_the_same_programs_alone() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("move.points");
+        let points = ["client:ferry-agent:a.after#1", "transit:ferry-agent:b.before#2"];
+        fs::write(&path, format!("abc\n{}", points.join("\n"))).unwrap();
+        let read: Vec<String> =
+            recorded(&path, "abc").unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(read, points);
+        assert_eq!(recorded(&path, "def"), None);
+        fs::write(&path, "abc\nhalf").unwrap();
+        assert_eq!(recorded(&path, "abc"), None);
+        assert_eq!(recorded(&place.path().join("two.points"), "abc"), None);
     }
 }

@@ -81,7 +81,7 @@ fn labs(text: &str) -> Result<usize> {
 /// The smaller sample, as a scenario.
 pub fn short() -> Result<()> {
     let mut matrix = Matrix::raise(1, false)?;
-    let all = matrix.generate()?;
+    let all = matrix.generate(false)?;
     let table = matrix.play(cases::sample(&all, SEED, SHORT), SEED);
     table.print(all.len());
     let Counts { passed, failed } = table.counts();
@@ -98,7 +98,7 @@ pub fn run(options: &Options, all: bool, keep: bool) -> Result<Counts> {
     let mut matrix = Matrix::raise(labs, keep)?;
     let (mut chosen, mut count) = (options.cases.clone(), 0);
     if chosen.is_empty() {
-        let generated = matrix.generate()?;
+        let generated = matrix.generate(options.resume)?;
         count = generated.len();
         // All of them in an order by chance: a run that is ended early has tried some of everything.
         let time = if all { Duration::MAX } else { SAMPLE };

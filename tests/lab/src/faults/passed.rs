@@ -24,17 +24,21 @@ pub struct Passed {
     file: File,
 }
 
+/// The hash of the programs on trial.
+pub fn programs(build: &Build) -> Result<String> {
+    let mut hash = digest::Context::new(&digest::SHA256);
+    for program in PROGRAMS {
+        let path = build.program(program)?;
+        let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        hash.update(&bytes);
+    }
+    Ok(hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 impl Passed {
     /// What was noted in `place` of these programs, if that run is to be gone on with; else nothing.
     pub fn open(place: &Path, build: &Build, resume: bool) -> Result<Passed> {
-        let mut hash = digest::Context::new(&digest::SHA256);
-        for program in PROGRAMS {
-            let path = build.program(program)?;
-            let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-            hash.update(&bytes);
-        }
-        let hash: String =
-            hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash = programs(build)?;
         Passed::of(place, &hash, resume)
             .with_context(|| format!("noting what passes in {}", place.join(FILE).display()))
     }
