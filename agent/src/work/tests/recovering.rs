@@ -1,6 +1,8 @@
 //! After a boot a database may recover for minutes. No account waits for another's, nothing is given up
 //! meanwhile, and once it is there the account is let in or kept out, as it stands, without anybody's help.
 
+mod postgres;
+
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -113,10 +115,10 @@ async fn until(what: &str, limit: Duration, wished: impl AsyncFn() -> bool) {
 }
 
 /// The account is armed by a move, and has its database.
-async fn armed(world: &World) -> (Server, Job) {
+async fn armed(world: &World, engine: &str) -> (Server, Job) {
     let (server, of) = (world.server("web1").await, a_move_to_nowhere());
     server.stands(Standing::Armed { of: of.clone() }).await;
-    let on = serde_json::json!({ "engine": "mariadb", "name": "shop" });
+    let on = serde_json::json!({ "engine": engine, "name": "shop" });
     change(&server, |known| {
         known.definition.databases = vec![serde_json::from_value(on.clone()).unwrap()];
         known.definition.database_users = vec![serde_json::from_value(on).unwrap()];
@@ -130,6 +132,28 @@ async fn change(server: &Server, change: impl FnOnce(&mut Account)) {
     let mut known = server.agent.account(&account()).unwrap();
     change(&mut known);
     server.agent.set_account(&account(), Some(known)).await.unwrap();
+}
+
+/// The server after a boot that has ended the account's fence.
+async fn at_boot(world: &World, server: Server) -> Server {
+    change(&server, |known| {
+        let Standing::Fenced { deadline, .. } = &mut known.standing else { panic!() };
+        *deadline = before_the_reboot();
+    })
+    .await;
+    world.restarted(server)
+}
+
+/// They are let in while the database says nothing, and what it denies is not given up.
+async fn visitors_do_not_wait(server: &Server) {
+    until("visitors are let in", HELD, async || server.route().await == RouteState::Local).await;
+    let ends = matches!(server.standing(), Standing::Fenced { ending: true, .. });
+    assert!(ends, "what the database denies is not given up: {:?}", server.standing());
+}
+
+async fn is_taken_back(server: &Server) {
+    let is_back = async || matches!(server.standing(), Standing::Armed { .. });
+    until("the account is taken back", LONG, is_back).await;
 }
 
 /// A part of the agent that runs.
@@ -163,28 +187,19 @@ impl Part {
 fn a_fence_found_at_boot_ends_before_the_database_is_there_which_lets_the_account_in_then() {
     alone(async |world| {
         let mut maria = Maria::of_the_account(&world).await;
-        let (server, job) = armed(&world).await;
+        let (server, job) = armed(&world, "mariadb").await;
         fence::fence(&job, 600, 0).await.unwrap();
         assert!(!lets_the_account_in());
         drop(job);
         maria.stops();
-        change(&server, |known| {
-            let Standing::Fenced { deadline, .. } = &mut known.standing else { panic!() };
-            *deadline = before_the_reboot();
-        })
-        .await;
-        let server = world.restarted(server);
+        let server = at_boot(&world, server).await;
         let silent = UnixListener::bind(SOCKET).unwrap();
         let agent = Part::watching(&server);
-        let is_open = async || server.route().await == RouteState::Local;
-        until("visitors are let in", HELD, is_open).await;
-        let ends = matches!(server.standing(), Standing::Fenced { ending: true, .. });
-        assert!(ends, "what the database denies is not given up: {:?}", server.standing());
+        visitors_do_not_wait(&server).await;
         drop(silent);
         fs::remove_file(SOCKET).unwrap();
         maria.start().await;
-        let is_back = async || matches!(server.standing(), Standing::Armed { .. });
-        until("the account is taken back", LONG, is_back).await;
+        is_taken_back(&server).await;
         assert!(lets_the_account_in());
         agent.stops().await;
     });
@@ -194,7 +209,7 @@ fn a_fence_found_at_boot_ends_before_the_database_is_there_which_lets_the_accoun
 fn an_account_that_moved_away_is_shut_out_of_a_database_that_comes_late_and_none_waits_for_it() {
     alone(async |world| {
         let mut maria = Maria::of_the_account(&world).await;
-        let (server, job) = armed(&world).await;
+        let (server, job) = armed(&world, "mariadb").await;
         fence::fence(&job, 600, 0).await.unwrap();
         commit::commit(&Job { grant: None, ..job.clone() }).await.unwrap();
         drop(job);
@@ -226,7 +241,7 @@ fn an_account_that_moved_away_is_shut_out_of_a_database_that_comes_late_and_none
 fn an_open_that_was_accepted_before_a_boot_is_tried_until_the_database_is_there() {
     alone(async |world| {
         let mut maria = Maria::of_the_account(&world).await;
-        let (server, job) = armed(&world).await;
+        let (server, job) = armed(&world, "mariadb").await;
         let source = Box::new(record::of_account(&server.agent, &account()).await.unwrap());
         // From here on it stands as a target's copy does: made, and closed.
         assert!(asked(&["--user=root", "-e", "ALTER USER shop@localhost ACCOUNT LOCK"]));
