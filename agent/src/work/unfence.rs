@@ -20,6 +20,12 @@ use crate::ledger::{Account, Closed, Standing};
 use crate::work::copied::Copied;
 use crate::work::{Job, arm, done, mail_spec, spec};
 
+/// How long visitors wait for a database that answers. One may take no change for long all the same: a backup
+/// has locked it, or its disk is full, at which MariaDB looks again once a minute.
+const LETS_IN: Duration = Duration::from_secs(5);
+/// How long it may take once visitors do not wait any more; then it is tried again.
+const LETS_IN_LATE: Duration = Duration::from_secs(60);
+
 /// Undo of the fence, on the controller's word.
 ///
 /// # Errors
@@ -113,12 +119,19 @@ async fn take_back(
     agent.stop_activity(name);
     let mut first = None;
     if let Some(closed) = account.closed.clone() {
-        let (answering, silent) = those_that_answer(&closed.databases).await;
-        let opened = open_to_visitors(agent, &mut account, &closed, answering, &mut first).await;
+        let (answering, mut late) = those_that_answer(&closed.databases).await;
+        let now = let_in(&account, answering, LETS_IN, &mut first).await;
+        late.extend(now.late);
+        let opened = open_to_visitors(agent, &mut account, &closed, now.all, &mut first).await;
         keep_first(&mut first, opened);
         keep_first(&mut first, open_the_rest(agent, &account).await);
         // Last: they keep whoever asks them waiting.
-        let_in(&account, silent, &mut first).await;
+        for (kind, _) in let_in(&account, late, LETS_IN_LATE, &mut first).await.late {
+            keep_first(
+                &mut first,
+                Err(Fault::transient(format!("{kind} takes no change for now"))),
+            );
+        }
     }
     if let Some(fault) = first {
         // Still ending: the deadline's watcher tries again what did not open.
@@ -173,28 +186,47 @@ async fn those_that_answer(databases: &[Database]) -> (Vec<&Database>, Vec<&Data
     (answering, silent)
 }
 
-/// Lets the account into its databases again. Whether all of them let it in.
-async fn let_in(account: &Account, databases: Vec<&Database>, first: &mut Option<Fault>) -> bool {
-    let mut all = true;
-    for (kind, record) in databases {
-        let let_in = engine(*kind).unfence(&spec(account, *kind), record).await;
-        all &= let_in.is_ok();
-        keep_first(first, let_in);
-    }
-    all
+/// What came of letting an account into its databases.
+struct LetIn<'a> {
+    /// Whether none refused.
+    all: bool,
+    /// Those that have not in time.
+    late: Vec<&'a Database>,
 }
 
-/// Opens what visitors need, databases before sites, and lets those in who are held. Logins, units, mail
-/// and cron may fail without keeping them waiting (on a full disk /etc/shadow cannot be replaced), and so
-/// may a database server that does not answer: it was not the fence that stopped it.
+/// Lets the account into its databases again; each has so long.
+async fn let_in<'a>(
+    account: &Account,
+    databases: Vec<&'a Database>,
+    limit: Duration,
+    first: &mut Option<Fault>,
+) -> LetIn<'a> {
+    let mut done = LetIn { all: true, late: Vec::new() };
+    for database in databases {
+        let (kind, record) = database;
+        let (engine, spec) = (engine(*kind), spec(account, *kind));
+        match tokio::time::timeout(limit, engine.unfence(&spec, record)).await {
+            Ok(let_in) => {
+                done.all &= let_in.is_ok();
+                keep_first(first, let_in);
+            }
+            Err(_) => done.late.push(database),
+        }
+    }
+    done
+}
+
+/// Opens what visitors need after the databases, and lets those in who are held, unless a database has refused the
+/// account. Logins, units, mail and cron may fail without keeping them waiting (on a full disk /etc/shadow
+/// cannot be replaced), and so may a database server that does not answer or takes no change: it was not the
+/// fence that stopped it.
 async fn open_to_visitors(
     agent: &Arc<Agent>,
     account: &mut Account,
     closed: &Closed,
-    answering: Vec<&Database>,
+    are_in: bool,
     first: &mut Option<Fault>,
 ) -> Result<(), Fault> {
-    let are_in = let_in(account, answering, first).await;
     // Before the sites, which may pass visitors on to what the account's units run.
     keep_first(first, open_logins_and_units(agent, closed).await);
     if !matches!(account.standing, Standing::Fenced { open: true, .. }) {

@@ -105,6 +105,14 @@ fn lets_the_account_in() -> bool {
     asked(&["--user=shop", "--password=secret", "-e", "SELECT 1", "shop"])
 }
 
+fn locked_by_a_backup() -> bool {
+    let client = Command::new("/usr/bin/mariadb")
+        .args(["--no-defaults", &format!("--socket={SOCKET}"), "--user=root", "-Ne"])
+        .arg("SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE STATE = 'User sleep'")
+        .output();
+    client.unwrap().stdout.starts_with(b"1")
+}
+
 async fn until(what: &str, limit: Duration, wished: impl AsyncFn() -> bool) {
     let wait = async {
         while !wished().await {
@@ -199,6 +207,32 @@ fn a_fence_found_at_boot_ends_before_the_database_is_there_which_lets_the_accoun
         drop(silent);
         fs::remove_file(SOCKET).unwrap();
         maria.start().await;
+        is_taken_back(&server).await;
+        assert!(lets_the_account_in());
+        agent.stops().await;
+    });
+}
+
+#[test]
+fn visitors_do_not_wait_for_a_database_that_answers_and_takes_no_change() {
+    alone(async |world| {
+        let _maria = Maria::of_the_account(&world).await;
+        let (server, job) = armed(&world, "mariadb").await;
+        fence::fence(&job, 600, 0).await.unwrap();
+        drop(job);
+        // As a backup does; on a full disk the server itself waits for room, a minute at a time.
+        let mut backup = Command::new("/usr/bin/mariadb")
+            .args(["--no-defaults", &format!("--socket={SOCKET}"), "--user=root"])
+            .args(["-e", "FLUSH TABLES WITH READ LOCK; SELECT SLEEP(600)"])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        until("the backup locks all tables", LONG, async || locked_by_a_backup()).await;
+        let server = at_boot(&world, server).await;
+        let agent = Part::watching(&server);
+        visitors_do_not_wait(&server).await;
+        backup.kill().unwrap();
+        backup.wait().unwrap();
         is_taken_back(&server).await;
         assert!(lets_the_account_in());
         agent.stops().await;
