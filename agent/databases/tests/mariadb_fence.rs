@@ -72,6 +72,61 @@ async fn logins_are_refused_transactions_end_events_stop() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_fence_does_not_wait_for_a_backup_that_has_locked_all_tables() {
+    let server = Maria::start();
+    server.run(SHOP).await;
+    let (engine, spec) = (server.engine(), shop());
+    let mut backup = server.connect("root", None).await.expect("let in");
+    backup.query_drop("FLUSH TABLES WITH READ LOCK").await.expect("locks");
+    let plan = engine.plan_fence(&spec).await.expect("planned");
+    let fault = engine.fence(&spec, &plan, Duration::ZERO).await.expect_err("locked");
+    assert_eq!(fault.class, ferry_proto::FaultClass::Precondition, "{fault}");
+    assert!(fault.to_string().contains("backup"), "{fault}");
+    assert_eq!(server.text(WAITING).await, "0", "nothing of it waits any more");
+    server.connect("shop", Some("pw")).await.expect("let in still");
+    backup.query_drop("UNLOCK TABLES").await.expect("unlocks");
+    engine.fence(&spec, &plan, Duration::ZERO).await.expect("fenced");
+    assert!(server.connect("shop", Some("pw")).await.is_err(), "logins are refused");
+}
+
+const WAITING: &str =
+    "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE INFO LIKE 'ALTER USER%'";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fence_that_was_cut_short_does_not_close_after_its_undoing() {
+    let server = Maria::start();
+    server.run(SHOP).await;
+    let (engine, spec) = (server.engine(), shop());
+    let mut backup = server.connect("root", None).await.expect("let in");
+    backup.query_drop("FLUSH TABLES WITH READ LOCK").await.expect("locks");
+    let plan = engine.plan_fence(&spec).await.expect("planned");
+    // As at its deadline, or by an agent that died: whoever asked has gone, and the server waits on.
+    let until_it_waits = async {
+        while server.text(WAITING).await != "1" {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        fenced = engine.fence(&spec, &plan, Duration::ZERO) => panic!("{fenced:?}"),
+        () = until_it_waits => {}
+    }
+    let mut undoing = Box::pin(engine.unfence(&spec, &plan));
+    let until_it_waits = async {
+        while server.text(&WAITING.replace("USER%", "USER%UNLOCK")).await != "1" {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        undone = &mut undoing => panic!("{undone:?}"),
+        () = until_it_waits => {}
+    }
+    assert_eq!(server.text(WAITING).await, "1", "what closes does not wait beside it");
+    backup.query_drop("UNLOCK TABLES").await.expect("unlocks");
+    undoing.await.expect("unfenced");
+    server.connect("shop", Some("pw")).await.expect("let in again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_ends_within_the_grace_is_kept() {
     let server = Maria::start();
     server.run(SHOP).await;

@@ -9,11 +9,12 @@ use super::record::{EventName, is_word};
 use super::session::{Session, ident, text, user};
 
 /// Switches an event on or off. An event that is not there is left so: its owner dropped it, or it
-/// ran out.
+/// ran out. `mark`, a comment or nothing, ends the statement.
 pub(super) async fn switch(
     session: &mut Session,
     event: &EventName,
     on: bool,
+    mark: &str,
 ) -> Result<(), Fault> {
     let label = format!("event {}.{}", event.database, event.name);
     let what = format!("{label} cannot be switched {}", if on { "on" } else { "off" });
@@ -39,6 +40,7 @@ pub(super) async fn switch(
     let mut statement = head.into_bytes();
     statement.extend(quote(&event_name, b'`'));
     statement.extend_from_slice(if on { b" ENABLE" } else { b" DISABLE" });
+    statement.extend_from_slice(mark.as_bytes());
     let set = format!("SET character_set_client = {charset}, collation_connection = {collation}");
     session.run(&what, &set).await?;
     let switched = session.run_bytes(&what, statement).await;

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use ferry_proto::Fault;
 use serde::{Deserialize, Serialize};
 
+use super::MariadbConfig;
 use super::inspect::{running_events, user_condition};
 use super::record::EventName;
-use super::session::{Session, text_list, user};
+use super::session::{Session, text, text_list, user};
 use super::{events, users};
 use crate::model::Spec;
 
@@ -19,6 +20,11 @@ const POLL: Duration = Duration::from_millis(25);
 const QUIET_MS: u64 = 250;
 /// InnoDB renews its list of transactions only if nobody has read it for a tenth of a second.
 const LIST_AGE: Duration = Duration::from_millis(130);
+/// How long a fence waits until the server takes its changes: a backup that has locked all tables may take hours,
+/// and visitors are held meanwhile.
+const TAKES: Duration = Duration::from_secs(10);
+/// How long it waits for that to end what it does not take.
+const GIVES_UP: Duration = Duration::from_secs(2);
 /// How long a transaction that was ended may take to undo its changes.
 const ROLLBACK_LIMIT: Duration = Duration::from_secs(60);
 
@@ -57,23 +63,63 @@ pub(super) async fn plan(session: &mut Session, spec: &Spec) -> Result<MariadbFe
     Ok(MariadbFence { users, running_events: running_events(session, spec).await? })
 }
 
+/// What the statements of an account's fence end with.
+fn mark(spec: &Spec) -> String {
+    format!(" /* ferry: fence of {} */", spec.account)
+}
+
+/// Closes, in a session of its own. A fence that the server does not take in time is given up: the session that
+/// waits is ended, in another one.
 pub(super) async fn fence(
-    session: &mut Session,
+    config: &MariadbConfig,
     spec: &Spec,
     grace: Duration,
 ) -> Result<(), Fault> {
+    let mut session = Session::open(config).await?;
+    match tokio::time::timeout(TAKES, close(&mut session, spec)).await {
+        Ok(closed) => closed?,
+        Err(_) => {
+            let given_up = async { give_up(&mut Session::open(config).await?, spec).await };
+            // On a full disk not even that is heard: whoever opens again sees to it first.
+            let _ = tokio::time::timeout(GIVES_UP, given_up).await;
+            return Err(Fault::precondition(format!(
+                "MariaDB takes no change, so that account {} cannot be closed there",
+                spec.account
+            ))
+            .remedy(
+                "a backup may have locked its tables, or its disk be full: see SHOW FULL PROCESSLIST and the server's log; then move the account again",
+            ));
+        }
+    }
+    drain(&mut session, spec, grace).await
+}
+
+async fn close(session: &mut Session, spec: &Spec) -> Result<(), Fault> {
     let logins = users::read(session, &user_condition(spec, "User", "Host")).await?;
     if !logins.is_empty() {
         let all: Vec<String> = logins.iter().map(|l| user(&l.name, &l.host)).collect();
-        let sql = format!("ALTER USER {} ACCOUNT LOCK", all.join(", "));
+        let sql = format!("ALTER USER {} ACCOUNT LOCK{}", all.join(", "), mark(spec));
         session
             .run(&format!("the MariaDB users of {} cannot be locked", spec.account), &sql)
             .await?;
     }
     for event in running_events(session, spec).await? {
-        events::switch(session, &event, false).await?;
+        events::switch(session, &event, false, &mark(spec)).await?;
     }
-    drain(session, spec, grace).await
+    Ok(())
+}
+
+/// Ends what earlier fences of the account still wait for. That their client has gone the server notices once a
+/// second, and on a full disk not at all: a statement that it can carry out meanwhile would shut the account out
+/// after it was let in again, and nobody would know.
+async fn give_up(session: &mut Session, spec: &Spec) -> Result<(), Fault> {
+    let sql = format!(
+        "SELECT ID FROM information_schema.PROCESSLIST WHERE ID <> CONNECTION_ID() \
+         AND RIGHT(INFO, CHAR_LENGTH({mark})) = {mark}",
+        mark = text(&mark(spec))
+    );
+    let waiting = session.rows(WHAT, &sql).await?.iter().map(|row| row.number(0)).collect();
+    end_connections(session, &waiting).await
 }
 
 pub(super) async fn unfence(
@@ -81,6 +127,7 @@ pub(super) async fn unfence(
     spec: &Spec,
     fence: &MariadbFence,
 ) -> Result<(), Fault> {
+    give_up(session, spec).await?;
     let mut first_fault = None;
     for before in fence.users.iter().filter(|u| !u.locked) {
         let label = format!("{}@{}", before.name, before.host);
@@ -93,7 +140,7 @@ pub(super) async fn unfence(
         }
     }
     for event in &fence.running_events {
-        if let Err(fault) = events::switch(session, event, true).await {
+        if let Err(fault) = events::switch(session, event, true, "").await {
             first_fault.get_or_insert(fault);
         }
     }

@@ -154,7 +154,7 @@ impl Engine for Mariadb {
     async fn fence(&self, spec: &Spec, record: &FenceRecord, grace: Duration) -> Result<(), Fault> {
         // What is to be undone must have been written down by the same engine.
         record.mariadb()?;
-        fence::fence(&mut self.session().await?, spec, grace).await
+        fence::fence(&self.config, spec, grace).await
     }
 
     async fn unfence(&self, spec: &Spec, record: &FenceRecord) -> Result<(), Fault> {

@@ -160,7 +160,7 @@ pub(super) async fn open(
         options::set(session, &what, &database.name, &sql).await?;
     }
     for event in &record.running_events {
-        events::switch(session, event, true).await?;
+        events::switch(session, event, true, "").await?;
     }
     for user in &record.users {
         let label = format!("{}@{}", user.name, user.host);
