@@ -44,7 +44,7 @@ const KNOWN: &[(&str, usize, &str)] = &[
         2,
         "clients that dump and load: `Points` stands around the whole",
     ),
-    ("agent/host/src/durable.rs", 18, "each function goes by `change`, which has the points"),
+    ("agent/host/src/durable.rs", 17, "each function goes by `change`, which has the points"),
     (
         "agent/host/src/processes/stop.rs",
         3,
@@ -59,7 +59,7 @@ const KNOWN: &[(&str, usize, &str)] = &[
         "records, rereading and compaction are between points; an empty ledger says nothing yet",
     ),
     ("agent/src/upgraded.rs", 1, "it only asks"),
-    ("agent/src/work/copied.rs", 4, "both changes are between points"),
+    ("agent/src/work/copied.rs", 5, "both changes are between points"),
     (
         "agent/traffic/src/firewall/kernel.rs",
         1,
