@@ -50,10 +50,10 @@ pub(crate) async fn statement<T>(
     sql: &[u8],
     run: impl Future<Output = Result<T, Fault>>,
 ) -> Result<T, Fault> {
-    match changed(sql).filter(|_| ENABLED) {
-        Some(what) => around(kind, &what, run).await,
-        None => run.await,
+    if ENABLED && let Some(what) = changed(sql) {
+        return around(kind, &what, run).await;
     }
+    run.await
 }
 
 /// What a statement changes, as fault tests name it: its first two words, without names in it, which may
