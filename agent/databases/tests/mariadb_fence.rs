@@ -76,8 +76,7 @@ async fn a_fence_does_not_wait_for_a_backup_that_has_locked_all_tables() {
     let server = Maria::start();
     server.run(SHOP).await;
     let (engine, spec) = (server.engine(), shop());
-    let mut backup = server.connect("root", None).await.expect("let in");
-    backup.query_drop("FLUSH TABLES WITH READ LOCK").await.expect("locks");
+    let mut backup = backup(&server).await;
     let plan = engine.plan_fence(&spec).await.expect("planned");
     let fault = engine.fence(&spec, &plan, Duration::ZERO).await.expect_err("locked");
     assert_eq!(fault.class, ferry_proto::FaultClass::Precondition, "{fault}");
@@ -89,6 +88,14 @@ async fn a_fence_does_not_wait_for_a_backup_that_has_locked_all_tables() {
     assert!(server.connect("shop", Some("pw")).await.is_err(), "logins are refused");
 }
 
+/// A backup that has locked all tables.
+async fn backup(server: &Maria) -> mysql_async::Conn {
+    let mut backup = server.root().await;
+    backup.query_drop("FLUSH TABLES WITH READ LOCK").await.expect("locks");
+    backup
+}
+
+/// How many statements on users run or wait.
 const WAITING: &str =
     "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE INFO LIKE 'ALTER USER%'";
 
@@ -97,8 +104,7 @@ async fn a_fence_that_was_cut_short_does_not_close_after_its_undoing() {
     let server = Maria::start();
     server.run(SHOP).await;
     let (engine, spec) = (server.engine(), shop());
-    let mut backup = server.connect("root", None).await.expect("let in");
-    backup.query_drop("FLUSH TABLES WITH READ LOCK").await.expect("locks");
+    let mut backup = backup(&server).await;
     let plan = engine.plan_fence(&spec).await.expect("planned");
     // As at its deadline, or by an agent that died: whoever asked has gone, and the server waits on.
     let until_it_waits = async {
