@@ -57,6 +57,23 @@ async fn logins_are_refused_and_transactions_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_database_whose_dropping_was_cut_off_is_closed_and_stops_no_fence() {
+    let (server, _) = start();
+    let (engine, spec) = (server.engine(), spec(&["shop", "other"], &["shop"]));
+    let open = engine.plan_fence(&spec).await.expect("planned");
+    let before = server.run("postgres", STATE);
+    server.half_drop("other");
+    let half = engine.plan_fence(&spec).await.expect("planned");
+    engine.fence(&spec, &half, Duration::ZERO).await.expect("fenced");
+    assert!(engine.is_fenced(&spec).await.expect("asked"));
+    // It was whole when this fence was planned.
+    engine.unfence(&spec, &open).await.expect("unfenced");
+    assert!(!engine.is_fenced(&spec).await.expect("asked"));
+    server.run("postgres", "UPDATE pg_database SET datconnlimit = -1 WHERE datname = 'other'");
+    assert_eq!(server.run("postgres", STATE), before, "all else is as it was");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_ends_within_the_grace_is_kept() {
     let (server, spec) = start();
     let engine = server.engine();

@@ -202,6 +202,8 @@ async fn an_interrupted_load_is_repeated_and_a_change_is_noticed() {
     tokio::select! { outcome = cut => assert!(outcome.is_err()), () = feed => {} }
     load(&*target, &record, &stream).await.expect("loaded after all");
     load(&*target, &record, &stream).await.expect("and once more");
+    b.half_drop("shop");
+    load(&*target, &record, &stream).await.expect("in place of what nobody can enter any more");
     assert_eq!(differences(&*source, &*target, &spec).await, Vec::<String>::new());
     for (change, object) in [
         ("UPDATE t SET a = 'One' WHERE id = 1", "relation public.t, checksum"),
@@ -296,6 +298,7 @@ async fn a_copy_that_has_served_is_dropped_once_it_is_closed() {
     target.deprovision(&spec, &created).await.expect("no undo of what has served");
     target.drop_closed(&spec, &Provisioned::default()).await.expect("not ours to drop");
     assert_eq!(b.run("shop", "SELECT count(*) FROM t"), "2", "was not created by Ferry");
+    b.half_drop("shop");
     // Cut off between databases and roles.
     let half = Provisioned { users: std::collections::BTreeSet::new(), ..created.clone() };
     target.drop_closed(&spec, &half).await.expect("dropped");

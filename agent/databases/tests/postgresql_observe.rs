@@ -85,4 +85,17 @@ async fn content_stays_and_a_fence_that_nobody_undoes_is_seen() {
     server.run("postgres", "COMMENT ON DATABASE shop IS NULL");
     engine.remove(&found[0]).await.expect_err("it bears no mark");
     assert_eq!(server.run("shop", "SELECT count(*) FROM t"), "0");
+
+    // What it had cannot be had again once its dropping was cut off.
+    server.half_drop("shop");
+    engine.remove(&found[0]).await.expect_err("it bears no mark");
+    server.run(
+        "postgres",
+        &format!("UPDATE pg_database SET datconnlimit = -1; COMMENT ON DATABASE shop IS '{mark}'"),
+    );
+    server.half_drop("shop");
+    let found = observed(&*engine).await;
+    assert!(found[0].by_hand.is_none(), "{found:?}");
+    engine.remove(&found[0]).await.expect("removed");
+    assert_eq!(observed(&*engine).await, Vec::new());
 }

@@ -6,6 +6,7 @@ use ferry_proto::Fault;
 use serde::{Deserialize, Serialize};
 
 use super::inspect::{database_list, role_list};
+use super::provision::INVALID;
 use super::session::{Row, Session, ident};
 use crate::model::Spec;
 
@@ -46,13 +47,15 @@ impl PostgresqlFence {
     }
 }
 
+/// How logins and databases stand. A database whose dropping was cut off lets nobody in and cannot be altered:
+/// it is left out.
 pub(super) async fn plan(session: &Session, spec: &Spec) -> Result<PostgresqlFence, Fault> {
     let what = "the state before the fence cannot be read";
     let sql =
         format!("SELECT rolname, rolcanlogin FROM pg_roles WHERE rolname IN {}", role_list(spec));
     let roles = session.rows(what, &sql).await?;
     let sql = format!(
-        "SELECT datname, datconnlimit FROM pg_database WHERE datname IN {}",
+        "SELECT datname, datconnlimit FROM pg_database WHERE datconnlimit <> {INVALID} AND datname IN {}",
         database_list(spec)
     );
     let databases = session.rows(what, &sql).await?;

@@ -6,7 +6,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::dump::DumpFacts;
 use super::filter::Filter;
-use super::provision::{create_database, drop_database, exact_grants, set_defaults};
+use super::provision::{create_database, drop_database, exact_grants, is_invalid, set_defaults};
 use super::record::{DatabaseRecord, PostgresqlRecord};
 use super::session::{Session, ident, text};
 use super::{PostgresqlConfig, recording, target, temporary, tools};
@@ -128,6 +128,9 @@ impl Loading<'_> {
     async fn is_untouched(&self) -> Result<bool, Fault> {
         let what = "a database cannot be looked into";
         let name = &self.described.name;
+        if is_invalid(&self.session, name).await? {
+            return Ok(false);
+        }
         let inside = Session::open(self.config, name).await?;
         let owner = self.described.owner.as_deref().unwrap_or(&self.config.admin);
         let sql = format!(

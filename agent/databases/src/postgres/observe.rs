@@ -67,7 +67,7 @@ async fn databases(config: &PostgresqlConfig, session: &Session) -> Result<Vec<A
             Some(account) => artefact(Kind::Database, &name).of(account),
             None => continue,
         };
-        found.push(if is_empty(config, &name).await? {
+        found.push(if is_empty(config, session, &name).await? {
             one
         } else {
             one.by_hand(format!(
@@ -79,7 +79,15 @@ async fn databases(config: &PostgresqlConfig, session: &Session) -> Result<Vec<A
     Ok(found)
 }
 
-async fn is_empty(config: &PostgresqlConfig, database: &str) -> Result<bool, Fault> {
+/// Whether there is nothing in a database that somebody could miss.
+async fn is_empty(
+    config: &PostgresqlConfig,
+    session: &Session,
+    database: &str,
+) -> Result<bool, Fault> {
+    if provision::is_invalid(session, database).await? {
+        return Ok(true);
+    }
     let inside = Session::open(config, database).await?;
     Ok(inside.rows(WHAT, UNTOUCHED).await?.is_empty())
 }
@@ -115,7 +123,7 @@ pub(super) async fn remove(config: &PostgresqlConfig, artefact: &Artefact) -> Re
             let sql = comment("pg_database", "pg_database", "datname");
             let Some(comment) = session.value(WHAT, &sql).await? else { return Ok(()) };
             let ours = comment.starts_with(MARK) || is_derived(place, UNNAMED);
-            if !ours || !is_empty(config, place).await? {
+            if !ours || !is_empty(config, &session, place).await? {
                 return Err(not_ours(artefact));
             }
             provision::drop_database(&session, &ident(place)).await

@@ -222,6 +222,20 @@ pub(super) async fn drop_database(session: &Session, quoted: &str) -> Result<(),
     session.run(&what, &format!("DROP DATABASE IF EXISTS {quoted} WITH (FORCE)")).await
 }
 
+/// The connection limit by which PostgreSQL knows a database whose dropping was cut off
+/// (`DATCONNLIMIT_INVALID_DB`; 2023's minor releases and later). Nobody can connect to it or alter it, and
+/// it can only be dropped.
+pub(super) const INVALID: i32 = -2;
+
+/// Whether a database's dropping was cut off, by a full disk or a crash.
+pub(super) async fn is_invalid(session: &Session, name: &str) -> Result<bool, Fault> {
+    let sql = format!(
+        "SELECT 1 FROM pg_database WHERE datname = {} AND datconnlimit = {INVALID}",
+        text(name)
+    );
+    Ok(!session.rows("a database cannot be looked at", &sql).await?.is_empty())
+}
+
 pub(super) async fn deprovision(
     config: &PostgresqlConfig,
     spec: &Spec,

@@ -4,6 +4,7 @@
 use ferry_proto::Fault;
 
 use super::PostgresqlConfig;
+use super::provision::INVALID;
 use super::session::{Session, ident, text, text_list};
 use crate::model::Spec;
 use crate::secret::random_password;
@@ -84,7 +85,9 @@ pub(super) async fn drop_named(
     session.run(what, &format!("ALTER ROLE {} NOLOGIN", ident(name))).await?;
     let sql = format!("SELECT pid FROM pg_stat_activity WHERE usename = {}", text(name));
     super::fence::end_connections(session, &sql).await?;
-    let sql = format!("SELECT datname FROM pg_database WHERE {within} AND datallowconn");
+    let sql = format!(
+        "SELECT datname FROM pg_database WHERE {within} AND datallowconn AND datconnlimit <> {INVALID}"
+    );
     for row in session.rows(what, &sql).await? {
         let inside = Session::open(config, &row.text(0)).await?;
         let owner = "SELECT r.rolname FROM pg_database d JOIN pg_roles r ON r.oid = d.datdba WHERE d.datname = current_database()";

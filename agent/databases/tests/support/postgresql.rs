@@ -47,6 +47,12 @@ fn try_start(bin: &Path, dir: &Path, user: (u32, u32)) -> Option<(Server, u16)> 
 }
 
 impl Postgres {
+    /// Leaves a database as a DROP DATABASE does that a full disk cuts off.
+    pub fn half_drop(&self, database: &str) {
+        let mark = format!("UPDATE pg_database SET datconnlimit = -2 WHERE datname = '{database}'");
+        self.run("postgres", &mark);
+    }
+
     pub fn start() -> Self {
         let user = (id("-u", "postgres"), id("-g", "postgres"));
         let (bin, dir) = (bin_dir(), directory());
