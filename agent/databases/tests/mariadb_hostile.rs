@@ -202,6 +202,16 @@ async fn an_interrupted_load_is_repeated_and_a_change_is_noticed() {
     tokio::select! { outcome = cut => assert!(outcome.is_err()), () = feed => {} }
     load(&*target, &record, &stream).await.expect("loaded after all");
     load(&*target, &record, &stream).await.expect("and once more");
+    b.plant("shop", "t.TRG~");
+    b.plant("shop", "notes.txt");
+    let fault = load(&*target, &record, &stream).await.expect_err("somebody's file");
+    assert_eq!(fault.class, FaultClass::Precondition, "{fault}");
+    assert_eq!(fault.causes, ["notes.txt"], "{fault}");
+    std::fs::remove_file(b.data().join("shop/notes.txt")).expect("taken away");
+    load(&*target, &record, &stream).await.expect("in place of what a cut has left");
+    let flushed = b.text("SHOW GLOBAL STATUS LIKE 'Com_flush'").await;
+    load(&*target, &record, &stream).await.expect("and again");
+    assert_ne!(b.text("SHOW GLOBAL STATUS LIKE 'Com_flush'").await, flushed, "and synced");
     assert_eq!(differences(&*source, &*target, &shop()).await, Vec::<String>::new());
     for (change, object) in [
         ("UPDATE shop.t SET a = 'One' WHERE id = 1", "table t, checksum"),
@@ -279,6 +289,9 @@ async fn a_copy_that_has_served_is_dropped_once_it_is_closed() {
     target.deprovision(&shop(), &created).await.expect("no undo of what has served");
     target.drop_closed(&shop(), &Provisioned::default()).await.expect("not ours to drop");
     assert_eq!(b.text("SELECT COUNT(*) FROM shop.t").await, "2", "was not created by Ferry");
+    // As a power cut leaves it while a trigger is made.
+    b.plant("shop", "t.TRG~");
+    b.plant("shop", "checked.TRN");
     // Cut off between databases and users.
     let half = Provisioned { users: std::collections::BTreeSet::new(), ..created.clone() };
     target.drop_closed(&shop(), &half).await.expect("dropped");

@@ -44,6 +44,11 @@ const KNOWN: &[(&str, usize, &str)] = &[
         2,
         "clients that dump and load: `Points` stands around the whole",
     ),
+    (
+        "agent/databases/src/mariadb/files.rs",
+        1,
+        "what a crash of MariaDB has left; before and after it a drop, which has points",
+    ),
     ("agent/host/src/durable.rs", 17, "each function goes by `change`, which has the points"),
     (
         "agent/host/src/processes/stop.rs",

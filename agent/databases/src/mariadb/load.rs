@@ -11,12 +11,11 @@ use super::ddl::DdlFilter;
 use super::dump::{DumpFacts, character_set_collations};
 use super::grants::Scope;
 use super::objects::{Kind, StoredObject};
-use super::options;
 use super::record::{DatabaseRecord, MariadbRecord};
 use super::session::{Session, ident, text};
 use super::single::{Refusal, Single};
 use super::temporary::{self, Purpose, Temporary};
-use super::{MariadbConfig, provision, target};
+use super::{MariadbConfig, files, provision, target};
 use crate::child::{Program, RunAs, Running, first_existing};
 use crate::engine::Progress;
 use crate::frame::{FrameReader, Section};
@@ -51,6 +50,7 @@ pub(super) async fn load(
         let on_objects = |scope: &Scope| *scope != Scope::Database;
         provision::give(&mut loading.session, user, on_objects, Some(database)).await?;
     }
+    files::sync(&mut loading.session, database).await?;
     Ok(report)
 }
 
@@ -138,8 +138,7 @@ impl Loading<'_> {
         let name = &self.described.name;
         let comment = target::comment(&mut self.session, name).await?;
         let comment = comment.unwrap_or_else(|| self.spec.mark());
-        let what = format!("database {name} cannot be emptied");
-        self.session.run(&what, &format!("DROP DATABASE IF EXISTS {}", ident(name))).await?;
+        files::drop_database(&mut self.session, name).await?;
         provision::create_database(&mut self.session, self.described, &comment).await
     }
 
@@ -218,7 +217,7 @@ impl Loading<'_> {
         let name = &self.described.name;
         let sql = format!("ALTER DATABASE {} COLLATE {collation}", ident(name));
         let what = format!("the collation of database {name} cannot be set");
-        options::set(&mut self.session, &what, name, &sql).await
+        files::set_options(&mut self.session, &what, name, &sql).await
     }
 }
 

@@ -12,7 +12,7 @@ use super::inspect::user_condition;
 use super::session::{Session, text, user};
 use super::temporary::{self, Purpose};
 use super::users::{self, Login};
-use super::{fence, provision, target};
+use super::{fence, files, target};
 use crate::engine::not_ours;
 use crate::model::{MARK, Spec, is_derived, temporary_user_of};
 
@@ -138,7 +138,7 @@ pub(super) async fn remove(session: &mut Session, artefact: &Artefact) -> Result
             if !comment.starts_with(MARK) || !is_empty(session, &artefact.place).await? {
                 return Err(not_ours(artefact));
             }
-            provision::drop_database(session, &artefact.place).await
+            files::drop_database(session, &artefact.place).await
         }
         Kind::DatabaseUser => remove_marked(session, artefact).await,
         Kind::TemporaryDatabaseUser => {

@@ -9,7 +9,7 @@ use ferry_proto::account::{DatabaseUser, EngineKind};
 use super::grants::{self, Scope};
 use super::record::{DatabaseRecord, MariadbRecord, UserRecord};
 use super::session::{Session, ident, text, user};
-use super::{events, fence, options, target, temporary, users};
+use super::{events, fence, files, target, temporary, users};
 use crate::model::{Existing, Provisioned, Spec, host_of, not_closed, user_label};
 
 pub(super) async fn provision(
@@ -72,7 +72,7 @@ pub(super) async fn create_database(
         text(comment)
     );
     let what = format!("database {} cannot be created", database.name);
-    options::set(session, &what, &database.name, &sql).await
+    files::set_options(session, &what, &database.name, &sql).await
 }
 
 /// Gives a user those of its grants whose scope is wanted, in one database or in all.
@@ -101,7 +101,7 @@ pub(super) async fn deprovision(
     temporary::drop_all(session, spec).await?;
     let present = target::present(session, spec).await?;
     for name in present.marked_databases.intersection(&created.databases) {
-        drop_database(session, name).await?;
+        files::drop_database(session, name).await?;
     }
     for account_user in &spec.users {
         let label = user_label(account_user);
@@ -124,7 +124,7 @@ pub(super) async fn drop_closed(
     }
     for name in spec.databases.iter().map(|d| d.as_str()) {
         if created.databases.contains(name) {
-            drop_database(session, name).await?;
+            files::drop_database(session, name).await?;
         }
     }
     for account_user in &spec.users {
@@ -133,11 +133,6 @@ pub(super) async fn drop_closed(
         }
     }
     Ok(())
-}
-
-pub(super) async fn drop_database(session: &mut Session, name: &str) -> Result<(), Fault> {
-    let sql = format!("DROP DATABASE IF EXISTS {}", ident(name));
-    session.run(&format!("database {name} cannot be dropped"), &sql).await
 }
 
 async fn drop_user(session: &mut Session, account_user: &DatabaseUser) -> Result<(), Fault> {
@@ -157,7 +152,7 @@ pub(super) async fn open(
         let sql =
             format!("ALTER DATABASE {} COMMENT {}", ident(&database.name), text(&database.comment));
         let what = format!("database {} cannot be opened", database.name);
-        options::set(session, &what, &database.name, &sql).await?;
+        files::set_options(session, &what, &database.name, &sql).await?;
     }
     for event in &record.running_events {
         events::switch(session, event, true, "").await?;

@@ -161,6 +161,23 @@ impl Session {
         statement(EngineKind::Mariadb, sql.as_bytes(), run).await
     }
 
+    /// The same; false: the server refused it by this code.
+    pub(super) async fn run_unless(
+        &mut self,
+        what: &str,
+        sql: &str,
+        code: u16,
+    ) -> Result<bool, Fault> {
+        let run = async {
+            match self.try_run(sql).await {
+                Ok(()) => Ok(true),
+                Err(mysql_async::Error::Server(e)) if e.code == code => Ok(false),
+                Err(error) => Err(refused(what, &error)),
+            }
+        };
+        statement(EngineKind::Mariadb, sql.as_bytes(), run).await
+    }
+
     /// Runs a statement whose refusal the caller understands.
     pub(super) async fn try_run(&mut self, sql: &str) -> Result<(), mysql_async::Error> {
         in_time(self.patience, self.conn.query_drop(sql)).await

@@ -22,13 +22,15 @@ use super::PostgresqlConfig;
 use crate::model::Spec;
 use crate::points::statement;
 
-/// Defaults that an account's own settings must not replace.
+/// Defaults that an account's own settings must not replace; and what is done through these connections, or was
+/// done before it through others, is on the disk when it is said to be done, whatever the server's own rule.
 pub(super) const OPTIONS: &str = "-c search_path=pg_catalog -c role=none -c statement_timeout=0 \
      -c lock_timeout=60000 -c idle_in_transaction_session_timeout=0 -c standard_conforming_strings=on \
      -c DateStyle=ISO,YMD -c IntervalStyle=postgres -c TimeZone=UTC -c extra_float_digits=1 \
      -c bytea_output=hex -c row_security=off -c default_transaction_read_only=off \
      -c client_min_messages=warning -c quote_all_identifiers=off -c lc_monetary=C \
-     -c check_function_bodies=off -c default_transaction_isolation=read\\ committed";
+     -c check_function_bodies=off -c synchronous_commit=on \
+     -c default_transaction_isolation=read\\ committed";
 
 const CONNECT: Duration = Duration::from_secs(20);
 /// How long a statement may take: creating, dropping and locking are quick.

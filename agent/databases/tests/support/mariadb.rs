@@ -66,6 +66,16 @@ impl Maria {
         Self { server, dir, config }
     }
 
+    /// Where the server keeps everything.
+    pub fn data(&self) -> std::path::PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// Leaves a file in the directory of a database.
+    pub fn plant(&self, database: &str, name: &str) {
+        std::fs::write(self.data().join(database).join(name), "TYPE=").expect("planted");
+    }
+
     pub fn engine(&self) -> Box<dyn Engine> {
         ferry_databases::mariadb(self.config.clone())
     }
