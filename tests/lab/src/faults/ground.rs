@@ -11,6 +11,7 @@ use ferry_proto::view::{JobPhase, JobView};
 
 use super::ears::{Answer, Ears};
 use super::fault::Role;
+use super::guests::Guests;
 use super::journeys::{Journey, SECOND};
 use super::point::Point;
 use super::probe::Ends;
@@ -138,10 +139,12 @@ impl Ground {
         journey.accounts().iter().filter_map(job).collect()
     }
 
-    /// Goes on a journey without faults; tells the points that the programs came to.
+    /// Goes on a journey without faults, while visitors come as in every case: how often a program comes to
+    /// a point depends on them too. Tells the points that the programs came to.
     pub fn record(&mut self, journey: Journey) -> Result<Vec<Point>> {
         self.bring(journey)?;
         self.listen()?;
+        let guests = Guests::come(self, journey)?;
         let abort = journey.abort_at();
         self.ears.aim(abort.clone().map(|point| (point, Answer::Wait)).into_iter().collect());
         let before = self.jobs(journey);
@@ -157,6 +160,9 @@ impl Ground {
             ensure!(job.phase == expected, "{journey}: the job is {}: {}", job.phase, job.advice);
         }
         let trace = self.ears.trace();
+        for guests in guests {
+            guests.leave(0)?;
+        }
         // What comes before an abort is the move's.
         let begin = trace.iter().position(|point| Some(point) == abort.as_ref());
         Ok(trace.into_iter().skip(begin.map_or(0, |index| index + 1)).collect())

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::fault::Role;
 use super::ground::Ground;
 use super::journeys::Journey;
 use crate::checker::{self, Outage};
@@ -43,6 +44,8 @@ pub fn logs(ground: &Ground, journey: Journey) -> Result<Vec<PathBuf>> {
 pub struct Guests {
     /// Whose.
     pub account: &'static Sample,
+    /// What its databases consisted of when they came: see [`Sample::objects`].
+    pub objects: String,
     usual: Visitors,
     straight: Visitors,
 }
@@ -56,6 +59,7 @@ impl Guests {
         };
         let (usual, straight) = (address(client)?, address(transit)?);
         let place = place()?;
+        let source = ground.host(journey.host(Role::Source))?;
         journey
             .accounts()
             .iter()
@@ -68,6 +72,7 @@ impl Guests {
                 };
                 let mut guests = Guests {
                     account,
+                    objects: account.objects(source)?,
                     usual: send(USUAL, usual, RATE)?,
                     straight: send(ELSEWHERE, straight, STRAIGHT)?,
                 };

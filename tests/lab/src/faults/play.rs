@@ -280,7 +280,7 @@ fn judge(
     known: &mut BTreeSet<String>,
     seen: &mut Seen,
 ) -> Result<()> {
-    let account = guests.account;
+    let (account, objects) = (guests.account, guests.objects.clone());
     let (log, outage) = guests.leave(since)?;
     let unserved = Duration::from_millis(u64::try_from(outage.gap_ms).unwrap_or(0));
     seen.unserved = seen.unserved.max(unserved);
@@ -297,6 +297,13 @@ fn judge(
     let source = case.journey.host(Role::Source);
     let owners: Vec<&str> =
         if serves == source { vec![source] } else { vec![source, serves.as_str()] };
+    let now = account.objects(ground.host(&serves)?)?;
+    if now != objects {
+        seen.wrong.push(format!(
+            "the databases of {} on {serves} were {objects}, and are {now}",
+            account.name
+        ));
+    }
     let delivery = match case.fault {
         Fault::Power(_) | Fault::Reopened => Delivery::OrCutShort,
         _ => Delivery::Whole,

@@ -56,6 +56,16 @@ const USER: &str = include_str!("files/user.sh");
 const FILES: &str = include_str!("files/home.sh");
 const MAIL: &str = include_str!("files/mail.sh");
 const CRONTAB: &str = include_str!("files/crontab");
+/// Lists what its databases consist of, but for rows.
+const OBJECTS: &str = "
+mariadb -N -e \"SELECT TABLE_TYPE, TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = 'demo_shop'
+    UNION ALL SELECT 'TRIGGER', TRIGGER_NAME FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = 'demo_shop'
+    UNION ALL SELECT ROUTINE_TYPE, ROUTINE_NAME FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = 'demo_shop'
+    UNION ALL SELECT 'EVENT', EVENT_NAME FROM information_schema.EVENTS WHERE EVENT_SCHEMA = 'demo_shop'
+    ORDER BY 1, 2\"
+runuser -u postgres -- psql -Atq demo_app -c \"SELECT relkind, relname FROM pg_class WHERE relnamespace = 'public'::regnamespace
+    UNION ALL SELECT 'f', proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+    UNION ALL SELECT 't', tgname FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1, 2\"";
 /// Sends a mailbox its first messages.
 const SEND: &str = r#"
     for n in $(seq 1 "$2"); do
@@ -105,6 +115,11 @@ impl Sample {
     pub fn define(&self, host: &Host) -> Result<()> {
         let path = self.named("/etc/ferry/accounts.d/demo.toml");
         host.write_file(&path, 0o644, self.named(DEFINITION).as_bytes())
+    }
+
+    /// What its databases on a host consist of: a line for each table, view, trigger, routine and event.
+    pub fn objects(&self, host: &Host) -> Result<String> {
+        host.sh(&self.named(OBJECTS)).context("listing what its databases consist of")
     }
 
     /// Visits the site on the host itself; tells what it said.

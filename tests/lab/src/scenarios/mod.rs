@@ -61,18 +61,32 @@ const fn on(
     Scenario { name, shows, ordinary: true, play: Play::On(run) }
 }
 
+const fn afresh(
+    name: &'static str,
+    shows: &'static str,
+    run: fn(&mut Stage) -> Result<()>,
+) -> Scenario {
+    Scenario { name, shows, ordinary: true, play: Play::Afresh(run) }
+}
+
+const fn alone(name: &'static str, shows: &'static str, run: fn() -> Result<()>) -> Scenario {
+    Scenario { name, shows, ordinary: true, play: Play::Alone(run) }
+}
+
+/// Not in the ordinary run.
+const fn by_name(scenario: Scenario) -> Scenario {
+    Scenario { ordinary: false, ..scenario }
+}
+
 /// A test of the tests.
 const fn proof(name: &'static str, shows: &'static str, run: fn() -> Result<()>) -> Scenario {
-    Scenario { name, shows, ordinary: false, play: Play::Alone(run) }
+    by_name(alone(name, shows, run))
 }
 
 /// All of them, in the order in which they run: each may leave more of Ferry on the hosts, none less,
 /// until the packages go.
 pub const ALL: &[Scenario] = &[
-    Scenario {
-        ordinary: false,
-        ..on("lab", "the lab's own promises; hosts are rebooted and cut off", lab)
-    },
+    by_name(on("lab", "the lab's own promises; hosts are rebooted and cut off", lab)),
     on(
         "enrolment",
         "bad tokens and certificates are refused with a clear error, and change nothing",
@@ -100,33 +114,21 @@ pub const ALL: &[Scenario] = &[
         "nothing that happens on a host opens an account that it must not serve",
         stays_closed::run,
     ),
-    // Both have visitors who are refused where a busy machine makes a fence longer than they are held. By name
-    // only, until they have been seen to pass three times in a row.
-    Scenario {
-        ordinary: false,
-        ..on(
-            "several",
-            "three accounts move at once in both directions, within the limits; nothing is lost or doubled",
-            several::run,
-        )
-    },
-    Scenario {
-        ordinary: false,
-        ..on(
-            "upgrade",
-            "everything is upgraded during a precopy, a redirect and a fence; nobody is refused",
-            upgrade::run,
-        )
-    },
-    // By name: it has passed three times in a row, and takes more than two minutes on a busy machine.
-    Scenario {
-        ordinary: false,
-        ..on(
-            "hostile",
-            "an account whose owner is an attacker moves and comes back: nothing outside it is read, changed or run",
-            hostile::run,
-        )
-    },
+    on(
+        "several",
+        "three accounts move at once in both directions, within the limits; nothing is lost or doubled",
+        several::run,
+    ),
+    on(
+        "upgrade",
+        "everything is upgraded during a precopy, a redirect and a fence; nobody is refused",
+        upgrade::run,
+    ),
+    on(
+        "hostile",
+        "an account whose owner is an attacker moves and comes back: nothing outside it is read, changed or run",
+        hostile::run,
+    ),
     on(
         "finalize",
         "a move is finalized at both ends, and what Ferry made is erased on request",
@@ -148,32 +150,26 @@ pub const ALL: &[Scenario] = &[
         "upgrade, remove and purge are clean on 11, 12 and 13; lintian finds no error",
         packages::run,
     ),
-    Scenario {
-        name: "discover",
-        shows: "accounts of a server set up by hand are proposed, reviewed, and moved as proposed",
-        ordinary: true,
-        play: Play::Afresh(discover::run),
-    },
-    Scenario {
-        name: "fence-disabled-is-found",
-        shows: "the checker finds what a move with an agent that does not fence loses",
-        ordinary: true,
-        play: Play::Afresh(unfenced::run),
-    },
-    Scenario {
-        name: "faults",
-        shows: "whatever dies at whatever point, the account is served by one end with all that was acknowledged",
-        // Asked for by name until its sample has been seen to pass again and again.
-        ordinary: false,
-        play: Play::Alone(faults::short),
-    },
-    // Asked for by name until it has been seen to pass three times in a row.
-    Scenario {
-        name: "force-open",
-        shows: "a source is lost with the only word on its commit; the target is opened by force, and the source closes itself when it is back",
-        ordinary: false,
-        play: Play::Alone(faults::lost_source::run),
-    },
+    afresh(
+        "discover",
+        "accounts of a server set up by hand are proposed, reviewed, and moved as proposed",
+        discover::run,
+    ),
+    afresh(
+        "fence-disabled-is-found",
+        "the checker finds what a move with an agent that does not fence loses",
+        unfenced::run,
+    ),
+    alone(
+        "faults",
+        "whatever dies at whatever point, the account is served by one end with all that was acknowledged",
+        faults::short,
+    ),
+    alone(
+        "force-open",
+        "a source is lost with the only word on its commit; the target is opened by force, and the source closes itself when it is back",
+        faults::lost_source::run,
+    ),
     proof(
         "without-fence",
         "a case of the fault matrix passes, and fails when fences close nothing",
@@ -194,12 +190,11 @@ pub const ALL: &[Scenario] = &[
         "the scenario restored passes, and fails when agents obey older epochs and generations",
         faults::promises::epoch,
     ),
-    Scenario {
-        name: "leaves-nothing",
-        shows: "neither a lab that goes down nor an interrupted or killed run leaves anything",
-        ordinary: true,
-        play: Play::Alone(leaves_nothing::run),
-    },
+    alone(
+        "leaves-nothing",
+        "neither a lab that goes down nor an interrupted or killed run leaves anything",
+        leaves_nothing::run,
+    ),
 ];
 
 fn lab(stage: &mut Stage) -> Result<()> {
