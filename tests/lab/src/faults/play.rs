@@ -149,6 +149,7 @@ fn course(
             end(ground, case, account, before, &mut seen)?;
         }
     }
+    field.outlast(case.fault)?;
     for guests in &mut guests {
         guests.are_answered().with_context(|| format!("visitors of {}", guests.account.name))?;
     }

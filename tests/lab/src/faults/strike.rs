@@ -73,6 +73,17 @@ impl<'a> Field<'a> {
         Ok(())
     }
 
+    /// Waits until a stopped program runs again. It is systemd's watchdog's to end, also where the journey has
+    /// come to its end without it: what it comes back to is what is looked at.
+    pub fn outlast(&self, fault: Fault) -> Result<()> {
+        let Fault::Stop(victim) = fault else { return Ok(()) };
+        let (role, program) = victim.program();
+        let host = self.host(role)?;
+        wait::until(&format!("{program} on {} to run again", host.name()), DOWN, || {
+            Ok(service(host, program)?.filter(|process| !is_stopped(*process)).map(drop))
+        })
+    }
+
     /// Mends what does not mend itself.
     pub fn mend(&self, fault: Fault) -> Result<()> {
         match fault {
@@ -141,6 +152,11 @@ fn service(host: &Host, program: &str) -> Result<Option<Pid>> {
     };
     let found = host.pids().into_iter().find(is);
     Ok(found.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw))
+}
+
+fn is_stopped(process: Pid) -> bool {
+    let status = format!("/proc/{}/status", process.as_raw_nonzero());
+    fs::read_to_string(status).is_ok_and(|status| status.contains("State:\tT"))
 }
 
 fn reboot(host: &Host, held: Held) -> Result<()> {
