@@ -48,6 +48,15 @@ runuser -u postgres -- psql -q demo_app -c 'DELETE FROM visits'
 grep -rlZ '^This is visit' /home/demo/mail | xargs -0r rm -f
 ";
 
+/// Whether Ferry's redirection stands or is gone, the last of it too: not between the two.
+const STANDS_ASIDE: &str = "
+if rules=$(nft list table inet ferry_redirect 2>/dev/null); then
+  echo $rules | grep -q 'redirect to'
+else
+  ! { ip -4 rule; ip -6 rule; ip -4 route show table all; ip -6 route show table all; } | grep -qw 7480
+fi
+";
+
 /// The hosts.
 #[derive(Debug)]
 pub struct Ground {
@@ -170,13 +179,26 @@ impl Ground {
             let expected = if abort.is_some() { JobPhase::Undone } else { JobPhase::Done };
             ensure!(job.phase == expected, "{journey}: the job is {}: {}", job.phase, job.advice);
         }
-        let trace = self.ears.trace();
         for guests in guests {
             guests.leave(0)?;
         }
+        self.await_step_aside()?;
+        let trace = self.ears.trace();
         // What comes before an abort is the move's.
         let begin = trace.iter().position(|point| Some(point) == abort.as_ref());
         Ok(trace.into_iter().skip(begin.map_or(0, |index| index + 1)).collect())
+    }
+
+    /// Waits until no server has a redirection that redirects nobody: Ferry takes it away when the last
+    /// visitor on his way through it has left.
+    fn await_step_aside(&self) -> Result<()> {
+        for server in self.servers()? {
+            let what = format!("the redirection on {} to be taken away", server.name());
+            wait::until(&what, ENDS, || {
+                Ok(server.exec(&["sh", "-c", STANDS_ASIDE])?.status.success().then_some(()))
+            })?;
+        }
+        Ok(())
     }
 
     /// Asks for the sample account's move to be undone. `ferry abort` waits for the end, and the caller

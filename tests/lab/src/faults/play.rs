@@ -30,6 +30,8 @@ use crate::wait;
 const REACHES: Duration = Duration::from_secs(90);
 /// How long after a journey's end something of it may still come to a point.
 const LATER: Duration = Duration::from_secs(10);
+/// How long what comes after a journey's end whoever is there may take.
+const SOON: Duration = Duration::from_secs(3);
 /// How often the ends are looked at while something is wrong.
 const LOOKS: Duration = Duration::from_secs(3);
 
@@ -121,7 +123,7 @@ fn course(
     let fleet = ground.fleet()?;
     let (struck, refused) = thread::scope(|scope| {
         let told = scope.spawn(|| set_out(&fleet, case.journey));
-        let struck = reach(ground, case).and_then(|held| {
+        let struck = reach(ground, case, &mut guests).and_then(|held| {
             let began = Instant::now();
             held.map_or(Ok(()), |held| field.strike(case.fault, held)).map(|()| began)
         });
@@ -132,6 +134,7 @@ fn course(
         }
     });
     let began = struck.context("striking")?;
+    guests.iter_mut().try_for_each(|guests| guests.come_back(ground))?;
     if let Some(lasts) = trial.lasts.or(case.fault.lasts()) {
         watch(ground, case, lasts, &mut seen)?;
         field.mend(case.fault).context("mending")?;
@@ -174,10 +177,11 @@ fn aims(case: &Case) -> Vec<(Point, Answer)> {
 }
 
 /// Waits until a program waits at the case's point, or got its error there; asks for the abort on the
-/// way, if the journey has one.
-fn reach(ground: &Ground, case: &Case) -> Result<Option<Held>> {
+/// way, if the journey has one. What Ferry does after a journey's end only once nobody is on his way
+/// through its redirector, it does when the visitors rest.
+fn reach(ground: &Ground, case: &Case, guests: &mut [Guests]) -> Result<Option<Held>> {
     let mut deadline = Instant::now() + REACHES;
-    let mut ended = false;
+    let (mut ended, mut rests) = (false, None);
     loop {
         match ground.ears.held(Duration::from_millis(200)) {
             Some(held) if held.point == case.point => return Ok(Some(held)),
@@ -193,6 +197,11 @@ fn reach(ground: &Ground, case: &Case) -> Result<Option<Held>> {
         if !ended && ends(&trace) == case.journey.accounts().len() {
             ended = true;
             deadline = deadline.min(Instant::now() + LATER);
+            rests = Some(Instant::now() + SOON);
+        }
+        if rests.is_some_and(|at| Instant::now() > at) {
+            guests.iter_mut().try_for_each(Guests::rest)?;
+            rests = None;
         }
         if Instant::now() > deadline {
             let last: Vec<String> = trace.iter().rev().take(5).map(|p| p.to_string()).collect();
