@@ -170,6 +170,25 @@ async fn nothing_is_told_of_a_database_that_is_not_the_accounts() {
     }
 }
 
+/// A server may be told to write its log now and then, whoever commits and whoever asks for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_loaded_outlives_a_server_that_lets_its_log_wait() {
+    let lazy = ["--innodb-flush-log-at-trx-commit=0", "--innodb-flush-log-at-timeout=2"];
+    let (a, mut b) = (Maria::start(), Maria::start_with(&lazy));
+    a.run(SHOP).await;
+    let (source, target) = (a.engine(), b.engine());
+    let record = source.record(&shop(), None).await.expect("recorded");
+    target.provision(&shop(), &record, Existing::Refuse).await.expect("provisioned");
+    let mut stream = Vec::new();
+    source
+        .dump(&shop(), &"shop".parse().expect("a name"), &mut stream, &|_| ())
+        .await
+        .expect("dumped");
+    load(&*target, &record, &stream).await.expect("loaded");
+    b.crash(&lazy);
+    assert_eq!(differences(&*source, &*target, &shop()).await, Vec::<String>::new());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_load_is_repeated_and_a_change_is_noticed() {
     let (a, b) = (Maria::start(), Maria::start());

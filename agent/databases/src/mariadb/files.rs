@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use ferry_proto::Fault;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, open, syncfs};
@@ -15,6 +16,10 @@ use rustix::fs::{AtFlags, Dir, Mode, OFlags, open, syncfs};
 use super::session::{Session, ident, text};
 use super::target;
 
+/// So long a server may keep its log in memory: it writes it once a second, unless told otherwise.
+const LOG_WAITS: Duration = Duration::from_secs(5);
+/// How often it is asked whether it has.
+const LOG_LOOK: Duration = Duration::from_millis(50);
 /// `ER_DB_DROP_RMDIR`: all that the server knows of is gone, and the directory is not empty.
 const NOT_EMPTY: u16 = 1010;
 /// How the names of files end that define something, and of those that are to replace one: without its tables
@@ -39,18 +44,53 @@ pub(super) async fn set_options(
 /// What was loaded into a database is on the disk when this returns.
 pub(super) async fn sync(session: &mut Session, name: &str) -> Result<(), Fault> {
     let what = format!("database {name} cannot be synced");
-    // InnoDB's log: a server may be told to let that wait (`innodb_flush_log_at_trx_commit`).
-    session.run(&what, "FLUSH LOCAL ENGINE LOGS").await?;
+    write_log(session, &what).await?;
     let data = data_directory(session, &what).await?;
+    let log = data.join(session.value(&what, "SELECT @@innodb_log_group_home_dir").await?);
     // Which may be a link to another file system.
     let directory = data.join(encoded(name));
     on_disk(&what, move || {
-        for path in [directory, data] {
+        for path in [directory, log, data] {
             syncfs(File::open(path)?)?;
         }
         Ok(())
     })
     .await
+}
+
+/// InnoDB's log is in its files when this returns. A server may be told to write it now and then alone
+/// (`innodb_flush_log_at_trx_commit` 0), and then does not write it when asked to either.
+async fn write_log(session: &mut Session, what: &str) -> Result<(), Fault> {
+    let all = log_position(session, what, "CURRENT").await?;
+    session.run(what, "FLUSH LOCAL ENGINE LOGS").await?;
+    let waits = "SELECT @@innodb_flush_log_at_trx_commit";
+    if session.value(what, waits).await? != "0" {
+        return Ok(());
+    }
+    let started = Instant::now();
+    while log_position(session, what, "FLUSHED").await? < all {
+        if started.elapsed() > LOG_WAITS {
+            let fault = format!(
+                "{what}: MariaDB does not write its log (innodb_flush_log_at_trx_commit is 0)"
+            );
+            return Err(Fault::precondition(fault)
+                .remedy("SET GLOBAL innodb_flush_log_at_timeout = 1, and try again"));
+        }
+        tokio::time::sleep(LOG_LOOK).await;
+    }
+    Ok(())
+}
+
+/// How much was written to the log, or how much of it is in its files.
+async fn log_position(session: &mut Session, what: &str, which: &str) -> Result<u64, Fault> {
+    let sql = format!(
+        "SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_STATUS \
+         WHERE VARIABLE_NAME = 'INNODB_LSN_{which}'"
+    );
+    let shown = session.value(what, &sql).await?;
+    shown.parse().map_err(|e| {
+        Fault::permanent(format!("{what}: MariaDB does not tell INNODB_LSN_{which}")).caused_by(&e)
+    })
 }
 
 /// Drops a database, if it is there. One that cannot be dropped wholly keeps its comment, by which it is known.

@@ -36,34 +36,15 @@ impl Maria {
             ]);
             super::run(install);
         });
-        let socket = dir.path().join("s");
-        let mut command = program(Path::new("/usr/sbin/mariadbd"), user);
-        command
-            .arg("--no-defaults")
-            .arg(format!("--datadir={}", data.display()))
-            .arg(format!("--socket={}", socket.display()))
-            .arg(format!("--pid-file={}", dir.path().join("pid").display()))
-            // A server that starts removes what looks like a temporary table of its predecessor.
-            .arg(format!("--tmpdir={}", dir.path().display()))
-            .args([
-                "--skip-networking",
-                "--innodb-buffer-pool-size=16M",
-                "--innodb-log-file-size=4M",
-                "--innodb-flush-log-at-trx-commit=0",
-                "--innodb-doublewrite=0",
-                "--skip-log-bin",
-                "--event-scheduler=ON",
-                "--plugin-load-add=auth_ed25519",
-            ])
-            .args(options);
-        let mut server = Server::start(command, &dir.path().join("log"));
-        let log = dir.path().join("log");
-        wait("MariaDB", || {
-            assert!(!server.gone(), "{}", std::fs::read_to_string(&log).unwrap_or_default());
-            std::os::unix::net::UnixStream::connect(&socket).is_ok()
-        });
-        let config = MariadbConfig { socket, ..MariadbConfig::default() };
+        let config = MariadbConfig { socket: dir.path().join("s"), ..MariadbConfig::default() };
+        let server = serve(dir.path(), &data, &config, options);
         Self { server, dir, config }
+    }
+
+    /// Dies at once, as by `kill -9`, and is started again.
+    pub fn crash(&mut self, options: &[&str]) {
+        self.server.kill();
+        self.server = serve(self.dir.path(), &self.data(), &self.config, options);
     }
 
     /// Where the server keeps everything.
@@ -118,6 +99,36 @@ impl Maria {
         };
         rows.into_iter().map(line).collect::<Vec<_>>().join("\n")
     }
+}
+
+fn serve(dir: &Path, data: &Path, config: &MariadbConfig, options: &[&str]) -> Server {
+    let mut command =
+        program(Path::new("/usr/sbin/mariadbd"), (id("-u", "nobody"), id("-g", "nobody")));
+    command
+        .arg("--no-defaults")
+        .arg(format!("--datadir={}", data.display()))
+        .arg(format!("--socket={}", config.socket.display()))
+        .arg(format!("--pid-file={}", dir.join("pid").display()))
+        // A server that starts removes what looks like a temporary table of its predecessor.
+        .arg(format!("--tmpdir={}", dir.display()))
+        .args([
+            "--skip-networking",
+            "--innodb-buffer-pool-size=16M",
+            "--innodb-log-file-size=4M",
+            "--innodb-flush-log-at-trx-commit=2",
+            "--innodb-doublewrite=0",
+            "--skip-log-bin",
+            "--event-scheduler=ON",
+            "--plugin-load-add=auth_ed25519",
+        ])
+        .args(options);
+    let log = dir.join("log");
+    let mut server = Server::start(command, &log);
+    wait("MariaDB", || {
+        assert!(!server.gone(), "{}", std::fs::read_to_string(&log).unwrap_or_default());
+        std::os::unix::net::UnixStream::connect(&config.socket).is_ok()
+    });
+    server
 }
 
 pub fn spec(databases: &[&str], users: &[(&str, &str)]) -> Spec {

@@ -108,6 +108,11 @@ impl Server {
     pub fn gone(&mut self) -> bool {
         matches!(self.0.try_wait(), Ok(Some(_)))
     }
+
+    pub fn kill(&mut self) {
+        self.0.kill().expect("killed");
+        self.0.wait().expect("and gone");
+    }
 }
 
 impl Drop for Server {
