@@ -21,6 +21,13 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::ledger::{Account, Ledger};
 
+/// What redirector and firewall are.
+#[derive(Debug, Default)]
+pub struct Routing {
+    /// They may not be what the ledger says: they have refused something, and that is to be tried again.
+    pub is_behind: bool,
+}
+
 /// The agent.
 pub struct Agent {
     /// What may be set.
@@ -45,7 +52,7 @@ pub struct Agent {
     pub changed: watch::Sender<u64>,
     /// Held while redirector and firewall are made what the ledger says: two at once could
     /// put an older picture over a newer one.
-    pub routing: tokio::sync::Mutex<()>,
+    pub routing: tokio::sync::Mutex<Routing>,
     ledger: Arc<Mutex<Ledger>>,
     accounts: Mutex<HashMap<AccountName, Arc<PerAccount>>>,
 }

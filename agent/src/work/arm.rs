@@ -97,12 +97,24 @@ pub async fn end_wind_down(
 pub async fn disarm(job: &Job) -> Result<Receipt, Fault> {
     let agent = &job.agent;
     let _order = agent.order(&job.of.account).await;
-    let Some(mut account) = agent.account(&job.of.account) else {
+    let stood = stands_no_more(job).await?;
+    // An earlier one may have come no further than the ledger.
+    unhook_mail(agent).await;
+    Copied::forget(agent, &job.of.account).await;
+    if !stood {
         return Ok(done("nothing stood"));
-    };
+    }
+    reconcile(agent).await?;
+    Ok(done("the redirector is out of the way"))
+}
+
+/// Makes it what the ledger says that the account is served and not armed; false if it said so.
+async fn stands_no_more(job: &Job) -> Result<bool, Fault> {
+    let agent = &job.agent;
+    let Some(mut account) = agent.account(&job.of.account) else { return Ok(false) };
     match &account.standing {
         Standing::Armed { of } if of.job == job.of.job => {}
-        Standing::Serving => return Ok(done("nothing stood")),
+        Standing::Serving => return Ok(false),
         _ => return Err(job.stands_otherwise(&account, "armed by this move")),
     }
     end_wind_down(agent, &account, true).await?;
@@ -111,10 +123,7 @@ pub async fn disarm(job: &Job) -> Result<Receipt, Fault> {
     let forget = account.made.is_none() && account.epoch == Epoch::default();
     // An account that never moved is the inventory's again.
     agent.set_account(&job.of.account, (!forget).then_some(account)).await?;
-    reconcile(agent).await?;
-    unhook_mail(agent).await;
-    Copied::forget(agent, &job.of.account).await;
-    Ok(done("the redirector is out of the way"))
+    Ok(true)
 }
 
 /// Takes the mail services' hooks out if no account needs them: an aborted move leaves nothing behind.
@@ -130,12 +139,19 @@ pub async fn unhook_mail(agent: &Agent) {
 }
 
 /// Makes redirector and firewall what the ledger says: after a change, and when the agent starts. What
-/// fails for one account does not keep it from the others.
+/// fails for one account does not keep it from the others; it is tried again by [`keep`].
 ///
 /// # Errors
 /// The first of what the redirector or the firewall refuse.
 pub async fn reconcile(agent: &Arc<Agent>) -> Result<(), Fault> {
-    let _routing = agent.routing.lock().await;
+    let mut routing = agent.routing.lock().await;
+    routing.is_behind = true;
+    make(agent).await?;
+    routing.is_behind = false;
+    Ok(())
+}
+
+async fn make(agent: &Arc<Agent>) -> Result<(), Fault> {
     let accounts: Vec<Account> = agent.look(|l| l.accounts().values().cloned().collect());
     let routed = if accounts.is_empty() && !agent.redirector.is_here() {
         Ok(())

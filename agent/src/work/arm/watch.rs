@@ -53,7 +53,8 @@ pub async fn step_aside(agent: Arc<Agent>) {
 }
 
 /// Puts the firewall's rules back when something has flushed them, as a reload of nftables does:
-/// visitors of moved accounts would meet the closed copy.
+/// visitors of moved accounts would meet the closed copy. And goes on with what redirector or firewall
+/// refused, as on a full disk: nobody else may come back to it.
 pub async fn keep(agent: Arc<Agent>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(STANDS)).await.is_some() {
         if let Err(fault) = put_back(&agent).await {
@@ -63,6 +64,9 @@ pub async fn keep(agent: Arc<Agent>, stop: CancellationToken) {
 }
 
 async fn put_back(agent: &Arc<Agent>) -> Result<(), Fault> {
+    if agent.routing.lock().await.is_behind {
+        return reconcile(agent).await;
+    }
     if !needed(agent) || firewall::is_armed(&rules()?).await? {
         return Ok(());
     }

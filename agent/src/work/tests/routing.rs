@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::host::{Server, World, a_move_to_nowhere, account, alone};
 use crate::clock::Deadline;
 use crate::ledger::{Account, Standing};
+use crate::work::copied::Copied;
 use crate::work::{arm, open, release};
 
 const LONG: Duration = Duration::from_secs(30);
@@ -142,6 +143,32 @@ fn the_rules_go_only_when_no_visitor_is_left_however_long_it_takes() {
         assert!(early.is_err(), "the kernel still translates the visitor's connection");
         drop(visitor);
         until(gone).await;
+    });
+}
+
+#[test]
+fn a_disarm_that_the_redirector_refused_leaves_nothing_once_it_takes_changes_again() {
+    alone(async |world: World| {
+        let server = world.server("web1").await;
+        let of = a_move_to_nowhere();
+        server.stands(Standing::Armed { of: of.clone() }).await;
+        arm::reconcile(&server.agent).await.unwrap();
+        assert_eq!(server.route().await, RouteState::Local);
+        let job = world.job(&server, &of);
+        Copied::of(&job).await.keep(&job).await.unwrap();
+        // As on a full disk it cannot save what it is told.
+        let routes = server.dir.join("routes.json");
+        std::fs::remove_file(&routes).unwrap();
+        std::fs::create_dir(&routes).unwrap();
+        arm::disarm(&job).await.unwrap_err();
+        std::fs::remove_dir(&routes).unwrap();
+        arm::disarm(&job).await.unwrap();
+        assert!(!server.dir.join("copies/shop.json").exists(), "what is known of the copy");
+        let stop = CancellationToken::new();
+        let keeping = tokio::spawn(arm::keep(server.agent.clone(), stop.clone()));
+        until(async || server.agent.redirector.status().await.unwrap().is_empty()).await;
+        stop.cancel();
+        keeping.await.unwrap();
     });
 }
 
