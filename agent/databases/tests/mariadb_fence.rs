@@ -280,3 +280,18 @@ async fn who_could_write_through_a_fence_is_named() {
         assert_eq!(found.level, ferry_databases::Level::Warning);
     }
 }
+
+/// MariaDB decides about logins from memory, and changes users by its tables, which a full disk may have damaged.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_that_cannot_be_let_in_again_is_told_and_one_that_is_gone_is_not() {
+    let server = Maria::start();
+    server.run(SHOP).await;
+    let (engine, spec) = (server.engine(), shop());
+    let plan = engine.plan_fence(&spec).await.expect("planned");
+    engine.fence(&spec, &plan, Duration::ZERO).await.expect("fenced");
+    server.run(["DELETE FROM mysql.global_priv WHERE User = 'shop'"]).await;
+    let fault = engine.unfence(&spec, &plan).await.expect_err("still locked");
+    assert!(fault.to_string().contains("cannot be let in again"), "{fault}");
+    server.run(["FLUSH PRIVILEGES"]).await;
+    engine.unfence(&spec, &plan).await.expect("its owner dropped it");
+}

@@ -8,14 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use super::MariadbConfig;
 use super::inspect::{running_events, user_condition};
+use super::processes::{self, POLL, ROLLBACK_LIMIT};
 use super::record::EventName;
-use super::session::{Session, text, text_list, user};
+use super::session::{Session, text_list, user};
 use super::{events, users};
-use crate::model::Spec;
+use crate::model::{Spec, free_bytes};
 
 const WHAT: &str = "the account's connections to MariaDB cannot be seen";
-/// How often the connections are looked at.
-const POLL: Duration = Duration::from_millis(25);
 /// A connection that has said nothing for so long is not in the middle of something.
 const QUIET_MS: u64 = 250;
 /// InnoDB renews its list of transactions only if nobody has read it for a tenth of a second.
@@ -25,8 +24,10 @@ const LIST_AGE: Duration = Duration::from_millis(130);
 const TAKES: Duration = Duration::from_secs(10);
 /// How long it waits for that to end what it does not take.
 const GIVES_UP: Duration = Duration::from_secs(2);
-/// How long a transaction that was ended may take to undo its changes.
-const ROLLBACK_LIMIT: Duration = Duration::from_secs(60);
+/// With less room on its disk, in bytes, a server is not asked to close anything.
+const ROOM: u64 = 16 << 20;
+/// `ER_CANNOT_USER`: of ALTER USER, that there is no such user.
+const NO_SUCH_USER: u16 = 1396;
 
 /// The state before a fence.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +77,7 @@ pub(super) async fn fence(
     grace: Duration,
 ) -> Result<(), Fault> {
     let mut session = Session::open(config).await?;
+    has_room(&mut session, spec).await?;
     match tokio::time::timeout(TAKES, close(&mut session, spec)).await {
         Ok(closed) => closed?,
         Err(_) => {
@@ -94,6 +96,20 @@ pub(super) async fn fence(
     drain(&mut session, spec, grace).await
 }
 
+/// On a full disk MariaDB waits with a change half done, and what then is ended damages its tables: see
+/// [`processes::end`].
+async fn has_room(session: &mut Session, spec: &Spec) -> Result<(), Fault> {
+    let place = session.value(WHAT, "SELECT @@datadir").await?;
+    // One whose files are elsewhere, as in a container, must show for itself whether it takes changes.
+    if free_bytes(place.clone()).await.is_none_or(|free| free >= ROOM) {
+        return Ok(());
+    }
+    let account = &spec.account;
+    let full = format!("MariaDB's disk is full, so that account {account} cannot be closed there");
+    Err(Fault::precondition(full)
+        .remedy(format!("make room in {place}, then move the account again")))
+}
+
 async fn close(session: &mut Session, spec: &Spec) -> Result<(), Fault> {
     let logins = users::read(session, &user_condition(spec, "User", "Host")).await?;
     if !logins.is_empty() {
@@ -109,17 +125,15 @@ async fn close(session: &mut Session, spec: &Spec) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Ends what earlier fences of the account still wait for. That their client has gone the server notices once a
-/// second, and on a full disk not at all: a statement that it can carry out meanwhile would shut the account out
-/// after it was let in again, and nobody would know.
+/// Ends what earlier fences of the account still wait for a lock with. That their client has gone the server
+/// notices once a second: a statement that it can carry out meanwhile would shut the account out after it was let
+/// in again, and nobody would know. What the server carries out already comes to its end before it lets the
+/// account in; that may be when its disk has room again.
 async fn give_up(session: &mut Session, spec: &Spec) -> Result<(), Fault> {
-    let sql = format!(
-        "SELECT ID FROM information_schema.PROCESSLIST WHERE ID <> CONNECTION_ID() \
-         AND RIGHT(INFO, CHAR_LENGTH({mark})) = {mark}",
-        mark = text(&mark(spec))
-    );
-    let waiting = session.rows(WHAT, &sql).await?.iter().map(|row| row.number(0)).collect();
-    end_connections(session, &waiting).await
+    let mark = mark(spec);
+    let all = processes::all(session).await?;
+    let waiting = all.iter().filter(|c| c.asked.ends_with(&mark) && c.waits_for_a_lock());
+    processes::end(session, &waiting.map(|c| c.id).collect()).await
 }
 
 pub(super) async fn unfence(
@@ -130,11 +144,7 @@ pub(super) async fn unfence(
     give_up(session, spec).await?;
     let mut first_fault = None;
     for before in fence.users.iter().filter(|u| !u.locked) {
-        let label = format!("{}@{}", before.name, before.host);
-        let sql =
-            format!("ALTER USER IF EXISTS {} ACCOUNT UNLOCK", user(&before.name, &before.host));
-        let what = format!("MariaDB user {label} of {} cannot be let in again", spec.account);
-        if let Err(fault) = session.run(&what, &sql).await {
+        if let Err(fault) = unlock(session, spec, before).await {
             // The others are let in all the same.
             first_fault.get_or_insert(fault);
         }
@@ -145,6 +155,27 @@ pub(super) async fn unfence(
         }
     }
     first_fault.map_or(Ok(()), Err)
+}
+
+/// Lets a user in again, if it is still there. That IF EXISTS would find out from a table that may be damaged,
+/// and say that all is well.
+async fn unlock(session: &mut Session, spec: &Spec, before: &UserLock) -> Result<(), Fault> {
+    let user = user(&before.name, &before.host);
+    let what = format!("MariaDB user {user} of {} cannot be let in again", spec.account);
+    let sql = format!("ALTER USER {user} ACCOUNT UNLOCK");
+    if session.run_unless(&what, &sql, NO_SUCH_USER).await? {
+        return Ok(());
+    }
+    // From memory, where logins are decided.
+    match session.try_rows(&format!("SHOW CREATE USER {user}")).await {
+        Err(_) => Ok(()),
+        Ok(_) => Err(Fault::permanent(format!(
+            "{what}: MariaDB does not find it in its own table"
+        ))
+        .remedy(
+            "restart MariaDB, and see its log: a full disk may have damaged mysql.global_priv",
+        )),
+    }
 }
 
 pub(super) async fn is_fenced(session: &mut Session, spec: &Spec) -> Result<bool, Fault> {
@@ -217,7 +248,7 @@ async fn drain(session: &mut Session, spec: &Spec, grace: Duration) -> Result<()
         if quiet || start.elapsed() >= grace {
             let ids = left.iter().map(|c| c.id).collect();
             // Again from the top: what was a nameless connection may now be the account's.
-            end_connections(session, &ids).await?;
+            processes::end(session, &ids).await?;
         }
         if start.elapsed() > grace + ROLLBACK_LIMIT {
             return Err(Fault::transient(format!(
@@ -229,36 +260,4 @@ async fn drain(session: &mut Session, spec: &Spec, grace: Duration) -> Result<()
         }
         tokio::time::sleep(POLL).await;
     }
-}
-
-/// Ends connections and waits until they are gone.
-pub(super) async fn end_connections(
-    session: &mut Session,
-    ids: &BTreeSet<u64>,
-) -> Result<(), Fault> {
-    if ids.is_empty() {
-        return Ok(());
-    }
-    for id in ids {
-        // One that has gone by itself is no fault.
-        if let Err(error) = session.try_run(&format!("KILL CONNECTION {id}")).await
-            && !matches!(&error, mysql_async::Error::Server(e) if e.code == 1094)
-        {
-            return Err(super::session::refused("a connection to MariaDB cannot be ended", &error));
-        }
-    }
-    let list: Vec<String> = ids.iter().map(ToString::to_string).collect();
-    let sql =
-        format!("SELECT ID FROM information_schema.PROCESSLIST WHERE ID IN ({})", list.join(","));
-    let start = Instant::now();
-    while !session.rows(WHAT, &sql).await?.is_empty() {
-        if start.elapsed() > ROLLBACK_LIMIT {
-            return Err(Fault::transient(
-                "a connection to MariaDB that was ended does not go away",
-            )
-            .remedy("look at SHOW FULL PROCESSLIST: a large transaction may be rolling back"));
-        }
-        tokio::time::sleep(POLL).await;
-    }
-    Ok(())
 }

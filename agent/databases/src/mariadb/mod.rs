@@ -14,6 +14,7 @@ mod load;
 mod manifest;
 mod objects;
 mod observe;
+mod processes;
 mod provision;
 mod record;
 mod rehearse;

@@ -12,7 +12,7 @@ use super::inspect::user_condition;
 use super::session::{Session, text, user};
 use super::temporary::{self, Purpose};
 use super::users::{self, Login};
-use super::{fence, files, target};
+use super::{files, processes, target};
 use crate::engine::not_ours;
 use crate::model::{MARK, Spec, is_derived, temporary_user_of};
 
@@ -96,13 +96,13 @@ async fn is_empty(session: &mut Session, database: &str) -> Result<bool, Fault> 
 }
 
 async fn sessions(session: &mut Session, accounts: &[AccountName]) -> Result<Vec<Artefact>, Fault> {
-    let sql = "SELECT ID, USER FROM information_schema.PROCESSLIST WHERE USER LIKE 'ferry\\_%'";
-    let rows = session.rows(WHAT, sql).await?;
-    let sessions = rows.iter().map(|r| (r.number(0), r.text(1))).filter(|(_, u)| is_temporary(u));
+    let all = processes::all(session).await?;
+    let sessions = all.iter().filter(|c| is_temporary(&c.user));
     Ok(sessions
-        .map(|(id, name)| {
+        .map(|connection| {
+            let (id, name) = (connection.id, &connection.user);
             let one = artefact(Kind::Session, format!("{id} of {name}"));
-            match temporary_of(&name, accounts) {
+            match temporary_of(name, accounts) {
                 Some(account) => one.of(account.as_str()),
                 None => one,
             }
@@ -150,7 +150,7 @@ pub(super) async fn remove(session: &mut Session, artefact: &Artefact) -> Result
             // Numbers are not used again: it is the same session, or gone.
             let id = artefact.place.split(' ').next().and_then(|id| id.parse().ok());
             let ids = BTreeSet::from([id.ok_or_else(|| not_ours(artefact))?]);
-            fence::end_connections(session, &ids).await
+            processes::end(session, &ids).await
         }
         _ => Err(not_ours(artefact)),
     }

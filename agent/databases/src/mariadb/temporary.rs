@@ -1,13 +1,12 @@
 //! The temporary users of an account: they load its dumps, define its stored objects, try them.
 //! Their names are derived from the account, so that one left by a crash is found and dropped.
 
-use std::collections::BTreeSet;
-
 use aws_lc_rs::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY};
 use ferry_proto::Fault;
 
 use super::objects::hex;
-use super::session::{Session, grant_database, text, text_list, user};
+use super::processes;
+use super::session::{Session, grant_database, text, user};
 use crate::model::Spec;
 use crate::secret::random_password;
 
@@ -124,10 +123,9 @@ pub(super) async fn drop_named(session: &mut Session, names: &[String]) -> Resul
     for name in names {
         session.run(what, &format!("DROP USER IF EXISTS {}", user(name, "localhost"))).await?;
     }
-    let list = text_list(names.iter().map(String::as_str));
-    let sql = format!("SELECT ID FROM information_schema.PROCESSLIST WHERE USER IN {list}");
-    let ids: BTreeSet<u64> = session.rows(what, &sql).await?.iter().map(|r| r.number(0)).collect();
-    super::fence::end_connections(session, &ids).await
+    let all = processes::all(session).await?;
+    let theirs = all.iter().filter(|c| names.contains(&c.user));
+    processes::end(session, &theirs.map(|c| c.id).collect()).await
 }
 
 #[cfg(test)]

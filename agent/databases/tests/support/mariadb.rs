@@ -22,8 +22,11 @@ impl Maria {
     }
 
     pub fn start_with(options: &[&str]) -> Self {
+        Self::start_in(directory(), options)
+    }
+
+    pub fn start_in(dir: tempfile::TempDir, options: &[&str]) -> Self {
         let user = (id("-u", "nobody"), id("-g", "nobody"));
-        let dir = directory();
         chown(dir.path(), Some(user.0), Some(user.1)).expect("given away");
         let data = dir.path().join("data");
         from_template("mariadb", &data, user, |data| {
