@@ -23,6 +23,8 @@ use crate::work::{Job, arm, done, mail_spec, spec};
 /// How long visitors wait for a database that answers. One may take no change for long all the same: a backup
 /// has locked it, or its disk is full, at which MariaDB looks again once a minute.
 const LETS_IN: Duration = Duration::from_secs(5);
+/// How long they wait for one that refuses to let the account in, which may pass, in milliseconds.
+const REFUSES: i64 = 10_000;
 /// How long it may take once visitors do not wait any more; then it is tried again.
 const LETS_IN_LATE: Duration = Duration::from_secs(60);
 
@@ -122,7 +124,8 @@ async fn take_back(
         let (answering, mut late) = those_that_answer(&closed.databases).await;
         let now = let_in(&account, answering, LETS_IN, &mut first).await;
         late.extend(now.late);
-        let opened = open_to_visitors(agent, &mut account, &closed, now.all, &mut first).await;
+        let are_in = now.all || ending_ms(&account) > REFUSES;
+        let opened = open_to_visitors(agent, &mut account, &closed, are_in, &mut first).await;
         keep_first(&mut first, opened);
         keep_first(&mut first, open_the_rest(agent, &account).await);
         // Last: they keep whoever asks them waiting.
@@ -166,6 +169,11 @@ async fn end(agent: &Arc<Agent>, account: &mut Account) -> Result<(), Fault> {
         }
         recorded => recorded,
     }
+}
+
+/// How long its fence has been ending, in milliseconds.
+fn ending_ms(account: &Account) -> i64 {
+    account.served_again_unix_ms.map_or(0, |began| unix_ms() - began)
 }
 
 /// What a fence has closed of a database server.
@@ -216,8 +224,8 @@ async fn let_in<'a>(
     done
 }
 
-/// Opens what visitors need after the databases, and lets those in who are held, unless a database has refused the
-/// account. Logins, units, mail and cron may fail without keeping them waiting (on a full disk /etc/shadow
+/// Opens what visitors need after the databases, and lets those in who are held, unless a database has just refused
+/// the account. Logins, units, mail and cron may fail without keeping them waiting (on a full disk /etc/shadow
 /// cannot be replaced), and so may a database server that does not answer or takes no change: it was not the
 /// fence that stopped it.
 async fn open_to_visitors(

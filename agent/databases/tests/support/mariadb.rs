@@ -31,6 +31,8 @@ impl Maria {
         let data = dir.path().join("data");
         from_template("mariadb", &data, user, |data| {
             let mut install = program(Path::new("/usr/bin/mariadb-install-db"), user);
+            // As for the server below.
+            install.env("TMPDIR", data.parent().expect("a directory"));
             install.arg("--no-defaults").arg(format!("--datadir={}", data.display())).args([
                 "--auth-root-authentication-method=socket",
                 "--auth-root-socket-user=root",

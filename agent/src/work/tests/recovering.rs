@@ -30,6 +30,9 @@ const LONG: Duration = Duration::from_secs(120);
 /// Where the agent looks for the system's server; here it is among the mounts of this test alone.
 const SOCKET: &str = "/run/mysqld/mysqld.sock";
 
+/// A directory of its own: a server that starts removes what looks like a temporary table of its predecessor.
+const TEMPORARY: &str = "tmp";
+
 /// A MariaDB server in the system's place, with a database and a user of the account.
 struct Maria {
     data: PathBuf,
@@ -41,7 +44,9 @@ impl Maria {
         mount(Some("none"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
         fs::create_dir("/run/mysqld").unwrap();
         let data = world.place("mariadb");
+        fs::create_dir(data.with_extension(TEMPORARY)).unwrap();
         let made = Command::new("/usr/bin/mariadb-install-db")
+            .env("TMPDIR", data.with_extension(TEMPORARY))
             .arg("--no-defaults")
             .arg(format!("--datadir={}", data.display()))
             .args(["--user=root", "--skip-test-db", "--innodb-log-file-size=4M"])
@@ -65,6 +70,7 @@ impl Maria {
     async fn start(&mut self) {
         let mut command = Command::new("/usr/sbin/mariadbd");
         command
+            .env("TMPDIR", self.data.with_extension(TEMPORARY))
             .arg("--no-defaults")
             .arg(format!("--datadir={}", self.data.display()))
             .arg(format!("--socket={SOCKET}"))
@@ -235,6 +241,25 @@ fn visitors_do_not_wait_for_a_database_that_answers_and_takes_no_change() {
         backup.wait().unwrap();
         is_taken_back(&server).await;
         assert!(lets_the_account_in());
+        agent.stops().await;
+    });
+}
+
+#[test]
+fn visitors_do_not_wait_for_ever_for_a_database_that_refuses_to_let_the_account_in() {
+    alone(async |world| {
+        let _maria = Maria::of_the_account(&world).await;
+        let (server, job) = armed(&world, "mariadb").await;
+        fence::fence(&job, 600, 0).await.unwrap();
+        drop(job);
+        // As a full disk may leave it: locked in the server's memory, and gone from its table.
+        let damage = "DELETE FROM mysql.global_priv WHERE User = 'shop'";
+        assert!(asked(&["--user=root", "-e", damage]));
+        let server = at_boot(&world, server).await;
+        let agent = Part::watching(&server);
+        visitors_do_not_wait(&server).await;
+        assert!(asked(&["--user=root", "-e", "FLUSH PRIVILEGES"]));
+        is_taken_back(&server).await;
         agent.stops().await;
     });
 }
