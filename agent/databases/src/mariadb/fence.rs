@@ -28,6 +28,8 @@ const GIVES_UP: Duration = Duration::from_secs(2);
 const ROOM: u64 = 16 << 20;
 /// `ER_CANNOT_USER`: of ALTER USER, that there is no such user.
 const NO_SUCH_USER: u16 = 1396;
+/// `ER_PASSWORD_NO_MATCH`: of SHOW CREATE USER, the same.
+const NOT_IN_MEMORY: u16 = 1133;
 
 /// The state before a fence.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,15 +169,12 @@ async fn unlock(session: &mut Session, spec: &Spec, before: &UserLock) -> Result
         return Ok(());
     }
     // From memory, where logins are decided.
-    match session.try_rows(&format!("SHOW CREATE USER {user}")).await {
-        Err(_) => Ok(()),
-        Ok(_) => Err(Fault::permanent(format!(
-            "{what}: MariaDB does not find it in its own table"
-        ))
-        .remedy(
-            "restart MariaDB, and see its log: a full disk may have damaged mysql.global_priv",
-        )),
+    let known = format!("SHOW CREATE USER {user}");
+    if !session.run_unless(&what, &known, NOT_IN_MEMORY).await? {
+        return Ok(());
     }
+    Err(Fault::permanent(format!("{what}: MariaDB does not find it in its own table"))
+        .remedy("restart MariaDB, and see its log: a full disk may have damaged mysql.global_priv"))
 }
 
 pub(super) async fn is_fenced(session: &mut Session, spec: &Spec) -> Result<bool, Fault> {
