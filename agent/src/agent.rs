@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -53,6 +54,8 @@ pub struct Agent {
     /// Held while redirector and firewall are made what the ledger says: two at once could
     /// put an older picture over a newer one.
     pub routing: tokio::sync::Mutex<Routing>,
+    /// The mail services may have hooks that no account needs: they are to be taken out.
+    pub hooks_stay: AtomicBool,
     ledger: Arc<Mutex<Ledger>>,
     accounts: Mutex<HashMap<AccountName, Arc<PerAccount>>>,
 }
@@ -97,6 +100,7 @@ impl Agent {
             mail: Mail::new(MailConfig::default()),
             changed: watch::channel(0).0,
             routing: tokio::sync::Mutex::default(),
+            hooks_stay: AtomicBool::default(),
             ledger: Arc::new(Mutex::new(ledger)),
             accounts: Mutex::default(),
         });

@@ -118,6 +118,8 @@ async fn start(agent: Arc<Agent>, stop: CancellationToken) {
             return;
         }
     }
+    // A copy may have been given up just before.
+    arm::unhook_mail(&agent).await;
     while tasks.join_next().await.is_some() {}
 }
 

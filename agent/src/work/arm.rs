@@ -7,6 +7,7 @@ mod watch;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ferry_host::sites_wind_down::{self, WindDown};
 use ferry_proto::Fault;
@@ -126,15 +127,24 @@ async fn stands_no_more(job: &Job) -> Result<bool, Fault> {
     Ok(true)
 }
 
-/// Takes the mail services' hooks out if no account needs them: an aborted move leaves nothing behind.
+/// Takes the mail services' hooks out if no account needs them: an aborted move leaves nothing behind. What
+/// keeps that from being done, as a full disk may, [`keep`] outlasts.
 pub async fn unhook_mail(agent: &Agent) {
     let moves = |a: &Account| !matches!(a.standing, Standing::Serving | Standing::Finalized { .. });
     if agent.look(|l| l.accounts().values().any(moves)) {
         return;
     }
-    // Accounts that were opened here live by them: then this is refused.
-    if let Err(fault) = agent.mail.remove_hooks(false).await {
-        tracing::debug!("the mail services keep Ferry's hooks: {fault}");
+    let unhook = async {
+        // Accounts that were opened here live by them.
+        if agent.mail.has_idle_hooks().await? {
+            agent.mail.remove_hooks(false).await?;
+        }
+        Ok::<(), Fault>(())
+    };
+    let unhooked = unhook.await;
+    agent.hooks_stay.store(unhooked.is_err(), Ordering::Relaxed);
+    if let Err(fault) = unhooked {
+        tracing::warn!("the mail services keep Ferry's hooks for now: {fault}");
     }
 }
 

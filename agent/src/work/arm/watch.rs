@@ -9,7 +9,7 @@ use ferry_proto::Fault;
 use ferry_traffic::firewall;
 use tokio_util::sync::CancellationToken;
 
-use super::{is_in_front, reconcile};
+use super::{is_in_front, reconcile, unhook_mail};
 use crate::agent::Agent;
 
 /// How often it is looked whether visitors have left the redirector.
@@ -53,12 +53,15 @@ pub async fn step_aside(agent: Arc<Agent>) {
 }
 
 /// Puts the firewall's rules back when something has flushed them, as a reload of nftables does:
-/// visitors of moved accounts would meet the closed copy. And goes on with what redirector or firewall
-/// refused, as on a full disk: nobody else may come back to it.
+/// visitors of moved accounts would meet the closed copy. And goes on with what redirector, firewall or the
+/// mail services refused, as on a full disk: nobody else may come back to it.
 pub async fn keep(agent: Arc<Agent>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(STANDS)).await.is_some() {
         if let Err(fault) = put_back(&agent).await {
             tracing::error!(class = %fault.class, "the firewall's rules do not stand: {fault}");
+        }
+        if agent.hooks_stay.load(Ordering::Relaxed) {
+            unhook_mail(&agent).await;
         }
     }
 }

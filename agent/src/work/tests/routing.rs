@@ -1,6 +1,7 @@
 //! What redirector and firewall are for what stands in the ledger.
 
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ferry_proto::command::{CommitRecord, Move, Receipt};
@@ -11,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::host::{Server, World, a_move_to_nowhere, account, alone};
 use crate::clock::Deadline;
+use crate::deadlines;
 use crate::ledger::{Account, Standing};
 use crate::work::copied::Copied;
 use crate::work::{arm, open, release};
@@ -169,6 +171,35 @@ fn a_disarm_that_the_redirector_refused_leaves_nothing_once_it_takes_changes_aga
         until(async || server.agent.redirector.status().await.unwrap().is_empty()).await;
         stop.cancel();
         keeping.await.unwrap();
+    });
+}
+
+#[test]
+fn what_mail_no_longer_needs_goes_as_soon_as_it_can_and_after_a_restart() {
+    alone(async |world: World| {
+        let mut server = world.server("web1").await;
+        let table = server.dir.join("mail/transport");
+        std::fs::create_dir_all(server.dir.join("mail/accounts")).unwrap();
+        let gone = || !table.exists();
+        // It cannot be removed as it is.
+        std::fs::create_dir(&table).unwrap();
+        arm::unhook_mail(&server.agent).await;
+        std::fs::remove_dir(&table).unwrap();
+        std::fs::write(&table, "").unwrap();
+        let stop = CancellationToken::new();
+        let keeping = tokio::spawn(arm::keep(server.agent.clone(), stop.clone()));
+        until(async || gone()).await;
+        stop.cancel();
+        keeping.await.unwrap();
+        // As if the agent had died when the last account was forgotten.
+        std::fs::write(&table, "").unwrap();
+        server = world.restarted(server);
+        let stop = CancellationToken::new();
+        let watch = deadlines::watch(server.agent.clone(), Arc::default(), stop.clone());
+        let watching = tokio::spawn(watch);
+        until(async || gone()).await;
+        stop.cancel();
+        watching.await.unwrap();
     });
 }
 

@@ -237,6 +237,17 @@ impl Mail {
         self.hook(&lock, &standings).await
     }
 
+    /// Whether something of the hooks is there although no account's mail stands on it.
+    ///
+    /// # Errors
+    /// When it cannot be read what accounts' mail stands on.
+    pub async fn has_idle_hooks(&self) -> Result<bool, Fault> {
+        if !self.store().exists() && !self.is_hooked() {
+            return Ok(false);
+        }
+        Ok(!self.load().await?.values().any(Standing::needs_tables))
+    }
+
     /// Takes the hooks out again, and all that Ferry wrote for mail; with `force` also what accounts'
     /// mail stands on.
     ///
