@@ -21,6 +21,11 @@ const RECENT: usize = 48;
 /// Directories deeper than this are not walked: reopening one takes a step per level.
 pub const MAX_DEPTH: u32 = 4096;
 
+/// Whether a directory that was met cannot be opened because its name has gone, or is something else by now.
+pub fn has_vanished(errno: Errno) -> bool {
+    matches!(errno, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::STALE)
+}
+
 /// How often a resolution that was disturbed by a rename is tried again.
 const RETRIES: u32 = 8;
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::attributes::{self, Attribute, Unread};
-use crate::confine::{MAX_DEPTH, Node, Tree};
+use crate::confine::{MAX_DEPTH, Node, Tree, has_vanished};
 use crate::entries::{Entry, What, Withheld};
 use crate::guard;
 use crate::metadata::{Handle, Kind, Stat, Time};
@@ -44,6 +44,9 @@ pub struct TreeStats {
     pub latest: Option<(String, i64)>,
     /// Directories that could not be read, are too deep, are refused, or are mounts, which are not entered.
     pub skipped: u64,
+    /// Directories that went away, or became something else, between being met and being read.
+    #[serde(default)]
+    pub vanished: u64,
 }
 
 /// Counts what a tree holds. It blocks: call it where blocking is allowed.
@@ -61,7 +64,7 @@ pub struct Changed {
     pub total: u64,
     /// The last of them, the last first, each with its time in Unix milliseconds.
     pub latest: Vec<(String, i64)>,
-    /// As of [`TreeStats`]: what was not looked into.
+    /// Directories that were not looked into: skipped or vanished, as of [`TreeStats`].
     pub skipped: u64,
 }
 
@@ -89,7 +92,7 @@ pub fn changed_since(
             changed.latest.truncate(named);
         }
     })?;
-    changed.skipped = stats.skipped;
+    changed.skipped = stats.skipped + stats.vanished;
     Ok(changed)
 }
 
@@ -128,9 +131,16 @@ fn walk(
     while let Some((parent, name)) = stack.pop() {
         let node = parent.map_or_else(Node::root, |parent| parent.child(&name));
         let opened = tree.open(&node).and_then(|fd| Ok((Names::read(&fd)?, fd)));
-        let Ok((names, fd)) = opened else {
-            stats.skipped += 1;
-            continue;
+        let (names, fd) = match opened {
+            Ok(opened) => opened,
+            Err(errno) if has_vanished(errno) && node.depth() > 0 => {
+                stats.vanished += 1;
+                continue;
+            }
+            Err(_) => {
+                stats.skipped += 1;
+                continue;
+            }
         };
         stats.directories += 1;
         for name in names.iter() {
@@ -251,5 +261,34 @@ impl TreeStats {
             self.biggest.truncate(BIGGEST - 1);
             self.biggest.insert(place, (show(&node.path_of(name)), size));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_goes_away_meanwhile_is_not_one_that_cannot_be_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        for name in ["gone", "swapped", "file", "stays"] {
+            std::fs::create_dir(root.join(name)).unwrap();
+        }
+        // Each changes when it has been met and before it is read.
+        let mut change = |_: &Stat, path: &dyn Fn() -> String| match path().as_str() {
+            "gone" => std::fs::remove_dir(root.join("gone")).unwrap(),
+            "swapped" => {
+                std::fs::remove_dir(root.join("swapped")).unwrap();
+                std::os::unix::fs::symlink("/etc", root.join("swapped")).unwrap();
+            }
+            "file" => {
+                std::fs::remove_dir(root.join("file")).unwrap();
+                std::fs::write(root.join("file"), "").unwrap();
+            }
+            _ => {}
+        };
+        let (stats, _) = walk(root, None, &CancellationToken::new(), &mut change).unwrap();
+        assert_eq!((stats.directories, stats.skipped, stats.vanished), (2, 0, 3), "{stats:?}");
     }
 }

@@ -10,7 +10,7 @@ use ferry_proto::Fault;
 use rustix::io::Errno;
 
 use crate::attributes::{self, Unread};
-use crate::confine::{MAX_DEPTH, Node, Tree};
+use crate::confine::{MAX_DEPTH, Node, Tree, has_vanished};
 use crate::digest::EntriesDigest;
 use crate::directories::Directories;
 use crate::entries::{Entry, Link, What, Withheld};
@@ -273,9 +273,7 @@ impl Walker {
             return Err(Fault::io("the root of the tree cannot be read", &errno.into()));
         }
         let status = match errno {
-            Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::STALE | Errno::XDEV => {
-                DirStatus::Vanished
-            }
+            errno if has_vanished(errno) || errno == Errno::XDEV => DirStatus::Vanished,
             other => DirStatus::Unreadable(other.raw_os_error().unsigned_abs()),
         };
         self.out.put(&Frame::Dir(status)).map(drop)

@@ -152,9 +152,9 @@ fn unwritten(home: &Path, since_unix_ms: i64) -> Result<(), Fault> {
         .remedy(
             "compare the copy with what is served (find HOME -newerct TIME), save what is only here, then remove the copy by hand",
         )),
-        _ if tree.skipped > 0 => Err(Fault::precondition(format!(
-            "{} directories below {} are mounts or cannot be read: what is in them is not known",
-            tree.skipped,
+        _ if tree.skipped + tree.vanished > 0 => Err(Fault::precondition(format!(
+            "{} directories below {} are mounts, cannot be read or have just gone: what is in them is not known",
+            tree.skipped + tree.vanished,
             home.display()
         ))
         .remedy("unmount them, then finalize again")),
