@@ -164,7 +164,8 @@ fn lock<'a, 'b>(work: &'a Mutex<Work<'b>>) -> MutexGuard<'a, Work<'b>> {
     work.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Plays a case; again where its journey did not come to its point.
+/// Plays a case; again where its journey did not come to its point: the other account may have been where it was
+/// not when the journey was recorded, and so is brought home first.
 fn strike(ground: &mut Ground, trial: &Trial, known: &mut BTreeSet<String>) -> Result<Seen> {
     let mut misses = 0;
     loop {
@@ -173,6 +174,7 @@ fn strike(ground: &mut Ground, trial: &Trial, known: &mut BTreeSet<String>) -> R
             return result;
         }
         misses += 1;
+        ground.bring(Journey::Two)?;
     }
 }
 
