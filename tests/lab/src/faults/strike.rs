@@ -16,6 +16,12 @@ use crate::lab::Lab;
 use crate::scenarios::REOPEN;
 use crate::{sample, wait};
 
+/// Starts the database servers that have failed.
+const REVIVE: &str = "
+failed=$(systemctl list-units --plain --no-legend --state=failed 'postgresql@*' 'mariadb*' | cut -d' ' -f1)
+[ -z \"$failed\" ] || { systemctl reset-failed $failed; systemctl start $failed; }
+";
+
 /// How far the source's agent's clock is from the target's, either way.
 const APART_MS: i64 = 300_000;
 /// How long a host that was told to reboot may take to go down.
@@ -94,7 +100,12 @@ impl<'a> Field<'a> {
                 host.sh(&format!("systemctl reset-failed '{all}' || :; systemctl start {unit}"))?;
                 Ok(())
             }
-            Fault::Full(disk, role) => self.host(role)?.unfill(name(disk)),
+            Fault::Full(disk, role) => {
+                let host = self.host(role)?;
+                host.unfill(name(disk))?;
+                // PostgreSQL ends where its log finds no room: whoever makes room starts it again.
+                host.sh(REVIVE).map(drop)
+            }
             Fault::Reopened => {
                 // What the guard finds and sets aside is for a person, who has no use for it here.
                 let found = format!("rm -f /etc/ferry/aside/{}/*.found", sample::ACCOUNT);
