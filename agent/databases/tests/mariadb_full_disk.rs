@@ -93,9 +93,13 @@ fn a_fence_that_waits_for_room_is_not_ended_and_its_undo_comes_behind_it() {
         let fencing = tokio::spawn(async move { fencing.query_drop(sql).await });
         // The other way to ask for it needs room itself.
         let waits = "Waiting for someone to free space";
-        while !maria.text("SHOW FULL PROCESSLIST").await.contains(waits) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let until_it_waits = async {
+            while !maria.text("SHOW FULL PROCESSLIST").await.contains(waits) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let limit = Duration::from_secs(60);
+        tokio::time::timeout(limit, until_it_waits).await.expect("it waits for room");
         // Given up as it is while visitors wait, and tried again later.
         let limit = Duration::from_secs(2);
         assert!(tokio::time::timeout(limit, engine.unfence(&shop(), &before)).await.is_err());

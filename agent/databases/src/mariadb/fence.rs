@@ -71,8 +71,8 @@ fn mark(spec: &Spec) -> String {
     format!(" /* ferry: fence of {} */", spec.account)
 }
 
-/// Closes, in a session of its own. A fence that the server does not take in time is given up: the session that
-/// waits is ended, in another one.
+/// Closes, in a session of its own. A fence that the server does not take in time is given up: a session that
+/// waits for a lock is ended, in another one.
 pub(super) async fn fence(
     config: &MariadbConfig,
     spec: &Spec,
