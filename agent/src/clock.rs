@@ -47,6 +47,18 @@ impl Deadline {
         }
     }
 
+    /// How long ago it passed: zero if it has not, without end if it was of another boot.
+    pub fn passed_for(&self) -> Duration {
+        if !self.has_passed() {
+            return Duration::ZERO;
+        }
+        if boot_id().is_ok_and(|id| id == self.boot_id) {
+            Duration::from_millis(boottime_ms().saturating_sub(self.boottime_ms))
+        } else {
+            Duration::MAX
+        }
+    }
+
     /// Whether it has passed.
     pub fn has_passed(&self) -> bool {
         self.left().is_zero()
@@ -143,8 +155,16 @@ mod tests {
     fn a_deadline_of_another_boot_has_passed() {
         let mut deadline = Deadline::after(Duration::from_secs(60)).unwrap();
         assert!(deadline.left() > Duration::from_secs(50));
+        assert_eq!(deadline.passed_for(), Duration::ZERO);
+        deadline.boottime_ms = 0;
+        let up = Duration::from_millis(boottime_ms());
+        assert!(
+            deadline.passed_for() >= up && deadline.passed_for() < up + Duration::from_secs(60)
+        );
+        deadline.boottime_ms = u64::MAX;
         deadline.boot_id = "another".to_owned();
         assert!(deadline.has_passed());
+        assert_eq!(deadline.passed_for(), Duration::MAX);
     }
 
     #[test]

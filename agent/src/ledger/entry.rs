@@ -124,7 +124,7 @@ pub enum Standing {
     Fenced {
         /// The move.
         of: Move,
-        /// When it ends by itself.
+        /// When it ends by itself; when it began to end, if that was before.
         deadline: Deadline,
         /// When it began, Unix milliseconds.
         began_unix_ms: i64,

@@ -23,8 +23,8 @@ use crate::work::{Job, arm, done, mail_spec, spec};
 /// How long visitors wait for a database that answers. One may take no change for long all the same: a backup
 /// has locked it, or its disk is full, at which MariaDB looks again once a minute.
 const LETS_IN: Duration = Duration::from_secs(5);
-/// How long they wait for one that refuses to let the account in, which may pass, in milliseconds.
-const REFUSES: i64 = 10_000;
+/// How long they wait for one that refuses to let the account in, which may pass.
+const REFUSES: Duration = Duration::from_secs(10);
 /// How long it may take once visitors do not wait any more; then it is tried again.
 const LETS_IN_LATE: Duration = Duration::from_secs(60);
 
@@ -124,7 +124,7 @@ async fn take_back(
         let (answering, mut late) = those_that_answer(&closed.databases).await;
         let now = let_in(&account, answering, LETS_IN, &mut first).await;
         late.extend(now.late);
-        let are_in = now.all || ending_ms(&account) > REFUSES;
+        let are_in = now.all || ending_for(&account) > REFUSES;
         let opened = open_to_visitors(agent, &mut account, &closed, are_in, &mut first).await;
         keep_first(&mut first, opened);
         keep_first(&mut first, open_the_rest(agent, &account).await);
@@ -159,21 +159,29 @@ async fn end(agent: &Arc<Agent>, account: &mut Account) -> Result<(), Fault> {
     *ending = true;
     account.served_again_unix_ms = Some(unix_ms());
     let passed = deadline.has_passed();
+    let before = std::mem::replace(deadline, Deadline::after(Duration::ZERO)?);
     match agent.set_account(&name, Some(account.clone())).await {
         // Past the deadline a commit is refused in any case: a disk that is full or broken does not
         // keep the account from being served. Unless a commit was tried, and that disk may hold it:
         // then opening could make two writers.
         Err(fault) if passed && !agent.look(|l| l.may_have_moved(&name)) => {
             tracing::error!(account = %name, "the end of a fence is not recorded yet: {fault}");
+            // Each time that this is tried, it is as if it began: how long it has lasted is told by this.
+            if let Standing::Fenced { deadline, .. } = &mut account.standing {
+                *deadline = before;
+            }
             Ok(())
         }
         recorded => recorded,
     }
 }
 
-/// How long its fence has been ending, in milliseconds.
-fn ending_ms(account: &Account) -> i64 {
-    account.served_again_unix_ms.map_or(0, |began| unix_ms() - began)
+/// How long its fence has been ending.
+fn ending_for(account: &Account) -> Duration {
+    match &account.standing {
+        Standing::Fenced { deadline, .. } => deadline.passed_for(),
+        _ => Duration::ZERO,
+    }
 }
 
 /// What a fence has closed of a database server.

@@ -183,3 +183,15 @@ async fn a_server_without_mail_programs_is_told_apart() {
     mail.remove_hooks(false).await.expect("unhooked");
     assert!(!snippet.exists() && !tables.exists());
 }
+
+#[tokio::test]
+async fn a_dovecot_without_users_is_asked_for_none() {
+    let host = Host::start("nousers", Provider::Empty);
+    host.take_userdbs_away();
+    let seen = host.mail.inspect(&host.spec()).await.expect("inspected");
+    assert!(seen.dovecot.is_some_and(|dovecot| dovecot.running));
+    host.mail.fence(&host.spec()).await.expect("fenced");
+    host.mail.release(&host.spec()).await.expect("released");
+    host.mail.remove_hooks(false).await.expect("the hooks are out again");
+    assert!(!host.config.dovecot_snippet.exists());
+}

@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::host::{Server, World, a_move_to_nowhere, account, alone};
+use crate::clock::{Deadline, unix_ms};
 use crate::deadlines;
 use crate::guard;
 use crate::ledger::{Account, Standing};
@@ -255,7 +256,14 @@ fn visitors_do_not_wait_for_ever_for_a_database_that_refuses_to_let_the_account_
         // As a full disk may leave it: locked in the server's memory, and gone from its table.
         let damage = "DELETE FROM mysql.global_priv WHERE User = 'shop'";
         assert!(asked(&["--user=root", "-e", damage]));
-        let server = at_boot(&world, server).await;
+        // It begins to end, and somebody sets the wall clock back.
+        change(&server, |known| {
+            let Standing::Fenced { ending, deadline, .. } = &mut known.standing else { panic!() };
+            (*ending, *deadline) = (true, Deadline::after(Duration::ZERO).unwrap());
+            known.served_again_unix_ms = Some(unix_ms() + 3_600_000);
+        })
+        .await;
+        let server = world.restarted(server);
         let agent = Part::watching(&server);
         visitors_do_not_wait(&server).await;
         assert!(asked(&["--user=root", "-e", "FLUSH PRIVILEGES"]));

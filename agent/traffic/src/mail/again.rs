@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ferry_proto::Fault;
 use ferry_proto::ids::AccountName;
 
-use super::maps::{self, Dialect};
+use super::maps;
 use super::record::MailRecord;
 use super::spec::MailSpec;
 use super::standing::{Gate, Standing};
@@ -89,11 +89,10 @@ impl Mail {
         &self,
         standings: &BTreeMap<AccountName, Standing>,
     ) -> Result<Vec<String>, Fault> {
-        let version = self.dovecot().version().await?;
-        let dialect = version.map_or(Dialect::V2_3, |v| v.dialect);
-        let tables = maps::render(standings, dialect, self.config.pass_on_port);
+        let dovecot = self.dovecot();
+        let tables = maps::render(standings, dovecot.dialect().await?, self.config.pass_on_port);
         let mut files = self.postfix().files(&tables);
-        files.extend(self.dovecot().wanted(&tables));
+        files.extend(dovecot.wanted(&tables));
         store::blocking(move || {
             let mut stale = Vec::new();
             for file in files {

@@ -87,7 +87,7 @@ impl Postfix<'_> {
         roots: &[PathBuf],
     ) -> Result<(), Fault> {
         let deadline = Instant::now() + self.config.drain_timeout;
-        let mut left = procs::at_work(&self.queue_directory().await?, DELIVERERS);
+        let mut left = procs::at_work(self.queue_directory().await?, DELIVERERS);
         loop {
             let seen: Vec<Doing> = left.iter().map(|p| Doing::of(p, roots)).collect();
             let others = if seen.iter().any(|d| matches!(d, Doing::Delivers(_))) {

@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use ferry_proto::Fault;
 use ferry_proto::ids::DomainName;
+use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::maps::{Dialect, PROBE_DOMAIN, Tables};
 use super::procs::{self, Process};
 use super::record::PasswdFile;
-use super::run::Program;
+use super::run::{Output, Program};
 use super::spec::MailSpec;
 use super::store::{Age, Lock, Wanted};
 use super::{MailConfig, store};
@@ -30,9 +31,19 @@ const POLL: Duration = Duration::from_millis(100);
 /// `doveadm user`: the lookup failed for the time being (EX_TEMPFAIL).
 const EX_TEMPFAIL: i32 = 75;
 
-/// This server's Dovecot.
+/// This server's Dovecot. What it has said of itself is remembered: one is made for each operation.
 pub(super) struct Dovecot<'a> {
     pub config: &'a MailConfig,
+    version: OnceCell<Option<Version>>,
+    about: OnceCell<About>,
+}
+
+/// What does not change while an operation lasts.
+struct About {
+    /// The group that its authentication process belongs to.
+    group: String,
+    /// Where its master process writes its pid.
+    base_dir: PathBuf,
 }
 
 /// Its version.
@@ -44,7 +55,11 @@ pub(super) struct Version {
     pub dialect: Dialect,
 }
 
-impl Dovecot<'_> {
+impl<'c> Dovecot<'c> {
+    pub fn new(config: &'c MailConfig) -> Self {
+        Self { config, version: OnceCell::new(), about: OnceCell::new() }
+    }
+
     fn program<'a>(&'a self, path: &'a Path) -> Program<'a> {
         Program {
             path,
@@ -62,7 +77,12 @@ impl Dovecot<'_> {
     }
 
     /// Its version; none if it is not installed.
-    pub async fn version(&self) -> Result<Option<Version>, Fault> {
+    pub async fn version(&self) -> Result<Option<&Version>, Fault> {
+        let version = self.version.get_or_try_init(async || self.ask_version().await);
+        version.await.map(Option::as_ref)
+    }
+
+    async fn ask_version(&self) -> Result<Option<Version>, Fault> {
         let program = Program { config: None, ..self.program(&self.config.programs.dovecot) };
         let Some(output) = program.try_run(&["--version"]).await? else {
             return Ok(None);
@@ -72,6 +92,11 @@ impl Dovecot<'_> {
         let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
         let dialect = if version >= (2, 4) { Dialect::V2_4 } else { Dialect::V2_3 };
         Ok(output.ok().then_some(Version { text, dialect }))
+    }
+
+    /// The syntax of its tables. Without a Dovecot nobody reads them.
+    pub async fn dialect(&self) -> Result<Dialect, Fault> {
+        Ok(self.version().await?.map_or(Dialect::V2_3, |version| version.dialect))
     }
 
     /// One setting, or none if this version has it not.
@@ -95,12 +120,28 @@ impl Dovecot<'_> {
         Ok(output.ok().then(|| output.stdout.trim().to_owned()))
     }
 
+    async fn about(&self) -> Result<&About, Fault> {
+        let ask = async || {
+            let args = ["-h", "default_internal_group", "base_dir"];
+            let said = self.doveconf().succeed(&args).await?;
+            let mut lines = said.lines().map(str::trim);
+            match (lines.next(), lines.next()) {
+                (Some(group), Some(base_dir)) => {
+                    Ok(About { group: group.to_owned(), base_dir: base_dir.into() })
+                }
+                _ => Err(Fault::permanent(format!(
+                    "{} does not tell Dovecot's group and directory",
+                    self.config.programs.doveconf.display()
+                ))
+                .remedy("look at what doveconf default_internal_group base_dir says")),
+            }
+        };
+        self.about.get_or_try_init(ask).await
+    }
+
     /// The master process, if it runs.
     pub async fn master(&self) -> Result<Option<Process>, Fault> {
-        let Some(base) = self.setting("base_dir").await? else {
-            return Ok(None);
-        };
-        let pid = store::read(&Path::new(&base).join("master.pid"))?;
+        let pid = store::read(&self.about().await?.base_dir.join("master.pid"))?;
         let pid = pid.and_then(|text| text.trim().parse().ok());
         Ok(pid.and_then(procs::process).filter(|p| p.name == "dovecot"))
     }
@@ -152,9 +193,10 @@ impl Dovecot<'_> {
 
     /// The group that Dovecot's authentication process belongs to.
     async fn group(&self) -> Result<u32, Fault> {
-        let name = self.setting("default_internal_group").await?;
-        let name = name.unwrap_or_else(|| "dovecot".to_owned());
-        match nix::unistd::Group::from_name(&name) {
+        // What is lifted must be lifted although somebody has broken the configuration meanwhile; that
+        // it is lifted cannot be proved then, and that is told.
+        let name = self.about().await.map_or("dovecot", |about| about.group.as_str());
+        match nix::unistd::Group::from_name(name) {
             Ok(Some(group)) => Ok(group.gid.as_raw()),
             Ok(None) => Err(Fault::precondition(format!("Dovecot's group {name} does not exist"))
                 .remedy("install Dovecot completely, or mend default_internal_group")),
@@ -290,10 +332,20 @@ impl Dovecot<'_> {
         Ok((files, others))
     }
 
+    /// What `doveadm user` says; none if there is no userdb. Without one Dovecot's authentication ends as
+    /// soon as it starts, so that nobody can log in, and who asks it waits without an answer.
+    async fn user(&self, args: &[&str]) -> Result<Option<Output>, Fault> {
+        // The hook has some.
+        if !self.is_hooked() && !self.databases().await?.iter().any(|b| b.kind == "userdb") {
+            return Ok(None);
+        }
+        self.doveadm().run(&[&["user"], args].concat()).await.map(Some)
+    }
+
     /// Whether logins of `domain` are held, as Dovecot itself says. Any local part will do.
     pub async fn holds(&self, domain: &str) -> Result<bool, Fault> {
-        let output = self.doveadm().run(&["user", &format!("postmaster@{domain}")]).await?;
-        Ok(output.code == Some(EX_TEMPFAIL))
+        let output = self.user(&[&format!("postmaster@{domain}")]).await?;
+        Ok(output.is_some_and(|output| output.code == Some(EX_TEMPFAIL)))
     }
 
     /// Makes sure that Dovecot holds, or does not hold, the logins of `domain`. `persist`: one that
@@ -330,14 +382,14 @@ impl Dovecot<'_> {
 
     /// The home that Dovecot itself has for a mailbox; none if it does not know it.
     pub async fn home(&self, address: &str) -> Result<Option<String>, Fault> {
-        let output = self.doveadm().run(&["user", "-f", "home", address]).await?;
-        Ok(output.ok().then(|| output.stdout.trim().to_owned()))
+        let output = self.user(&["-f", "home", address]).await?.filter(Output::ok);
+        Ok(output.map(|output| output.stdout.trim().to_owned()))
     }
 
     /// All that Dovecot knows of a user, as `doveadm` prints it; empty if it does not know it.
     pub async fn fields(&self, address: &str) -> Result<String, Fault> {
-        let output = self.doveadm().run(&["user", address]).await?;
-        Ok(if output.ok() { output.stdout } else { String::new() })
+        let output = self.user(&[address]).await?.filter(Output::ok);
+        Ok(output.map(|output| output.stdout).unwrap_or_default())
     }
 
     /// Ends the sessions of an account's domains, and waits until there are none.

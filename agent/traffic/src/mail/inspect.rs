@@ -83,18 +83,19 @@ impl Mail {
         if spec.is_empty() {
             return Ok(seen);
         }
-        if let Some(version) = self.postfix().version().await? {
-            let running = self.postfix().master().await?.is_some();
-            seen.postfix = Some(Service { version, running });
+        let (postfix, dovecot) = (self.postfix(), self.dovecot());
+        if let Some(version) = postfix.version().await? {
+            let running = postfix.master().await?.is_some();
+            seen.postfix = Some(Service { version: version.to_owned(), running });
             seen.findings.extend(self.postfix_findings(spec).await?);
             if running {
                 let domains: BTreeSet<&DomainName> = spec.domains().collect();
-                seen.queued = self.postfix().queued(&domains).await?.len();
+                seen.queued = postfix.queued(&domains).await?.len();
             }
         }
-        if let Some(version) = self.dovecot().version().await? {
-            let running = self.dovecot().master().await?.is_some();
-            seen.dovecot = Some(Service { version: version.text, running });
+        if let Some(version) = dovecot.version().await? {
+            let running = dovecot.master().await?.is_some();
+            seen.dovecot = Some(Service { version: version.text.clone(), running });
             seen.findings.extend(self.dovecot_findings().await?);
             if running {
                 seen.findings.extend(self.place_findings(spec).await?);
@@ -167,14 +168,15 @@ impl Mail {
             let findings = missing(spec, &record, &[]);
             return Ok((record, findings));
         }
-        if self.dovecot().version().await?.is_none() {
+        let dovecot = self.dovecot();
+        if dovecot.version().await?.is_none() {
             return Err(Fault::precondition(format!(
                 "the mailboxes of account {} have no Dovecot on this server",
                 spec.account()
             ))
             .remedy("install Dovecot, or take the mail out of the account's definition"));
         }
-        let (files, others) = self.dovecot().passwd_files().await?;
+        let (files, others) = dovecot.passwd_files().await?;
         let owned = spec.clone();
         let record = store::blocking(move || record::read_passwords(&owned, &files)).await?;
         let findings = missing(spec, &record, &others);
@@ -186,11 +188,12 @@ impl Mail {
     /// # Errors
     /// When Dovecot cannot be asked.
     pub async fn check_record(&self, record: &MailRecord) -> Result<Vec<Finding>, Fault> {
-        let Some(version) = self.dovecot().version().await? else {
+        let dovecot = self.dovecot();
+        let Some(version) = dovecot.version().await? else {
             return Ok(Vec::new());
         };
         if version.dialect == maps::Dialect::V2_3
-            || self.dovecot().setting("auth_allow_weak_schemes").await?.as_deref() == Some("yes")
+            || dovecot.setting("auth_allow_weak_schemes").await?.as_deref() == Some("yes")
         {
             return Ok(Vec::new());
         }

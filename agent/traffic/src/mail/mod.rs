@@ -46,7 +46,6 @@ pub use spec::{MailSpec, Mailbox};
 pub use standing::MailState;
 
 use dovecot::Dovecot;
-use maps::Dialect;
 use postfix::Postfix;
 use standing::{Act, Basis, Gate, Standing};
 use store::{Lock, Store};
@@ -129,6 +128,12 @@ impl Default for Programs {
     }
 }
 
+/// Both services, for one operation.
+struct Services<'a> {
+    postfix: Postfix<'a>,
+    dovecot: Dovecot<'a>,
+}
+
 /// The mail of this server's accounts.
 #[derive(Debug, Clone)]
 pub struct Mail {
@@ -142,11 +147,15 @@ impl Mail {
     }
 
     fn postfix(&self) -> Postfix<'_> {
-        Postfix { config: &self.config }
+        Postfix::new(&self.config)
     }
 
     fn dovecot(&self) -> Dovecot<'_> {
-        Dovecot { config: &self.config }
+        Dovecot::new(&self.config)
+    }
+
+    fn services(&self) -> Services<'_> {
+        Services { postfix: self.postfix(), dovecot: self.dovecot() }
     }
 
     fn store(&self) -> Store {
@@ -234,7 +243,7 @@ impl Mail {
     /// Precondition, when a service is absent or does not take its hook.
     pub async fn install_hooks(&self) -> Result<(), Fault> {
         let (lock, standings) = self.begin().await?;
-        self.hook(&lock, &standings).await
+        self.hook(&self.services(), &lock, &standings).await
     }
 
     /// Whether something of the hooks is there although no account's mail stands on it.
@@ -300,11 +309,12 @@ impl Mail {
         lock: &Lock,
         standings: &BTreeMap<AccountName, Standing>,
     ) -> Result<(), Fault> {
+        let services = self.services();
         if !standings.is_empty() {
-            self.hook(lock, standings).await?;
+            self.hook(&services, lock, standings).await?;
         }
-        self.write(lock, standings).await?;
-        self.postfix_reload().await.map(drop)
+        self.write(&services, lock, standings).await?;
+        services.postfix.reload_hooked().await.map(drop)
     }
 
     async fn lock(&self) -> Result<Lock, Fault> {
@@ -333,9 +343,10 @@ impl Mail {
             return Ok(());
         }
         let next = standing::next(now.as_ref(), spec, &act)?;
+        let services = self.services();
         if let Some(next) = &next {
             check_claims(&standings, next)?;
-            self.hook(&lock, &standings).await?;
+            self.hook(&services, &lock, &standings).await?;
         }
         // The decision comes before the deed: whatever happens now, a repetition or `apply` ends it.
         self.keep(&lock, spec.account(), next.clone()).await?;
@@ -346,20 +357,20 @@ impl Mail {
         if !self.is_hooked() {
             return Ok(());
         }
-        self.write(&lock, &standings).await?;
+        self.write(&services, &lock, &standings).await?;
         // Domains that the definition no longer names stood until this act.
         let domains: BTreeSet<&DomainName> =
             now.iter().flat_map(|s| s.spec.domains()).chain(spec.domains()).collect();
-        let proof = self.prove(spec, &domains, next.as_ref());
+        let proof = prove(&services.dovecot, spec, &domains, next.as_ref());
         // Both to their end: the one must not be cut short because the other failed.
-        let (running, proven) = tokio::join!(self.postfix_reload(), proof);
+        let (running, proven) = tokio::join!(services.postfix.reload_hooked(), proof);
         let (is_running, ()) = (running?, proven?);
         let gate = next.as_ref().map(|n| n.gate);
         if matches!(gate, Some(Gate::Fenced | Gate::PassedOn { .. })) {
-            self.drain(spec, &domains).await?;
+            drain(&services, spec, &domains).await?;
         }
         if is_running && !matches!(gate, Some(Gate::Fenced | Gate::Closed)) {
-            self.postfix().flush(&domains).await?;
+            services.postfix.flush(&domains).await?;
         }
         match next.filter(|n| n.gate == Gate::Fenced) {
             Some(fenced) => self.stands(&lock, fenced).await,
@@ -388,10 +399,11 @@ impl Mail {
     /// Both hooks, and tables of what stands so far for them to read.
     async fn hook(
         &self,
+        services: &Services<'_>,
         lock: &Lock,
         standings: &BTreeMap<AccountName, Standing>,
     ) -> Result<(), Fault> {
-        let (postfix, dovecot) = (self.postfix(), self.dovecot());
+        let Services { postfix, dovecot } = services;
         let absent = |what: &str| {
             Fault::precondition(format!("{what} is not installed on this server, but mail is here"))
                 .remedy(format!("install {what}, or take the mail out of the account's definition"))
@@ -400,8 +412,8 @@ impl Mail {
         if postfix.version().await?.is_none() {
             return Err(absent("Postfix"));
         }
-        self.write(lock, standings).await?;
-        dovecot.install(lock, &version).await?;
+        self.write(services, lock, standings).await?;
+        dovecot.install(lock, version).await?;
         if postfix.install(lock).await? {
             postfix.reload().await?;
         }
@@ -411,81 +423,77 @@ impl Mail {
     /// Writes the tables of the services that are installed.
     async fn write(
         &self,
+        services: &Services<'_>,
         lock: &Lock,
         standings: &BTreeMap<AccountName, Standing>,
     ) -> Result<(), Fault> {
-        let version = self.dovecot().version().await?;
-        let dialect = version.as_ref().map_or(Dialect::V2_3, |v| v.dialect);
-        let tables = maps::render(standings, dialect, self.config.pass_on_port);
-        if version.is_some() {
-            self.dovecot().write(lock, &tables).await?;
+        let Services { postfix, dovecot } = services;
+        let tables = maps::render(standings, dovecot.dialect().await?, self.config.pass_on_port);
+        if dovecot.version().await?.is_some() {
+            dovecot.write(lock, &tables).await?;
         }
-        let files = self.postfix().files(&tables);
+        let files = postfix.files(&tables);
         lock.change(move || files.iter().try_for_each(store::Wanted::write)).await
     }
+}
 
-    async fn postfix_reload(&self) -> Result<bool, Fault> {
-        if !self.postfix().is_hooked() || self.postfix().version().await?.is_none() {
-            return Ok(false);
-        }
-        self.postfix().reload().await
+/// Asks Dovecot itself whether logins are held or let through as they should be.
+async fn prove(
+    dovecot: &Dovecot<'_>,
+    spec: &MailSpec,
+    domains: &BTreeSet<&DomainName>,
+    standing: Option<&Standing>,
+) -> Result<(), Fault> {
+    if dovecot.version().await?.is_none() || dovecot.master().await?.is_none() {
+        return Ok(());
     }
+    let ours = standing.is_some_and(Standing::needs_tables);
+    for domain in domains {
+        let named = spec.domains().any(|d| d == *domain);
+        let held = named && standing.is_some_and(|s| s.gate != Gate::Open);
+        match dovecot.prove_hold(domain.as_str(), held, ours).await {
+            Ok(()) => {}
+            // The provider's own user database may be out of order: that is not Ferry's hold.
+            Err(fault) if !ours => tracing::warn!(%domain, %fault, "logins stay refused"),
+            Err(fault) => return Err(fault),
+        }
+    }
+    if !standing.is_some_and(|s| s.gate == Gate::Open && matches!(s.basis, Basis::Ferry(_))) {
+        return Ok(());
+    }
+    // The tables were replaced as a whole, so one mailbox speaks for all.
+    let Some(mailbox) = spec.mailboxes().last() else {
+        return Ok(());
+    };
+    let (wanted, found) = (mailbox.maildir(), dovecot.home(&mailbox.address()).await?);
+    if found.as_deref() == wanted.to_str() {
+        return Ok(());
+    }
+    Err(Fault::precondition(format!(
+        "Dovecot has {} for the mailbox {}, not {}",
+        found.unwrap_or_else(|| "no place".to_owned()),
+        mailbox.address(),
+        wanted.display()
+    ))
+    .remedy("let Dovecot's user names keep their domain (auth_username_format)"))
+}
 
-    /// Asks Dovecot itself whether logins are held or let through as they should be.
-    async fn prove(
-        &self,
-        spec: &MailSpec,
-        domains: &BTreeSet<&DomainName>,
-        standing: Option<&Standing>,
-    ) -> Result<(), Fault> {
-        let dovecot = self.dovecot();
+/// Waits until nothing of these domains is delivered or read any more.
+async fn drain(
+    services: &Services<'_>,
+    spec: &MailSpec,
+    domains: &BTreeSet<&DomainName>,
+) -> Result<(), Fault> {
+    let Services { postfix, dovecot } = services;
+    let roots = spec.roots();
+    let deliveries = postfix.drain(domains, &roots);
+    let sessions = async {
         if dovecot.version().await?.is_none() || dovecot.master().await?.is_none() {
             return Ok(());
         }
-        let ours = standing.is_some_and(Standing::needs_tables);
-        for domain in domains {
-            let named = spec.domains().any(|d| d == *domain);
-            let held = named && standing.is_some_and(|s| s.gate != Gate::Open);
-            match dovecot.prove_hold(domain.as_str(), held, ours).await {
-                Ok(()) => {}
-                // The provider's own user database may be out of order: that is not Ferry's hold.
-                Err(fault) if !ours => tracing::warn!(%domain, %fault, "logins stay refused"),
-                Err(fault) => return Err(fault),
-            }
-        }
-        if !standing.is_some_and(|s| s.gate == Gate::Open && matches!(s.basis, Basis::Ferry(_))) {
-            return Ok(());
-        }
-        // The tables were replaced as a whole, so one mailbox speaks for all.
-        let Some(mailbox) = spec.mailboxes().last() else {
-            return Ok(());
-        };
-        let (wanted, found) = (mailbox.maildir(), dovecot.home(&mailbox.address()).await?);
-        if found.as_deref() == wanted.to_str() {
-            return Ok(());
-        }
-        Err(Fault::precondition(format!(
-            "Dovecot has {} for the mailbox {}, not {}",
-            found.unwrap_or_else(|| "no place".to_owned()),
-            mailbox.address(),
-            wanted.display()
-        ))
-        .remedy("let Dovecot's user names keep their domain (auth_username_format)"))
-    }
-
-    /// Waits until nothing of these domains is delivered or read any more.
-    async fn drain(&self, spec: &MailSpec, domains: &BTreeSet<&DomainName>) -> Result<(), Fault> {
-        let (postfix, dovecot) = (self.postfix(), self.dovecot());
-        let roots = spec.roots();
-        let deliveries = postfix.drain(domains, &roots);
-        let sessions = async {
-            if dovecot.version().await?.is_none() || dovecot.master().await?.is_none() {
-                return Ok(());
-            }
-            dovecot.end_sessions(spec).await
-        };
-        tokio::try_join!(deliveries, sessions).map(drop)
-    }
+        dovecot.end_sessions(spec).await
+    };
+    tokio::try_join!(deliveries, sessions).map(drop)
 }
 
 /// A domain belongs to one account.

@@ -8,7 +8,6 @@ use ferry_proto::Fault;
 use ferry_proto::artefact::{Artefact, Kind, Observed};
 use ferry_proto::ids::AccountName;
 
-use super::maps::Dialect;
 use super::standing::{Basis, Gate, MailState, Standing};
 use super::store::{self, Wanted};
 use super::{Mail, maps};
@@ -62,13 +61,14 @@ impl Mail {
     }
 
     async fn hooks(&self) -> Result<Vec<Artefact>, Fault> {
+        let (postfix, dovecot) = (self.postfix(), self.dovecot());
         let mut found = Vec::new();
-        if self.dovecot().is_hooked() {
+        if dovecot.is_hooked() {
             found.push(Artefact::new(Kind::MailHook, DOVECOT));
         }
-        if self.postfix().is_hooked() {
+        if postfix.is_hooked() {
             found.push(Artefact::new(Kind::MailHook, POSTFIX));
-        } else if self.postfix().version().await?.is_some() && self.postfix().is_named().await? {
+        } else if postfix.version().await?.is_some() && postfix.is_named().await? {
             found.push(Artefact::new(Kind::MailHook, POSTFIX).by_hand(format!(
                 "what main.cf and master.cf were before is not kept: take out by hand what names {} or \
                  a service ferry-…",
@@ -83,12 +83,11 @@ impl Mail {
         &self,
         standings: &BTreeMap<AccountName, Standing>,
     ) -> Result<Vec<Artefact>, Fault> {
-        let version = self.dovecot().version().await?;
-        let dialect = version.as_ref().map_or(Dialect::V2_3, |v| v.dialect);
-        let texts = maps::render(standings, dialect, self.config.pass_on_port);
+        let (postfix, dovecot) = (self.postfix(), self.dovecot());
+        let texts = maps::render(standings, dovecot.dialect().await?, self.config.pass_on_port);
         let sides = [
-            (self.postfix().is_hooked(), self.postfix().files(&texts)),
-            (self.dovecot().is_hooked(), self.dovecot().wanted(&texts)),
+            (postfix.is_hooked(), postfix.files(&texts)),
+            (dovecot.is_hooked(), dovecot.wanted(&texts)),
         ];
         store::blocking(move || {
             let mut found = Vec::new();

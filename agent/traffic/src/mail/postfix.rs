@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ferry_proto::Fault;
 use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::maps::Tables;
@@ -29,9 +30,17 @@ const POLL: Duration = Duration::from_millis(20);
 /// The processes that decide where a message goes: with an old table they would still deliver.
 const DECIDERS: &[&str] = &["qmgr", "oqmgr", "trivial-rewrite", "error"];
 
-/// This server's Postfix.
+/// This server's Postfix. What it has said of itself is remembered: one is made for each operation.
 pub(super) struct Postfix<'a> {
     pub config: &'a MailConfig,
+    about: OnceCell<Option<About>>,
+}
+
+/// What does not change while an operation lasts.
+struct About {
+    version: String,
+    /// The directory that all its processes work in.
+    queue: PathBuf,
 }
 
 /// What the hook replaced, kept for its exact removal.
@@ -56,7 +65,11 @@ enum Place {
     Back,
 }
 
-impl Postfix<'_> {
+impl<'c> Postfix<'c> {
+    pub fn new(config: &'c MailConfig) -> Self {
+        Self { config, about: OnceCell::new() }
+    }
+
     fn program<'a>(&'a self, path: &'a Path) -> Program<'a> {
         Program {
             path,
@@ -69,12 +82,30 @@ impl Postfix<'_> {
         self.program(&self.config.programs.postconf)
     }
 
-    /// Its version; none if it is not installed.
-    pub async fn version(&self) -> Result<Option<String>, Fault> {
-        let Some(output) = self.postconf().try_run(&["-h", "mail_version"]).await? else {
-            return Ok(None);
+    /// None: it is not installed.
+    async fn about(&self) -> Result<Option<&About>, Fault> {
+        let ask = async || {
+            let postconf = self.postconf();
+            let said = postconf.try_succeed(&["-hx", "mail_version", "queue_directory"]).await?;
+            let Some(said) = said else { return Ok(None) };
+            let mut lines = said.lines().map(str::trim);
+            match (lines.next(), lines.next()) {
+                (Some(version), Some(queue)) => {
+                    Ok(Some(About { version: version.to_owned(), queue: queue.into() }))
+                }
+                _ => Err(Fault::permanent(format!(
+                    "{} does not tell Postfix's version and queue directory",
+                    postconf.path.display()
+                ))
+                .remedy("look at what postconf mail_version queue_directory says")),
+            }
         };
-        Ok(output.ok().then(|| output.stdout.trim().to_owned()))
+        self.about.get_or_try_init(ask).await.map(Option::as_ref)
+    }
+
+    /// Its version; none if it is not installed.
+    pub async fn version(&self) -> Result<Option<&str>, Fault> {
+        Ok(self.about().await?.map(|about| about.version.as_str()))
     }
 
     /// A parameter's value with all others put in.
@@ -83,13 +114,14 @@ impl Postfix<'_> {
     }
 
     /// Where its queue is: the directory that all its processes work in.
-    pub async fn queue_directory(&self) -> Result<PathBuf, Fault> {
-        self.value("queue_directory").await.map(PathBuf::from)
+    pub async fn queue_directory(&self) -> Result<&Path, Fault> {
+        let about = self.about().await?.ok_or_else(|| self.postconf().absent())?;
+        Ok(&about.queue)
     }
 
     /// The master process, if it runs.
     pub async fn master(&self) -> Result<Option<Process>, Fault> {
-        Self::master_of(&self.queue_directory().await?)
+        Self::master_of(self.queue_directory().await?)
     }
 
     fn master_of(queue: &Path) -> Result<Option<Process>, Fault> {
@@ -180,15 +212,19 @@ impl Postfix<'_> {
 
     /// The lines of the hook that are not in master.cf.
     async fn missing_services(&self) -> Result<Vec<String>, Fault> {
-        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let mut missing = Vec::new();
-        for (name, wanted) in self.services() {
-            let there = self.postconf().run(&["-M", &format!("{name}/unix")]).await?;
-            if words(&there.stdout) != words(&wanted) {
-                missing.push(format!("{name}/unix={wanted}"));
-            }
-        }
-        Ok(missing)
+        let there = self.served().await?;
+        let mut wanted = Vec::from(self.services());
+        wanted.retain(|(_, line)| !there.contains(&words(line)));
+        Ok(wanted.into_iter().map(|(name, line)| format!("{name}/unix={line}")).collect())
+    }
+
+    /// What master.cf has under the names of the hook's services.
+    async fn served(&self) -> Result<Vec<String>, Fault> {
+        let names = self.services().map(|(name, _)| format!("{name}/unix"));
+        let mut args = vec!["-M"];
+        args.extend(names.iter().map(String::as_str));
+        // What it does not have is only a warning to postconf.
+        Ok(entries(&self.postconf().succeed(&args).await?))
     }
 
     /// What main.cf itself says, raw.
@@ -270,11 +306,7 @@ impl Postfix<'_> {
     pub async fn is_named(&self) -> Result<bool, Fault> {
         let ours = self.config.state_dir.display().to_string();
         let named = self.explicit().await?.values().any(|value| value.contains(&ours));
-        let mut served = false;
-        for (name, _) in self.services() {
-            served |= self.has_service(&format!("{name}/unix")).await?;
-        }
-        Ok(named || served)
+        Ok(named || !self.served().await?.is_empty())
     }
 
     /// Whether the hook is in main.cf and master.cf.
@@ -361,13 +393,21 @@ impl Postfix<'_> {
         lock.change(move || paths.iter().try_for_each(|path| store::remove(path))).await
     }
 
+    /// [`Postfix::reload`], where Postfix knows the tables and there is one.
+    pub async fn reload_hooked(&self) -> Result<bool, Fault> {
+        if !self.is_hooked() || self.version().await?.is_none() {
+            return Ok(false);
+        }
+        self.reload().await
+    }
+
     /// Makes Postfix read its tables again, and waits until no process decides by the old ones.
     /// Whether it runs. If not, it reads the tables when it starts; what a master that was killed has
     /// left behind ends by itself.
     pub async fn reload(&self) -> Result<bool, Fault> {
         let queue = self.queue_directory().await?;
-        let before = procs::at_work(&queue, DECIDERS);
-        let is_running = Self::master_of(&queue)?.is_some();
+        let before = procs::at_work(queue, DECIDERS);
+        let is_running = Self::master_of(queue)?.is_some();
         if is_running {
             self.program(&self.config.programs.postfix)
                 .change("service.postfix.reload", &["reload"])
@@ -404,6 +444,27 @@ impl Postfix<'_> {
     }
 }
 
+/// Its words, whatever is between them.
+fn words(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The entries of master.cf, each in one line. A line that begins with a blank goes on with the one before
+/// it: master(5).
+fn entries(text: &str) -> Vec<String> {
+    let mut entries: Vec<String> = Vec::new();
+    for line in text.lines() {
+        match entries.last_mut() {
+            Some(entry) if line.starts_with([' ', '\t']) => {
+                entry.push(' ');
+                entry.push_str(&words(line));
+            }
+            _ => entries.push(words(line)),
+        }
+    }
+    entries
+}
+
 /// A value of main.cf without one of its parts.
 fn without(value: &str, part: &str) -> String {
     let rest = value.replacen(part, "", 1);
@@ -412,7 +473,14 @@ fn without(value: &str, part: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::without;
+    use super::{entries, without};
+
+    #[test]
+    fn an_entry_of_master_cf_may_take_several_lines() {
+        let text = "smtp  inet n - y\n    -o a=b\n\t-o c=d\nretry unix  - -\n";
+        assert_eq!(entries(text), ["smtp inet n - y -o a=b -o c=d", "retry unix - -"]);
+        assert!(entries("").is_empty());
+    }
 
     #[test]
     fn a_part_is_taken_out_wherever_it_is() {

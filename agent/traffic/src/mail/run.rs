@@ -108,7 +108,7 @@ impl Program<'_> {
         self.try_run(args).await?.ok_or_else(|| self.absent())
     }
 
-    fn absent(&self) -> Fault {
+    pub fn absent(&self) -> Fault {
         Fault::precondition(format!("{} is not installed", self.path.display()))
             .remedy("install Postfix and Dovecot on this server")
     }
@@ -118,9 +118,17 @@ impl Program<'_> {
     /// # Errors
     /// As [`Program::run`], and when it fails.
     pub async fn succeed(&self, args: &[&str]) -> Result<String, Fault> {
-        let output = self.run(args).await?;
+        self.try_succeed(args).await?.ok_or_else(|| self.absent())
+    }
+
+    /// [`Program::succeed`]; none: it is not installed.
+    ///
+    /// # Errors
+    /// As [`Program::try_run`], and when it fails.
+    pub async fn try_succeed(&self, args: &[&str]) -> Result<Option<String>, Fault> {
+        let Some(output) = self.try_run(args).await? else { return Ok(None) };
         if output.ok() {
-            return Ok(output.stdout);
+            return Ok(Some(output.stdout));
         }
         let mut fault = Fault::permanent(format!(
             "{} {} failed with {}",
