@@ -187,7 +187,7 @@ async fn a_server_without_mail_programs_is_told_apart() {
 #[tokio::test]
 async fn a_dovecot_without_users_is_asked_for_none() {
     let host = Host::start("nousers", Provider::Empty);
-    host.take_userdbs_away();
+    host.take_users_away();
     let seen = host.mail.inspect(&host.spec()).await.expect("inspected");
     assert!(seen.dovecot.is_some_and(|dovecot| dovecot.running));
     host.mail.fence(&host.spec()).await.expect("fenced");

@@ -332,11 +332,12 @@ impl<'c> Dovecot<'c> {
         Ok((files, others))
     }
 
-    /// What `doveadm user` says; none if there is no userdb. Without one Dovecot's authentication ends as
-    /// soon as it starts, so that nobody can log in, and who asks it waits without an answer.
+    /// What `doveadm user` says; none if there is no passdb. Without one Dovecot's authentication ends as
+    /// soon as it starts, so that nobody can log in, and who asks it fails for the time being or waits
+    /// without an answer.
     async fn user(&self, args: &[&str]) -> Result<Option<Output>, Fault> {
-        // The hook has some.
-        if !self.is_hooked() && !self.databases().await?.iter().any(|b| b.kind == "userdb") {
+        // The hook has one.
+        if !self.is_hooked() && !self.databases().await?.iter().any(|b| b.kind == "passdb") {
             return Ok(None);
         }
         self.doveadm().run(&[&["user"], args].concat()).await.map(Some)

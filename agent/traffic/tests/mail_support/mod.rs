@@ -287,11 +287,11 @@ impl Host {
         self.await_port(IMAP);
     }
 
-    /// Somebody has taken its user databases away.
-    pub fn take_userdbs_away(&self) {
+    /// Somebody has taken its databases of passwords and users away.
+    pub fn take_users_away(&self) {
         let path = self.path("dovecot/dovecot.conf");
         let text = std::fs::read_to_string(&path).expect("read");
-        let kept = text.split_once("userdb").expect("it has some, and nothing behind them").0;
+        let kept = text.split_once("passdb").expect("it has some, and nothing behind them").0;
         std::fs::write(&path, kept).expect("written");
         self.stop_dovecot();
         self.start_dovecot();
