@@ -195,3 +195,19 @@ async fn a_dovecot_without_users_is_asked_for_none() {
     host.mail.remove_hooks(false).await.expect("the hooks are out again");
     assert!(!host.config.dovecot_snippet.exists());
 }
+
+#[tokio::test]
+async fn a_hold_that_a_broken_postfix_goes_on_with_is_told_until_it_is_lifted() {
+    let host = Host::start("broken", Provider::Virtual);
+    host.mail.fence(&host.spec()).await.expect("fenced");
+    let main_cf = host.path("postfix/main.cf");
+    let good = std::fs::read_to_string(&main_cf).expect("read");
+    std::fs::write(&main_cf, format!("{good}somebody began a line here\n")).expect("written");
+    let fault = host.mail.release(&host.spec()).await.expect_err("its processes hold mail still");
+    assert!(fault.message.contains("postconf"), "{fault}");
+    std::fs::write(&main_cf, good).expect("written");
+    host.mail.release(&host.spec()).await.expect("released");
+    let answer = host.send("alice@shop.example", "after all");
+    assert!(answer.starts_with("250"), "{answer}");
+    host.await_subject("shop.example", "alice", "after all");
+}

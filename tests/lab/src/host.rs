@@ -174,11 +174,23 @@ impl Host {
 
     /// Reboots it in good order and waits until it is up again.
     pub fn reboot(&self) -> Result<Health> {
+        let before = self.begin_reboot()?;
+        self.await_reboot(before, BOOT_LIMIT)
+    }
+
+    /// Asks it to reboot in good order. Tells the process that is number 1 until then.
+    pub fn begin_reboot(&self) -> Result<u32> {
         let before = self.leader()?;
         self.exec(&["systemctl", "--no-block", "reboot"])?.ok()?;
-        wait::until(&format!("{} to go down", self.name()), BOOT_LIMIT, || {
+        Ok(before)
+    }
+
+    /// Waits until it is up again after [`Host::begin_reboot`]; it may take so long to go down.
+    pub fn await_reboot(&self, before: u32, limit: Duration) -> Result<Health> {
+        wait::until(&format!("{} to go down", self.name()), limit, || {
             Ok(self.leader().is_ok_and(|leader| leader != before).then_some(()))
-        })?;
+        })
+        .with_context(|| self.still_there())?;
         self.wait_booted()
     }
 
@@ -188,6 +200,17 @@ impl Host {
         wait::until(&format!("{} to be off", self.name()), BOOT_LIMIT, || {
             Ok((!self.cgroup.is_populated()).then_some(()))
         })
+        .with_context(|| self.still_there())
+    }
+
+    /// Its processes, for whoever waits in vain for it to go down: number, name and state (proc(5)).
+    fn still_there(&self) -> String {
+        let process = |pid: u32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            Some(stat.split(' ').take(3).collect::<Vec<_>>().join(" "))
+        };
+        let processes: Vec<String> = self.pids().into_iter().filter_map(process).collect();
+        format!("still there: {}", processes.join(", "))
     }
 
     /// Ends all its processes at once, as when the power fails. What programs had written is on

@@ -16,9 +16,9 @@ use crate::journey::place;
 use crate::sample::Sample;
 use crate::visitors::{Log, Tour, Visitors, certificate};
 
-/// Requests a second of those who come as ever: a third of a second is what an outage is known to. They are half
+/// Requests a second of those who come as ever: half a second is what an outage is known to. They are nearly half
 /// of what a case costs: each logs in to both databases.
-const RATE: u32 = 3;
+const RATE: u32 = 2;
 /// Of those who come straight to the other server.
 const STRAIGHT: u32 = 1;
 /// So many answers show that they are answered.

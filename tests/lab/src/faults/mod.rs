@@ -22,6 +22,7 @@ pub mod promises;
 mod report;
 mod strike;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
@@ -55,6 +56,9 @@ pub struct Options {
     /// Of the scenario faults: with --all, leave out what has passed since the last run without --resume
     #[arg(long)]
     pub resume: bool,
+    /// Of the scenario faults: leave out the cases that this file lists, as passed.txt of another run does
+    #[arg(long, value_name = "FILE", conflicts_with = "cases")]
+    pub without: Option<PathBuf>,
     /// Of the scenario faults: play on so many labs side by side
     #[arg(long, value_name = "N", value_parser = labs)]
     pub labs: Option<usize>,
@@ -66,9 +70,9 @@ pub struct Options {
 impl Options {
     /// Whether anything was said.
     pub fn is_given(&self) -> bool {
-        let Options { seed, part, cases, resume, labs, list } = self;
+        let Options { seed, part, cases, resume, without, labs, list } = self;
         let said = seed.is_some() || part.is_some() || !cases.is_empty() || labs.is_some();
-        said || *resume || *list
+        said || without.is_some() || *resume || *list
     }
 }
 
@@ -95,6 +99,7 @@ pub fn run(options: &Options, all: bool, keep: bool) -> Result<Counts> {
     let labs = options.labs.unwrap_or(1);
     ensure!(all || !options.resume, "--resume goes on with a run of --all: add that");
     ensure!(!keep || labs == 1, "with --keep one lab alone is played on: leave out --labs");
+    let without = options.without.as_deref().map(passed::listed).transpose()?.unwrap_or_default();
     let mut matrix = Matrix::raise(labs, keep)?;
     let (mut chosen, mut count) = (options.cases.clone(), 0);
     if chosen.is_empty() {
@@ -106,6 +111,7 @@ pub fn run(options: &Options, all: bool, keep: bool) -> Result<Counts> {
         if let Some(part) = options.part {
             chosen = part.of(chosen);
         }
+        chosen.retain(|case| !without.contains(&case.to_string()));
         if all && !options.list {
             chosen = matrix.remember(chosen, options.resume)?;
         }
@@ -127,7 +133,7 @@ pub fn run(options: &Options, all: bool, keep: bool) -> Result<Counts> {
 pub fn only_with_faults(options: &Options, names: &[String]) -> Result<()> {
     if options.is_given() && names != ["faults"] {
         bail!(
-            "--seed, --part, --case, --resume, --labs and --list belong to `cargo lab test faults`"
+            "--seed, --part, --case, --resume, --without, --labs and --list belong to `cargo lab test faults`"
         );
     }
     Ok(())

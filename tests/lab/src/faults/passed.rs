@@ -12,7 +12,9 @@ use aws_lc_rs::digest;
 use super::cases::Case;
 use crate::build::Build;
 
-/// The file: the programs' hash in the first line, then a case in each.
+/// The file: the programs' hash in the first line behind this, then a case in each.
+const PROGRAMS_ARE: &str = "# programs ";
+/// Its name.
 const FILE: &str = "passed.txt";
 /// What has failpoints. The hash is of these.
 const PROGRAMS: [&str; 3] = ["ferry-agent", "ferry-redirector", "ferry-controller"];
@@ -35,6 +37,17 @@ pub fn programs(build: &Build) -> Result<String> {
     Ok(hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// The cases that a file lists, one in a line; a line may be empty, or a remark behind `#`.
+pub fn listed(path: &Path) -> Result<BTreeSet<String>> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let lines = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
+    let case = |line: &str| {
+        let case: Case = line.parse().with_context(|| format!("in {}", path.display()))?;
+        Ok(case.to_string())
+    };
+    lines.map(case).collect()
+}
+
 impl Passed {
     /// What was noted in `place` of these programs, if that run is to be gone on with; else nothing.
     pub fn open(place: &Path, build: &Build, resume: bool) -> Result<Passed> {
@@ -48,12 +61,12 @@ impl Passed {
         let path = place.join(FILE);
         let before = fs::read_to_string(&path).unwrap_or_default();
         let mut lines = before.lines();
-        let same = resume && lines.next() == Some(hash);
+        let same = resume && lines.next().and_then(|l| l.strip_prefix(PROGRAMS_ARE)) == Some(hash);
         let cases = lines.filter(|_| same).map(str::to_owned).collect();
         let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
         if !same {
             file.set_len(0)?;
-            writeln!(file, "{hash}")?;
+            writeln!(file, "{PROGRAMS_ARE}{hash}")?;
         }
         Ok(Passed { cases, file })
     }
@@ -93,5 +106,16 @@ mod tests {
         open("abc", true).note(&case(1)).unwrap();
         assert!(!open("abc", false).contains(&case(1)));
         assert!(!open("abc", true).contains(&case(1)));
+    }
+
+    #[test]
+    fn what_has_passed_elsewhere_is_read_and_what_is_no_case_refused() {
+        let place = tempfile::tempdir().unwrap();
+        Passed::of(place.path(), "abc", false).unwrap().note(&case(1)).unwrap();
+        let path = place.path().join(FILE);
+        assert_eq!(listed(&path).unwrap(), BTreeSet::from([case(1).to_string()]));
+        fs::write(&path, "no case\n").unwrap();
+        assert!(listed(&path).is_err());
+        assert!(listed(&place.path().join("absent")).is_err());
     }
 }

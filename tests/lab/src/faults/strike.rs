@@ -171,14 +171,10 @@ fn is_stopped(process: Pid) -> bool {
 }
 
 fn reboot(host: &Host, held: Held) -> Result<()> {
-    let before = host.leader()?;
-    host.exec(&["systemctl", "--no-block", "reboot"])?.ok()?;
+    let before = host.begin_reboot()?;
     held.go();
     let begun = Instant::now();
-    wait::until(&format!("{} to go down", host.name()), DOWN, || {
-        Ok(host.leader().is_ok_and(|leader| leader != before).then_some(()))
-    })?;
-    host.wait_booted()
+    host.await_reboot(before, DOWN)
         .map(drop)
         .with_context(|| format!("{} s after the reboot", begun.elapsed().as_secs()))
 }
