@@ -250,6 +250,31 @@ async fn a_load_cut_off_at_any_moment_is_repeated() {
     assert_eq!(differences(&*source, &*target, &spec).await, Vec::<String>::new());
 }
 
+/// Whoever loads is let in for that alone: a copy that was cut off is as closed as one that was loaded.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_that_is_cut_off_leaves_the_copy_closed() {
+    let (a, b) = (source(), Postgres::start());
+    let (source, target, spec) = (a.engine(), b.engine(), shop());
+    let record = source.record(&spec, None).await.expect("recorded");
+    let created = target.provision(&spec, &record, Existing::Refuse).await.expect("provisioned");
+    let mut stream = Vec::new();
+    let database = "shop".parse().expect("a name");
+    source.dump(&spec, &database, &mut stream, &|_| ()).await.expect("dumped");
+    load(&*target, &record, &stream[..stream.len() / 2]).await.expect_err("broken off");
+    assert!(target.is_fenced(&spec).await.expect("looked"), "after a lost link");
+    // A killed agent leaves what it was at to whoever undoes it.
+    let left = "SELECT rolname FROM pg_roles WHERE rolname LIKE 'ferry%'";
+    assert_eq!(b.run("postgres", left), "", "nobody is left who loads");
+    let temporary = format!("ferry_load_{}", &blake3::hash(b"shop").to_hex()[..16]);
+    b.run("postgres", "ALTER DATABASE shop CONNECTION LIMIT 4");
+    b.run("postgres", &format!("CREATE ROLE {temporary} LOGIN"));
+    b.run("postgres", &format!("GRANT CONNECT ON DATABASE shop TO {temporary}"));
+    assert!(!target.is_fenced(&spec).await.expect("looked"));
+    target.deprovision(&spec, &Provisioned::default()).await.expect("undone");
+    assert!(target.is_fenced(&spec).await.expect("looked"), "after a killed agent");
+    target.drop_closed(&spec, &created).await.expect("it can be erased");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn taken_names_are_refused_and_undo_takes_only_its_own() {
     let (a, b) = (source(), Postgres::start());

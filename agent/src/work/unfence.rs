@@ -159,7 +159,12 @@ async fn end(agent: &Arc<Agent>, account: &mut Account) -> Result<(), Fault> {
     *ending = true;
     account.served_again_unix_ms = Some(unix_ms());
     let passed = deadline.has_passed();
-    let before = std::mem::replace(deadline, Deadline::after(Duration::ZERO)?);
+    let before = deadline.clone();
+    // Where it cannot be told which boot this is, as without a free descriptor, the old one stays: visitors
+    // may wait longer for a database that lets nobody in, but the account is taken back.
+    if let Ok(now) = Deadline::after(Duration::ZERO) {
+        *deadline = now;
+    }
     match agent.set_account(&name, Some(account.clone())).await {
         // Past the deadline a commit is refused in any case: a disk that is full or broken does not
         // keep the account from being served. Unless a commit was tried, and that disk may hold it:

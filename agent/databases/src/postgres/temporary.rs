@@ -60,14 +60,33 @@ pub(super) async fn admit(
     session.run("the temporary role cannot be let in or out", &sql).await
 }
 
-/// Drops the role, ends its connections, and gives what it still owns or may do away.
+/// Drops the role, ends its connections, gives what it still owns or may do away, and closes the databases that
+/// it was let into: it is there only while the account is closed, and whoever let it in may not have come to
+/// let it out.
 pub(super) async fn drop_role(
     config: &PostgresqlConfig,
     session: &Session,
     spec: &Spec,
 ) -> Result<(), Fault> {
     let list = text_list(spec.databases.iter().map(|d| d.as_str()));
+    close(session, spec, &list).await?;
     drop_named(config, session, &name(spec), &format!("datname IN {list}")).await
+}
+
+/// Closes what of the account's databases in `list` the role may enter.
+async fn close(session: &Session, spec: &Spec, list: &str) -> Result<(), Fault> {
+    let what = "what the temporary role was let into cannot be closed";
+    let sql = format!(
+        "SELECT d.datname FROM pg_database d CROSS JOIN LATERAL aclexplode(d.datacl) a \
+         JOIN pg_roles r ON r.oid = a.grantee WHERE d.datname IN {list} \
+         AND d.datconnlimit NOT IN (0, {INVALID}) AND r.rolname = {} AND a.privilege_type = 'CONNECT'",
+        text(&name(spec))
+    );
+    for row in session.rows(what, &sql).await? {
+        let sql = format!("ALTER DATABASE {} CONNECTION LIMIT 0", ident(&row.text(0)));
+        session.run(what, &sql).await?;
+    }
+    Ok(())
 }
 
 /// The same for the role of this name, which may have been in the databases that `within` selects.
