@@ -60,9 +60,8 @@ pub(super) async fn admit(
     session.run("the temporary role cannot be let in or out", &sql).await
 }
 
-/// Drops the role, ends its connections, gives what it still owns or may do away, and closes the databases that
-/// it was let into: it is there only while the account is closed, and whoever let it in may not have come to
-/// let it out.
+/// Closes the databases that the role was let into, then drops it as [`drop_named`]: it is there only while the
+/// account is closed, and whoever let it in may not have come to let it out.
 pub(super) async fn drop_role(
     config: &PostgresqlConfig,
     session: &Session,
@@ -89,7 +88,8 @@ async fn close(session: &Session, spec: &Spec, list: &str) -> Result<(), Fault> 
     Ok(())
 }
 
-/// The same for the role of this name, which may have been in the databases that `within` selects.
+/// Drops the role of this name, which may have been in the databases that `within` selects: ends its
+/// connections, and gives away what it still owns or may do.
 pub(super) async fn drop_named(
     config: &PostgresqlConfig,
     session: &Session,
