@@ -18,6 +18,8 @@ use crate::{checker, sample, wait};
 const LOOK: Duration = Duration::from_secs(60);
 /// How long the firewall's rules may be gone.
 const RULES: Duration = Duration::from_secs(20);
+/// How long mail from the host itself may be under way to the server that serves the account.
+const PASSED_ON: Duration = Duration::from_secs(60);
 
 /// Root's own services that restart the account's processes: one is there before the fence, one comes
 /// later.
@@ -186,8 +188,25 @@ fn suffer(client: &Host, what: &str, blow: &str) -> Result<()> {
     client.sh(blow)?;
     let open = doors(client)?;
     ensure!(open.is_empty(), "{what}: {open}\n{}", fleet::journal(client, "ferry-agent", 40));
+    await_passed_on(client)?;
     say(format!("stays closed: {what}"));
     Ok(())
+}
+
+/// Nothing of what the doors were tried with is under way. A Postfix that is restarted before it hears that
+/// its mail was taken sends it once more: SMTP has no way to tell (RFC 1047), with Ferry or without.
+fn await_passed_on(client: &Host) -> Result<()> {
+    wait::until("mail from the host itself to be passed on or deferred", PASSED_ON, || {
+        let queued = client.exec(&["postqueue", "-j"])?.ok()?;
+        let waits =
+            |mail: &str| ["deferred", "hold"].iter().any(|q| mail.contains(&names_queue(q)));
+        Ok(queued.lines().all(waits).then_some(()))
+    })
+}
+
+/// What a line of `postqueue -j` has if its message is in this queue.
+fn names_queue(queue: &str) -> String {
+    format!("\"queue_name\": \"{queue}\"")
 }
 
 /// What is open.
