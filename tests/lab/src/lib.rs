@@ -25,6 +25,7 @@ pub mod state;
 pub mod wait;
 
 // Ferry on the hosts, and what is done with it.
+pub mod answered;
 pub mod bench;
 pub mod checker;
 pub mod checks;

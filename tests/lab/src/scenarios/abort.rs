@@ -9,7 +9,7 @@ use ferry_proto::view::{JobPhase, JobView, StepPhase};
 use crate::fleet::Fleet;
 use crate::journey;
 use crate::stage::Stage;
-use crate::{checker, sample, wait};
+use crate::{answered, checker, sample, wait};
 
 /// How long a move may take to its fence, and an abort to its end.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -36,7 +36,7 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     let log = visitors.stop()?;
     let verdict = checker::check(&log, &journey::settled(&fleet, client, &log)?, &["client"]);
     verdict.expect_clean()?;
-    ensure!(verdict.failed.is_empty(), "visitors failed: {:?}", verdict.failed);
+    answered::expect(&log, &[&job])?;
     let left = transit.sh(
         "getent passwd demo || :; ls -d /home/demo /etc/nginx/*/*demo* /etc/php/*/fpm/pool.d/*demo* \
              /etc/ferry/aside/*demo* /etc/ferry/certificates/*demo* 2>/dev/null || :

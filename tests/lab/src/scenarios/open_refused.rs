@@ -9,7 +9,7 @@ use ferry_proto::view::JobPhase;
 use crate::host::Host;
 use crate::progress::say;
 use crate::stage::Stage;
-use crate::{checker, journey, sample};
+use crate::{answered, checker, journey, sample};
 
 /// Breaks the web server's configuration while the target looks whether it can open: the second time
 /// that the sites are rehearsed, the first being before the commit. Mends it once the refusal is recorded:
@@ -49,7 +49,7 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     let log = visitors.log()?;
     let verdict = checker::check(&log, &journey::settled(&fleet, client, &log)?, &["client"]);
     verdict.expect_clean()?;
-    ensure!(verdict.failed.is_empty(), "visitors failed: {:?}", verdict.failed);
+    answered::expect(&log, &[&job])?;
     say(format!("refused, and checked on client: {verdict}"));
 
     fleet.ferry(journey::THERE.argv)?.ok().with_context(|| fleet.journals())?;

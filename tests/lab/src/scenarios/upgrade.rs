@@ -15,7 +15,7 @@ use crate::host::Host;
 use crate::journey;
 use crate::progress::say;
 use crate::stage::Stage;
-use crate::{build, checker, sample, wait};
+use crate::{answered, build, checker, sample, wait};
 
 /// How long a move may take to the moment that is meant, and to its end.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -49,8 +49,8 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     let job = fleet.last_job(sample::ACCOUNT)?;
     ensure!(is_copied_ahead(&job), "the upgrade did not come while the account was copied ahead");
     client.sh("nft delete table inet slow")?;
-    let job = ended(&fleet)?;
-    ensure!(job.phase == JobPhase::Done, "the move is {}: {}", job.phase, job.advice);
+    let there = ended(&fleet)?;
+    ensure!(there.phase == JobPhase::Done, "the move is {}: {}", there.phase, there.advice);
     visitors.await_server("transit")?;
 
     later[1].install(&fleet, "while visitors are passed on")?;
@@ -59,8 +59,8 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     let upgraded = inside_the_fence(&fleet, client, &later[2]);
     client.sh("systemctl kill -s CONT mariadb")?;
     upgraded.with_context(|| fleet.journals())?;
-    let job = ended(&fleet)?;
-    ensure!(job.phase == JobPhase::Done, "the rollback is {}: {}", job.phase, job.advice);
+    let back = ended(&fleet)?;
+    ensure!(back.phase == JobPhase::Done, "the rollback is {}: {}", back.phase, back.advice);
     visitors.await_server("client")?;
     visitors.await_answers(100)?;
 
@@ -69,12 +69,7 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     let verdict = checker::check(&log, &journey::settled(&fleet, client, &log)?, &owners);
     say(format!("in the end: {verdict}"));
     verdict.expect_clean()?;
-    ensure!(
-        verdict.failed.is_empty(),
-        "visitors failed: {:?}\n{}",
-        verdict.failed,
-        fleet.journals()
-    );
+    answered::expect(&log, &[&there, &back]).with_context(|| fleet.journals())?;
     ensure!(
         SERVERS.map(|name| redirector(&fleet, name).ok()) == redirectors.map(Result::ok),
         "an upgrade restarted the redirector, through which visitors are passed on"

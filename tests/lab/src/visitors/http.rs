@@ -23,7 +23,7 @@ use tokio_rustls::rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
 };
 
-use super::log::{Kind, Outcome};
+use super::log::{Kind, Outcome, SILENT};
 
 /// The largest head or body that is read.
 const LIMIT: usize = 64 << 10;
@@ -311,7 +311,7 @@ async fn head(stream: &mut BufReader<Box<dyn Stream>>) -> Result<String, Unanswe
         let byte = stream.read_u8().await;
         head.push(byte.map_err(|e| {
             if head.is_empty() {
-                Unanswered::Silent("closed without an answer".to_owned())
+                Unanswered::Silent(SILENT.to_owned())
             } else {
                 Unanswered::Other(format!("cut: {}", e.kind()))
             }

@@ -27,6 +27,9 @@ pub enum Kind {
     Mail,
 }
 
+/// The word on a connection that was closed before one byte of an answer came.
+pub const SILENT: &str = "closed without an answer";
+
 /// What became of a visit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 use tokio::time::MissedTickBehavior;
 
 pub use child::{Tour, Visitors, certificate};
-pub use log::{Kind, Log, Outcome, Visit, now_us};
+pub use log::{Kind, Log, Outcome, SILENT, Visit, now_us};
 
 use http::Client;
 use log::Writer;

@@ -1,0 +1,75 @@
+//! Which requests a fence may leave without an answer: those that were being answered as it began, and for
+//! longer than its grace. Everybody else is held, and answered.
+
+use anyhow::{Result, ensure};
+use ferry_proto::view::JobView;
+
+use crate::visitors::{Log, Outcome, SILENT, Visit};
+
+/// The grace of a fence, microseconds: its default (docs/cutover.md).
+const GRACE_US: i64 = 1_000_000;
+
+/// Fails if a request of the web was left without an answer, but for those that the grace of a fence of
+/// these jobs cut off: how long a busy machine takes for an answer is not the fence's to say.
+pub fn expect(log: &Log, jobs: &[&JobView]) -> Result<()> {
+    let fences: Vec<(i64, i64)> = jobs.iter().filter_map(|job| fence(job)).collect();
+    let failed = log.visits.iter().filter(|visit| visit.is_web() && visit.is_failed());
+    let left: Vec<String> = failed
+        .filter(|visit| !fences.iter().any(|fence| is_cut_off(visit, *fence)))
+        .map(|visit| told(visit, &fences))
+        .collect();
+    ensure!(left.is_empty(), "visitors failed: {}", left.join("; "));
+    Ok(())
+}
+
+/// From when to when a job's account was being fenced, Unix microseconds.
+fn fence(job: &JobView) -> Option<(i64, i64)> {
+    let step = job.steps.iter().find(|step| step.name == "fence")?;
+    Some((step.started_unix_ms? * 1000, step.ended_unix_ms? * 1000))
+}
+
+/// One that came after the fence's beginning is held, so that nothing cuts it off within this step.
+fn is_cut_off(visit: &Visit, (from, to): (i64, i64)) -> bool {
+    let lasted = visit.ended_us - visit.began_us;
+    visit.outcome == Outcome::Failed(SILENT.to_owned())
+        && lasted >= GRACE_US
+        && visit.ended_us >= from + GRACE_US
+        && visit.ended_us <= to
+}
+
+fn told(visit: &Visit, fences: &[(i64, i64)]) -> String {
+    let ms = |us: i64| us / 1000;
+    let since = |(from, to): &(i64, i64)| {
+        let began = ms(visit.began_us - from);
+        format!(", {began} ms after the beginning of a fence that took {} ms", ms(to - from))
+    };
+    let (id, kind) = (&visit.id, visit.kind);
+    let lasted = ms(visit.ended_us - visit.began_us);
+    let since: String = fences.iter().map(since).collect();
+    format!("{id} ({kind:?}): {:?} after {lasted} ms{since}", visit.outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::visitors::Kind;
+
+    #[test]
+    fn only_what_was_answered_for_longer_than_the_grace_may_be_cut_off() {
+        let second = 1_000_000;
+        let fence = (10 * second, 14 * second);
+        let visit = |began: i64, ended: i64, why: &str| Visit {
+            id: "v-1".to_owned(),
+            kind: Kind::Https,
+            began_us: began,
+            ended_us: ended,
+            outcome: Outcome::Failed(why.to_owned()),
+        };
+        let cut = |began, ended, why| is_cut_off(&visit(began, ended, why), fence);
+        assert!(cut(9 * second, 11 * second, SILENT));
+        assert!(!cut(9 * second, 11 * second, "status 502: nginx"));
+        assert!(!cut(8 * second, 9 * second, SILENT), "before the fence");
+        assert!(!cut(10 * second + second / 2, 11 * second, SILENT), "within the grace");
+        assert!(!cut(9 * second, 15 * second, SILENT), "after the fence: it was held");
+    }
+}
