@@ -152,6 +152,8 @@ fn finds_what_is_open(moved: &Host) -> Result<()> {
 }
 
 fn plant_and_remove(host: &Host) -> Result<()> {
+    // A running agent takes rules away that it knows nothing of whenever it looks at its own.
+    host.sh("systemctl stop ferry-agent")?;
     for (plant, ..) in PLANTED {
         host.sh(plant)?;
     }
@@ -171,5 +173,6 @@ fn plant_and_remove(host: &Host) -> Result<()> {
     for (_, kind, gone) in PLANTED {
         host.sh(gone).with_context(|| format!("{kind} is still there"))?;
     }
+    host.sh("systemctl start ferry-agent")?;
     clean("after --remove", host)
 }
