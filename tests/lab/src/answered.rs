@@ -2,7 +2,7 @@
 //! longer than its grace. Everybody else is held, and answered.
 
 use anyhow::{Result, ensure};
-use ferry_proto::view::JobView;
+use ferry_proto::view::{JobView, StepView};
 
 use crate::visitors::{Log, Outcome, SILENT, Visit};
 
@@ -12,7 +12,7 @@ const GRACE_US: i64 = 1_000_000;
 /// Fails if a request of the web was left without an answer, but for those that the grace of a fence of
 /// these jobs cut off: how long a busy machine takes for an answer is not the fence's to say.
 pub fn expect(log: &Log, jobs: &[&JobView]) -> Result<()> {
-    let fences: Vec<(i64, i64)> = jobs.iter().filter_map(|job| fence(job)).collect();
+    let fences: Vec<(i64, i64)> = jobs.iter().filter_map(|job| fence(&job.steps)).collect();
     let failed = log.visits.iter().filter(|visit| visit.is_web() && visit.is_failed());
     let left: Vec<String> = failed
         .filter(|visit| !fences.iter().any(|fence| is_cut_off(visit, *fence)))
@@ -22,10 +22,12 @@ pub fn expect(log: &Log, jobs: &[&JobView]) -> Result<()> {
     Ok(())
 }
 
-/// From when to when a job's account was being fenced, Unix microseconds.
-fn fence(job: &JobView) -> Option<(i64, i64)> {
-    let step = job.steps.iter().find(|step| step.name == "fence")?;
-    Some((step.started_unix_ms? * 1000, step.ended_unix_ms? * 1000))
+/// From when to when an account was being fenced, Unix microseconds: until the step after it began, for the
+/// end of the fence's own is told anew when it is undone.
+fn fence(steps: &[StepView]) -> Option<(i64, i64)> {
+    let at = steps.iter().position(|step| step.name == "fence")?;
+    let to = steps.get(at + 1)?.started_unix_ms?;
+    Some((steps[at].started_unix_ms? * 1000, to * 1000))
 }
 
 /// One that came after the fence's beginning is held, so that nothing cuts it off within this step.
@@ -51,6 +53,8 @@ fn told(visit: &Visit, fences: &[(i64, i64)]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use ferry_proto::view::StepPhase;
+
     use super::*;
     use crate::visitors::Kind;
 
@@ -71,5 +75,26 @@ mod tests {
         assert!(!cut(8 * second, 9 * second, SILENT), "before the fence");
         assert!(!cut(10 * second + second / 2, 11 * second, SILENT), "within the grace");
         assert!(!cut(9 * second, 15 * second, SILENT), "after the fence: it was held");
+    }
+    #[test]
+    fn a_fence_ends_where_the_next_step_begins_also_if_it_was_undone() {
+        let step = |name: &str, started: Option<i64>, ended: Option<i64>| StepView {
+            name: name.to_owned(),
+            title: String::new(),
+            server: "client".parse().unwrap(),
+            phase: StepPhase::Undone,
+            attempts: 1,
+            started_unix_ms: started,
+            ended_unix_ms: ended,
+            receipt: None,
+            fault: None,
+            undo_fault: None,
+            progress: None,
+        };
+        let (before, fenced) = (step("arm", Some(1), Some(5)), step("fence", Some(5), Some(60)));
+        let next = |started| step("final_pass", started, None);
+        assert_eq!(fence(&[before.clone(), fenced.clone(), next(Some(9))]), Some((5_000, 9_000)));
+        assert_eq!(fence(&[before.clone(), fenced, next(None)]), None);
+        assert_eq!(fence(&[before]), None);
     }
 }
