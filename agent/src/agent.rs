@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ferry_databases::{Availability, Engine, MariadbConfig, PostgresqlConfig};
+use ferry_files::Limits;
 use ferry_host::Layout;
 use ferry_proto::account::EngineKind;
 use ferry_proto::channel::{Connections, Identity, Revocations};
@@ -20,6 +21,7 @@ use tokio::sync::{OwnedMutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::journals::Journals;
 use crate::ledger::{Account, Ledger};
 
 /// What redirector and firewall are.
@@ -31,8 +33,10 @@ pub struct Routing {
 
 /// The agent.
 pub struct Agent {
-    /// What may be set.
+    /// What may be set, as it was when the agent began.
     pub config: Config,
+    /// How fast accounts' files may be copied while they are served.
+    pub limits: Limits,
     /// Which server this is.
     pub name: ServerName,
     /// Key and certificate.
@@ -56,6 +60,8 @@ pub struct Agent {
     pub routing: tokio::sync::Mutex<Routing>,
     /// The mail services may have hooks that no account needs: they are to be taken out.
     pub hooks_stay: AtomicBool,
+    /// The change journals of trees that are copied from here or to here.
+    pub journals: Journals,
     ledger: Arc<Mutex<Ledger>>,
     accounts: Mutex<HashMap<AccountName, Arc<PerAccount>>>,
 }
@@ -90,6 +96,7 @@ impl Agent {
         })?;
         let agent = Arc::new(Self {
             peer_address: watch::channel(config.peer_address).0,
+            limits: Limits::new(config.copy.rates()),
             config,
             name,
             identity,
@@ -101,6 +108,7 @@ impl Agent {
             changed: watch::channel(0).0,
             routing: tokio::sync::Mutex::default(),
             hooks_stay: AtomicBool::default(),
+            journals: Journals::default(),
             ledger: Arc::new(Mutex::new(ledger)),
             accounts: Mutex::default(),
         });
@@ -151,8 +159,12 @@ impl Agent {
         name: &AccountName,
         account: Option<Account>,
     ) -> Result<(), Fault> {
-        let name = name.clone();
-        self.write(move |l| l.set_account(&name, account)).await
+        let (of, journaled) = (name.clone(), account.as_ref().is_some_and(|a| a.is_copied()));
+        Box::pin(self.write(move |l| l.set_account(&of, account))).await?;
+        if !journaled {
+            self.journals.forget(name);
+        }
+        Ok(())
     }
 
     /// The right to change how an account stands; held until dropped. Whoever has it reads how the

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use ferry_files::Rates;
 use ferry_proto::Fault;
 use ferry_traffic::control::HoldLimits;
 use serde::Deserialize;
@@ -23,6 +24,8 @@ pub struct Config {
     pub metrics_listen: SocketAddr,
     /// How much the redirector keeps waiting for each account.
     pub hold: Hold,
+    /// How fast moves may copy files while the account is served.
+    pub copy: CopyLimits,
     /// What is logged: a filter of the tracing crate, such as `info` or `ferry_files=debug`.
     pub log: String,
     /// The ledger and the identity.
@@ -77,6 +80,41 @@ impl Hold {
     }
 }
 
+/// How fast all moves together may copy files from here and to here; not behind a fence, which would
+/// prolong an outage. None: no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CopyLimits {
+    /// Bytes a second that are sent to other servers.
+    pub bandwidth: Option<u64>,
+    /// Bytes a second of contents that are read from and written to this server's disks.
+    pub io: Option<u64>,
+}
+
+impl CopyLimits {
+    /// With less nothing ever ends, and a stream may be silent for so long that its peer takes it for dead.
+    const LEAST: u64 = 1024;
+
+    /// For the file engine.
+    pub fn rates(&self) -> Rates {
+        Rates { bandwidth: self.bandwidth, io: self.io }
+    }
+
+    fn check(&self) -> Result<(), Fault> {
+        for (key, rate) in [("bandwidth", self.bandwidth), ("io", self.io)] {
+            if let Some(rate) = rate.filter(|rate| *rate < Self::LEAST) {
+                let least = Self::LEAST;
+                return Err(Fault::precondition(format!("{key} of [copy] is {rate}")).remedy(
+                    format!(
+                        "set {key} to {least} bytes a second or more, or leave it out for no limit"
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -85,6 +123,7 @@ impl Default for Config {
             peer_address: None,
             metrics_listen: SocketAddr::from(([127, 0, 0, 1], 9464)),
             hold: Hold::default(),
+            copy: CopyLimits::default(),
             log: "info".to_owned(),
             state_directory: "/var/lib/ferry".into(),
             accounts_directory: "/etc/ferry/accounts.d".into(),
@@ -125,6 +164,7 @@ impl Config {
             )));
         }
         config.hold.check().map_err(|f| f.context(format!("{} is not valid", path.display())))?;
+        config.copy.check().map_err(|f| f.context(format!("{} is not valid", path.display())))?;
         config.log_filter().map_err(|f| f.context(format!("{} is not valid", path.display())))?;
         Ok(config)
     }
@@ -169,10 +209,23 @@ mod tests {
             ("log = \"ferry=loud\"\n", "is no filter"),
             ("[hold]\nrequests = 0\n", "from 1 to 100000"),
             ("[hold]\nwait = 5\n", "line 2"),
+            ("[copy]\nbandwidth = 0\n", "leave it out for no limit"),
+            ("[copy]\nio = 100\n", "io of [copy] is 100"),
+            ("[copy]\nrate = 5000\n", "line 2"),
         ] {
             std::fs::write(&path, text).unwrap();
             let fault = Config::load(&path).unwrap_err();
             assert!(fault.to_string().contains(expected), "{text}: {fault}");
         }
+    }
+
+    #[test]
+    fn copies_are_limited_as_the_file_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.toml");
+        assert_eq!(Config::default().copy.rates(), Rates::default());
+        std::fs::write(&path, "[copy]\nio = 20000000\n").unwrap();
+        let rates = Config::load(&path).unwrap().copy.rates();
+        assert_eq!(rates, Rates { bandwidth: None, io: Some(20_000_000) });
     }
 }

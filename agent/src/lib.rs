@@ -13,14 +13,19 @@ mod enrolment;
 #[doc(hidden)]
 pub mod fuzzing;
 mod guard;
+mod journals;
 mod ledger;
+mod limits;
 mod link;
 mod parts;
 mod peer;
+mod small_file;
+mod standalone;
 mod status;
 #[cfg(test)]
 mod testing;
 mod unhook;
+mod unsynced;
 mod upgraded;
 mod work;
 
@@ -88,6 +93,11 @@ enum Command {
         #[command(subcommand)]
         command: Option<AccountsCommand>,
     },
+    /// Copy and compare directories between two agents, without a move.
+    Files {
+        #[command(subcommand)]
+        command: standalone::FilesCommand,
+    },
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -138,7 +148,7 @@ pub fn main() -> anyhow::Result<()> {
             if ferry_failpoints::ENABLED {
                 tracing::error!("this agent was built with failpoints, for tests alone");
             }
-            let result = runtime.block_on(run(config));
+            let result = runtime.block_on(run(config, arguments.config));
             // What blocks (a child that does not end) does not hold up the stop.
             runtime.shutdown_timeout(Duration::from_secs(2));
             result
@@ -157,6 +167,10 @@ pub fn main() -> anyhow::Result<()> {
             runtime.block_on(discover::run(&config, wanted))
         }
         Command::Accounts { json, command: None } => show_accounts(&config, json),
+        Command::Files { command } => {
+            let code = runtime.block_on(standalone::run(&config, command))?;
+            std::process::exit(code);
+        }
         Command::Completions { shell } => {
             let mut command = Arguments::command();
             clap_complete::generate(shell, &mut command, "ferry-agent", &mut std::io::stdout());
@@ -257,7 +271,9 @@ fn start_plain_log(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
+async fn run(config: Config, path: PathBuf) -> anyhow::Result<()> {
+    // Before anybody may ask for it: what is not listened for ends the process.
+    let hangup = signal(SignalKind::hangup())?;
     let enrolled = Enrolled::load(&config)?;
     let identity = Identity::load(&config.identity_directory())?;
     let ledger = Ledger::open(&config.state_directory.join("ledger"))?;
@@ -273,6 +289,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     parts.spawn("deadlines", deadlines::watch(agent.clone(), pulse.clone(), stop.clone()));
     parts.spawn("firewall", work::arm::keep(agent.clone(), stop.clone()));
     parts.spawn("guard", guard::keep(agent.clone(), stop.clone()));
+    parts.spawn("limits", limits::keep(agent.clone(), path, hangup, stop.clone()));
     parts.spawn("watchdog", watchdog(agent.clone(), pulse, stop.clone()));
     let metrics = status::record()?;
     let (told, heard) = mpsc::channel(TOLD);

@@ -435,6 +435,14 @@ pub struct Progress {
     pub items_done: u64,
     /// Files or tables in all, if known.
     pub items_total: Option<u64>,
+    /// Bytes a second at present, if known.
+    pub bytes_per_second: Option<u64>,
+    /// Files or tables a second at present, if known.
+    pub items_per_second: Option<u64>,
+    /// How long the rest takes at these rates, if known.
+    pub seconds_left: Option<u64>,
+    /// What takes most of the time, if something does.
+    pub slow: Option<String>,
 }
 
 /// How grave a finding is.
@@ -519,6 +527,33 @@ pub struct DatabaseSummary {
     pub mode_reason: String,
 }
 
+/// What of a tree needs most of something that not every file system can hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Needing {
+    /// Its path below the home.
+    pub path: String,
+    /// How much, bytes or 1.
+    pub amount: u64,
+}
+
+/// What the files of an account need of the file system that is to hold them, with the path that needs it most.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TreeNeeds {
+    /// The longest name, bytes.
+    pub name: Option<Needing>,
+    /// The largest file, bytes.
+    pub size: Option<Needing>,
+    /// The longest target of a symlink, bytes.
+    pub symlink: Option<Needing>,
+    /// Extended attributes of its owner, bytes of their names and values.
+    pub attributes: Option<Needing>,
+    /// An ACL, bytes.
+    pub acl: Option<Needing>,
+    /// Immutable or append-only: 1.
+    pub flags: Option<Needing>,
+}
+
 /// What the source knows of an account.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AccountFacts {
@@ -534,6 +569,9 @@ pub struct AccountFacts {
     pub files: u64,
     /// Bytes in them.
     pub bytes: u64,
+    /// What they need of a file system.
+    #[serde(default)]
+    pub needs: TreeNeeds,
     /// Its databases.
     pub databases: Vec<DatabaseSummary>,
     /// The server.
@@ -574,6 +612,12 @@ pub struct Room {
     pub free_bytes: u64,
     /// Bytes of the account that are there already, of an earlier move.
     pub present_bytes: u64,
+    /// Files that can still be made on it; none: as many as there is room for.
+    #[serde(default)]
+    pub free_files: Option<u64>,
+    /// Files of the account that are there already.
+    #[serde(default)]
+    pub present_files: u64,
 }
 
 /// How an account stands on a server.

@@ -2,8 +2,6 @@
 //! per entry. They name users and groups by number, so they are translated from the source's
 //! numbers to the target's. It must not know where the bytes came from: they may be hostile.
 
-use std::collections::BTreeMap;
-
 use crate::options::IdMap;
 
 const VERSION: u32 = 2;
@@ -50,6 +48,14 @@ fn write(mut entries: Vec<Entry>) -> Vec<u8> {
     value
 }
 
+/// Some ACL that says more than a mode.
+pub fn of_another_user() -> Vec<u8> {
+    let unnamed = |tag| Entry { tag, id: u32::MAX, permissions: 0 };
+    let [owner, user, group, _, mask, others] = TAGS;
+    let another = Entry { tag: user, id: 0, permissions: 0 };
+    write(vec![unnamed(owner), another, unnamed(group), unnamed(mask), unnamed(others)])
+}
+
 /// The ACL in the one order that we write; as it is if it cannot be parsed.
 pub fn canonical(value: &[u8]) -> Vec<u8> {
     parse(value).map_or_else(|| value.to_vec(), write)
@@ -63,18 +69,16 @@ pub fn translated(value: &[u8], ids: &IdMap) -> Result<Vec<u8>, String> {
     let mut entries = parse(value).ok_or("its ACL is malformed")?;
     for entry in &mut entries {
         entry.id = match entry.tag {
-            USER => mapped(&ids.uids, entry.id, "user")?,
-            GROUP => mapped(&ids.gids, entry.id, "group")?,
+            USER => named(ids.uid(entry.id), entry.id, "user")?,
+            GROUP => named(ids.gid(entry.id), entry.id, "group")?,
             _ => entry.id,
         };
     }
     Ok(write(entries))
 }
 
-fn mapped(map: &BTreeMap<u32, u32>, id: u32, what: &str) -> Result<u32, String> {
-    map.get(&id)
-        .copied()
-        .ok_or_else(|| format!("its ACL names {what} {id}, which is not one of the account's"))
+fn named(here: Option<u32>, id: u32, what: &str) -> Result<u32, String> {
+    here.ok_or_else(|| format!("its ACL names {what} {id}, which is not one of the account's"))
 }
 
 #[cfg(test)]

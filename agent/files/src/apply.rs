@@ -2,33 +2,39 @@
 //! its content has come, and ends each directory when all in it is done. What it may do is the guard's
 //! word; how inodes are made is `make`'s; receiving contents is `incoming`'s.
 
-use std::cell::Cell;
-use std::collections::{BTreeSet, HashSet};
-use std::os::fd::AsFd;
-use std::rc::Rc;
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::convert::identity;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use ferry_proto::Fault;
 use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
+use crate::blocks::SMALLEST;
 use crate::confine::{Node, Tree};
 use crate::entries::{Entry, What, Withheld};
 use crate::guard::{self, Wanted};
 use crate::halt::Halt;
-use crate::incoming::{Awaited, Incoming};
+use crate::incoming::{Arriving, Awaited, Incoming};
+use crate::limits::Disks;
 use crate::links::{Links, Meeting};
+use crate::locks::{self, Locks};
 use crate::make;
-use crate::metadata::{Handle, Identity, Kind, Stat};
-use crate::mirror::{Here, Verdict, Visitor};
-use crate::options::TargetOptions;
+use crate::mending::Mending;
+use crate::metadata::{Handle, Identity, Kind, Stat, Time};
+use crate::mirror::{Here, Verdict, Visitor, Want};
+use crate::moving::Moving;
+use crate::options::{Others, TargetOptions};
 use crate::progress::Counters;
-use crate::protocol::{DirStatus, Frame, Place};
-use crate::report::{Note, NoteKind, PassReport, Refusal, show};
+use crate::protocol::{Frame, Place, Unlisted};
+use crate::report::{NoteKind, show};
 use crate::send::Summary;
+use crate::tally::{Tally, one};
 use crate::trouble::judge;
-use crate::wire;
+use crate::wire::{self, Outbox};
 
 /// A directory while something in it is still to be done.
 #[derive(Debug)]
@@ -39,17 +45,49 @@ pub struct DirState {
     wanted: Option<Wanted>,
     /// Which inode was found or made.
     identity: Option<Identity>,
+    /// The flags it was found with, which are lifted while things come.
+    locks: Locks,
     created: bool,
-    /// Entries whose content or whose first name is to come.
-    pending: Cell<usize>,
-    listed: Cell<bool>,
+    /// What is to come: its listing, entries' contents and first names.
+    pending: AtomicUsize,
+    /// Whether what is made in it is given an ACL by it.
+    bequeaths: OnceLock<bool>,
+}
+
+impl DirState {
+    fn new(
+        node: Arc<Node>,
+        wanted: Option<Wanted>,
+        found: Option<&Stat>,
+        created: bool,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            node,
+            wanted,
+            identity: found.map(Stat::identity),
+            locks: found.map_or(Locks::NONE, |found| found.locks),
+            created,
+            pending: AtomicUsize::new(1),
+            bequeaths: OnceLock::new(),
+        })
+    }
+
+    /// Whether what is made in it, which is open as `fd`, is given an ACL by it.
+    pub(crate) fn bequeaths(&self, fd: BorrowedFd<'_>) -> bool {
+        *self.bequeaths.get_or_init(|| make::has_default_acl(fd))
+    }
+
+    /// One more thing is to come.
+    pub(crate) fn expect(&self) {
+        self.pending.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// A name that waits until the inode's first name stands.
 #[derive(Debug)]
 pub struct Waiting {
     /// Its directory.
-    pub dir: Rc<DirState>,
+    pub dir: Arc<DirState>,
     /// Its name there.
     pub name: Vec<u8>,
 }
@@ -61,13 +99,17 @@ pub struct Applier {
     pub(crate) options: TargetOptions,
     pub(crate) halt: Halt,
     pub(crate) counters: Counters,
-    pub(crate) report: PassReport,
+    pub(crate) disks: Disks,
+    pub(crate) tally: Tally,
     pub(crate) incoming: Incoming,
-    pub(crate) links: Links<Waiting>,
+    pub(crate) mending: Mending,
+    links: Mutex<Links<Waiting>>,
     /// Inodes here with several names that already are some entry's.
-    claimed: HashSet<Identity>,
-    /// The account's user ids here.
-    own_uids: BTreeSet<u32>,
+    claimed: Mutex<HashSet<Identity>>,
+    distrusted_since: Option<Time>,
+    /// Only what has changed is listed.
+    is_partial: AtomicBool,
+    pub(crate) moving: Moving,
     began: Instant,
 }
 
@@ -82,51 +124,57 @@ pub(crate) enum Done {
 impl Applier {
     /// A visitor that makes `tree` equal.
     pub fn new(tree: Arc<Tree>, options: TargetOptions, halt: Halt, counters: Counters) -> Self {
-        let own_uids = options.ids.uids.values().copied().collect();
+        let distrusted_since = options.distrusted_since.map(Time::from_system);
+        let disks = Disks::new(&options.limits, &halt, &counters);
         Self {
             tree,
+            distrusted_since,
             options,
             halt,
             counters,
-            report: PassReport::default(),
+            disks,
+            tally: Tally::default(),
             incoming: Incoming::default(),
-            links: Links::default(),
-            claimed: HashSet::new(),
-            own_uids,
+            mending: Mending::default(),
+            links: Mutex::default(),
+            claimed: Mutex::default(),
+            is_partial: AtomicBool::new(false),
+            moving: Moving::default(),
             began: Instant::now(),
         }
     }
 
-    pub(crate) fn refuse(&mut self, path: &[u8], reason: impl Into<String>) {
-        self.report.refused.push(Refusal { path: show(path), reason: reason.into() });
+    pub(crate) fn links(&self) -> MutexGuard<'_, Links<Waiting>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Refuses the entry, or ends the pass.
-    pub(crate) fn trouble(&mut self, path: &[u8], doing: &str, errno: Errno) -> Result<(), Fault> {
+    pub(crate) fn trouble(&self, path: &[u8], doing: &str, errno: Errno) -> Result<(), Fault> {
         let reason = judge(&show(path), doing, errno)?;
-        self.refuse(path, reason);
+        self.tally.refuse(path, reason);
         Ok(())
     }
 
-    pub(crate) fn note(&mut self, kind: NoteKind, path: &[u8], text: &str) {
-        self.report.notes.push(Note { kind, path: show(path), text: text.to_owned() });
-    }
-
-    pub(crate) fn count(&mut self, done: &Done) {
+    pub(crate) fn count(&self, done: &Done) {
         match done {
-            Done::Kept => self.report.unchanged += 1,
-            Done::Mended => self.report.metadata_changed += 1,
-            Done::Created => self.report.created += 1,
+            Done::Kept => one(&self.tally.unchanged),
+            Done::Mended => one(&self.tally.metadata_changed),
+            Done::Created => one(&self.tally.created),
             Done::Refused => {}
         }
     }
 
     /// Whether what was found may stay and be mended: it has the right content, and nobody else's
     /// inode changes with it.
-    fn may_stay(&mut self, here: Here<'_>, entry: &Entry, found: &Stat) -> bool {
+    fn may_stay(&self, here: Here<'_>, entry: &Entry, wanted: &Wanted, found: &Stat) -> bool {
+        let ids = &self.options.ids;
         let same = match (&entry.what, found.kind) {
             (What::File(size), Kind::File) => {
-                found.size == *size && found.mtime == entry.mtime && !entry.doubtful
+                let is_distrusted = self.distrusted_since.is_some_and(|since| found.ctime >= since);
+                found.size == *size
+                    && found.mtime == entry.mtime
+                    && !entry.doubtful
+                    && !is_distrusted
             }
             (What::Symlink(target), Kind::Symlink) => {
                 rustix::fs::readlinkat(here.fd, entry.name.as_slice(), Vec::new())
@@ -136,37 +184,65 @@ impl Applier {
             _ => false,
         };
         // A name in the home may be one of a file that is not the account's.
-        if !same || !self.own_uids.contains(&found.uid) {
+        if !same || !ids.has_uid(found.uid) {
             return false;
         }
-        found.nlink == 1
-            || (!self.options.ids.is_shared_uid(found.uid) && self.claimed.insert(found.identity()))
+        if found.nlink == 1 {
+            return true;
+        }
+        // Of the names that are one inode here the source may have listed only this one, which is its own there.
+        if entry.link.is_none() && self.is_partial.load(Ordering::Relaxed) {
+            return false;
+        }
+        let needs_nothing =
+            || make::is_dressed(here.fd.as_fd(), &entry.name, found, wanted).is_ok_and(identity);
+        if ids.is_shared_uid(found.uid) && (ids.others == Others::Refused || !needs_nothing()) {
+            return false;
+        }
+        self.claimed.lock().unwrap_or_else(PoisonError::into_inner).insert(found.identity())
+    }
+
+    /// Whether only what differs of its content need come: it is large, and nobody else's.
+    fn may_be_mended(&self, size: u64, found: &Stat) -> bool {
+        found.kind == Kind::File
+            && found.nlink == 1
+            && size.min(found.size) >= SMALLEST
+            && self.options.ids.has_uid(found.uid)
     }
 
     /// An entry that is no directory and is not another name of a known inode.
     fn single(
-        &mut self,
-        dir: &Rc<DirState>,
+        &self,
+        dir: &Arc<DirState>,
         here: Here<'_>,
         place: Place,
         entry: Entry,
         wanted: Wanted,
         found: Option<Stat>,
-    ) -> Result<bool, Fault> {
+    ) -> Result<Want, Fault> {
         let group = entry.link.map(|link| link.group);
-        if let Some(found) = found.filter(|found| self.may_stay(here, &entry, found)) {
+        if let Some(found) = found.filter(|found| self.may_stay(here, &entry, &wanted, found)) {
             let done = self.mend(here, &entry.name, &found, &wanted)?;
             self.count(&done);
             let stands = !matches!(done, Done::Refused);
             self.first_done(group, here.node, &entry.name, stands.then(|| found.identity()))?;
-            return Ok(false);
+            return Ok(Want::Nothing);
         }
         if let What::File(size) = entry.what {
             self.counters.wanted(size);
-            dir.pending.set(dir.pending.get() + 1);
-            let dir = Rc::clone(dir);
-            self.incoming.expect(Awaited { place, dir, name: entry.name, wanted, group });
-            return Ok(true);
+            dir.expect();
+            let mended = found.filter(|found| self.may_be_mended(size, found));
+            let awaited = Awaited {
+                dir: Arc::clone(dir),
+                name: entry.name,
+                wanted,
+                group,
+                listed: size,
+                is_new: found.is_none(),
+                mended: mended.map(|found| found.identity()),
+            };
+            let want = if mended.is_some() { Want::Differing } else { Want::All };
+            return self.incoming.expect(place, awaited).map(|()| want);
         }
         let path = here.node.path_of(&entry.name);
         let fd = here.fd.as_fd();
@@ -197,11 +273,11 @@ impl Applier {
             self.count(&Done::Created);
         }
         self.first_done(group, here.node, &entry.name, identity)?;
-        Ok(false)
+        Ok(Want::Nothing)
     }
 
     fn mend(
-        &mut self,
+        &self,
         here: Here<'_>,
         name: &[u8],
         found: &Stat,
@@ -223,25 +299,30 @@ impl Applier {
     }
 
     fn directory(
-        &mut self,
+        &self,
         here: Here<'_>,
         entry: &Entry,
         wanted: Wanted,
         found: Option<Stat>,
-    ) -> Result<Verdict<Rc<DirState>>, Fault> {
+    ) -> Result<Verdict<Arc<DirState>>, Fault> {
         let name = entry.name.as_slice();
         let state = |stat: &Stat, created| {
-            Verdict::descend(Rc::new(DirState {
-                node: here.node.child(name),
-                wanted: Some(wanted),
-                identity: Some(stat.identity()),
-                created,
-                pending: Cell::new(0),
-                listed: Cell::new(false),
-            }))
+            let node = here.node.child(name);
+            let state = DirState::new(node.clone(), Some(wanted), Some(stat), created);
+            Verdict::descend(node, state, created)
         };
+        if let Some(number) = entry.moved {
+            let arrived = self.arrive(number, here, name)?;
+            return Ok(arrived.map_or(Verdict::NOTHING, |stat| state(&stat, false)));
+        }
         match found {
-            Some(stat) if stat.kind == Kind::Directory => return Ok(state(&stat, false)),
+            Some(stat) if stat.kind == Kind::Directory => {
+                // Its flags come back when all in it is done.
+                return match self.unlock_directory(here, name, &stat)? {
+                    true => Ok(state(&stat, false)),
+                    false => Ok(Verdict::NOTHING),
+                };
+            }
             Some(_) if !self.clear(here, name)? => return Ok(Verdict::NOTHING),
             _ => {}
         }
@@ -263,25 +344,32 @@ impl Applier {
         }
     }
 
-    /// One entry of the directory that was pending is done.
-    pub(crate) fn one_done(&mut self, dir: &Rc<DirState>) -> Result<(), Fault> {
-        dir.pending.set(dir.pending.get().saturating_sub(1));
-        self.end_if_done(dir)
+    /// Takes flags off a directory that would keep what is in it. Answers whether it can be gone on with.
+    fn unlock_directory(&self, here: Here<'_>, name: &[u8], found: &Stat) -> Result<bool, Fault> {
+        if found.locks.is_none() {
+            return Ok(true);
+        }
+        match self.unlock(here.fd.as_fd(), name) {
+            Ok(_) => Ok(true),
+            Err(errno) => {
+                self.trouble(&here.node.path_of(name), "given its flags", errno)?;
+                Ok(false)
+            }
+        }
     }
 
-    /// Ends a directory in which all is done: its own metadata last, since all before changed its
-    /// time.
-    fn end_if_done(&mut self, dir: &Rc<DirState>) -> Result<(), Fault> {
-        let Some(wanted) =
-            dir.wanted.as_ref().filter(|_| dir.listed.get() && dir.pending.get() == 0)
-        else {
+    /// One thing that was to come in the directory is done. When all are, it is given its own metadata: last,
+    /// since all before changed its time.
+    pub(crate) fn one_done(&self, dir: &DirState) -> Result<(), Fault> {
+        if dir.pending.fetch_sub(1, Ordering::AcqRel) > 1 {
             return Ok(());
-        };
+        }
+        let Some(wanted) = &dir.wanted else { return Ok(()) };
         let dressed = self.tree.open(&dir.node).and_then(|fd| {
             if dir.identity != Some(Stat::of_fd(&fd)?.identity()) {
                 return Err(Errno::STALE);
             }
-            make::dress(Handle::Open(fd.as_fd()), wanted)
+            make::dress_unlocked(Handle::Open(fd.as_fd()), dir.locks, wanted)
         });
         match dressed {
             Ok(_) if dir.created || dir.node.depth() == 0 => {}
@@ -294,46 +382,64 @@ impl Applier {
 }
 
 impl Visitor for Applier {
-    type Dir = Rc<DirState>;
+    type Dir = Arc<DirState>;
+    type Stream = Arriving;
 
-    fn root(&mut self, node: &Arc<Node>, entry: Entry) -> Result<Self::Dir, Fault> {
-        let wanted =
-            guard::admit(&entry, &self.options.ids).map_err(|reason| self.refuse(b"", reason)).ok();
-        let identity = Stat::of_fd(self.tree.root_fd()).map(|stat| stat.identity()).ok();
-        Ok(Rc::new(DirState {
-            node: Arc::clone(node),
-            wanted,
-            identity,
-            created: false,
-            pending: Cell::new(0),
-            listed: Cell::new(false),
-        }))
+    fn root(&self, node: &Arc<Node>, entry: Entry, partial: bool) -> Result<Self::Dir, Fault> {
+        self.is_partial.store(partial, Ordering::Relaxed);
+        let holds = self.tree.holds_projects();
+        if entry.project.is_some() && !holds {
+            let text = "project ids are not copied: this file system is not mounted to count what projects use";
+            self.tally.note(NoteKind::NotCopied, b"", text);
+        }
+        let admitted = guard::admit(&entry, &self.options.ids)
+            .map(|wanted| wanted.where_projects_are_held(holds));
+        let wanted = admitted.map_err(|reason| self.tally.refuse(b"", reason)).ok();
+        let found = Stat::of_fd(self.tree.root_fd()).ok();
+        if found.is_some_and(|found| !found.locks.is_none() && self.options.ids.has_uid(found.uid))
+        {
+            // As those of all other directories. Where it fails, what is in it tells.
+            let _ = locks::put(self.tree.root_fd(), Locks::NONE);
+        }
+        let root = DirState::new(Arc::clone(node), wanted, found.as_ref(), false);
+        if partial {
+            self.moving.set_root(Arc::clone(&root));
+        }
+        Ok(root)
+    }
+
+    fn moved(&self, path: Vec<Vec<u8>>) -> Result<(), Fault> {
+        self.moving.add(path);
+        Ok(())
+    }
+
+    fn depart(&self) -> Result<(), Fault> {
+        self.depart_all()
     }
 
     fn entry(
-        &mut self,
+        &self,
         dir: &Self::Dir,
         here: Here<'_>,
         place: Place,
         entry: Entry,
         found: Option<Stat>,
     ) -> Result<Verdict<Self::Dir>, Fault> {
-        self.report.entries += 1;
+        one(&self.tally.entries);
         if entry.what == What::Withheld(Withheld::Excluded) {
             return Ok(Verdict::NOTHING);
         }
         let admitted = match found {
             Some(found) if found.is_mount => {
-                Err("something is mounted there at the target, which \
-                                                  is not crossed"
-                    .to_owned())
+                Err("something is mounted there at the target, which is not crossed".to_owned())
             }
-            _ => guard::admit(&entry, &self.options.ids),
+            _ => guard::admit(&entry, &self.options.ids)
+                .map(|wanted| wanted.where_projects_are_held(self.tree.holds_projects())),
         };
         let wanted = match admitted {
             Ok(wanted) => wanted,
             Err(reason) => {
-                self.refuse(&here.node.path_of(&entry.name), reason);
+                self.tally.refuse(&here.node.path_of(&entry.name), reason);
                 return Ok(Verdict::NOTHING);
             }
         };
@@ -341,31 +447,31 @@ impl Visitor for Applier {
             return self.directory(here, &entry, wanted, found);
         }
         if let Some(link) = entry.link {
-            let waiting = || Waiting { dir: Rc::clone(dir), name: entry.name.clone() };
-            match self.links.meet(link, waiting)? {
-                Meeting::First => {}
-                Meeting::Waits => {
-                    dir.pending.set(dir.pending.get() + 1);
-                    return Ok(Verdict::NOTHING);
-                }
+            let waiting = || Waiting { dir: Arc::clone(dir), name: entry.name.clone() };
+            // Before whoever makes the first name can see that we wait for it.
+            dir.expect();
+            let meeting = self.links().meet(link, waiting)?;
+            match meeting {
+                Meeting::First => self.one_done(dir)?,
+                Meeting::Waits => return Ok(Verdict::NOTHING),
                 Meeting::Another(master) => {
                     self.another_name(here.node, &entry.name, &master)?;
+                    self.one_done(dir)?;
                     return Ok(Verdict::NOTHING);
                 }
             }
         }
-        let want = self.single(dir, here, place, entry, wanted, found)?;
-        Ok(if want { Verdict::WANT } else { Verdict::NOTHING })
+        self.single(dir, here, place, entry, wanted, found).map(Verdict::want)
     }
 
-    fn extra(&mut self, _: &Self::Dir, here: Here<'_>, name: &[u8]) -> Result<(), Fault> {
+    fn extra(&self, _: &Self::Dir, here: Here<'_>, name: &[u8]) -> Result<(), Fault> {
         if self.options.delete {
             self.remove(here.node, name)?;
         }
         Ok(())
     }
 
-    fn leftover(&mut self, dir: &Self::Dir, here: Here<'_>, name: &[u8]) -> Result<(), Fault> {
+    fn leftover(&self, dir: &Self::Dir, here: Here<'_>, name: &[u8]) -> Result<(), Fault> {
         match rustix::fs::unlinkat(here.fd, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             // Ferry makes no such directory: it is the account's, like any other name.
@@ -374,7 +480,7 @@ impl Visitor for Applier {
         }
     }
 
-    fn emptied(&mut self, names: usize) -> Result<(), Fault> {
+    fn emptied(&self, names: usize) -> Result<(), Fault> {
         if self.options.allow_emptied || !self.options.delete {
             return Ok(());
         }
@@ -388,47 +494,58 @@ impl Visitor for Applier {
         ))
     }
 
-    fn answered(&mut self) -> Result<(), Fault> {
-        Ok(())
+    fn told(&self, mended: &mut dyn Iterator<Item = Place>) {
+        self.mending.add(mended);
     }
 
-    fn leave(&mut self, dir: Self::Dir) -> Result<(), Fault> {
-        dir.listed.set(true);
-        self.end_if_done(&dir)
+    fn beside(&self, out: Outbox) -> Result<(), Fault> {
+        self.tell_blocks(out)
     }
 
-    fn unlisted(&mut self, node: &Node, dir: Self::Dir, why: DirStatus) -> Result<(), Fault> {
+    fn met_all(&self) {
+        self.mending.close();
+    }
+
+    fn leave(&self, dir: Self::Dir) -> Result<(), Fault> {
+        self.one_done(&dir)
+    }
+
+    fn unlisted(&self, node: &Node, dir: Self::Dir, why: Unlisted) -> Result<(), Fault> {
         match why {
-            DirStatus::Unreadable(errno) => {
+            Unlisted::Unreadable(errno) => {
                 let why = guard::errno_text(errno);
-                self.refuse(&node.path(), format!("it cannot be read at the source: {why}"));
+                let reason = format!("it cannot be read at the source: {why}");
+                self.tally.refuse(&node.path(), reason);
             }
-            DirStatus::Vanished | DirStatus::Listed => {
-                self.note(NoteKind::Vanished, &node.path(), "it was gone when it was to be listed");
-                self.report.changed_while_read += 1;
+            Unlisted::Vanished => {
+                let text = "it was gone when it was to be listed";
+                self.tally.disturbed(NoteKind::Vanished, &node.path(), text);
             }
+            Unlisted::Untouched => {}
         }
         self.leave(dir)
     }
 
-    fn unreadable(&mut self, node: &Node, _: Self::Dir, why: Errno) -> Result<(), Fault> {
+    fn unreadable(&self, node: &Node, _: Self::Dir, why: Errno) -> Result<(), Fault> {
         self.trouble(&node.path(), "opened", why)
     }
 
-    fn content(&mut self, frame: Frame<'_>) -> Result<(), Fault> {
-        self.receive(frame)
+    fn content(&self, stream: &mut Arriving, frame: Frame<'_>) -> Result<bool, Fault> {
+        self.receive(stream, frame)
     }
 
-    fn finish(mut self, summary: Summary) -> Result<Vec<u8>, Fault> {
+    fn finish(self, summary: Summary) -> Result<Vec<u8>, Fault> {
+        self.end_moves()?;
         if self.options.durable {
             rustix::fs::syncfs(self.tree.root_fd()).map_err(|errno| {
                 Fault::io("the target's file system cannot be flushed", &errno.into())
                     .remedy("check the target's disk; what was copied may not last")
             })?;
         }
-        self.report.notes.extend(summary.notes);
-        self.report.started = summary.started;
-        self.report.duration = self.began.elapsed();
-        Ok(wire::to_json(&self.report))
+        let mut report = self.tally.report();
+        report.notes.extend(summary.notes);
+        report.started = summary.started;
+        report.duration = self.began.elapsed();
+        Ok(wire::to_json(&report))
     }
 }

@@ -152,6 +152,11 @@ impl<'a> Reader<'a> {
         std::mem::take(&mut self.left)
     }
 
+    /// Whether nothing is left.
+    pub fn is_empty(&self) -> bool {
+        self.left.is_empty()
+    }
+
     /// Nothing may be left.
     pub fn end(&self) -> Result<(), Malformed> {
         if self.left.is_empty() { Ok(()) } else { Err(Malformed("a frame that is too long")) }

@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::{Errno, Result};
 
 use crate::metadata::{Identity, Stat};
+use crate::projects;
 
 /// How many directories stay open beside those in use. Descriptors are bounded by it, however deep
 /// or wide the tree is.
@@ -39,6 +40,8 @@ const INSIDE: ResolveFlags = ResolveFlags::BENEATH
 pub struct Tree {
     root: Arc<OwnedFd>,
     recent: Mutex<VecDeque<Arc<OwnedFd>>>,
+    uses_projects: bool,
+    holds_projects: bool,
 }
 
 /// A directory of a tree: where it is, and which inode it was when first opened.
@@ -146,7 +149,12 @@ impl Tree {
             retried(|| rustix::fs::openat2(&top, relative, flags, Mode::empty(), resolve))
         });
         match opened {
-            Ok(fd) => Ok(Self { root: Arc::new(fd), recent: Mutex::default() }),
+            Ok(fd) => {
+                let uses_projects = projects::are_used(fd.as_fd());
+                let holds_projects = uses_projects || projects::are_held(fd.as_fd());
+                let (root, recent) = (Arc::new(fd), Mutex::default());
+                Ok(Self { root, recent, uses_projects, holds_projects })
+            }
             Err(errno) => Err(root_fault(&shown.to_string(), errno)),
         }
     }
@@ -154,6 +162,16 @@ impl Tree {
     /// The root's descriptor.
     pub fn root_fd(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
+    }
+
+    /// Whether what is in it belongs to projects.
+    pub fn uses_projects(&self) -> bool {
+        self.uses_projects
+    }
+
+    /// Whether what is in it can be given to projects.
+    pub fn holds_projects(&self) -> bool {
+        self.holds_projects
     }
 
     /// The descriptor of a directory. Opened again if it was closed meanwhile; then it must be
@@ -225,6 +243,13 @@ pub fn open_directory(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
 pub fn open_file(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     open_quietly(dir.as_fd(), name, flags)
+}
+
+/// Opens the file `name` for reading and writing. The caller checks what it is.
+pub fn open_to_write(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let flags = flags | OFlags::CLOEXEC;
+    retried(|| rustix::fs::openat2(dir.as_fd(), name, flags, Mode::empty(), INSIDE))
 }
 
 /// A descriptor that names `name`, whatever it is, without opening it.

@@ -2,14 +2,17 @@
 //! know what they are compared for.
 
 use std::os::fd::OwnedFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
 use crate::codec::Writer;
 use crate::content::{self, Part};
-use crate::entries::{Entry, encode_entry};
+use crate::entries::{Entry, Link, encode_entry};
 use crate::halt::Halt;
 use crate::metadata::Stat;
+use crate::protocol::Place;
+use crate::window::Batch;
 
 /// Contents are digested in blocks of this length.
 const BLOCK: usize = 64 * 1024;
@@ -85,20 +88,20 @@ impl From<Errno> for Undigested {
     }
 }
 
-/// The digest and the length of an open file's content.
+/// The digest and the length of an open file's content. `has_read` is told of each piece of it.
 pub fn of_file(
     file: &OwnedFd,
     stat: &Stat,
     buffer: &mut Vec<u8>,
     halt: &Halt,
-    mut progress: impl FnMut(u64),
+    mut has_read: impl FnMut(usize),
 ) -> Result<([u8; 32], u64), Undigested> {
     let mut digest = ContentDigest::new();
-    let length = content::read(file, stat, buffer, |part| {
+    let length = content::read(file, stat, 0..stat.size, buffer, |part| {
         match part {
             Part::Data(bytes) => {
                 digest.data(bytes);
-                progress(bytes.len() as u64);
+                has_read(bytes.len());
             }
             Part::Hole(length) => digest.hole(length),
         }
@@ -107,38 +110,95 @@ pub fn of_file(
     Ok((digest.finish(length), length))
 }
 
-/// BLAKE3 over all that the source says of its tree but for the contents, in the order of the walk.
+/// Digests of the parts of a manifest: of one batch each, contents and all.
+///
+/// Directories are walked several at once, so that batches come about in any order: the manifest's digest
+/// is one of them all, sorted.
 #[derive(Debug, Default)]
-pub struct EntriesDigest {
-    entries: blake3::Hasher,
-    scratch: Vec<u8>,
+pub struct Manifest(Mutex<Vec<[u8; 32]>>);
+
+/// What is known of one batch while its contents are digested.
+#[derive(Debug)]
+pub struct BatchDigest {
+    /// Of its directory's path, and all that the source says of its entries but for the contents.
+    entries: [u8; 32],
+    contents: Mutex<Contents>,
 }
 
-impl EntriesDigest {
-    /// The next entry.
-    pub fn entry(&mut self, entry: &Entry) {
-        self.scratch.clear();
-        encode_entry(&mut Writer::new(&mut self.scratch), entry);
-        self.entries.update(&self.scratch);
+#[derive(Debug, Default)]
+struct Contents {
+    digests: Vec<(u16, [u8; 32])>,
+    /// How many are to come.
+    left: usize,
+}
+
+impl BatchDigest {
+    /// Of entries of the directory at `path`, of which so many contents are to be digested.
+    pub fn new(path: &[u8], entries: &mut [Entry], contents: usize) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        let mut scratch = Vec::new();
+        Writer::new(&mut scratch).bytes(path);
+        for entry in entries {
+            // The number of a group is only this pass's.
+            let link = entry.link;
+            entry.link = link.map(|link| Link { group: 0, ..link });
+            encode_entry(&mut Writer::new(&mut scratch), entry);
+            entry.link = link;
+        }
+        hasher.update(&scratch);
+        let left = Contents { digests: Vec::new(), left: contents };
+        Self { entries: *hasher.finalize().as_bytes(), contents: Mutex::new(left) }
     }
 
-    /// The directory's entries end.
-    pub fn directory_end(&mut self) {
-        self.entries.update(&[0]);
-    }
-
-    /// The digest.
-    pub fn finish(self) -> blake3::Hash {
-        self.entries.finalize()
+    fn finish(&self, contents: &mut Contents) -> [u8; 32] {
+        contents.digests.sort_unstable();
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.entries);
+        for (index, digest) in &contents.digests {
+            hasher.update(&index.to_le_bytes());
+            hasher.update(digest);
+        }
+        *hasher.finalize().as_bytes()
     }
 }
 
-/// The digest of a whole manifest, in hex: of its entries, and of its contents in the same order.
-pub fn manifest(entries: &blake3::Hash, contents: &blake3::Hasher) -> String {
-    let mut both = blake3::Hasher::new();
-    both.update(entries.as_bytes());
-    both.update(contents.finalize().as_bytes());
-    both.finalize().to_hex().to_string()
+impl Manifest {
+    /// A batch without a content to digest.
+    pub fn batch(&self, digest: &BatchDigest) {
+        let mut contents = lock(&digest.contents);
+        let digest = digest.finish(&mut contents);
+        drop(contents);
+        lock(&self.0).push(digest);
+    }
+
+    /// A content of `batch` was digested.
+    pub fn content(&self, batch: &Batch, place: Place, content: [u8; 32]) {
+        let Some(digest) = &batch.digest else { return };
+        let mut contents = lock(&digest.contents);
+        contents.digests.push((place.index, content));
+        contents.left = contents.left.saturating_sub(1);
+        if contents.left == 0 {
+            let whole = digest.finish(&mut contents);
+            drop(contents);
+            lock(&self.0).push(whole);
+        }
+    }
+
+    /// The digest of the whole, in hex.
+    pub fn digest(&self) -> String {
+        let mut parts = std::mem::take(&mut *lock(&self.0));
+        parts.sort_unstable();
+        let mut hasher = blake3::Hasher::new();
+        for part in &parts {
+            hasher.update(part);
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+}
+
+fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is in it is pushed to or counted down, never left half done.
+    value.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -20,6 +20,11 @@ impl Directories {
         self.0.retain(|path, identity| other.0.get(path) == Some(identity));
     }
 
+    /// Adds those of a later walk that did not go everywhere.
+    pub fn update(&mut self, later: Self) {
+        self.0.extend(later.0);
+    }
+
     /// As if the walk had not been in the directory at `path`, nor below it.
     pub fn forget(&mut self, path: &Path) {
         self.0.remove(&digest(path.as_os_str().as_bytes()));
@@ -63,6 +68,9 @@ mod tests {
         let mut ours = met(&[("", 1), ("a", 2), ("b", 3), ("c", 4)]);
         ours.keep_common(&met(&[("", 1), ("a", 2), ("b", 4), ("d", 4)]));
         assert_eq!(ours, met(&[("", 1), ("a", 2)]));
+        let mut later = ours.clone();
+        later.update(met(&[("a", 9), ("e", 5)]));
+        assert_eq!(later, met(&[("", 1), ("a", 9), ("e", 5)]));
         ours.forget(Path::new("a"));
         assert_eq!(ours, met(&[("", 1)]));
     }

@@ -3,8 +3,10 @@
 
 use crate::attributes::{self, Attribute};
 use crate::codec::{Malformed, Reader, Writer};
+use crate::locks::Locks;
 use crate::metadata::{MODE_BITS, Time};
 use crate::names;
+use crate::projects::Project;
 
 /// Longest target of a symlink.
 const MAX_SYMLINK: usize = 4095;
@@ -43,6 +45,8 @@ pub enum What {
     Device,
     /// Not offered. The other fields of the entry, but for the name, mean nothing.
     Withheld(Withheld),
+    /// There is nothing of this name; the other fields mean nothing. Only where a listing is not of all names.
+    Gone,
 }
 
 /// That an entry is one of several names of an inode.
@@ -75,6 +79,12 @@ pub struct Entry {
     pub attributes: Vec<Attribute>,
     /// Equal size and time prove nothing about this one's content.
     pub doubtful: bool,
+    /// A directory that the pass before knew in another place: the number of its move.
+    pub moved: Option<u32>,
+    /// Flags that keep it as it is: only a file or a directory has one.
+    pub locks: Locks,
+    /// The project that it is counted for, where projects are counted: only a file or a directory has one.
+    pub project: Option<Project>,
 }
 
 impl Entry {
@@ -90,13 +100,27 @@ impl Entry {
             link: None,
             attributes: Vec::new(),
             doubtful: false,
+            moved: None,
+            locks: Locks::NONE,
+            project: None,
         }
+    }
+
+    /// That nothing has this name.
+    pub fn gone(name: &[u8]) -> Self {
+        Self { name: name.to_vec(), ..Self::of(What::Gone) }
     }
 }
 
 const HAS_LINK: u8 = 1;
 const HAS_ATTRIBUTES: u8 = 2;
 const DOUBTFUL: u8 = 4;
+const HAS_MOVED: u8 = 8;
+const IMMUTABLE: u8 = 16;
+const APPEND_ONLY: u8 = 32;
+const HAS_PROJECT: u8 = 64;
+const ALL_FLAGS: u8 =
+    HAS_LINK | HAS_ATTRIBUTES | DOUBTFUL | HAS_MOVED | IMMUTABLE | APPEND_ONLY | HAS_PROJECT;
 
 /// Appends an entry.
 pub fn encode_entry(w: &mut Writer<'_>, entry: &Entry) {
@@ -107,9 +131,13 @@ pub fn encode_entry(w: &mut Writer<'_>, entry: &Entry) {
         What::Fifo => 4,
         What::Device => 5,
         What::Withheld(_) => 6,
+        What::Gone => 7,
     };
     w.u8(kind);
     w.short_bytes(&entry.name);
+    if entry.what == What::Gone {
+        return;
+    }
     if let What::Withheld(why) = entry.what {
         let (code, detail) = match why {
             Withheld::Excluded => (0, 0),
@@ -127,7 +155,11 @@ pub fn encode_entry(w: &mut Writer<'_>, entry: &Entry) {
     let flag = |on: bool, bit: u8| if on { bit } else { 0 };
     w.u8(flag(entry.link.is_some(), HAS_LINK)
         | flag(!entry.attributes.is_empty(), HAS_ATTRIBUTES)
-        | flag(entry.doubtful, DOUBTFUL));
+        | flag(entry.doubtful, DOUBTFUL)
+        | flag(entry.moved.is_some(), HAS_MOVED)
+        | flag(entry.locks.immutable, IMMUTABLE)
+        | flag(entry.locks.append_only, APPEND_ONLY)
+        | flag(entry.project.is_some(), HAS_PROJECT));
     w.u16(entry.mode);
     w.varint(u64::from(entry.uid));
     w.varint(u64::from(entry.gid));
@@ -149,6 +181,13 @@ pub fn encode_entry(w: &mut Writer<'_>, entry: &Entry) {
             w.bytes(&attribute.value);
         }
     }
+    if let Some(number) = entry.moved {
+        w.varint(u64::from(number));
+    }
+    if let Some(project) = entry.project {
+        w.varint(u64::from(project.id));
+        w.u8(u8::from(project.inherits));
+    }
 }
 
 /// Reads an entry; only the root's has no name.
@@ -165,11 +204,14 @@ pub fn decode_entry(r: &mut Reader<'_>, is_root: bool) -> Result<Entry, Malforme
         let what = What::Withheld(decode_withheld(r)?);
         return Ok(Entry { name, ..Entry::of(what) });
     }
+    if kind == 7 && !is_root {
+        return Ok(Entry { name, ..Entry::of(What::Gone) });
+    }
     let flags = r.u8()?;
     let mode = r.u16()?;
     let (uid, gid) = (r.varint32()?, r.varint32()?);
     let mtime = Time { sec: r.signed()?, nsec: r.varint32()? };
-    if mode & !MODE_BITS != 0 || mtime.nsec >= 1_000_000_000 || flags > 7 {
+    if mode & !MODE_BITS != 0 || mtime.nsec >= 1_000_000_000 || flags & !ALL_FLAGS != 0 {
         return Err(Malformed("metadata out of range"));
     }
     let what = match kind {
@@ -188,11 +230,31 @@ pub fn decode_entry(r: &mut Reader<'_>, is_root: bool) -> Result<Entry, Malforme
         0 => Vec::new(),
         _ => decode_attributes(r)?,
     };
+    let moved = (flags & HAS_MOVED != 0).then(|| r.varint32()).transpose()?;
     if (is_root && what != What::Directory) || (what == What::Directory && link.is_some()) {
         return Err(Malformed("a directory that is none, or has other names"));
     }
+    if moved.is_some() && (is_root || what != What::Directory) {
+        return Err(Malformed("a move of what is no directory"));
+    }
     let doubtful = flags & DOUBTFUL != 0;
-    Ok(Entry { name, what, mode, uid, gid, mtime, link, attributes, doubtful })
+    let project = (flags & HAS_PROJECT != 0).then(|| decode_project(r)).transpose()?;
+    let locks = Locks { immutable: flags & IMMUTABLE != 0, append_only: flags & APPEND_ONLY != 0 };
+    let may_have = matches!(what, What::File(_) | What::Directory);
+    if !may_have && (project.is_some() || !locks.is_none()) {
+        return Err(Malformed("flags of what is neither a file nor a directory"));
+    }
+    let inode =
+        Entry { mode, uid, gid, mtime, link, attributes, locks, project, ..Entry::of(what) };
+    Ok(Entry { name, doubtful, moved, ..inode })
+}
+
+fn decode_project(r: &mut Reader<'_>) -> Result<Project, Malformed> {
+    let id = r.varint32()?;
+    match r.u8()? {
+        inherits @ 0..=1 => Ok(Project { id, inherits: inherits == 1 }),
+        _ => Err(Malformed("a project of an unknown kind")),
+    }
 }
 
 fn decode_withheld(r: &mut Reader<'_>) -> Result<Withheld, Malformed> {

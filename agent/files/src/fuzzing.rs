@@ -5,17 +5,19 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use ferry_proto::fuzzing::Target;
 use ferry_proto::{Fault, FaultClass};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::entries::{Entry, What};
 use crate::protocol::Frame;
 use crate::report::FromPeer;
-use crate::{Comparison, IdMap, PassReport, SourceOptions, TargetOptions, acl, names, wire};
+use crate::{
+    Comparison, IdMap, PassReport, SourceOptions, Streams, TargetOptions, acl, names, wire,
+};
 
 /// The targets by name.
 pub const TARGETS: &[Target] =
@@ -31,8 +33,9 @@ pub fn frames(bytes: &[u8]) {
         frame.encode(&mut written);
         assert_eq!(Frame::decode(written[4], &written[5..]).as_ref(), Ok(&frame));
         match frame {
-            Frame::Batch(entries) => entries.iter().for_each(|entry| sound(entry, false)),
-            Frame::Root(entry) => sound(&entry, true),
+            Frame::Batch(batch) => batch.entries.iter().for_each(|entry| sound(entry, false)),
+            Frame::Root(entry, _) => sound(&entry, true),
+            Frame::Blocks(_, _, digests) => assert!(digests.len() <= crate::blocks::MAX_BLOCKS),
             Frame::Summary(json) | Frame::Report(json) | Frame::Fault(json) => report(json),
             _ => {}
         }
@@ -84,18 +87,87 @@ pub fn acl(bytes: &[u8]) {
     assert_eq!(acl::translated(&value, &target).as_ref(), Ok(&value));
 }
 
+/// What one end says on the control stream and on a data stream, for a pass in which the other one is ours.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Said {
+    pub(crate) control: Vec<u8>,
+    pub(crate) data: Vec<u8>,
+}
+
+impl Said {
+    /// The first two bytes tell how many of the rest are the control stream's.
+    fn of(bytes: &[u8]) -> Self {
+        let Some((length, rest)) = bytes.split_first_chunk() else { return Self::default() };
+        let length = usize::from(u16::from_le_bytes(*length)).min(rest.len());
+        let (control, data) = rest.split_at(length);
+        Self { control: control.to_vec(), data: data.to_vec() }
+    }
+
+    /// How many batches it lists, as far as it can be read: so many answers there will be.
+    fn batches(&self) -> usize {
+        let mut count = 0;
+        let _ = wire::for_each_frame(Bytes::copy_from_slice(&self.control), |frame| {
+            count += usize::from(matches!(frame, Frame::Batch(_)));
+            Ok(())
+        });
+        count
+    }
+}
+
+/// Streams in memory: two of each end, one of them for data.
+pub(crate) fn pipes() -> (Streams<DuplexStream>, Streams<DuplexStream>) {
+    let (control, far) = tokio::io::duplex(64 * 1024);
+    let (data, data_far) = tokio::io::duplex(64 * 1024);
+    (Streams { control, data: vec![data] }, Streams { control: far, data: vec![data_far] })
+}
+
+/// Says it all. Contents are sent only when they may have been asked for, as a source does.
+pub(crate) async fn feed(near: Streams<DuplexStream>, said: Said) {
+    let Streams { control, data } = near;
+    let (mut hear, mut say) = tokio::io::split(control);
+    let asked = tokio::sync::Notify::new();
+    // Without any it is the other end that ends it: we would only seem to have gone away.
+    let batches = said.batches().max(1);
+    let speak = async {
+        // The other end may have had enough before all is written.
+        let _ = say.write_all(&said.control).await;
+        let _ = say.shutdown().await;
+    };
+    let listen = async {
+        let (mut buffer, mut seen) = (BytesMut::new(), 0);
+        while seen < batches && matches!(hear.read_buf(&mut buffer).await, Ok(1..)) {
+            let (whole, _) = wire::whole_frames(&buffer).unwrap_or((0, false));
+            let _ = wire::for_each_frame(buffer.split_to(whole).freeze(), |frame| {
+                seen += usize::from(matches!(frame, Frame::Wants(..)));
+                Ok(())
+            });
+        }
+        asked.notify_one();
+        let _ = tokio::io::copy(&mut hear, &mut tokio::io::sink()).await;
+    };
+    let send = async {
+        asked.notified().await;
+        for mut stream in data {
+            let _ = stream.write_all(&said.data).await;
+            let _ = stream.shutdown().await;
+            let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+        }
+    };
+    tokio::join!(speak, listen, send);
+}
+
 /// A whole pass from a source that says anything: nothing appears outside the root, and nothing below it
 /// has a privilege.
 pub fn receive(bytes: &[u8]) {
     let place = Place::make("receive");
-    let (root, bytes) = (place.root.clone(), bytes.to_vec());
+    let (root, said) = (place.root.clone(), Said::of(bytes));
     run(async move {
         let mut options = TargetOptions::new(IdMap::of((UID, UID), (UID, UID)));
         (options.durable, options.allow_emptied) = (false, true);
-        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (near, far) = pipes();
         let progress = watch::channel(crate::Progress::default()).0;
         let pass = crate::receive_pass(&root, far, options, progress, CancellationToken::new());
-        let (outcome, ()) = tokio::join!(pass, feed(near, bytes));
+        let (outcome, ()) = tokio::join!(pass, feed(near, said));
         if let Err(fault) = outcome {
             assert_ne!(fault.class, FaultClass::Bug, "{fault}");
         }
@@ -108,14 +180,14 @@ pub fn send(bytes: &[u8]) {
     let place = Place::make("send");
     std::fs::write(place.root.join("file"), b"content").expect("a file");
     std::os::unix::fs::chown(place.root.join("file"), Some(UID), Some(UID)).expect("as root");
-    let (root, bytes) = (place.root.clone(), bytes.to_vec());
+    let (root, said) = (place.root.clone(), Said::of(bytes));
     run(async move {
         let mut options = SourceOptions::new([UID]);
         options.settle = false;
-        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (near, far) = pipes();
         let progress = watch::channel(crate::Progress::default()).0;
         let pass = crate::send_pass(&root, far, options, progress, CancellationToken::new());
-        let (outcome, ()) = tokio::join!(pass, feed(near, bytes));
+        let (outcome, ()) = tokio::join!(pass, feed(near, said));
         if let Err(fault) = outcome {
             assert_ne!(fault.class, FaultClass::Bug, "{fault}");
         }
@@ -126,14 +198,6 @@ pub fn send(bytes: &[u8]) {
 fn run(work: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime").block_on(work);
-}
-
-async fn feed(mut near: tokio::io::DuplexStream, bytes: Vec<u8>) {
-    // The other end may have had enough before all is written.
-    let _ = near.write_all(&bytes).await;
-    let _ = near.shutdown().await;
-    let mut answer = Vec::new();
-    let _ = near.read_to_end(&mut answer).await;
 }
 
 /// A root of the account in a directory that must stay otherwise empty.

@@ -6,8 +6,10 @@ use std::io;
 use crate::acl;
 use crate::attributes::{Attribute, Class, class};
 use crate::entries::{Entry, What, Withheld};
+use crate::locks::Locks;
 use crate::metadata::Time;
 use crate::options::IdMap;
+use crate::projects::Project;
 use crate::report::show;
 
 /// Metadata as it is to be at the target: in the target's numbers, and allowed.
@@ -23,6 +25,17 @@ pub struct Wanted {
     pub mtime: Time,
     /// Extended attributes.
     pub attributes: Vec<Attribute>,
+    /// Flags that keep it as it is.
+    pub locks: Locks,
+    /// The project that it is counted for; none: that is not ours to say.
+    pub project: Option<Project>,
+}
+
+impl Wanted {
+    /// On a file system that can hold project ids or cannot.
+    pub fn where_projects_are_held(self, they_do: bool) -> Self {
+        Self { project: self.project.filter(|_| they_do), ..self }
+    }
 }
 
 /// Translates an entry's metadata.
@@ -36,8 +49,8 @@ pub fn admit(entry: &Entry, ids: &IdMap) -> Result<Wanted, String> {
         _ => {}
     }
     let foreign = |what: &str, id: u32| format!("its {what} {id} is not one of the account's");
-    let uid = *ids.uids.get(&entry.uid).ok_or_else(|| foreign("owner", entry.uid))?;
-    let gid = *ids.gids.get(&entry.gid).ok_or_else(|| foreign("group", entry.gid))?;
+    let uid = ids.uid(entry.uid).ok_or_else(|| foreign("owner", entry.uid))?;
+    let gid = ids.gid(entry.gid).ok_or_else(|| foreign("group", entry.gid))?;
     // On a directory setgid hands down the group and setuid means nothing.
     if entry.what != What::Directory {
         if entry.mode & 0o4000 != 0 && ids.is_shared_uid(uid) {
@@ -52,7 +65,8 @@ pub fn admit(entry: &Entry, ids: &IdMap) -> Result<Wanted, String> {
         What::Symlink(_) => Vec::new(),
         _ => entry.attributes.iter().map(|a| attribute(a, ids)).collect::<Result<_, _>>()?,
     };
-    Ok(Wanted { mode: entry.mode, uid, gid, mtime: entry.mtime, attributes })
+    let Entry { mode, mtime, locks, project, .. } = *entry;
+    Ok(Wanted { mode, uid, gid, mtime, attributes, locks, project })
 }
 
 fn attribute(attribute: &Attribute, ids: &IdMap) -> Result<Attribute, String> {

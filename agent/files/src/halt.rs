@@ -71,9 +71,28 @@ impl Halt {
         }
     }
 
+    /// Runs one thread's part: its fault stops everything, and so does its panic, which others would wait
+    /// for in vain.
+    pub fn watch(&self, part: impl FnOnce() -> Result<(), Fault>) {
+        let alarm = Alarm(self);
+        if let Err(fault) = part() {
+            self.stop(fault);
+        }
+        std::mem::forget(alarm);
+    }
+
     /// Stops everything when dropped: the caller has lost interest.
     pub fn on_drop(&self) -> StopOnDrop {
         StopOnDrop(self.clone())
+    }
+}
+
+/// See [`Halt::watch`].
+struct Alarm<'a>(&'a Halt);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        self.0.stop(Fault::bug("a thread that copies files panicked"));
     }
 }
 

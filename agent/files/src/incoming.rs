@@ -1,9 +1,11 @@
-//! Contents on their way in: each into a new file under a temporary name, in the order in which they were
-//! wanted, and into place when complete. It must not know how it was decided that they are wanted.
+//! Contents on their way in, from any of the data streams: each into a new file, and into place when all of
+//! it has come. It must not know how it was decided that they are wanted.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::os::fd::AsFd;
-use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use ferry_proto::Fault;
 use rustix::io::Errno;
@@ -11,57 +13,147 @@ use rustix::io::Errno;
 use crate::apply::{Applier, DirState};
 use crate::codec::Malformed;
 use crate::guard::{self, Wanted};
-use crate::halt::protocol_fault;
+use crate::halt::{Halt, protocol_fault};
+use crate::locks;
 use crate::make::{self, Fresh};
-use crate::metadata::{Handle, Stat};
+use crate::mending;
+use crate::metadata::{Handle, Identity, Stat};
 use crate::mirror::Here;
-use crate::protocol::{Ending, Frame, Place};
+use crate::projects;
+use crate::protocol::{Ending, Frame, Place, Range, ranges_of};
 use crate::report::NoteKind;
+use crate::session::MAX_STREAMS;
+use crate::tally::one;
+
+/// Contents that have come in part. A source begins another one only when no range of the ones before is
+/// left to begin.
+const MAX_FLIGHTS: usize = 4 * MAX_STREAMS;
+
+/// Waiting threads look so often whether all was stopped.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A file whose content is to come.
 #[derive(Debug)]
 pub struct Awaited {
-    /// Which entry.
-    pub place: Place,
     /// Its directory.
-    pub dir: Rc<DirState>,
+    pub dir: Arc<DirState>,
     /// Its name there.
     pub name: Vec<u8>,
     /// Its metadata.
     pub wanted: Wanted,
     /// The group of its other names.
     pub group: Option<u64>,
+    /// How long the source said that it is.
+    pub listed: u64,
+    /// Nothing has its name here.
+    pub is_new: bool,
+    /// The file here that is only to be mended.
+    pub mended: Option<Identity>,
 }
 
-/// A file whose content is coming.
+impl Awaited {
+    fn path(&self) -> Vec<u8> {
+        self.dir.node.path_of(&self.name)
+    }
+}
+
+/// A file of whose content at least a range has begun to come, or that is being mended.
+#[derive(Debug)]
+pub struct Flight {
+    awaited: Awaited,
+    /// None if it was refused: what comes of it is passed over.
+    pub fresh: Option<Fresh>,
+    /// It is the file that was there.
+    is_in_place: bool,
+    /// How long the source says that it is now.
+    size: OnceLock<u64>,
+    state: Mutex<FlightState>,
+    /// Rung when a range has ended.
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct FlightState {
+    /// Ranges that have ended.
+    ended: u64,
+    /// How long the file is without a hole at its end.
+    written: u64,
+    /// The worst of its ranges'.
+    ending: Ending,
+    /// Writing failed, which is written down.
+    is_broken: bool,
+}
+
+impl Flight {
+    fn new(awaited: Awaited, fresh: Option<Fresh>, is_in_place: bool) -> Arc<Self> {
+        let (is_broken, ending) = (fresh.is_none(), Ending::Settled);
+        let state = Mutex::new(FlightState { ended: 0, written: 0, ending, is_broken });
+        let (size, changed) = (OnceLock::new(), Condvar::new());
+        Arc::new(Self { awaited, fresh, is_in_place, size, state, changed })
+    }
+
+    /// Waits until so many of its ranges have ended.
+    pub fn wait_until_ended(&self, ranges: u64, halt: &Halt) -> Result<(), Fault> {
+        let mut state = lock(&self.state);
+        while state.ended < ranges {
+            halt.check()?;
+            let waited = self.changed.wait_timeout(state, LOOK);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+}
+
+/// A data stream's content that is coming.
+#[derive(Debug, Default)]
+pub struct Arriving(Option<Current>);
+
 #[derive(Debug)]
 struct Current {
-    awaited: Awaited,
-    /// None if it was refused: the rest of it is passed over.
-    fresh: Option<Fresh>,
-    size: u64,
+    place: Place,
+    flight: Arc<Flight>,
     at: u64,
-    /// How long the file is without the hole at its end.
-    written: u64,
+    end: u64,
 }
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Incoming {
-    awaited: VecDeque<Awaited>,
-    current: Option<Current>,
+    awaited: Mutex<HashMap<Place, Awaited>>,
+    flights: Mutex<HashMap<Place, Arc<Flight>>>,
 }
 
 impl Incoming {
     /// A content was wanted.
-    pub fn expect(&mut self, awaited: Awaited) {
-        self.awaited.push_back(awaited);
+    pub fn expect(&self, place: Place, awaited: Awaited) -> Result<(), Fault> {
+        match lock(&self.awaited).insert(place, awaited) {
+            None => Ok(()),
+            Some(_) => Err(protocol_fault(&Malformed("two batches of one number"))),
+        }
     }
 
-    fn next(&mut self, place: Place) -> Result<Awaited, Fault> {
-        let next = self.awaited.pop_front().filter(|next| next.place == place);
-        next.filter(|_| self.current.is_none()).ok_or_else(out_of_turn)
+    /// What is known of a content that comes now.
+    pub fn take(&self, place: Place) -> Result<Awaited, Fault> {
+        lock(&self.awaited).remove(&place).ok_or_else(out_of_turn)
     }
+
+    /// The ranges of a content will come.
+    pub fn take_off(
+        &self,
+        place: Place,
+        awaited: Awaited,
+        fresh: Option<Fresh>,
+        is_in_place: bool,
+    ) -> Arc<Flight> {
+        let flight = Flight::new(awaited, fresh, is_in_place);
+        lock(&self.flights).insert(place, Arc::clone(&flight));
+        flight
+    }
+}
+
+fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change is one step, so a panic elsewhere cannot have left it half done.
+    value.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn out_of_turn() -> Fault {
@@ -69,62 +161,144 @@ fn out_of_turn() -> Fault {
 }
 
 impl Applier {
-    /// A frame of a content.
-    pub(crate) fn receive(&mut self, frame: Frame<'_>) -> Result<(), Fault> {
-        match frame {
-            Frame::File(place, size) => {
-                let awaited = self.incoming.next(place)?;
-                let fresh = self.begin(&awaited)?;
-                self.incoming.current = Some(Current { awaited, fresh, size, at: 0, written: 0 });
-                Ok(())
+    /// A frame of a data stream. Answers whether a content is dealt with.
+    pub(crate) fn receive(
+        &self,
+        Arriving(current): &mut Arriving,
+        frame: Frame<'_>,
+    ) -> Result<bool, Fault> {
+        match (current.as_mut(), frame) {
+            (None, Frame::Whole(place, ending, bytes)) => {
+                let awaited = self.incoming.take(place)?;
+                self.whole(awaited, ending, bytes).map(|()| true)
             }
-            Frame::Data(bytes) => self.data(bytes),
-            Frame::Hole(length) => {
-                let current = self.incoming.current.as_mut().ok_or_else(out_of_turn)?;
+            (None, Frame::Part(range)) => {
+                *current = Some(self.begin(range)?);
+                Ok(false)
+            }
+            (Some(current), Frame::Data(bytes)) => self.data(current, bytes).map(|()| false),
+            (Some(current), Frame::Hole(length)) => self.hole(current, length).map(|()| false),
+            (Some(current), Frame::Same(length)) if current.flight.is_in_place => {
                 current.at = advance(current, length)?;
-                Ok(())
+                self.counters.bytes_done(length);
+                self.tally.bytes_kept.fetch_add(length, Relaxed);
+                let mut state = lock(&current.flight.state);
+                state.written = state.written.max(current.at);
+                Ok(false)
             }
-            Frame::FileEnd(ending) => {
-                let current = self.incoming.current.take().ok_or_else(out_of_turn)?;
-                self.end(current, ending)
-            }
-            Frame::Skip(place, ending) => {
-                let awaited = self.incoming.next(place)?;
+            (Some(_), Frame::PartEnd(ending)) => match current.take() {
+                Some(current) => self.end(current, ending),
+                None => Err(out_of_turn()),
+            },
+            (None, Frame::Skip(place, ending)) => {
+                let awaited = self.incoming.take(place)?;
                 self.came_not(&awaited, ending);
-                self.came(&awaited, None)
+                self.came(&awaited, None).map(|()| true)
             }
             _ => Err(out_of_turn()),
         }
     }
 
-    fn begin(&mut self, awaited: &Awaited) -> Result<Option<Fresh>, Fault> {
-        match self.tree.open(&awaited.dir.node).and_then(|dir| make::file(dir.as_fd())) {
+    /// A small content, all at once.
+    fn whole(&self, awaited: Awaited, ending: Ending, bytes: &[u8]) -> Result<(), Fault> {
+        if matches!(ending, Ending::Vanished | Ending::Unreadable(_)) {
+            return Err(out_of_turn());
+        }
+        let Some(fresh) = self.open_fresh(&awaited)? else {
+            return self.came(&awaited, None);
+        };
+        self.received(bytes);
+        if let Err(errno) = write_all(&fresh, bytes, 0) {
+            self.discard(&awaited.dir, &fresh);
+            self.trouble(&awaited.path(), "written", errno)?;
+            return self.came(&awaited, None);
+        }
+        self.complete(&awaited, &fresh, false, ending)
+    }
+
+    /// A range begins; the first of a content makes the file.
+    fn begin(&self, range: Range) -> Result<Current, Fault> {
+        let Range { place, size, offset, length } = range;
+        let mut flights = lock(&self.incoming.flights);
+        let flight = match flights.get(&place) {
+            Some(flight) => Arc::clone(flight),
+            None => {
+                let awaited = self.incoming.take(place)?;
+                let fresh = self.open_fresh(&awaited)?;
+                let flight = Flight::new(awaited, fresh, false);
+                flights.insert(place, Arc::clone(&flight));
+                flight
+            }
+        };
+        if flights.len() > MAX_FLIGHTS {
+            return Err(protocol_fault(&Malformed("more contents at once than it may")));
+        }
+        drop(flights);
+        if *flight.size.get_or_init(|| size) != size {
+            return Err(protocol_fault(&Malformed("a content of two sizes")));
+        }
+        Ok(Current { place, flight, at: offset, end: offset + length })
+    }
+
+    pub(crate) fn open_fresh(&self, awaited: &Awaited) -> Result<Option<Fresh>, Fault> {
+        let made = self.tree.open(&awaited.dir.node).and_then(|dir| {
+            if awaited.is_new {
+                match make::file_named(dir.as_fd(), &awaited.name) {
+                    // Somebody has made one since.
+                    Err(Errno::EXIST) => {}
+                    made => return made,
+                }
+            }
+            make::file(dir.as_fd())
+        });
+        match made {
             Ok(fresh) => Ok(Some(fresh)),
             Err(errno) => {
-                self.trouble(&awaited.dir.node.path_of(&awaited.name), "created", errno)?;
+                self.trouble(&awaited.path(), "created", errno)?;
                 Ok(None)
             }
         }
     }
 
-    fn data(&mut self, bytes: &[u8]) -> Result<(), Fault> {
-        let current = self.incoming.current.as_mut().ok_or_else(out_of_turn)?;
-        let end = advance(current, bytes.len() as u64)?;
+    /// Bytes have come that are written now, when they may be.
+    fn received(&self, bytes: &[u8]) {
+        self.disks.used(bytes.len());
         self.counters.bytes_done(bytes.len() as u64);
-        self.report.bytes_sent += bytes.len() as u64;
+        self.tally.bytes_sent.fetch_add(bytes.len() as u64, Relaxed);
+    }
+
+    fn data(&self, current: &mut Current, bytes: &[u8]) -> Result<(), Fault> {
+        let end = advance(current, bytes.len() as u64)?;
+        self.received(bytes);
         let at = std::mem::replace(&mut current.at, end);
-        current.written = end;
-        let Some(fresh) = &current.fresh else {
+        let flight = &current.flight;
+        let Some(fresh) = &flight.fresh else { return Ok(()) };
+        self.written(flight, end, write_all(fresh, bytes, at))
+    }
+
+    fn hole(&self, current: &mut Current, length: u64) -> Result<(), Fault> {
+        let end = advance(current, length)?;
+        let at = std::mem::replace(&mut current.at, end);
+        let flight = &current.flight;
+        if !flight.is_in_place {
+            // A new file has nothing there yet.
+            return Ok(());
+        }
+        self.written(flight, end, mending::clear(flight, at, length))
+    }
+
+    /// Something was written up to `end`, or was not.
+    fn written(&self, flight: &Flight, end: u64, done: Result<(), Errno>) -> Result<(), Fault> {
+        let mut state = lock(&flight.state);
+        let Err(errno) = done else {
+            state.written = state.written.max(end);
             return Ok(());
         };
-        let written = write_all(fresh, bytes, at);
-        let Err(errno) = written else { return Ok(()) };
-        let path = current.awaited.dir.node.path_of(&current.awaited.name);
-        if let Some(fresh) = current.fresh.take() {
-            let dir = std::rc::Rc::clone(&current.awaited.dir);
-            self.discard(&dir, &fresh);
+        if std::mem::replace(&mut state.is_broken, true) {
+            return Ok(());
         }
-        self.trouble(&path, "written", errno)
+        drop(state);
+        self.trouble(&flight.awaited.path(), "written", errno)
     }
 
     fn discard(&self, dir: &DirState, fresh: &Fresh) {
@@ -133,76 +307,141 @@ impl Applier {
         }
     }
 
-    fn end(&mut self, current: Current, ending: Ending) -> Result<(), Fault> {
-        let Current { mut awaited, fresh, size, at, written } = current;
-        if ending == Ending::Settled && at != size {
+    /// A range ended; the last one to do so ends the content.
+    fn end(&self, current: Current, ending: Ending) -> Result<bool, Fault> {
+        let Current { place, flight, at, end } = current;
+        if ending == Ending::Settled && at != end {
             return Err(protocol_fault(&Malformed("a content of another length than announced")));
         }
-        let path = awaited.dir.node.path_of(&awaited.name);
-        let Some(fresh) = fresh else {
-            return self.came(&awaited, None);
+        let is_last = {
+            let mut state = lock(&flight.state);
+            state.ending = worse(state.ending, ending);
+            state.ended += 1;
+            state.ended == ranges_of(flight.awaited.listed)
         };
-        match ending {
-            Ending::Settled => {}
-            Ending::Changed => {
-                // The next pass must not take it for equal, whatever time the source's file has.
-                awaited.wanted.mtime = awaited.wanted.mtime.disturbed();
-                self.note(NoteKind::Changed, &path, "it changed while it was read");
-                self.report.changed_while_read += 1;
-            }
-            Ending::Vanished | Ending::Unreadable(_) => {
-                self.discard(&awaited.dir, &fresh);
-                self.came_not(&awaited, ending);
-                return self.came(&awaited, None);
-            }
+        flight.changed.notify_all();
+        if !is_last {
+            return Ok(false);
         }
-        let truncated = if at > written { rustix::fs::ftruncate(&fresh.fd, at) } else { Ok(()) };
-        let dressed = truncated
-            .and_then(|()| make::dress(Handle::Open(fresh.fd.as_fd()), &awaited.wanted))
-            .and_then(|_| Stat::of_fd(&fresh.fd))
-            .and_then(|stat| Ok((stat, self.tree.open(&awaited.dir.node)?)));
+        lock(&self.incoming.flights).remove(&place);
+        self.land(&flight).map(|()| true)
+    }
+
+    /// All ranges of a content have ended.
+    fn land(&self, flight: &Flight) -> Result<(), Fault> {
+        let Flight { awaited, fresh, is_in_place, size, .. } = flight;
+        let (written, ending, is_broken) = {
+            let state = lock(&flight.state);
+            (state.written, state.ending, state.is_broken)
+        };
+        let Some(fresh) = fresh else { return self.came(awaited, None) };
+        let is_gone = matches!(ending, Ending::Vanished | Ending::Unreadable(_));
+        if is_broken || is_gone {
+            // One that was mended stays as it is, and says so by its time: the next pass mends it.
+            if !is_in_place {
+                self.discard(&awaited.dir, fresh);
+            }
+            if is_gone && !is_broken {
+                self.came_not(awaited, ending);
+            }
+            return self.came(awaited, None);
+        }
+        let size = size.get().copied().unwrap_or_default();
+        if (*is_in_place || size > written)
+            && let Err(errno) = rustix::fs::ftruncate(&fresh.fd, size)
+        {
+            if !is_in_place {
+                self.discard(&awaited.dir, fresh);
+            }
+            self.trouble(&awaited.path(), "written", errno)?;
+            return self.came(awaited, None);
+        }
+        self.complete(awaited, fresh, *is_in_place, ending)
+    }
+
+    /// The content is there: now the metadata, and its place.
+    fn complete(
+        &self,
+        awaited: &Awaited,
+        fresh: &Fresh,
+        is_in_place: bool,
+        ending: Ending,
+    ) -> Result<(), Fault> {
+        let Awaited { dir, name, wanted, group, .. } = awaited;
+        let mut mtime = wanted.mtime;
+        if ending == Ending::Changed {
+            // The next pass must not take it for equal, whatever time the source's file has.
+            mtime = mtime.disturbed();
+            let text = "it changed while it was read";
+            self.tally.disturbed(NoteKind::Changed, &awaited.path(), text);
+        }
+        let dressed = self.tree.open(&dir.node).and_then(|fd| {
+            if is_in_place {
+                let wanted = Wanted { mtime, ..wanted.clone() };
+                make::dress(Handle::Open(fresh.fd.as_fd()), &wanted)?;
+            } else {
+                make::clothed(fresh.fd.as_fd(), wanted, mtime, dir.bequeaths(fd.as_fd()))?;
+            }
+            let identity = group.map(|_| Stat::of_fd(&fresh.fd).map(|stat| stat.identity()));
+            Ok((fd, identity.transpose()?))
+        });
         let identity = match dressed {
-            Ok((stat, fd)) => {
-                let here = Here { node: &awaited.dir.node, fd: &fd };
-                self.put(here, &fresh.name, &awaited.name)?.then(|| stat.identity())
+            Ok((fd, identity)) => {
+                let here = Here { node: &dir.node, fd: &fd };
+                let stands = fresh.name == *name || self.put(here, &fresh.name, name)?;
+                if stands {
+                    one(&self.tally.files_sent);
+                    self.lock_up(awaited, fresh)?;
+                }
+                identity.filter(|_| stands)
             }
             Err(errno) => {
-                self.discard(&awaited.dir, &fresh);
-                self.trouble(&path, "given its metadata", errno)?;
+                if !is_in_place {
+                    self.discard(dir, fresh);
+                }
+                self.trouble(&awaited.path(), "given its metadata", errno)?;
                 None
             }
         };
-        if identity.is_some() {
-            self.report.files_sent += 1;
+        self.came(awaited, identity)
+    }
+
+    /// Gives what stands in its place its project, and the flags that keep it there. Neither may be had
+    /// before: a directory of another project does not let it in.
+    fn lock_up(&self, awaited: &Awaited, fresh: &Fresh) -> Result<(), Fault> {
+        let Wanted { project, locks, .. } = awaited.wanted;
+        let inode = fresh.fd.as_fd();
+        let counted = project.map_or(Ok(false), |project| projects::put(inode, project));
+        let locked = counted.and_then(|_| match locks.is_none() {
+            true => Ok(()),
+            false => locks::put(inode, locks),
+        });
+        match locked {
+            Ok(()) => Ok(()),
+            Err(errno) => self.trouble(&awaited.path(), "given its flags", errno),
         }
-        self.came(&awaited, identity)
     }
 
     /// Writes down why a content did not come.
-    fn came_not(&mut self, awaited: &Awaited, ending: Ending) {
-        let path = awaited.dir.node.path_of(&awaited.name);
+    fn came_not(&self, awaited: &Awaited, ending: Ending) {
+        let path = awaited.path();
         match ending {
             Ending::Unreadable(errno) => {
                 let why = guard::errno_text(errno);
-                self.refuse(&path, format!("it cannot be read at the source: {why}"));
+                self.tally.refuse(&path, format!("it cannot be read at the source: {why}"));
             }
             Ending::Vanished => {
-                self.note(NoteKind::Vanished, &path, "it was gone when it was to be read");
-                self.report.changed_while_read += 1;
+                let text = "it was gone when it was to be read";
+                self.tally.disturbed(NoteKind::Vanished, &path, text);
             }
             Ending::Changed | Ending::Settled => {
-                self.note(NoteKind::Changed, &path, "another file took its place");
-                self.report.changed_while_read += 1;
+                self.tally.disturbed(NoteKind::Changed, &path, "another file took its place");
             }
         }
     }
 
     /// A content came, or will not.
-    fn came(
-        &mut self,
-        awaited: &Awaited,
-        identity: Option<crate::metadata::Identity>,
-    ) -> Result<(), Fault> {
+    fn came(&self, awaited: &Awaited, identity: Option<Identity>) -> Result<(), Fault> {
         self.counters.file_done();
         let dir = &awaited.dir;
         self.first_done(awaited.group, &dir.node, &awaited.name, identity)?;
@@ -210,8 +449,18 @@ impl Applier {
     }
 }
 
+fn worse(one: Ending, other: Ending) -> Ending {
+    let badness = |ending| match ending {
+        Ending::Settled => 0,
+        Ending::Changed => 1,
+        Ending::Vanished => 2,
+        Ending::Unreadable(_) => 3,
+    };
+    if badness(other) > badness(one) { other } else { one }
+}
+
 fn advance(current: &Current, length: u64) -> Result<u64, Fault> {
-    let end = current.at.checked_add(length).filter(|end| *end <= current.size);
+    let end = current.at.checked_add(length).filter(|end| *end <= current.end);
     end.ok_or_else(|| protocol_fault(&Malformed("a content longer than announced")))
 }
 

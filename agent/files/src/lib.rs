@@ -1,23 +1,26 @@
-//! Ferry's file engine: one streaming, incremental pass from a source tree to a target tree over one
-//! byte stream, and a comparison of both afterwards.
+//! Ferry's file engine: one streaming, incremental pass from a source tree to a target tree over several
+//! byte streams, and a comparison of both afterwards.
 //!
-//! It knows trees, metadata and the stream between two ends. It must not know accounts, grants, TLS,
+//! It knows trees, metadata and the streams between two ends. It must not know accounts, grants, TLS,
 //! or who asked for the pass.
 //!
-//! At the source [`send_pass`] and [`verify_source`] run `send`: a walker (`walk`) streams sorted
-//! listings, a second thread reads the contents that are wanted (`content`), and a `window` bounds what
-//! is under way. At the target [`receive_pass`] and [`verify_target`] run `receive`: a `mirror` follows
-//! the listings through the target's own tree and tells a visitor what is on either side; the visitor
-//! `apply` makes it equal (with `incoming`, `placing`, `make`, `remove`, `links`), the visitor `verify`
-//! compares. What an account may have is decided in `guard`; every access goes through `confine`; all
-//! that crosses the stream is in `protocol` and `entries`, and `wire` pumps it.
+//! At the source [`send_pass`] and [`verify_source`] run `send`: walkers (`walk`) list directories on the
+//! control stream, suppliers (`supply`), one for each data stream, read the contents that are wanted
+//! (`content`) or what differs of them (`differing`), and a `window` bounds what is under way. At the target
+//! [`receive_pass`] and [`verify_target`] run `receive`: a `mirror` follows the listings through the target's
+//! own tree and tells a visitor what is on either side; the visitor `apply` makes it equal (with `incoming`,
+//! `mending`, `placing`, `make`, `remove`, `links`), the visitor `verify` compares. What an account may have is
+//! decided in `guard`; every access goes through `confine`; all that crosses the streams is in `protocol`,
+//! `entries` and `blocks`, and `wire` pumps it. How fast all this may be is in `limits`.
 
 mod acl;
 mod apply;
 mod attributes;
+mod blocks;
 mod codec;
 mod confine;
 mod content;
+mod differing;
 mod digest;
 mod directories;
 mod entries;
@@ -26,17 +29,26 @@ mod exclusive;
 pub mod fuzzing;
 mod guard;
 mod halt;
+mod holding;
 #[cfg(test)]
 mod hostile;
 mod incoming;
+pub mod journal;
+mod limits;
 mod links;
+mod locks;
 mod make;
+mod mending;
 mod metadata;
 mod mirror;
+mod moving;
 mod names;
+mod neighbour;
 mod options;
+mod pack;
 mod placing;
 mod progress;
+mod projects;
 mod protocol;
 mod receive;
 mod remove;
@@ -45,6 +57,8 @@ mod scan;
 mod send;
 mod session;
 mod stamps;
+mod supply;
+mod tally;
 mod trouble;
 mod verify;
 mod walk;
@@ -52,11 +66,16 @@ mod window;
 mod wire;
 
 pub use directories::Directories;
-pub use options::{IdMap, SourceOptions, TargetOptions};
+pub use holding::cannot_hold;
+pub use limits::{Limits, Rates};
+pub use options::{IdMap, Others, SourceOptions, TargetOptions};
 pub use receive::{receive_pass, verify_target};
+pub use remove::empty;
 pub use report::{
-    Bounded, Comparison, Difference, LIST_LIMIT, Note, NoteKind, PassReport, Progress, Refusal,
+    Bounded, Comparison, Difference, End, LIST_LIMIT, Note, NoteKind, PassReport, Progress,
+    Refusal, Spent,
 };
-pub use scan::{Changed, TreeStats, changed_since, scan, survey};
+pub use scan::{Changed, Survey, TreeStats, changed_since, scan, survey};
 pub use send::{send_pass, verify_source};
+pub use session::{MAX_STREAMS, Streams};
 pub use stamps::stamps_every_write;

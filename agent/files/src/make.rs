@@ -10,25 +10,58 @@ use crate::acl;
 use crate::attributes::{self, Attribute, Class, Unread, class};
 use crate::confine;
 use crate::guard::Wanted;
-use crate::metadata::{Handle, Kind, Stat};
+use crate::locks::{self, Locks};
+use crate::metadata::{Handle, Kind, Stat, Time};
 use crate::names;
+use crate::projects;
 
 /// How often another temporary name is tried.
 const TRIES: u32 = 8;
 
-/// A new inode under a temporary name.
+/// A new inode.
 #[derive(Debug)]
 pub struct Fresh {
     /// The inode.
     pub fd: OwnedFd,
-    /// Its temporary name.
+    /// Its name, which is a temporary one until it is put in its place.
     pub name: Vec<u8>,
 }
 
-/// A new empty file.
+/// A new empty file, under a temporary name.
 pub fn file(dir: BorrowedFd<'_>) -> Result<Fresh> {
     let (fd, name) = under_new_name(|name| confine::create_file(dir, name))?;
     Ok(Fresh { fd, name })
+}
+
+/// A new empty file under its own name, where nothing has it. Until it is [`clothed`] its time is another
+/// than the source's, so whoever finds it half done does not take it for equal.
+pub fn file_named(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Fresh> {
+    confine::create_file(dir, name).map(|fd| Fresh { fd, name: name.to_vec() })
+}
+
+/// Whether what is made in the directory is given an ACL by it. Where that cannot be told: yes.
+pub fn has_default_acl(dir: BorrowedFd<'_>) -> bool {
+    let found = rustix::fs::fgetxattr(dir, "system.posix_acl_default", &mut [0; 0][..]);
+    !matches!(found, Err(Errno::NODATA | Errno::NOTSUP))
+}
+
+/// Gives a file that we made the metadata wanted, but this time, and no flags: it has yet to be put in its
+/// place. `inherits`: its directory may have given it an ACL.
+///
+/// The order is that of [`dress`].
+pub fn clothed(file: BorrowedFd<'_>, wanted: &Wanted, mtime: Time, inherits: bool) -> Result<()> {
+    let inode = Handle::Open(file);
+    inode.chown(wanted.uid, wanted.gid)?;
+    if inherits || !wanted.attributes.is_empty() {
+        let have = match inherits.then(|| attributes::read_all(inode)).transpose() {
+            Ok(have) => comparable(have.unwrap_or_default()),
+            Err(Unread::TooLarge) => return Err(Errno::TOOBIG),
+            Err(Unread::Failed(errno)) => return Err(errno),
+        };
+        attributes::replace(inode, &have, &wanted.attributes)?;
+    }
+    inode.chmod(wanted.mode)?;
+    inode.set_mtime(mtime)
 }
 
 /// A new symlink.
@@ -93,6 +126,11 @@ pub fn is_dressed(dir: BorrowedFd<'_>, name: &[u8], found: &Stat, wanted: &Wante
     if found.kind == Kind::Symlink {
         return Ok(true);
     }
+    if let Some(project) = wanted.project
+        && projects::of_name(dir, name, found)? != Some(project)
+    {
+        return Ok(false);
+    }
     match attributes::read_at(dir, name, found) {
         Ok(have) => Ok(comparable(have) == wanted.attributes),
         Err(Unread::TooLarge) => Ok(false),
@@ -121,10 +159,19 @@ pub fn redress(dir: BorrowedFd<'_>, name: &[u8], found: &Stat, wanted: &Wanted) 
 /// Gives an inode the metadata wanted. Answers whether anything had to be done.
 ///
 /// The order matters: a new owner takes setuid bits and capabilities away, an ACL changes the mode,
-/// and everything else would come after the time.
+/// everything else would come after the time, and nothing can be done to what is immutable.
 pub fn dress(inode: Handle<'_>, wanted: &Wanted) -> Result<bool> {
+    let found = Stat::of_fd(inode.fd())?.locks;
+    if !found.is_none() {
+        locks::put(inode.fd(), Locks::NONE)?;
+    }
+    dress_unlocked(inode, found, wanted)
+}
+
+/// The same, of an inode whose flags, which were `found`, are lifted.
+pub fn dress_unlocked(inode: Handle<'_>, found: Locks, wanted: &Wanted) -> Result<bool> {
     let stat = Stat::of_fd(inode.fd())?;
-    let mut changed = false;
+    let mut changed = found != wanted.locks;
     if (stat.uid, stat.gid) != (wanted.uid, wanted.gid) {
         inode.chown(wanted.uid, wanted.gid)?;
         changed = true;
@@ -147,11 +194,18 @@ pub fn dress(inode: Handle<'_>, wanted: &Wanted) -> Result<bool> {
         inode.set_mtime(wanted.mtime)?;
         changed = true;
     }
+    if let Some(project) = wanted.project {
+        changed |= projects::put(inode.fd(), project)?;
+    }
+    if !wanted.locks.is_none() {
+        locks::put(inode.fd(), wanted.locks)?;
+    }
     Ok(changed)
 }
 
 fn same_stat(found: &Stat, wanted: &Wanted) -> bool {
     (found.uid, found.gid, found.mtime) == (wanted.uid, wanted.gid, wanted.mtime)
+        && found.locks == wanted.locks
         && (found.kind == Kind::Symlink || found.mode == wanted.mode)
 }
 

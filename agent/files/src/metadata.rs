@@ -8,6 +8,8 @@ use rustix::fs::{
 };
 use rustix::io::Result;
 
+use crate::locks::Locks;
+
 /// Bits of the mode that are carried.
 pub const MODE_BITS: u16 = 0o7777;
 
@@ -124,8 +126,8 @@ pub struct Stat {
     pub nlink: u32,
     /// Something is mounted here.
     pub is_mount: bool,
-    /// Immutable or append-only flag set.
-    pub is_locked: bool,
+    /// Immutable or append-only.
+    pub locks: Locks,
     dev: (u32, u32),
     ino: u64,
 }
@@ -173,7 +175,7 @@ impl From<&Statx> for Stat {
             ctime: time(&x.stx_ctime),
             nlink: x.stx_nlink,
             is_mount: flags.contains(StatxAttributes::MOUNT_ROOT),
-            is_locked: flags.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND),
+            locks: Locks::of(flags),
             dev: (x.stx_dev_major, x.stx_dev_minor),
             ino: x.stx_ino,
         }

@@ -1,9 +1,16 @@
-//! The target's half of the walk: it follows the source's listings through its own tree, checks that
-//! they keep to the protocol, and tells a visitor name by name what is on either side. It must not
-//! know what the visitor makes of it.
+//! The target's half of the walk: it follows the source's listings through its own tree, several
+//! directories at once, checks that they keep to the protocol, and tells a visitor name by name what is on
+//! either side. It must not know what the visitor makes of it.
+//!
+//! One thread reads the control stream. It knows which directories may be listed, each a [`Listing`] of its
+//! own, and hands every batch to its listing; workers take listings that have something to do. A directory's
+//! batches are worked on in order and by one worker at a time, and only when its own entry was.
 
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use ferry_proto::Fault;
 use rustix::io::Errno;
@@ -13,12 +20,26 @@ use crate::codec::Malformed;
 use crate::confine::{MAX_DEPTH, Node, Tree};
 use crate::entries::{Entry, What};
 use crate::halt::{Halt, protocol_fault};
+use crate::journal::MAX_MOVES;
 use crate::metadata::Stat;
 use crate::names::{self, Names};
+use crate::neighbour::Neighbour;
+use crate::pack::{Unpacker, Waiting};
 use crate::progress::Counters;
-use crate::protocol::{DirStatus, Frame, MAX_BATCH, MAX_ENTRIES, Place, Purpose};
+use crate::protocol::{
+    Batch, Directory, Frame, MAX_BATCHES, MAX_ENTRIES, Place, Purpose, Unlisted,
+};
 use crate::send::Summary;
-use crate::wire::{self, Outbox};
+use crate::session::Work;
+use crate::wire::{self, Channels, Outbox};
+
+/// Waiting threads look so often whether all was stopped.
+const LOOK: Duration = Duration::from_millis(100);
+/// Most directories whose listing is to come.
+const MAX_DIRECTORIES: usize = 4_000_000;
+/// Most contents that may be wanted and not have come: what the source may have under way, and what it has
+/// sent and we have not read yet.
+const MAX_AWAITED: usize = 16 * MAX_ENTRIES;
 
 /// A directory that both ends walk, as open as it is at the target.
 #[derive(Debug, Clone, Copy)]
@@ -29,38 +50,70 @@ pub struct Here<'a> {
     pub fd: &'a OwnedFd,
 }
 
+/// A directory that a visitor walks on in.
+#[derive(Debug)]
+pub struct Descent<D> {
+    /// Where it is.
+    pub node: Arc<Node>,
+    /// What the visitor keeps of it.
+    pub state: D,
+    /// It was not there before, so that all of it must come.
+    pub is_new: bool,
+}
+
+/// What the source is to send of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    /// Nothing.
+    Nothing,
+    /// The content, or its digest.
+    All,
+    /// What differs of the content: it will be told the digests of our blocks.
+    Differing,
+}
+
 /// What a visitor makes of an entry.
 #[derive(Debug)]
 pub struct Verdict<D> {
-    /// The source is to send its content, or its digest.
-    pub want: bool,
-    /// A directory to walk on in, with the visitor's state for it.
-    pub descend: Option<D>,
+    /// What the source is to send.
+    pub want: Want,
+    /// A directory to walk on in.
+    pub descend: Option<Descent<D>>,
 }
 
 impl<D> Verdict<D> {
     /// Nothing more to do.
-    pub const NOTHING: Self = Self { want: false, descend: None };
-    /// Send the content.
-    pub const WANT: Self = Self { want: true, descend: None };
+    pub const NOTHING: Self = Self { want: Want::Nothing, descend: None };
+    /// Send this.
+    pub const fn want(want: Want) -> Self {
+        Self { want, descend: None }
+    }
 
     /// Walk on in it.
-    pub fn descend(state: D) -> Self {
-        Self { want: false, descend: Some(state) }
+    pub fn descend(node: Arc<Node>, state: D, is_new: bool) -> Self {
+        Self { want: Want::Nothing, descend: Some(Descent { node, state, is_new }) }
     }
 }
 
-/// What is done with what both ends have.
-pub trait Visitor {
+/// What is done with what both ends have. Its methods are called from several threads at once.
+pub trait Visitor: Send + Sync {
     /// What it keeps of a directory while that is walked.
-    type Dir;
+    type Dir: Send + Sync;
+    /// What it keeps of a data stream.
+    type Stream: Default + Send;
 
-    /// The root, with what the source says of it.
-    fn root(&mut self, node: &Arc<Node>, entry: Entry) -> Result<Self::Dir, Fault>;
+    /// The root, with what the source says of it; and whether only what has changed is listed.
+    fn root(&self, node: &Arc<Node>, entry: Entry, partial: bool) -> Result<Self::Dir, Fault>;
+
+    /// Where a directory was that has another place now.
+    fn moved(&self, path: Vec<Vec<u8>>) -> Result<(), Fault>;
+
+    /// All such places were told, and no entry was met yet.
+    fn depart(&self) -> Result<(), Fault>;
 
     /// An entry of the source, and what has its name here.
     fn entry(
-        &mut self,
+        &self,
         dir: &Self::Dir,
         here: Here<'_>,
         place: Place,
@@ -69,316 +122,631 @@ pub trait Visitor {
     ) -> Result<Verdict<Self::Dir>, Fault>;
 
     /// A name that only we have.
-    fn extra(&mut self, dir: &Self::Dir, here: Here<'_>, name: &[u8]) -> Result<(), Fault>;
+    fn extra(&self, dir: &Self::Dir, here: Here<'_>, name: &[u8]) -> Result<(), Fault>;
 
     /// A temporary file of a pass that was killed.
-    fn leftover(&mut self, dir: &Self::Dir, here: Here<'_>, name: &[u8]) -> Result<(), Fault>;
+    fn leftover(&self, dir: &Self::Dir, here: Here<'_>, name: &[u8]) -> Result<(), Fault>;
 
     /// The source has nothing in its root, and we have so many names in ours.
-    fn emptied(&mut self, names: usize) -> Result<(), Fault>;
+    fn emptied(&self, names: usize) -> Result<(), Fault>;
 
-    /// An answer to a batch was sent.
-    fn answered(&mut self) -> Result<(), Fault>;
+    /// The source has been told that these are only to be mended.
+    fn told(&self, mended: &mut dyn Iterator<Item = Place>);
+
+    /// What a visitor does beside, in a thread of its own, until it is told that all entries were met. What
+    /// it says goes to the control stream.
+    fn beside(&self, out: Outbox) -> Result<(), Fault>;
+
+    /// All entries were met.
+    fn met_all(&self);
 
     /// All entries of the directory were met.
-    fn leave(&mut self, dir: Self::Dir) -> Result<(), Fault>;
+    fn leave(&self, dir: Self::Dir) -> Result<(), Fault>;
 
     /// The source could not list the directory.
-    fn unlisted(&mut self, node: &Node, dir: Self::Dir, why: DirStatus) -> Result<(), Fault>;
+    fn unlisted(&self, node: &Node, dir: Self::Dir, why: Unlisted) -> Result<(), Fault>;
 
     /// We could not.
-    fn unreadable(&mut self, node: &Node, dir: Self::Dir, why: Errno) -> Result<(), Fault>;
+    fn unreadable(&self, node: &Node, dir: Self::Dir, why: Errno) -> Result<(), Fault>;
 
-    /// A frame of a content.
-    fn content(&mut self, frame: Frame<'_>) -> Result<(), Fault>;
+    /// A frame of a data stream. Answers whether a content that was wanted is dealt with.
+    fn content(&self, stream: &mut Self::Stream, frame: Frame<'_>) -> Result<bool, Fault>;
 
     /// All was received. Answers the report as JSON.
     fn finish(self, summary: Summary) -> Result<Vec<u8>, Fault>;
 }
 
-/// A directory whose listing is to come.
-type Expected<D> = Option<(Arc<Node>, D)>;
-
-/// The directory whose listing is coming.
+/// A directory whose listing comes, or is to come.
 struct Listing<D> {
-    /// Our side of it; none if nothing below is to be touched.
-    ours: Option<Ours<D>>,
     depth: u32,
-    last_name: Vec<u8>,
-    expected: Vec<Expected<D>>,
+    turn: Mutex<Turn<D>>,
+    /// Whoever has the turn has this too.
+    side: Mutex<Side<D>>,
+}
+
+/// What is to be done with a listing, and whether anybody does.
+struct Turn<D> {
+    parts: VecDeque<Part<D>>,
+    /// Its own entry was met.
+    is_known: bool,
+    /// It is in the queue, or a worker has it.
+    is_taken: bool,
+}
+
+enum Part<D> {
+    /// Entries, with the listings of those that are directories.
+    Batch(Batch, Vec<Arc<Listing<D>>>),
+    Unlisted(Unlisted),
+}
+
+/// Our side of a directory.
+enum Side<D> {
+    /// Nothing below is to be touched, or its own entry was not met yet.
+    Closed,
+    /// To be opened when its listing comes.
+    Found(Descent<D>),
+    Open(Ours<D>),
 }
 
 struct Ours<D> {
     node: Arc<Node>,
     fd: Arc<OwnedFd>,
     state: D,
-    names: Names,
+    /// Its names; none if the source lists only some of its own.
+    names: Option<Names>,
     next: usize,
+    /// The source has an entry in it.
+    met: bool,
 }
 
-/// Where the conversation stands.
-enum Phase<D> {
-    Greeting,
-    Root,
-    Walking { stack: Vec<(u32, Expected<D>)>, listing: Option<Listing<D>> },
-    Walked,
+/// Listings that have something to do.
+struct Queue<D> {
+    ready: VecDeque<Arc<Listing<D>>>,
+    /// Parts that were received and not worked on yet.
+    parts: usize,
+    /// Those of them that the source waits for an answer to.
+    batches: usize,
+    /// No part follows.
+    is_closed: bool,
 }
 
-/// See the module.
-pub struct Mirror<V: Visitor> {
+/// What all threads share.
+struct Shared<V: Visitor> {
     tree: Arc<Tree>,
-    out: Outbox,
     halt: Halt,
     counters: Counters,
-    purpose: Purpose,
-    phase: Phase<V::Dir>,
     visitor: V,
-    batches: u64,
-    /// Files wanted and not dealt with.
-    outstanding: usize,
+    queue: Mutex<Queue<V::Dir>>,
+    changed: Condvar,
+    neighbour: Neighbour,
+    /// Contents wanted and not dealt with.
+    awaited: AtomicUsize,
 }
 
 fn refuse<T>(what: &'static str) -> Result<T, Fault> {
     Err(protocol_fault(&Malformed(what)))
 }
 
-impl<V: Visitor> Mirror<V> {
-    /// A mirror for `visitor`.
-    pub fn new(
-        tree: Arc<Tree>,
-        out: Outbox,
-        halt: Halt,
-        counters: Counters,
-        purpose: Purpose,
-        visitor: V,
-    ) -> Self {
-        let phase = Phase::Greeting;
-        let (batches, outstanding) = (0, 0);
-        Self { tree, out, halt, counters, purpose, phase, visitor, batches, outstanding }
+/// The pass before did not leave the tree as the source takes it to be.
+fn not_as_left(node: &Node) -> Fault {
+    let path = crate::report::show(&node.path());
+    Fault::transient(format!("{path}: the target does not have what the pass before left there"))
+        .remedy("try again: the next pass looks at everything")
+}
+
+fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A thread that panics stops the whole pass: nobody goes on with what it left.
+    value.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Follows the source to the end, with so many workers. Answers the report as JSON, which was sent.
+///
+/// # Errors
+/// What ended it.
+pub fn follow<V: Visitor>(
+    tree: Arc<Tree>,
+    purpose: Purpose,
+    (workers, neighbour): (usize, Neighbour),
+    visitor: V,
+    work: Work,
+) -> Result<Vec<u8>, Fault> {
+    let Work { control: Channels { outgoing, mut incoming, .. }, data, halt, counters } = work;
+    let outbox = || Outbox::new(outgoing.clone(), halt.clone());
+    let mut out = outbox();
+    out.put(&Frame::Hello(purpose))?;
+    out.flush()?;
+    let queue = Queue { ready: VecDeque::new(), parts: 0, batches: 0, is_closed: false };
+    let shared = Shared {
+        tree,
+        halt: halt.clone(),
+        counters,
+        visitor,
+        queue: Mutex::new(queue),
+        changed: Condvar::new(),
+        neighbour,
+        awaited: AtomicUsize::new(0),
+    };
+    let summary = std::thread::scope(|scope| {
+        let (shared, halt) = (&shared, &halt);
+        let mut working = Vec::new();
+        let mut parts = Vec::new();
+        for _ in 0..workers {
+            let out = outbox();
+            working.push(scope.spawn(move || halt.watch(|| shared.work(out))));
+        }
+        for _ in &data {
+            let out = outbox();
+            parts.push(scope.spawn(move || halt.watch(|| shared.visitor.beside(out))));
+        }
+        for channels in data {
+            // Our end of it is closed when the source's is.
+            let Channels { outgoing, mut incoming, .. } = channels;
+            let out = Outbox::new(outgoing, halt.clone());
+            parts.push(scope.spawn(move || halt.watch(|| shared.receive(&mut incoming, out))));
+        }
+        let summary = Reading::new(shared, purpose).run(&mut incoming);
+        if let Err(fault) = &summary {
+            halt.stop(fault.clone());
+        }
+        // One that panicked has stopped us all.
+        working.into_iter().for_each(|worker| drop(worker.join()));
+        shared.visitor.met_all();
+        parts.into_iter().for_each(|part| drop(part.join()));
+        summary
+    })?;
+    halt.check()?;
+    if shared.awaited.load(Ordering::Relaxed) > 0 {
+        return refuse("a summary before all was sent");
+    }
+    let report = shared.visitor.finish(summary)?;
+    out.put(&Frame::Report(&report))?;
+    out.flush()?;
+    Ok(report)
+}
+
+/// Where the conversation on the control stream stands.
+#[derive(PartialEq, Eq)]
+enum Phase {
+    Greeting,
+    Root,
+    Moves,
+    Walking,
+    Walked,
+}
+
+/// A directory that may be listed, and the last name in it that was.
+type Expected<D> = (Arc<Listing<D>>, Vec<u8>);
+
+/// The control stream's reader.
+struct Reading<'a, V: Visitor> {
+    shared: &'a Shared<V>,
+    purpose: Purpose,
+    /// Directories that may be listed.
+    expected: HashMap<Directory, Expected<V::Dir>>,
+    phase: Phase,
+    /// Only what has changed is listed.
+    is_partial: bool,
+    /// How many directories have another place.
+    moves: usize,
+}
+
+impl<'a, V: Visitor> Reading<'a, V> {
+    fn new(shared: &'a Shared<V>, purpose: Purpose) -> Self {
+        let (expected, phase) = (HashMap::new(), Phase::Greeting);
+        Self { shared, purpose, expected, phase, is_partial: false, moves: 0 }
     }
 
-    /// Follows the source to the end. Answers the report as JSON, which was sent.
-    ///
-    /// # Errors
-    /// What ended it.
-    pub fn run(mut self, incoming: &mut mpsc::Receiver<bytes::Bytes>) -> Result<Vec<u8>, Fault> {
-        self.out.put(&Frame::Hello(self.purpose))?;
-        self.out.flush()?;
+    fn run(mut self, incoming: &mut mpsc::Receiver<bytes::Bytes>) -> Result<Summary, Fault> {
         let mut summary = None;
         while summary.is_none() {
             let Some(chunk) = incoming.blocking_recv() else {
-                self.halt.check()?;
+                self.shared.halt.check()?;
                 return Err(wire::cut_short());
             };
             wire::for_each_frame(chunk, |frame| {
-                self.halt.check()?;
+                self.shared.halt.check()?;
                 if summary.is_some() {
                     return refuse("a frame after its last one");
                 }
                 summary = self.frame(frame)?;
                 Ok(())
             })?;
-            self.out.flush()?;
         }
-        if self.outstanding > 0 || !matches!(self.phase, Phase::Walked) {
-            return refuse("a summary before all was sent");
-        }
-        let report = self.visitor.finish(summary.unwrap_or_default())?;
-        self.out.put(&Frame::Report(&report))?;
-        self.out.flush()?;
-        Ok(report)
+        summary.ok_or_else(wire::cut_short)
     }
 
     fn frame(&mut self, frame: Frame<'_>) -> Result<Option<Summary>, Fault> {
-        match (&mut self.phase, frame) {
+        match (&self.phase, frame) {
             (Phase::Greeting, Frame::Hello(theirs)) if theirs == self.purpose => {
                 self.phase = Phase::Root;
             }
-            (Phase::Root, Frame::Root(entry)) => {
+            (Phase::Root, Frame::Root(entry, is_partial)) => {
                 let node = Node::root();
-                let state = self.visitor.root(&node, entry)?;
-                let stack = vec![(0, Some((node, state)))];
-                self.phase = Phase::Walking { stack, listing: None };
+                let state = self.shared.visitor.root(&node, entry, is_partial)?;
+                let listing = Listing::new(0);
+                listing.found(Side::Found(Descent { node, state, is_new: false }));
+                self.expected.insert(None, (listing, Vec::new()));
+                self.is_partial = is_partial;
+                self.phase = if is_partial { Phase::Moves } else { Phase::Walking };
             }
-            (Phase::Walking { stack, listing: listing @ None }, Frame::Dir(status)) => {
-                let Some((depth, expected)) = stack.pop() else {
+            (Phase::Moves, Frame::Moved(path)) if self.moves < MAX_MOVES => {
+                self.moves += 1;
+                self.shared.visitor.moved(path)?;
+            }
+            (Phase::Moves, frame) => {
+                self.phase = Phase::Walking;
+                self.shared.visitor.depart()?;
+                return self.frame(frame);
+            }
+            (Phase::Walking, Frame::Unlisted(_, Unlisted::Untouched)) if !self.is_partial => {
+                return refuse("a listing that must not be left out");
+            }
+            (Phase::Walking, Frame::Unlisted(directory, why)) => {
+                let Some((listing, last_name)) = self.expected.remove(&directory) else {
                     return refuse("a directory that no listing named");
                 };
-                *listing = enter(&self.tree, &mut self.visitor, depth, expected, status)?;
+                if !last_name.is_empty() {
+                    return refuse("a listing that is none");
+                }
+                self.shared.push(&listing, Part::Unlisted(why))?;
             }
-            (Phase::Walking { listing: Some(_), .. }, Frame::Batch(entries)) => {
-                self.batch(entries)?;
-            }
-            (Phase::Walking { stack, listing }, Frame::DirEnd) => {
-                let Some(done) = listing.take() else {
-                    return refuse("the end of a listing that did not begin");
-                };
-                leave(&mut self.visitor, done, stack)?;
-            }
-            (Phase::Walking { stack, listing: None }, Frame::WalkEnd) if stack.is_empty() => {
-                self.counters.scan_complete();
+            (Phase::Walking, Frame::Batch(batch)) => self.batch(batch)?,
+            (Phase::Walking, Frame::WalkEnd) if self.expected.is_empty() => {
+                self.shared.close();
                 self.phase = Phase::Walked;
             }
-            (_, Frame::Summary(json)) => return wire::from_json(json).map(Some),
-            (
-                Phase::Walking { .. } | Phase::Walked,
-                content @ (Frame::File(..)
-                | Frame::Data(_)
-                | Frame::Hole(_)
-                | Frame::FileEnd(_)
-                | Frame::Skip(..)
-                | Frame::Hash(..)),
-            ) => self.content(content)?,
+            (Phase::Walked, Frame::Summary(json)) => return wire::from_json(json).map(Some),
             _ => return refuse("a frame out of turn"),
         }
         Ok(None)
     }
 
-    fn content(&mut self, frame: Frame<'_>) -> Result<(), Fault> {
-        let ends = matches!(frame, Frame::FileEnd(_) | Frame::Skip(..) | Frame::Hash(..));
-        self.visitor.content(frame)?;
-        if ends {
-            // The visitor has found it to be one that was wanted.
-            self.outstanding = self.outstanding.saturating_sub(1);
+    fn batch(&mut self, batch: Batch) -> Result<(), Fault> {
+        if batch.partial && !self.is_partial {
+            return refuse("some names of a directory where all are to come");
+        }
+        let Some((listing, last_name)) = self.expected.get_mut(&batch.directory) else {
+            return refuse("a directory that no listing named");
+        };
+        // In a batch they rise: its decoder has seen to that.
+        if batch.entries.first().is_some_and(|first| *last_name >= first.name) {
+            return refuse("names out of order");
+        }
+        let is_told = |entry: &Entry| entry.moved.is_none_or(|n| (n as usize) < self.moves);
+        if !batch.entries.iter().all(is_told) {
+            return refuse("a move that was not told");
+        }
+        let listing = Arc::clone(listing);
+        match batch.entries.last() {
+            _ if batch.last => drop(self.expected.remove(&batch.directory)),
+            Some(last) => last_name.clone_from(&last.name),
+            None => {}
+        }
+        let mut children = Vec::new();
+        for (index, entry) in (0..).zip(&batch.entries) {
+            if entry.what != What::Directory {
+                continue;
+            }
+            if listing.depth + 1 >= MAX_DEPTH {
+                return refuse("a directory deeper than allowed");
+            }
+            let child = Listing::new(listing.depth + 1);
+            children.push(Arc::clone(&child));
+            let place = Place { batch: batch.number, index };
+            if self.expected.insert(Some(place), (child, Vec::new())).is_some() {
+                return refuse("two batches of one number");
+            }
+        }
+        if self.expected.len() > MAX_DIRECTORIES {
+            return refuse("more directories than it may leave unlisted");
+        }
+        self.shared.counters.scanned(batch.entries.len() as u64);
+        self.shared.push(&listing, Part::Batch(batch, children))
+    }
+}
+
+impl<D> Listing<D> {
+    fn new(depth: u32) -> Arc<Self> {
+        let turn = Turn { parts: VecDeque::new(), is_known: false, is_taken: false };
+        Arc::new(Self { depth, turn: Mutex::new(turn), side: Mutex::new(Side::Closed) })
+    }
+
+    /// Its own entry was met.
+    fn found(&self, side: Side<D>) {
+        *lock(&self.side) = side;
+        lock(&self.turn).is_known = true;
+    }
+}
+
+impl<V: Visitor> Shared<V> {
+    fn push(&self, listing: &Arc<Listing<V::Dir>>, part: Part<V::Dir>) -> Result<(), Fault> {
+        {
+            let mut queue = lock(&self.queue);
+            queue.parts += 1;
+            queue.batches += usize::from(matches!(part, Part::Batch(..)));
+            if queue.batches > 2 * MAX_BATCHES {
+                return refuse("more listings than it may have under way");
+            }
+        }
+        lock(&listing.turn).parts.push_back(part);
+        self.offer(listing);
+        Ok(())
+    }
+
+    /// Puts a listing into the queue, if there is something to do and nobody does it.
+    fn offer(&self, listing: &Arc<Listing<V::Dir>>) {
+        {
+            let mut turn = lock(&listing.turn);
+            if turn.is_taken || !turn.is_known || turn.parts.is_empty() {
+                return;
+            }
+            turn.is_taken = true;
+        }
+        lock(&self.queue).ready.push_back(Arc::clone(listing));
+        self.changed.notify_one();
+    }
+
+    /// No part follows.
+    fn close(&self) {
+        lock(&self.queue).is_closed = true;
+        self.changed.notify_all();
+    }
+
+    /// One worker: takes listings until there are no more.
+    fn work(&self, mut out: Outbox) -> Result<(), Fault> {
+        let mut turn = self.neighbour.turn();
+        while let Some(listing) = self.next(&mut out)? {
+            turn.waited();
+            loop {
+                let part = {
+                    let mut turn = lock(&listing.turn);
+                    let part = turn.parts.pop_front();
+                    turn.is_taken = part.is_some();
+                    part
+                };
+                let Some(part) = part else { break };
+                self.halt.check()?;
+                let is_batch = matches!(part, Part::Batch(..));
+                self.part(&listing, part, &mut out)?;
+                let mut queue = lock(&self.queue);
+                queue.parts -= 1;
+                queue.batches -= usize::from(is_batch);
+                if queue.parts == 0 && queue.is_closed {
+                    self.changed.notify_all();
+                }
+                drop(queue);
+                turn.done();
+            }
         }
         Ok(())
     }
 
-    fn batch(&mut self, entries: Vec<Entry>) -> Result<(), Fault> {
-        let Phase::Walking { listing: Some(listing), .. } = &mut self.phase else {
-            return refuse("entries outside a listing");
-        };
-        if self.outstanding > MAX_ENTRIES + MAX_BATCH {
-            return refuse("more listings than it may have under way");
+    /// The next listing to work on; none when all were.
+    fn next(&self, out: &mut Outbox) -> Result<Option<Arc<Listing<V::Dir>>>, Fault> {
+        if let Some(next) = lock(&self.queue).ready.pop_front() {
+            return Ok(Some(next));
         }
-        self.counters.scanned(entries.len() as u64);
-        let number = self.batches;
-        self.batches += 1;
-        let mut bits = vec![0_u8; entries.len().div_ceil(8)];
-        for (index, entry) in entries.into_iter().enumerate() {
-            if listing.last_name >= entry.name {
-                return refuse("names out of order");
+        // The source waits for what we know.
+        out.flush()?;
+        let mut queue = lock(&self.queue);
+        loop {
+            if let Some(next) = queue.ready.pop_front() {
+                return Ok(Some(next));
             }
-            listing.last_name.clone_from(&entry.name);
-            let is_directory = entry.what == What::Directory;
-            if is_directory && listing.depth + 1 >= MAX_DEPTH {
-                return refuse("a directory deeper than allowed");
+            if queue.is_closed && queue.parts == 0 {
+                return Ok(None);
             }
-            // A batch has at most MAX_BATCH entries.
-            let place = Place { batch: number, index: index as u16 };
-            let verdict = match &mut listing.ours {
-                Some(ours) => meet(&mut self.visitor, ours, place, entry)?,
-                None => Verdict::NOTHING,
-            };
-            if verdict.want {
-                bits[index / 8] |= 1 << (index % 8);
-                self.outstanding += 1;
-            }
-            if is_directory {
-                listing.expected.push(match (&listing.ours, verdict.descend) {
-                    (Some(ours), Some(state)) => Some((ours.node.child(&listing.last_name), state)),
-                    _ => None,
-                });
-            }
+            self.halt.check()?;
+            let waited = self.changed.wait_timeout(queue, LOOK);
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        self.out.put(&Frame::Wants(number, &bits))?;
-        self.out.flush()?;
-        self.visitor.answered()
     }
-}
 
-/// Opens our side of the next directory.
-fn enter<V: Visitor>(
-    tree: &Tree,
-    visitor: &mut V,
-    depth: u32,
-    expected: Expected<V::Dir>,
-    status: DirStatus,
-) -> Result<Option<Listing<V::Dir>>, Fault> {
-    let listing = |ours| Some(Listing { ours, depth, last_name: Vec::new(), expected: Vec::new() });
-    let (node, state) = match (expected, status) {
-        (Some(both), DirStatus::Listed) => both,
-        (Some((node, state)), why) => return visitor.unlisted(&node, state, why).map(|()| None),
-        (None, DirStatus::Listed) => return Ok(listing(None)),
-        (None, _) => return Ok(None),
-    };
-    let opened = tree.open(&node).and_then(|fd| {
-        let names = Names::read(&fd)?;
-        Ok((fd, names))
-    });
-    match opened {
-        Ok((fd, names)) => Ok(listing(Some(Ours { node, fd, state, names, next: 0 }))),
-        Err(errno) => {
-            visitor.unreadable(&node, state, errno)?;
-            Ok(listing(None))
-        }
-    }
-}
-
-/// Meets an entry of the source: first all of our names before it, then the one that is the same.
-fn meet<V: Visitor>(
-    visitor: &mut V,
-    ours: &mut Ours<V::Dir>,
-    place: Place,
-    entry: Entry,
-) -> Result<Verdict<V::Dir>, Fault> {
-    let Ours { node, fd, state, names, next } = ours;
-    let here = Here { node, fd };
-    while let Some(name) = names.get(*next).filter(|name| *name < entry.name.as_slice()) {
-        only_here(visitor, state, here, name)?;
-        *next += 1;
-    }
-    let found = match names.get(*next) {
-        Some(name) if name == entry.name => {
-            *next += 1;
-            match Stat::of(here.fd, name) {
-                Ok(stat) => Some(stat),
-                Err(Errno::NOENT) => None,
-                Err(errno) => {
-                    let what = "what the target has in this place cannot be examined";
-                    let path = crate::report::show(&node.path_of(name));
-                    return Err(Fault::io(format!("{path}: {what}"), &errno.into()));
+    fn part(
+        &self,
+        listing: &Listing<V::Dir>,
+        part: Part<V::Dir>,
+        out: &mut Outbox,
+    ) -> Result<(), Fault> {
+        let mut side = lock(&listing.side);
+        match part {
+            Part::Unlisted(why) => match std::mem::replace(&mut *side, Side::Closed) {
+                Side::Found(found) if why == Unlisted::Untouched && found.is_new => {
+                    Err(not_as_left(&found.node))
+                }
+                Side::Found(found) => self.visitor.unlisted(&found.node, found.state, why),
+                _ => Ok(()),
+            },
+            Part::Batch(batch, children) => {
+                self.enter(&mut side, batch.partial)?;
+                let last = batch.last;
+                self.batch(&mut side, batch, children, out)?;
+                match std::mem::replace(&mut *side, Side::Closed) {
+                    Side::Open(ours) if last => self.leave(listing.depth, ours),
+                    other => {
+                        *side = other;
+                        Ok(())
+                    }
                 }
             }
         }
-        _ => None,
-    };
-    visitor.entry(state, here, place, entry, found)
-}
-
-fn only_here<V: Visitor>(
-    visitor: &mut V,
-    state: &V::Dir,
-    here: Here<'_>,
-    name: &[u8],
-) -> Result<(), Fault> {
-    if names::is_reserved(name) {
-        visitor.leftover(state, here, name)
-    } else {
-        visitor.extra(state, here, name)
     }
-}
 
-/// Ends a listing: the rest of our names, then the directories named in it are next.
-fn leave<V: Visitor>(
-    visitor: &mut V,
-    done: Listing<V::Dir>,
-    stack: &mut Vec<(u32, Expected<V::Dir>)>,
-) -> Result<(), Fault> {
-    let depth = done.depth;
-    stack.extend(done.expected.into_iter().rev().map(|expected| (depth + 1, expected)));
-    let Some(Ours { node, fd, state, names, next }) = done.ours else {
-        return Ok(());
-    };
-    if depth == 0 && done.last_name.is_empty() {
-        let own = names.iter().filter(|name| !names::is_reserved(name)).count();
-        if own > 0 {
-            visitor.emptied(own)?;
+    /// Opens our side of a directory, unless it is.
+    fn enter(&self, side: &mut Side<V::Dir>, partial: bool) -> Result<(), Fault> {
+        let Descent { node, state, is_new } = match std::mem::replace(side, Side::Closed) {
+            Side::Found(found) => found,
+            Side::Open(ours) if ours.names.is_none() != partial => {
+                return refuse("both some names and all of one directory");
+            }
+            other => {
+                *side = other;
+                return Ok(());
+            }
+        };
+        if is_new && partial {
+            return Err(not_as_left(&node));
+        }
+        let names = |fd: &OwnedFd| (!partial).then(|| Names::read(fd)).transpose();
+        let opened = self.tree.open(&node).and_then(|fd| Ok((names(&fd)?, fd)));
+        match opened {
+            Ok((names, fd)) => {
+                *side = Side::Open(Ours { node, fd, state, names, next: 0, met: false });
+                Ok(())
+            }
+            Err(errno) => self.visitor.unreadable(&node, state, errno),
         }
     }
-    let here = Here { node: &node, fd: &fd };
-    for name in names.iter().skip(next) {
-        only_here(visitor, &state, here, name)?;
+
+    fn batch(
+        &self,
+        side: &mut Side<V::Dir>,
+        batch: Batch,
+        children: Vec<Arc<Listing<V::Dir>>>,
+        out: &mut Outbox,
+    ) -> Result<(), Fault> {
+        let Batch { number, entries, .. } = batch;
+        let mut bits = vec![0_u8; entries.len().div_ceil(8)];
+        let (mut wanted, mut mended) = (0, Vec::new());
+        let mut children = children.into_iter();
+        for (index, entry) in (0_u16..).zip(entries) {
+            let child = (entry.what == What::Directory).then(|| children.next()).flatten();
+            let verdict = match side {
+                Side::Open(ours) => self.meet(ours, Place { batch: number, index }, entry)?,
+                _ => Verdict::NOTHING,
+            };
+            if verdict.want != Want::Nothing {
+                bits[usize::from(index) / 8] |= 1 << (index % 8);
+                wanted += 1;
+            }
+            if verdict.want == Want::Differing {
+                mended.push(index);
+            }
+            if let Some(child) = child {
+                child.found(verdict.descend.map_or(Side::Closed, Side::Found));
+                self.offer(&child);
+            }
+        }
+        if self.awaited.fetch_add(wanted, Ordering::Relaxed) > MAX_AWAITED {
+            return refuse("more listings than it may have under way");
+        }
+        out.put(&Frame::Wants(number, &bits, mended.clone()))?;
+        if !mended.is_empty() {
+            // Whoever tells blocks speaks for himself, and the source must have heard us before.
+            out.flush()?;
+            self.visitor
+                .told(&mut mended.iter().map(|index| Place { batch: number, index: *index }));
+        }
+        // While there is more to do, the source has enough to do as well.
+        if lock(&self.queue).ready.is_empty() { out.flush() } else { Ok(()) }
     }
-    visitor.leave(state)
+
+    /// Meets an entry of the source: first all of our names before it, then the one that is the same.
+    fn meet(
+        &self,
+        ours: &mut Ours<V::Dir>,
+        place: Place,
+        entry: Entry,
+    ) -> Result<Verdict<V::Dir>, Fault> {
+        let Ours { node, fd, state, names, next, met } = ours;
+        *met = true;
+        let here = Here { node, fd };
+        let is_here = match names {
+            Some(names) => {
+                let before = |name: &&[u8]| *name < entry.name.as_slice();
+                while let Some(name) = names.get(*next).filter(before) {
+                    self.only_here(state, here, name)?;
+                    *next += 1;
+                }
+                let is_here = names.get(*next).is_some_and(|name| name == entry.name);
+                *next += usize::from(is_here);
+                is_here
+            }
+            None => true,
+        };
+        let found = if is_here { self.found(here, &entry.name)? } else { None };
+        if entry.what == What::Gone {
+            found.map_or(Ok(()), |_| self.only_here(state, here, &entry.name))?;
+            return Ok(Verdict::NOTHING);
+        }
+        self.visitor.entry(state, here, place, entry, found)
+    }
+
+    /// What we have of this name.
+    fn found(&self, here: Here<'_>, name: &[u8]) -> Result<Option<Stat>, Fault> {
+        match Stat::of(here.fd, name) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => {
+                let what = "what the target has in this place cannot be examined";
+                let path = crate::report::show(&here.node.path_of(name));
+                Err(Fault::io(format!("{path}: {what}"), &errno.into()))
+            }
+        }
+    }
+
+    fn only_here(&self, state: &V::Dir, here: Here<'_>, name: &[u8]) -> Result<(), Fault> {
+        if names::is_reserved(name) {
+            self.visitor.leftover(state, here, name)
+        } else {
+            self.visitor.extra(state, here, name)
+        }
+    }
+
+    /// Ends a listing: the rest of our names.
+    fn leave(&self, depth: u32, ours: Ours<V::Dir>) -> Result<(), Fault> {
+        let Ours { node, fd, state, names, next, met } = ours;
+        let Some(names) = names else { return self.visitor.leave(state) };
+        if depth == 0 && !met {
+            let own = names.iter().filter(|name| !names::is_reserved(name)).count();
+            if own > 0 {
+                self.visitor.emptied(own)?;
+            }
+        }
+        let here = Here { node: &node, fd: &fd };
+        for name in names.iter().skip(next) {
+            self.only_here(&state, here, name)?;
+        }
+        self.visitor.leave(state)
+    }
+
+    /// One data stream, to its end.
+    fn receive(
+        &self,
+        incoming: &mut mpsc::Receiver<bytes::Bytes>,
+        mut out: Outbox,
+    ) -> Result<(), Fault> {
+        let mut stream = V::Stream::default();
+        let (mut unpacker, mut waiting) = (Unpacker::default(), Waiting::new());
+        let mut is_done = false;
+        let mut turn = self.neighbour.turn();
+        while !is_done {
+            let since = Instant::now();
+            let Some(chunk) = incoming.blocking_recv() else {
+                self.halt.check()?;
+                return Err(wire::cut_short());
+            };
+            if let Some(mostly) = waiting.add(since.elapsed()) {
+                out.put(&Frame::Waiting(mostly))?;
+                out.flush()?;
+            }
+            turn.waited();
+            unpacker.for_each_frame(chunk, |frame| {
+                self.halt.check()?;
+                match frame {
+                    _ if is_done => return refuse("a frame after its last one"),
+                    Frame::Done => is_done = true,
+                    frame => {
+                        if self.visitor.content(&mut stream, frame)? {
+                            // The visitor has found it to be one that was wanted.
+                            self.awaited.fetch_sub(1, Ordering::Relaxed);
+                        }
+                    }
+                }
+                Ok(())
+            })?;
+            turn.done();
+        }
+        Ok(())
+    }
 }

@@ -2,9 +2,9 @@
 //! them. It must not know what the names stand for.
 
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::RawDir;
+use rustix::fs::{FileType, RawDir, RawDirEntry};
 use rustix::io::Result;
 
 /// What Ferry's temporary names begin with; 32 hexadecimal digits follow.
@@ -50,17 +50,7 @@ impl Names {
     /// Reads the names in `dir`, without `.` and `..`.
     pub fn read(dir: impl AsFd) -> Result<Self> {
         let mut names = Self::default();
-        // A descriptor that was read before stands at its end.
-        rustix::fs::seek(&dir, rustix::fs::SeekFrom::Start(0))?;
-        let mut buffer = [MaybeUninit::uninit(); 32 * 1024];
-        let mut entries = RawDir::new(dir.as_fd(), &mut buffer);
-        while let Some(entry) = entries.next() {
-            let entry = entry?;
-            let name = entry.file_name().to_bytes();
-            if is_valid(name) {
-                names.push(name)?;
-            }
-        }
+        for_each_name(dir.as_fd(), |entry| names.push(entry.file_name().to_bytes()))?;
         let Self { bytes, spans } = &mut names;
         let bytes: &[u8] = bytes;
         spans.sort_unstable_by(|a, b| slice(bytes, *a).cmp(slice(bytes, *b)));
@@ -87,6 +77,65 @@ impl Names {
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
         self.spans.iter().map(|&span| slice(&self.bytes, span))
     }
+}
+
+impl Names {
+    /// These, which are sorted.
+    pub fn of<'a>(sorted: impl Iterator<Item = &'a [u8]>) -> Result<Self> {
+        let mut names = Self::default();
+        sorted.into_iter().try_for_each(|name| names.push(name))?;
+        Ok(names)
+    }
+}
+
+/// The names of a directory with their inodes' numbers, as the directory tells them, unsorted.
+#[derive(Debug, Default)]
+pub struct Numbered {
+    names: Names,
+    /// The number of each, and whether it may be a directory.
+    numbers: Vec<(u64, bool)>,
+}
+
+impl Numbered {
+    /// Reads the names in `dir`, without `.` and `..`.
+    pub fn read(dir: impl AsFd) -> Result<Self> {
+        let mut numbered = Self::default();
+        for_each_name(dir.as_fd(), |entry| {
+            let may_be = matches!(entry.file_type(), FileType::Directory | FileType::Unknown);
+            numbered.numbers.push((entry.ino(), may_be));
+            numbered.names.push(entry.file_name().to_bytes())
+        })?;
+        Ok(numbered)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], u64)> {
+        self.names.iter().zip(&self.numbers).map(|(name, (ino, _))| (name, *ino))
+    }
+
+    /// Those that may be directories: not every file system says.
+    pub fn directories(&self) -> impl Iterator<Item = &[u8]> {
+        let all = self.names.iter().zip(&self.numbers);
+        all.filter(|(_, (_, may_be))| *may_be).map(|(name, _)| name)
+    }
+}
+
+/// What is in a directory, without `.` and `..`.
+fn for_each_name(
+    dir: BorrowedFd<'_>,
+    mut each: impl FnMut(&RawDirEntry<'_>) -> Result<()>,
+) -> Result<()> {
+    // A descriptor that was read before stands at its end.
+    rustix::fs::seek(dir, rustix::fs::SeekFrom::Start(0))?;
+    let mut buffer = [MaybeUninit::uninit(); 32 * 1024];
+    let mut entries = RawDir::new(dir, &mut buffer);
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        if is_valid(entry.file_name().to_bytes()) {
+            each(&entry)?;
+        }
+    }
+    Ok(())
 }
 
 fn slice(bytes: &[u8], (start, length): (u32, u16)) -> &[u8] {

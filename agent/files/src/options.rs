@@ -9,6 +9,8 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::directories::Directories;
+use crate::journal::Plan;
+use crate::limits::Limits;
 
 /// The numeric ids that files of the account may have, from the source's to the target's.
 /// An id that is not in the map is foreign: what belongs to it is refused.
@@ -26,6 +28,20 @@ pub struct IdMap {
     /// file may belong to one. 0 always counts as shared.
     #[serde(default)]
     pub shared_gids: BTreeSet<u32>,
+    /// What becomes of ids that are not in the maps.
+    #[serde(default)]
+    pub others: Others,
+}
+
+/// What becomes of ids that nobody has named.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Others {
+    /// They are foreign.
+    #[default]
+    Refused,
+    /// They are the same numbers at the target, and count as shared.
+    Kept,
 }
 
 impl IdMap {
@@ -34,14 +50,42 @@ impl IdMap {
         Self { uids: BTreeMap::from([uid]), gids: BTreeMap::from([gid]), ..Self::default() }
     }
 
+    /// A map of all numbers to themselves, for trees that are no account's.
+    pub fn same() -> Self {
+        Self { others: Others::Kept, ..Self::default() }
+    }
+
+    /// What the source's user `uid` is at the target; none if it is foreign.
+    pub(crate) fn uid(&self, uid: u32) -> Option<u32> {
+        self.of_source(&self.uids, uid)
+    }
+
+    /// What the source's group `gid` is at the target; none if it is foreign.
+    pub(crate) fn gid(&self, gid: u32) -> Option<u32> {
+        self.of_source(&self.gids, gid)
+    }
+
+    fn of_source(&self, map: &BTreeMap<u32, u32>, id: u32) -> Option<u32> {
+        map.get(&id).copied().or((self.others == Others::Kept).then_some(id))
+    }
+
+    /// Whether the tree may have files of `uid` at the target.
+    pub(crate) fn has_uid(&self, uid: u32) -> bool {
+        self.others == Others::Kept || self.uids.values().any(|own| *own == uid)
+    }
+
     /// Whether `uid` of the target may have other accounts' files.
     pub(crate) fn is_shared_uid(&self, uid: u32) -> bool {
-        uid == 0 || self.shared_uids.contains(&uid)
+        uid == 0 || self.shared_uids.contains(&uid) || self.is_other(&self.uids, uid)
     }
 
     /// Whether `gid` of the target may have other accounts' files.
     pub(crate) fn is_shared_gid(&self, gid: u32) -> bool {
-        gid == 0 || self.shared_gids.contains(&gid)
+        gid == 0 || self.shared_gids.contains(&gid) || self.is_other(&self.gids, gid)
+    }
+
+    fn is_other(&self, map: &BTreeMap<u32, u32>, id: u32) -> bool {
+        self.others == Others::Kept && !map.values().any(|own| *own == id)
     }
 }
 
@@ -49,16 +93,17 @@ impl IdMap {
 #[derive(Debug, Clone)]
 pub struct SourceOptions {
     /// The user ids, here at the source, whose files are the account's. Files of any other are
-    /// withheld: the account may have hard-linked them into its home.
-    pub uids: BTreeSet<u32>,
+    /// withheld: the account may have hard-linked them into its home. None: the tree is no account's, and
+    /// whoever may read it gives it all out.
+    pub uids: Option<BTreeSet<u32>>,
     /// User ids whose files are taken too although other accounts have files of them
     /// (`www-data`, `vmail`), unless the file has more than one name. 0 always counts as shared.
     pub shared_uids: BTreeSet<u32>,
     /// Paths below the root that are not copied and are left alone at the target, with all below
     /// them.
     pub excludes: Vec<PathBuf>,
-    /// At most so many bytes a second on the stream.
-    pub bandwidth: Option<u64>,
+    /// How fast it may be: what is sent to the target, and contents read here.
+    pub limits: Limits,
     /// Files whose inode changed at or after this moment are copied (or, when verifying, read) even
     /// if size and time look the same. Give the start of the previous pass, less a minute.
     /// When verifying, contents of older files are not read; none: every content is read.
@@ -70,30 +115,45 @@ pub struct SourceOptions {
     pub doubted: BTreeSet<PathBuf>,
     /// Where to note the directories of this walk.
     pub seen: Option<Arc<Mutex<Directories>>>,
+    /// What is looked at; none: everything. The target must be what the pass before left when the journal that
+    /// this is made of began.
+    pub plan: Option<Arc<Plan>>,
     /// Flush the source's file system first, so that later writes through a shared mapping show
     /// in the file's time. A pass while there are writers needs it; one behind a fence does not.
     pub settle: bool,
+    /// So many directories are walked at once.
+    pub walkers: usize,
+    /// Leave the host to others where it is busy.
+    pub calm: bool,
 }
 
 impl SourceOptions {
     /// Options for the account whose files belong to `uids`.
     pub fn new(uids: impl IntoIterator<Item = u32>) -> Self {
+        Self { uids: Some(uids.into_iter().collect()), ..Self::everyone() }
+    }
+
+    /// Options for a tree that is no account's.
+    pub fn everyone() -> Self {
         Self {
-            uids: uids.into_iter().collect(),
+            uids: None,
             shared_uids: BTreeSet::new(),
             excludes: Vec::new(),
-            bandwidth: None,
+            limits: Limits::default(),
             changed_since: None,
             known: None,
             doubted: BTreeSet::new(),
             seen: None,
+            plan: None,
             settle: true,
+            walkers: workers(),
+            calm: false,
         }
     }
 }
 
 /// What the target side decides.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct TargetOptions {
     /// Which ids are the account's, and what they are here.
     pub ids: IdMap,
@@ -105,11 +165,37 @@ pub struct TargetOptions {
     /// Flush the target's file system before the pass is reported done. Only a test has reason
     /// to switch it off.
     pub durable: bool,
+    /// Files here whose inode changed at or after this moment are not taken for equal, whatever their size
+    /// and time: what was written then may never have reached the disk.
+    pub distrusted_since: Option<SystemTime>,
+    /// How fast it may be: what is sent to the source, and contents written and read here.
+    pub limits: Limits,
+    /// So many directories are worked on at once.
+    pub workers: usize,
+    /// Leave the host to others where it is busy.
+    pub calm: bool,
 }
 
 impl TargetOptions {
     /// Options that make the target equal to the source, deletions included.
     pub fn new(ids: IdMap) -> Self {
-        Self { ids, delete: true, allow_emptied: false, durable: true }
+        Self {
+            ids,
+            delete: true,
+            allow_emptied: false,
+            durable: true,
+            distrusted_since: None,
+            limits: Limits::default(),
+            workers: workers(),
+            calm: false,
+        }
     }
+}
+
+/// As many as there are processors, within what a disk's queue makes use of.
+fn workers() -> usize {
+    /// A disk that has to be waited for is faster when it is asked for several things at once.
+    const FEWEST: usize = 2;
+    const MOST: usize = 8;
+    std::thread::available_parallelism().map_or(FEWEST, |n| n.get().clamp(FEWEST, MOST))
 }

@@ -1,8 +1,9 @@
 //! Names at the target: a finished inode takes its place, what is in the way goes, and further names of an
 //! inode follow its first. It must not know how it was decided that a name belongs there.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ferry_proto::Fault;
 use rustix::io::Errno;
@@ -10,23 +11,22 @@ use rustix::io::Errno;
 use crate::apply::{Applier, Done, Waiting};
 use crate::confine::Node;
 use crate::links::Master;
+use crate::locks::{self, Lifted};
 use crate::make;
 use crate::metadata::{Identity, Stat};
 use crate::mirror::Here;
-use crate::remove;
+use crate::remove::Removing;
 use crate::report::NoteKind;
 
 impl Applier {
     /// Renames `temporary` to `name`, over whatever stands there. Answers whether it worked; if
     /// not, the temporary name is gone and the refusal is written down.
-    pub(crate) fn put(
-        &mut self,
-        here: Here<'_>,
-        temporary: &[u8],
-        name: &[u8],
-    ) -> Result<bool, Fault> {
+    pub(crate) fn put(&self, here: Here<'_>, temporary: &[u8], name: &[u8]) -> Result<bool, Fault> {
         let fd = here.fd.as_fd();
         let mut outcome = rustix::fs::renameat(fd, temporary, fd, name);
+        if outcome == Err(Errno::PERM) && self.unlock(fd, name).unwrap_or(false) {
+            outcome = rustix::fs::renameat(fd, temporary, fd, name);
+        }
         let in_the_way = matches!(outcome, Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST));
         if in_the_way && self.clear(here, name)? {
             outcome = rustix::fs::renameat(fd, temporary, fd, name);
@@ -44,19 +44,26 @@ impl Applier {
     }
 
     /// Removes what stands in the way of another kind of inode. Answers whether it is gone.
-    pub(crate) fn clear(&mut self, here: Here<'_>, name: &[u8]) -> Result<bool, Fault> {
+    pub(crate) fn clear(&self, here: Here<'_>, name: &[u8]) -> Result<bool, Fault> {
         if !self.options.delete {
             let reason = "something of another kind has its name, and nothing is to be deleted";
-            self.refuse(&here.node.path_of(name), reason);
+            self.tally.refuse(&here.node.path_of(name), reason);
             return Ok(false);
         }
         self.remove(here.node, name)
     }
 
+    /// Takes the flags off `name` in `dir` that keep it from being changed, if it is the account's. Answers
+    /// whether it had any.
+    pub(crate) fn unlock(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool, Errno> {
+        locks::take_off(dir, name, |found| self.options.ids.has_uid(found.uid))
+    }
+
     /// Answers whether all of it is gone.
-    pub(crate) fn remove(&mut self, node: &Arc<Node>, name: &[u8]) -> Result<bool, Fault> {
-        let removal = remove::remove(&self.tree, node, name, &self.halt)?;
-        self.report.deleted += removal.removed;
+    pub(crate) fn remove(&self, node: &Arc<Node>, name: &[u8]) -> Result<bool, Fault> {
+        let removal = Removing { tree: &self.tree, ids: &self.options.ids, halt: &self.halt }
+            .remove(node, name)?;
+        self.tally.deleted.fetch_add(removal.removed, Ordering::Relaxed);
         let all = removal.prevented.is_empty();
         for (path, errno) in removal.prevented {
             self.trouble(&path, "removed", errno)?;
@@ -66,7 +73,7 @@ impl Applier {
 
     /// The first name of an inode stands, or failed; those that waited for it follow.
     pub(crate) fn first_done(
-        &mut self,
+        &self,
         group: Option<u64>,
         node: &Arc<Node>,
         name: &[u8],
@@ -74,16 +81,18 @@ impl Applier {
     ) -> Result<(), Fault> {
         let Some(group) = group else { return Ok(()) };
         let Some(identity) = identity else {
-            for Waiting { dir, name } in self.links.failed(group) {
+            let waited = self.links().failed(group);
+            for Waiting { dir, name } in waited {
                 let path = dir.node.path_of(&name);
-                self.note(NoteKind::Changed, &path, "its other name could not be copied");
-                self.report.changed_while_read += 1;
+                let text = "its other name could not be copied";
+                self.tally.disturbed(NoteKind::Changed, &path, text);
                 self.one_done(&dir)?;
             }
             return Ok(());
         };
         let master = Master { node: Arc::clone(node), name: name.into(), identity };
-        for Waiting { dir, name } in self.links.stands(group, master.clone()) {
+        let waited = self.links().stands(group, master.clone());
+        for Waiting { dir, name } in waited {
             self.another_name(&dir.node, &name, &master)?;
             self.one_done(&dir)?;
         }
@@ -92,11 +101,13 @@ impl Applier {
 
     /// Makes `name` in `node` another name of `master`.
     pub(crate) fn another_name(
-        &mut self,
+        &self,
         node: &Arc<Node>,
         name: &[u8],
         master: &Master,
     ) -> Result<(), Fault> {
+        // Until the name stands.
+        let mut lifted = None;
         let linked = self.tree.open(node).and_then(|fd| {
             match Stat::of(&fd, name) {
                 Ok(found) if found.identity() == master.identity => return Ok((fd, None)),
@@ -104,6 +115,7 @@ impl Applier {
                 Err(errno) => return Err(errno),
             }
             let from = self.tree.open(&master.node)?;
+            lifted = Lifted::of(from.as_fd(), &master.name)?;
             let temporary = make::link(from.as_fd(), &master.name, fd.as_fd())?;
             if Stat::of(&fd, &temporary)?.identity() != master.identity {
                 make::discard(fd.as_fd(), &temporary);
@@ -122,6 +134,7 @@ impl Applier {
             }
             Err(errno) => self.trouble(&node.path_of(name), "linked", errno)?,
         }
+        drop(lifted);
         Ok(())
     }
 }

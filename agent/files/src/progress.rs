@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
-use crate::report::Progress;
+use crate::report::{Progress, Spent};
 
 /// Counters of one end.
 #[derive(Debug, Clone, Default)]
@@ -18,6 +19,11 @@ struct Cells {
     bytes_done: AtomicU64,
     bytes_wanted: AtomicU64,
     wire: AtomicU64,
+    /// Microseconds.
+    reading: AtomicU64,
+    limited: AtomicU64,
+    network: AtomicU64,
+    target: AtomicU64,
 }
 
 impl Counters {
@@ -52,6 +58,22 @@ impl Counters {
         self.0.wire.fetch_add(bytes as u64, Relaxed);
     }
 
+    /// A content was read for so long.
+    pub fn reading(&self, time: Duration) {
+        add(&self.0.reading, time);
+    }
+
+    /// A limit was waited for so long.
+    pub fn limited(&self, time: Duration) {
+        add(&self.0.limited, time);
+    }
+
+    /// A stream took nothing for so long; if its receiver waits for more, it is not his fault.
+    pub fn waited_to_send(&self, time: Duration, does_receiver_wait: bool) {
+        let cells = &self.0;
+        add(if does_receiver_wait { &cells.network } else { &cells.target }, time);
+    }
+
     /// What the caller sees.
     pub fn snapshot(&self) -> Progress {
         let cells = &self.0;
@@ -65,6 +87,20 @@ impl Counters {
             bytes_done: cells.bytes_done.load(Relaxed),
             bytes_total: total(&cells.bytes_wanted),
             bytes_on_wire: cells.wire.load(Relaxed),
+            spent: Spent {
+                reading: time(&cells.reading),
+                limit: time(&cells.limited),
+                network: time(&cells.network),
+                target: time(&cells.target),
+            },
         }
     }
+}
+
+fn add(cell: &AtomicU64, time: Duration) {
+    cell.fetch_add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX), Relaxed);
+}
+
+fn time(cell: &AtomicU64) -> Duration {
+    Duration::from_micros(cell.load(Relaxed))
 }

@@ -1,52 +1,63 @@
-//! What crosses the stream: frames and their bytes. Everything here parses what a peer sent, so
+//! What crosses the streams: frames and their bytes. Everything here parses what a peer sent, so
 //! nothing here trusts a length, and nothing allocates more than the frame that was received. It
 //! must not know files or directories.
 //!
 //! # The conversation
 //!
-//! The source walks its tree depth first and streams sorted listings; the target answers each batch
-//! of a listing with what it wants; the source streams those contents. Nobody waits for an answer
-//! per file: up to [`MAX_BATCHES`] batches are under way at once.
+//! A pass has one control stream and one or more data streams. On the control stream the source lists its
+//! tree, a directory at a time but several directories at once, in batches of sorted entries, and the
+//! target answers each batch with what it wants; on the data streams, whichever is free, the source sends
+//! those contents. Nobody waits for an answer per file: up to [`MAX_BATCHES`] batches are under way at once.
 //!
 //! ```text
-//! source                                target
+//! control: source                       control: target
 //! Hello                                 Hello
 //! Root entry
-//! Dir status            (the root)
-//!   Batch entries ...                   Wants bitmap        one per batch, in order
-//!   DirEnd
-//! Dir status            (next directory of the listing, depth first)
-//!   ...
+//! Moved path                                                one per directory that has another place
+//! Batch of a directory, entries ...     Wants bitmap        one per batch
+//!   or Unlisted                         Blocks of a range   of a file that is only to be mended
 //! WalkEnd
-//! File, Data, Hole, FileEnd             between the above, in the order wanted
-//!   or Skip; or Hash when verifying
 //! Summary               (all sent)
 //!                                       Report              (all applied and flushed)
 //! Bye
+//!
+//! data: source                          data: target
+//! Whole                                 a small content
+//! Part, Data, Hole, Same, PartEnd       all or a range of a larger one
+//!   or Skip; or Hash when verifying
+//!                                       Waiting             whether it waits for the source
+//! Done
 //! ```
 //!
-//! No path crosses the stream. A listing holds names of one component; which directory a `Dir` frame
-//! speaks of follows from the listings before it, on both ends alike, so a peer cannot name
-//! anything outside the tree. Names rise strictly in a listing.
+//! A listing holds names of one component, which rise strictly; a batch says of which entry of an earlier
+//! batch it lists the content, so a peer cannot name anything outside the tree. A pass that looks at what has
+//! changed lists some of the names of a directory, those that are gone among them, and says first where the
+//! directories were that have another place now: a list of names, each one component of a path from the root.
 //!
 //! # Frames
 //!
 //! Length of what follows (u32, little-endian), kind (u8), payload. Integers are little-endian or
 //! LEB128 ("varint"); signed ones are zigzag first. `Fault` and `KeepAlive` may come at any time from
-//! either end. A frame is at most [`MAX_FRAME`] bytes.
+//! either end, on any stream. A frame is at most [`MAX_FRAME`] bytes.
 
+use crate::blocks::{self, Digest};
 use crate::codec::{Malformed, Reader, Writer};
-use crate::entries::{Entry, decode_entry, encode_entry};
+use crate::confine::MAX_DEPTH;
+use crate::entries::{Entry, What, decode_entry, encode_entry};
+use crate::names;
 
 /// What `Hello` begins with.
 pub const MAGIC: &[u8; 8] = b"FERRYFIL";
 /// Version of all this. Both ends must speak the same one.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// Longest frame, kind included.
 pub const MAX_FRAME: usize = 2 * 1024 * 1024;
 /// Longest content in one `Data` frame.
 pub const MAX_DATA: usize = 128 * 1024;
+/// Contents that were listed longer than this come in ranges of this length, the last one to the content's
+/// end, on several streams at once.
+pub const RANGE: u64 = 32 * 1024 * 1024;
 /// Most entries in one batch.
 pub const MAX_BATCH: usize = 256;
 /// Most batches that may be under way.
@@ -55,6 +66,11 @@ pub const MAX_BATCHES: usize = 256;
 pub const MAX_ENTRIES: usize = 8 * 1024;
 /// Length of the header: length and kind.
 pub const HEADER: usize = 5;
+
+/// How many ranges a content has that was listed so long.
+pub fn ranges_of(listed: u64) -> u64 {
+    listed.div_ceil(RANGE).max(1)
+}
 
 /// What the stream is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,15 +81,15 @@ pub enum Purpose {
     Verify,
 }
 
-/// How opening a directory went at the source.
+/// Why a directory was not listed at the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DirStatus {
-    /// Its listing follows.
-    Listed,
+pub enum Unlisted {
     /// It is gone or another one stands there.
     Vanished,
     /// It cannot be read: errno.
     Unreadable(u32),
+    /// It is what the pass before left, and so is all below.
+    Untouched,
 }
 
 /// How reading a content ended at the source.
@@ -98,37 +114,78 @@ pub struct Place {
     pub index: u16,
 }
 
+/// Which directory: the root, or an entry that was listed.
+pub type Directory = Option<Place>;
+
+/// Entries of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Its number; no other batch of the pass has it.
+    pub number: u64,
+    /// Of which directory.
+    pub directory: Directory,
+    /// No further batch of this directory follows.
+    pub last: bool,
+    /// The directory may have other names, which are left as they are. The same in all of its batches.
+    pub partial: bool,
+    /// The entries; none only if it is the last.
+    pub entries: Vec<Entry>,
+}
+
+/// A range of a content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    /// Of which entry.
+    pub place: Place,
+    /// Length of the whole content, holes included. The same in all ranges of one content.
+    pub size: u64,
+    /// Where the range begins.
+    pub offset: u64,
+    /// How long it is.
+    pub length: u64,
+}
+
 /// A frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame<'a> {
     /// First frame of either end.
     Hello(Purpose),
-    /// The root's own metadata.
-    Root(Entry),
-    /// The next directory.
-    Dir(DirStatus),
-    /// More of its entries.
-    Batch(Vec<Entry>),
-    /// No more of its entries.
-    DirEnd,
-    /// No more directories.
+    /// The root's own metadata; and whether only what has changed since the pass before is listed.
+    Root(Entry, bool),
+    /// Where a directory was in the pass before that has another place now. The first is number 0.
+    Moved(Vec<Vec<u8>>),
+    /// There is no listing of this directory.
+    Unlisted(Directory, Unlisted),
+    /// Entries of a directory.
+    Batch(Batch),
+    /// No more batches.
     WalkEnd,
-    /// A content begins; so many bytes, holes included.
-    File(Place, u64),
-    /// The next bytes of the content.
+    /// A whole content, of at most [`MAX_DATA`] bytes.
+    Whole(Place, Ending, &'a [u8]),
+    /// A range of a content begins.
+    Part(Range),
+    /// Its next bytes.
     Data(&'a [u8]),
     /// So many zero bytes.
     Hole(u64),
-    /// The content ends.
-    FileEnd(Ending),
+    /// So many bytes that the target has already, of a file that is only to be mended.
+    Same(u64),
+    /// The range ends.
+    PartEnd(Ending),
     /// There is no content.
     Skip(Place, Ending),
     /// The digest of a content.
     Hash(Place, Ending, u64, [u8; 32]),
+    /// Nothing more on this data stream.
+    Done,
     /// All is sent; JSON of the source's part of the report.
     Summary(&'a [u8]),
-    /// What is wanted of a batch, a bit per entry, lowest first.
-    Wants(u64, &'a [u8]),
+    /// What is wanted of a batch: a bit per entry, lowest first; and those of them, by their places, that are
+    /// only to be mended.
+    Wants(u64, &'a [u8], Vec<u16>),
+    /// What the target has of a range of a file that is only to be mended: of which entry, the range's number,
+    /// and the digests of its blocks.
+    Blocks(Place, u64, Vec<Digest>),
     /// All is done; JSON of the report.
     Report(&'a [u8]),
     /// The sender ends it; JSON of a fault.
@@ -137,35 +194,46 @@ pub enum Frame<'a> {
     KeepAlive,
     /// The report was received.
     Bye,
+    /// On a data stream: whether its receiver waits for more most of the time.
+    Waiting(bool),
 }
 
 const fn kind_of(frame: &Frame<'_>) -> u8 {
     match frame {
         Frame::Hello(_) => 1,
-        Frame::Root(_) => 2,
-        Frame::Dir(_) => 3,
+        Frame::Root(..) => 2,
+        Frame::Unlisted(..) => 3,
         Frame::Batch(_) => 4,
-        Frame::DirEnd => 5,
-        Frame::WalkEnd => 6,
-        Frame::File(..) => 7,
-        Frame::Data(_) => 8,
+        Frame::WalkEnd => 5,
+        Frame::Whole(..) => 6,
+        Frame::Part(_) => 7,
+        Frame::Data(_) => DATA,
         Frame::Hole(_) => 9,
-        Frame::FileEnd(_) => 10,
+        Frame::PartEnd(_) => 10,
         Frame::Skip(..) => 11,
         Frame::Hash(..) => 12,
-        Frame::Summary(_) => 13,
+        Frame::Done => 13,
+        Frame::Summary(_) => 14,
+        Frame::Same(_) => 15,
+        Frame::Moved(_) => 16,
         Frame::Wants(..) => 20,
         Frame::Report(_) => 21,
         Frame::Fault(_) => FAULT,
         Frame::KeepAlive => KEEP_ALIVE,
         Frame::Bye => 24,
+        Frame::Blocks(..) => 25,
+        Frame::Waiting(_) => 26,
     }
 }
 
+const DATA: u8 = 8;
 /// Kind of [`Frame::Fault`], which the stream's pump handles itself.
 pub const FAULT: u8 = 22;
 /// Kind of [`Frame::KeepAlive`], which the stream's pump handles itself.
 pub const KEEP_ALIVE: u8 = 23;
+/// Kind of the frame that holds others, on data streams: the length of those (varint) and the zstd frame that
+/// they are packed in. See [`crate::pack`].
+pub const PACKED: u8 = 27;
 
 impl<'a> Frame<'a> {
     /// Appends the frame to `out`.
@@ -180,22 +248,37 @@ impl<'a> Frame<'a> {
                 w.u8(VERSION);
                 w.u8(u8::from(*purpose == Purpose::Verify));
             }
-            Self::Root(entry) => encode_entry(&mut w, entry),
-            Self::Dir(status) => encode_dir_status(&mut w, *status),
-            Self::Batch(entries) => {
-                w.varint(entries.len() as u64);
-                entries.iter().for_each(|entry| encode_entry(&mut w, entry));
+            Self::Root(entry, partial) => {
+                w.u8(u8::from(*partial));
+                encode_entry(&mut w, entry);
             }
-            Self::DirEnd | Self::WalkEnd | Self::KeepAlive | Self::Bye => {}
-            Self::File(place, size) => {
+            Self::Moved(path) => {
+                w.varint(path.len() as u64);
+                path.iter().for_each(|name| w.short_bytes(name));
+            }
+            Self::Unlisted(directory, why) => {
+                encode_directory(&mut w, *directory);
+                encode_unlisted(&mut w, *why);
+            }
+            Self::Batch(batch) => encode_batch(&mut w, batch),
+            Self::WalkEnd | Self::Done | Self::KeepAlive | Self::Bye => {}
+            Self::Whole(place, ending, bytes) => {
                 encode_place(&mut w, *place);
-                w.varint(*size);
+                encode_ending(&mut w, *ending);
+                w.raw(bytes);
+            }
+            Self::Part(range) => {
+                encode_place(&mut w, range.place);
+                w.varint(range.size);
+                w.varint(range.offset);
+                w.varint(range.length);
             }
             Self::Data(bytes) | Self::Summary(bytes) | Self::Report(bytes) | Self::Fault(bytes) => {
                 w.raw(bytes);
             }
-            Self::Hole(length) => w.varint(*length),
-            Self::FileEnd(ending) => encode_ending(&mut w, *ending),
+            Self::Waiting(waits) => w.u8(u8::from(*waits)),
+            Self::Hole(length) | Self::Same(length) => w.varint(*length),
+            Self::PartEnd(ending) => encode_ending(&mut w, *ending),
             Self::Skip(place, ending) => {
                 encode_place(&mut w, *place);
                 encode_ending(&mut w, *ending);
@@ -206,9 +289,15 @@ impl<'a> Frame<'a> {
                 w.varint(*size);
                 w.raw(digest);
             }
-            Self::Wants(batch, bits) => {
+            Self::Wants(batch, bits, mended) => {
                 w.varint(*batch);
-                w.raw(bits);
+                w.bytes(bits);
+                mended.iter().for_each(|index| w.u16(*index));
+            }
+            Self::Blocks(place, range, digests) => {
+                encode_place(&mut w, *place);
+                w.varint(*range);
+                blocks::encode(&mut w, digests);
             }
         }
         let length = u32::try_from(out.len() - start - 4).unwrap_or(u32::MAX);
@@ -220,26 +309,33 @@ impl<'a> Frame<'a> {
         let mut r = Reader::new(payload);
         let frame = match kind {
             1 => decode_hello(&mut r)?,
-            2 => Self::Root(decode_entry(&mut r, true)?),
-            3 => Self::Dir(decode_dir_status(&mut r)?),
+            2 => {
+                let partial = decode_flag(&mut r)?;
+                Self::Root(decode_entry(&mut r, true)?, partial)
+            }
+            3 => Self::Unlisted(decode_directory(&mut r)?, decode_unlisted(&mut r)?),
             4 => Self::Batch(decode_batch(&mut r)?),
-            5 => Self::DirEnd,
-            6 => Self::WalkEnd,
-            7 => Self::File(decode_place(&mut r)?, r.varint()?),
-            8 if payload.len() > MAX_DATA => return Err(Malformed("a content block too long")),
-            8 => Self::Data(r.rest()),
+            5 => Self::WalkEnd,
+            6 => Self::Whole(decode_place(&mut r)?, decode_ending(&mut r)?, decode_data(&mut r)?),
+            7 => Self::Part(decode_range(&mut r)?),
+            DATA => Self::Data(decode_data(&mut r)?),
             9 => Self::Hole(r.varint()?),
-            10 => Self::FileEnd(decode_ending(&mut r)?),
+            10 => Self::PartEnd(decode_ending(&mut r)?),
             11 => Self::Skip(decode_place(&mut r)?, decode_ending(&mut r)?),
             12 => {
                 Self::Hash(decode_place(&mut r)?, decode_ending(&mut r)?, r.varint()?, r.array()?)
             }
-            13 => Self::Summary(r.rest()),
-            20 => Self::Wants(r.varint()?, r.rest()),
+            13 => Self::Done,
+            14 => Self::Summary(r.rest()),
+            15 => Self::Same(r.varint()?),
+            16 => Self::Moved(decode_path(&mut r)?),
+            20 => decode_wants(&mut r)?,
             21 => Self::Report(r.rest()),
             FAULT => Self::Fault(r.rest()),
             KEEP_ALIVE => Self::KeepAlive,
             24 => Self::Bye,
+            25 => Self::Blocks(decode_place(&mut r)?, r.varint()?, blocks::decode(&mut r)?),
+            26 => Self::Waiting(decode_flag(&mut r)?),
             _ => return Err(Malformed("a frame of an unknown kind")),
         };
         r.end()?;
@@ -261,12 +357,81 @@ fn decode_hello<'a>(r: &mut Reader<'a>) -> Result<Frame<'a>, Malformed> {
     }
 }
 
-fn decode_batch(r: &mut Reader<'_>) -> Result<Vec<Entry>, Malformed> {
+fn decode_data<'a>(r: &mut Reader<'a>) -> Result<&'a [u8], Malformed> {
+    let bytes = r.rest();
+    if bytes.len() > MAX_DATA {
+        return Err(Malformed("a content block too long"));
+    }
+    Ok(bytes)
+}
+
+fn encode_batch(w: &mut Writer<'_>, batch: &Batch) {
+    w.varint(batch.number);
+    encode_directory(w, batch.directory);
+    w.u8(u8::from(batch.last) | u8::from(batch.partial) << 1);
+    w.varint(batch.entries.len() as u64);
+    batch.entries.iter().for_each(|entry| encode_entry(w, entry));
+}
+
+fn decode_batch(r: &mut Reader<'_>) -> Result<Batch, Malformed> {
+    let (number, directory) = (r.varint()?, decode_directory(r)?);
+    let flags = r.u8()?;
+    let (last, partial) = (flags & 1 != 0, flags & 2 != 0);
+    if flags > 3 {
+        return Err(Malformed("a batch of an unknown kind"));
+    }
     let count = r.count(MAX_BATCH)?;
-    if count == 0 {
+    if count == 0 && !last {
         return Err(Malformed("an empty batch"));
     }
-    (0..count).map(|_| decode_entry(r, false)).collect()
+    let entries = (0..count).map(|_| decode_entry(r, false)).collect::<Result<Vec<_>, _>>()?;
+    if !entries.is_sorted_by(|a, b| a.name < b.name) {
+        return Err(Malformed("names out of order"));
+    }
+    if !partial && entries.iter().any(|entry| entry.what == What::Gone) {
+        return Err(Malformed("something gone in a listing of all"));
+    }
+    Ok(Batch { number, directory, last, partial, entries })
+}
+
+fn decode_path(r: &mut Reader<'_>) -> Result<Vec<Vec<u8>>, Malformed> {
+    let count = r.count(MAX_DEPTH as usize)?;
+    let names = (0..count).map(|_| r.short_bytes().map(<[u8]>::to_vec));
+    let path = names.collect::<Result<Vec<_>, _>>()?;
+    let is_name = |name: &Vec<u8>| names::is_valid(name) && !names::is_reserved(name);
+    if path.is_empty() || !path.iter().all(is_name) {
+        return Err(Malformed("a place that is none"));
+    }
+    Ok(path)
+}
+
+fn decode_wants<'a>(r: &mut Reader<'a>) -> Result<Frame<'a>, Malformed> {
+    let (batch, bits) = (r.varint()?, r.bytes(MAX_BATCH.div_ceil(8))?);
+    let mut mended = Vec::new();
+    while !r.is_empty() {
+        mended.push(r.u16()?);
+    }
+    if mended.len() > MAX_BATCH {
+        return Err(Malformed("more wishes than entries"));
+    }
+    Ok(Frame::Wants(batch, bits, mended))
+}
+
+fn decode_flag(r: &mut Reader<'_>) -> Result<bool, Malformed> {
+    match r.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(Malformed("a flag that is neither set nor not")),
+    }
+}
+
+fn decode_range(r: &mut Reader<'_>) -> Result<Range, Malformed> {
+    let (place, size) = (decode_place(r)?, r.varint()?);
+    let (offset, length) = (r.varint()?, r.varint()?);
+    match offset.checked_add(length) {
+        Some(end) if end <= size => Ok(Range { place, size, offset, length }),
+        _ => Err(Malformed("a range beyond the end of its content")),
+    }
 }
 
 fn encode_place(w: &mut Writer<'_>, place: Place) {
@@ -278,21 +443,32 @@ fn decode_place(r: &mut Reader<'_>) -> Result<Place, Malformed> {
     Ok(Place { batch: r.varint()?, index: r.u16()? })
 }
 
-fn encode_dir_status(w: &mut Writer<'_>, status: DirStatus) {
-    let (code, errno) = match status {
-        DirStatus::Listed => (0, 0),
-        DirStatus::Vanished => (1, 0),
-        DirStatus::Unreadable(errno) => (2, errno),
+fn encode_directory(w: &mut Writer<'_>, directory: Directory) {
+    w.u8(u8::from(directory.is_some()));
+    if let Some(place) = directory {
+        encode_place(w, place);
+    }
+}
+
+fn decode_directory(r: &mut Reader<'_>) -> Result<Directory, Malformed> {
+    decode_flag(r)?.then(|| decode_place(r)).transpose()
+}
+
+fn encode_unlisted(w: &mut Writer<'_>, why: Unlisted) {
+    let (code, errno) = match why {
+        Unlisted::Vanished => (1, 0),
+        Unlisted::Unreadable(errno) => (2, errno),
+        Unlisted::Untouched => (3, 0),
     };
     w.u8(code);
     w.varint(u64::from(errno));
 }
 
-fn decode_dir_status(r: &mut Reader<'_>) -> Result<DirStatus, Malformed> {
+fn decode_unlisted(r: &mut Reader<'_>) -> Result<Unlisted, Malformed> {
     match (r.u8()?, r.varint32()?) {
-        (0, _) => Ok(DirStatus::Listed),
-        (1, _) => Ok(DirStatus::Vanished),
-        (2, errno) => Ok(DirStatus::Unreadable(errno)),
+        (1, _) => Ok(Unlisted::Vanished),
+        (2, errno) => Ok(Unlisted::Unreadable(errno)),
+        (3, _) => Ok(Unlisted::Untouched),
         _ => Err(Malformed("an unknown status of a directory")),
     }
 }

@@ -13,13 +13,14 @@ use crate::apply::Applier;
 use crate::confine::Tree;
 use crate::exclusive::Claim;
 use crate::metadata::Stat;
-use crate::mirror::{Mirror, Visitor};
+use crate::mirror::{self, Visitor};
+use crate::neighbour::Neighbour;
 use crate::options::TargetOptions;
 use crate::protocol::Purpose;
 use crate::report::{Comparison, FromPeer, PassReport, Progress};
-use crate::session::{self, Work};
+use crate::session::{self, Streams, Work};
 use crate::verify::Verifier;
-use crate::wire::{self, Channels, Outbox};
+use crate::wire;
 
 /// Receives one pass: the target's side. Answers the same report as the source's side.
 ///
@@ -27,7 +28,7 @@ use crate::wire::{self, Channels, Outbox};
 /// What ended the pass, at either end. It may be run again as it is.
 pub async fn receive_pass<S>(
     root: &Path,
-    stream: S,
+    streams: Streams<S>,
     options: TargetOptions,
     progress: watch::Sender<Progress>,
     cancel: CancellationToken,
@@ -35,17 +36,18 @@ pub async fn receive_pass<S>(
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let root = root.to_owned();
+    let (root, limits) = (root.to_owned(), options.limits.clone());
     let start = move |work: Work| {
         let tree = Arc::new(Tree::open_root(&root)?);
         let identity = Stat::of_fd(tree.root_fd())
             .map_err(|errno| Fault::io("the root of the tree cannot be examined", &errno.into()))?;
         let _claim = Claim::wait(identity.identity(), &work.halt)?;
         let (halt, counters) = (work.halt.clone(), work.counters.clone());
+        let who = (options.workers, Neighbour::new(options.calm));
         let applier = Applier::new(Arc::clone(&tree), options, halt, counters);
-        target(tree, applier, Purpose::Pass, work)
+        target(tree, who, applier, Purpose::Pass, work)
     };
-    session::run(stream, None, progress, cancel, start).await
+    session::run(streams, limits, progress, cancel, start).await
 }
 
 /// Compares: the target's side. Answers the same comparison as the source's side.
@@ -54,7 +56,7 @@ where
 /// What ended the comparison, at either end.
 pub async fn verify_target<S>(
     root: &Path,
-    stream: S,
+    streams: Streams<S>,
     options: TargetOptions,
     progress: watch::Sender<Progress>,
     cancel: CancellationToken,
@@ -62,25 +64,25 @@ pub async fn verify_target<S>(
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let root = root.to_owned();
+    let (root, limits) = (root.to_owned(), options.limits.clone());
     let start = move |work: Work| {
         let tree = Arc::new(Tree::open_root(&root)?);
         let (halt, counters) = (work.halt.clone(), work.counters.clone());
+        let who = (options.workers, Neighbour::new(options.calm));
         let verifier = Verifier::new(Arc::clone(&tree), options, halt, counters);
-        target(tree, verifier, Purpose::Verify, work)
+        target(tree, who, verifier, Purpose::Verify, work)
     };
-    session::run(stream, None, progress, cancel, start).await
+    session::run(streams, limits, progress, cancel, start).await
 }
 
 fn target<V: Visitor, R: FromPeer>(
     tree: Arc<Tree>,
+    who: (usize, Neighbour),
     visitor: V,
     purpose: Purpose,
     work: Work,
 ) -> Result<R, Fault> {
-    let Work { channels: Channels { outgoing, mut incoming }, halt, counters } = work;
-    let out = Outbox::new(outgoing, halt.clone());
-    let report = Mirror::new(tree, out, halt, counters, purpose, visitor).run(&mut incoming)?;
+    let report = mirror::follow(tree, purpose, who, visitor, work)?;
     // Read back what was sent, so that both ends hold the very same.
     wire::from_json(&report)
 }

@@ -1,6 +1,8 @@
 //! Removing what the source does not have: a name, with all below it if it is a directory. It stays
 //! inside the tree and crosses no mount. It must not know why something is removed.
 
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use ferry_proto::Fault;
@@ -9,7 +11,11 @@ use rustix::io::Errno;
 
 use crate::confine::{Node, Tree};
 use crate::halt::Halt;
+use crate::locks::{self, Locks};
+use crate::metadata::{Kind, Stat};
 use crate::names::Names;
+use crate::options::IdMap;
+use crate::report::show;
 
 /// How often a directory that fills again while it is emptied is tried again.
 const ROUNDS: u32 = 3;
@@ -31,90 +37,147 @@ struct Emptying {
     rounds: u32,
 }
 
-/// Removes `name` in the directory `parent`.
+/// Removes everything below `root`, whatever flags keep what belongs to `ids`. It blocks: call it where
+/// blocking is allowed.
 ///
 /// # Errors
-/// The pass was stopped.
-pub fn remove(tree: &Tree, parent: &Arc<Node>, name: &[u8], halt: &Halt) -> Result<Removal, Fault> {
-    let mut removal = Removal::default();
-    match unlink(tree, parent, name, AtFlags::empty()) {
-        Ok(()) => {
-            removal.removed = 1;
-            return Ok(removal);
+/// The root cannot be opened, or something cannot be removed.
+pub fn empty(root: &Path, ids: &IdMap) -> Result<(), Fault> {
+    let tree = Tree::open_root(root)?;
+    let failed = |what: &str, errno: Errno| {
+        Fault::io(format!("{what} below {} cannot be removed", root.display()), &errno.into())
+            .remedy("look what keeps it there (lsattr, findmnt), then try again")
+    };
+    let names = Stat::of_fd(tree.root_fd()).and_then(|found| {
+        if !found.locks.is_none() && ids.has_uid(found.uid) {
+            locks::put(tree.root_fd(), Locks::NONE)?;
         }
-        Err(Errno::NOENT) => return Ok(removal),
-        Err(Errno::ISDIR) => {}
-        Err(errno) => {
-            // Some file systems answer EPERM for a directory; then it can be emptied.
-            if errno != Errno::PERM || !is_directory(tree, parent, name) {
-                removal.prevented.push((parent.path_of(name), errno));
+        Names::read(tree.root_fd())
+    });
+    let (names, halt) = (names.map_err(|errno| failed("what is", errno))?, Halt::default());
+    let removing = Removing { tree: &tree, ids, halt: &halt };
+    for name in names.iter() {
+        let removal = removing.remove(&Node::root(), name)?;
+        if let Some((path, errno)) = removal.prevented.first() {
+            return Err(failed(&show(path), *errno));
+        }
+    }
+    Ok(())
+}
+
+/// What it takes to remove something.
+#[derive(Debug, Clone, Copy)]
+pub struct Removing<'a> {
+    /// Where.
+    pub tree: &'a Tree,
+    /// What belongs to these goes although its flags keep it.
+    pub ids: &'a IdMap,
+    /// How it is stopped.
+    pub halt: &'a Halt,
+}
+
+impl Removing<'_> {
+    /// Removes `name` in the directory `parent`.
+    ///
+    /// # Errors
+    /// The pass was stopped.
+    pub fn remove(self, parent: &Arc<Node>, name: &[u8]) -> Result<Removal, Fault> {
+        let mut removal = Removal::default();
+        match self.unlink(parent, name, AtFlags::empty()) {
+            Ok(()) => {
+                removal.removed = 1;
                 return Ok(removal);
             }
+            Err(Errno::NOENT) => return Ok(removal),
+            Err(Errno::ISDIR) => {}
+            Err(errno) => {
+                // Some file systems answer EPERM for a directory; then it can be emptied.
+                if errno != Errno::PERM || !self.is_directory(parent, name) {
+                    removal.prevented.push((parent.path_of(name), errno));
+                    return Ok(removal);
+                }
+            }
+        }
+        let mut stack = Vec::new();
+        self.push(parent.child(name), &mut stack, &mut removal);
+        while let Some(at) = stack.last_mut() {
+            self.halt.check()?;
+            let Some(next) = at.names.get(at.next) else {
+                if let Some(done) = stack.pop() {
+                    self.close(done, &mut stack, &mut removal);
+                }
+                continue;
+            };
+            at.next += 1;
+            match self.unlink(&at.node, next, AtFlags::empty()) {
+                Ok(()) => removal.removed += 1,
+                Err(Errno::NOENT) => {}
+                Err(Errno::ISDIR) => {
+                    let child = at.node.child(next);
+                    self.push(child, &mut stack, &mut removal);
+                }
+                Err(errno) => removal.prevented.push((at.node.path_of(next), errno)),
+            }
+        }
+        Ok(removal)
+    }
+
+    fn is_directory(self, parent: &Node, name: &[u8]) -> bool {
+        self.tree
+            .open(parent)
+            .and_then(|fd| Stat::of(&fd, name))
+            .is_ok_and(|stat| stat.kind == Kind::Directory)
+    }
+
+    fn unlink(self, node: &Node, name: &[u8], flags: AtFlags) -> Result<(), Errno> {
+        let fd = self.tree.open(node)?;
+        match rustix::fs::unlinkat(&fd, name, flags) {
+            Err(Errno::PERM) if self.unlock(fd.as_fd(), name) => {
+                rustix::fs::unlinkat(&fd, name, flags)
+            }
+            other => other,
         }
     }
-    let mut stack = Vec::new();
-    push(tree, parent.child(name), &mut stack, &mut removal);
-    while let Some(at) = stack.last_mut() {
-        halt.check()?;
-        let Some(next) = at.names.get(at.next) else {
-            if let Some(done) = stack.pop() {
-                close(tree, done, &mut stack, &mut removal);
-            }
-            continue;
+
+    fn unlock(self, dir: BorrowedFd<'_>, name: &[u8]) -> bool {
+        locks::take_off(dir, name, |found| self.ids.has_uid(found.uid)).unwrap_or(false)
+    }
+
+    fn push(self, node: Arc<Node>, stack: &mut Vec<Emptying>, removal: &mut Removal) {
+        if let Some((parent, name)) = node.place()
+            && let Ok(parent) = self.tree.open(parent)
+        {
+            // Nothing could be taken out of it.
+            self.unlock(parent.as_fd(), name);
+        }
+        match self.tree.open(&node).and_then(Names::read) {
+            Ok(names) => stack.push(Emptying { node, names, next: 0, rounds: 0 }),
+            Err(Errno::NOENT) => {}
+            Err(errno) => removal.prevented.push((node.path(), errno)),
+        }
+    }
+
+    /// Removes a directory that was emptied.
+    fn close(self, done: Emptying, stack: &mut Vec<Emptying>, removal: &mut Removal) {
+        let Some((parent, name)) = done.node.place() else {
+            return;
         };
-        at.next += 1;
-        match unlink(tree, &at.node, next, AtFlags::empty()) {
+        match self.unlink(parent, name, AtFlags::REMOVEDIR) {
             Ok(()) => removal.removed += 1,
             Err(Errno::NOENT) => {}
-            Err(Errno::ISDIR) => {
-                let child = at.node.child(next);
-                push(tree, child, &mut stack, &mut removal);
+            Err(Errno::NOTEMPTY | Errno::EXIST) => {
+                // Either something below was prevented, and was said, or somebody fills it.
+                let again = removal.prevented.is_empty() && done.rounds < ROUNDS;
+                let names = again.then(|| self.tree.open(&done.node).and_then(Names::read));
+                if let Some(Ok(names)) = names {
+                    stack.push(Emptying { names, next: 0, rounds: done.rounds + 1, ..done });
+                    return;
+                }
+                if removal.prevented.is_empty() {
+                    removal.prevented.push((done.node.path(), Errno::NOTEMPTY));
+                }
             }
-            Err(errno) => removal.prevented.push((at.node.path_of(next), errno)),
+            Err(errno) => removal.prevented.push((done.node.path(), errno)),
         }
-    }
-    Ok(removal)
-}
-
-fn is_directory(tree: &Tree, parent: &Node, name: &[u8]) -> bool {
-    tree.open(parent)
-        .and_then(|fd| crate::metadata::Stat::of(&fd, name))
-        .is_ok_and(|stat| stat.kind == crate::metadata::Kind::Directory)
-}
-
-fn unlink(tree: &Tree, node: &Node, name: &[u8], flags: AtFlags) -> Result<(), Errno> {
-    let fd = tree.open(node)?;
-    rustix::fs::unlinkat(&fd, name, flags)
-}
-
-fn push(tree: &Tree, node: Arc<Node>, stack: &mut Vec<Emptying>, removal: &mut Removal) {
-    match tree.open(&node).and_then(Names::read) {
-        Ok(names) => stack.push(Emptying { node, names, next: 0, rounds: 0 }),
-        Err(Errno::NOENT) => {}
-        Err(errno) => removal.prevented.push((node.path(), errno)),
-    }
-}
-
-/// Removes a directory that was emptied.
-fn close(tree: &Tree, done: Emptying, stack: &mut Vec<Emptying>, removal: &mut Removal) {
-    let Some((parent, name)) = done.node.place() else {
-        return;
-    };
-    match unlink(tree, parent, name, AtFlags::REMOVEDIR) {
-        Ok(()) => removal.removed += 1,
-        Err(Errno::NOENT) => {}
-        Err(Errno::NOTEMPTY | Errno::EXIST) => {
-            // Either something below was prevented, and was said, or somebody fills it.
-            let again = removal.prevented.is_empty() && done.rounds < ROUNDS;
-            let names = again.then(|| tree.open(&done.node).and_then(Names::read));
-            if let Some(Ok(names)) = names {
-                stack.push(Emptying { names, next: 0, rounds: done.rounds + 1, ..done });
-                return;
-            }
-            if removal.prevented.is_empty() {
-                removal.prevented.push((done.node.path(), Errno::NOTEMPTY));
-            }
-        }
-        Err(errno) => removal.prevented.push((done.node.path(), errno)),
     }
 }

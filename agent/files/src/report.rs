@@ -1,6 +1,7 @@
 //! What a pass or a comparison found, as plain data that crosses the wire and is shown to people.
 //! Lists are bounded and carry the total beside them. It must not know how the data came about.
 
+use std::fmt;
 use std::time::Duration;
 
 use ferry_proto::Fault;
@@ -30,6 +31,22 @@ pub struct Progress {
     pub bytes_total: Option<u64>,
     /// Bytes that crossed the stream in both directions.
     pub bytes_on_wire: u64,
+    /// What took the time.
+    #[serde(default)]
+    pub spent: Spent,
+}
+
+/// What took the time, of all threads and streams of this end together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spent {
+    /// Reading contents that are sent.
+    pub reading: Duration,
+    /// Waiting for the limit that is set.
+    pub limit: Duration,
+    /// Waiting for the network.
+    pub network: Duration,
+    /// Waiting for the other end.
+    pub target: Duration,
 }
 
 /// A list that holds no more than [`LIST_LIMIT`] items but counts all.
@@ -114,12 +131,18 @@ pub struct PassReport {
     pub files_sent: u64,
     /// Bytes of content copied.
     pub bytes_sent: u64,
+    /// Bytes of the same files that were there already.
+    #[serde(default)]
+    pub bytes_kept: u64,
     /// Entries created at the target that carry no content: directories, links, symlinks, FIFOs.
     pub created: u64,
     /// Entries whose metadata alone was mended.
     pub metadata_changed: u64,
     /// Entries removed at the target.
     pub deleted: u64,
+    /// Directories that were given another place, with all that is in them.
+    #[serde(default)]
+    pub moved: u64,
     /// Entries found equal.
     pub unchanged: u64,
     /// What the guard refused.
@@ -145,6 +168,32 @@ pub struct Difference {
     pub source: String,
     /// The target's value.
     pub target: String,
+    /// Which end's file was written to last, by its time; none where both say the same, or it is no file's
+    /// content that differs.
+    #[serde(default)]
+    pub newer: Option<End>,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, what, source, target, newer } = self;
+        write!(f, "{path}: {what}: {source} at the source, {target} at the target")?;
+        match newer {
+            Some(End::Source) => write!(f, " (written later at the source)"),
+            Some(End::Target) => write!(f, " (written later at the target)"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// One end of a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    /// Where it comes from.
+    Source,
+    /// Where it goes to.
+    Target,
 }
 
 /// The outcome of comparing both ends. Both ends hold the same one.
@@ -281,6 +330,7 @@ mod tests {
                 what: "hard link".to_owned(),
                 source: text.clone(),
                 target: text.clone(),
+                newer: Some(End::Source),
             }),
             refused: full(&Refusal { path: path.clone(), reason: text.clone() }),
             notes: full(&Note { kind: NoteKind::NotCopied, path, text }),

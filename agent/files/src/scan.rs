@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 
+use ferry_proto::command::TreeNeeds;
 use ferry_proto::{Fault, FaultClass};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -14,6 +15,7 @@ use crate::attributes::{self, Attribute, Unread};
 use crate::confine::{MAX_DEPTH, Node, Tree, has_vanished};
 use crate::entries::{Entry, What, Withheld};
 use crate::guard;
+use crate::holding;
 use crate::metadata::{Handle, Kind, Stat, Time};
 use crate::names::{self, Names};
 use crate::options::{IdMap, SourceOptions};
@@ -54,7 +56,7 @@ pub struct TreeStats {
 /// # Errors
 /// The root cannot be opened, or `cancel` was cancelled.
 pub fn scan(root: &Path, cancel: &CancellationToken) -> Result<TreeStats, Fault> {
-    walk(root, None, cancel, &mut |_, _| ()).map(|(stats, _)| stats)
+    walk(root, None, cancel, &mut |_, _| ()).map(|survey| survey.stats)
 }
 
 /// What of a tree has changed since a moment, in content or metadata.
@@ -80,7 +82,7 @@ pub fn changed_since(
     cancel: &CancellationToken,
 ) -> Result<Changed, Fault> {
     let mut changed = Changed::default();
-    let (stats, _) = walk(root, None, cancel, &mut |stat, path| {
+    let Survey { stats, .. } = walk(root, None, cancel, &mut |stat, path| {
         let at = stat.ctime.millis_since(Time::EPOCH);
         if at < since_ms {
             return;
@@ -96,8 +98,19 @@ pub fn changed_since(
     Ok(changed)
 }
 
+/// What was seen of a tree.
+#[derive(Debug, Clone, Default)]
+pub struct Survey {
+    /// How much there is.
+    pub stats: TreeStats,
+    /// What a pass would refuse.
+    pub refused: Bounded<Refusal>,
+    /// What the rest needs of a file system that is to hold it.
+    pub needs: TreeNeeds,
+}
+
 /// Counts what a tree holds, and finds what a pass with these `options`, to a target that maps its
-/// ids by `ids`, would refuse. It blocks: call it where blocking is allowed.
+/// ids by `ids`, would refuse, and what the rest needs. It blocks: call it where blocking is allowed.
 ///
 /// # Errors
 /// As [`scan`].
@@ -106,7 +119,7 @@ pub fn survey(
     options: &SourceOptions,
     ids: &IdMap,
     cancel: &CancellationToken,
-) -> Result<(TreeStats, Bounded<Refusal>), Fault> {
+) -> Result<Survey, Fault> {
     walk(root, Some(&Admission { owners: Owners::of(options), ids }), cancel, &mut |_, _| ())
 }
 
@@ -115,11 +128,10 @@ fn walk(
     admission: Option<&Admission<'_>>,
     cancel: &CancellationToken,
     each: &mut dyn FnMut(&Stat, &dyn Fn() -> String),
-) -> Result<(TreeStats, Bounded<Refusal>), Fault> {
+) -> Result<Survey, Fault> {
     let tree = Tree::open_root(root)?;
-    let mut stats = TreeStats::default();
-    let mut refused = Bounded::default();
-    if let Some(reason) = admission.and_then(|a| a.root_refusal(tree.root_fd())) {
+    let Survey { mut stats, mut refused, mut needs } = Survey::default();
+    if let Some(reason) = admission.and_then(|a| a.root_refusal(tree.root_fd(), &mut needs)) {
         refused.push(Refusal { path: show(b""), reason });
     }
     if let Ok(stat) = Stat::of_fd(tree.root_fd()) {
@@ -153,7 +165,8 @@ fn walk(
             let Ok(stat) = Stat::of(&fd, name) else {
                 continue;
             };
-            let refusal = admission.and_then(|a| a.refusal(fd.as_fd(), &node, name, &stat));
+            let refusal =
+                admission.and_then(|a| a.refusal(fd.as_fd(), &node, name, &stat, &mut needs));
             let enters = refusal.is_none();
             if let Some(reason) = refusal {
                 refused.push(Refusal { path: show(&node.path_of(name)), reason });
@@ -180,7 +193,7 @@ fn walk(
             }
         }
     }
-    Ok((stats, refused))
+    Ok(Survey { stats, refused, needs })
 }
 
 /// Whose files are let through, at the source and at the target.
@@ -197,6 +210,7 @@ impl Admission<'_> {
         node: &Node,
         name: &[u8],
         stat: &Stat,
+        needs: &mut TreeNeeds,
     ) -> Option<String> {
         if names::is_reserved(name) {
             return None;
@@ -222,13 +236,22 @@ impl Admission<'_> {
             What::File(_) | What::Directory | What::Fifo => attributes::read_at(dir, name, stat),
             _ => Ok(Vec::new()),
         };
+        if withheld.is_none()
+            && let Ok(attributes) = &read
+        {
+            holding::note(needs, stat, attributes, name, &|| show(&node.path_of(name)));
+        }
         self.judge(stat, what, read)
     }
 
     /// Why the root itself would be refused.
-    fn root_refusal(&self, root: BorrowedFd<'_>) -> Option<String> {
+    fn root_refusal(&self, root: BorrowedFd<'_>, needs: &mut TreeNeeds) -> Option<String> {
         let stat = Stat::of_fd(root).ok()?;
-        self.judge(&stat, What::Directory, attributes::read_all(Handle::Open(root)))
+        let read = attributes::read_all(Handle::Open(root));
+        if let Ok(attributes) = &read {
+            holding::note(needs, &stat, attributes, b"", &|| show(b""));
+        }
+        self.judge(&stat, What::Directory, read)
     }
 
     fn judge(
@@ -288,7 +311,8 @@ mod tests {
             }
             _ => {}
         };
-        let (stats, _) = walk(root, None, &CancellationToken::new(), &mut change).unwrap();
+        let Survey { stats, .. } =
+            walk(root, None, &CancellationToken::new(), &mut change).unwrap();
         assert_eq!((stats.directories, stats.skipped, stats.vanished), (2, 0, 3), "{stats:?}");
     }
 }

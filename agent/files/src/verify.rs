@@ -1,9 +1,10 @@
-//! The target's visitor of a comparison: compares metadata as the listings come, digests our contents
-//! while the source digests its own, and writes down every difference. It changes nothing.
+//! The target's visitor of a comparison: compares metadata as the listings come, digests our contents as
+//! the source's digests come, and writes down every difference. It changes nothing.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use ferry_proto::Fault;
@@ -16,16 +17,18 @@ use crate::digest::{self, Undigested};
 use crate::entries::{Entry, What, Withheld};
 use crate::guard::{self, Wanted};
 use crate::halt::{Halt, protocol_fault};
+use crate::limits::Disks;
 use crate::make;
 use crate::metadata::{Identity, Kind, Stat, Time};
-use crate::mirror::{Here, Verdict, Visitor};
+use crate::mirror::{Here, Verdict, Visitor, Want};
 use crate::options::TargetOptions;
 use crate::progress::Counters;
-use crate::protocol::{DirStatus, Ending, Frame, Place};
-use crate::report::{Comparison, Difference, Note, NoteKind, Refusal, show};
+use crate::projects::{self, Project};
+use crate::protocol::{Ending, Frame, Place, Unlisted};
+use crate::report::{Comparison, Difference, End, Note, NoteKind, Refusal, show};
 use crate::send::Summary;
 use crate::walk::MAX_LINKS;
-use crate::wire;
+use crate::wire::{self, Outbox};
 
 /// A directory of the comparison.
 #[derive(Debug)]
@@ -37,13 +40,16 @@ pub struct Compared {
 /// A file whose digest the source was asked for.
 #[derive(Debug)]
 struct Asked {
-    place: Place,
     node: Arc<Node>,
     name: Vec<u8>,
+    /// The source's.
+    mtime: Time,
     found: Stat,
-    /// Ours, once computed; none if it could not be.
-    ours: Option<[u8; 32]>,
 }
+
+/// What a data stream reads with.
+#[derive(Debug, Default)]
+pub struct Buffer(Vec<u8>);
 
 /// See the module.
 #[derive(Debug)]
@@ -52,51 +58,88 @@ pub struct Verifier {
     options: TargetOptions,
     halt: Halt,
     counters: Counters,
-    comparison: Comparison,
-    asked: VecDeque<Asked>,
-    /// How many of `asked` have our digest.
-    digested: usize,
+    disks: Disks,
+    comparison: Mutex<Comparison>,
+    asked: Mutex<HashMap<Place, Asked>>,
+    links: Mutex<Links>,
+    /// Only what has changed is listed.
+    is_partial: AtomicBool,
+    began: Instant,
+}
+
+/// Which inodes are one at either end.
+#[derive(Debug, Default)]
+struct Links {
     /// The source's inodes with several names, and ours.
     groups: HashMap<u64, Identity>,
     /// Our inodes with several names, and the source's.
     inodes: HashMap<Identity, Option<u64>>,
-    buffer: Vec<u8>,
-    began: Instant,
+}
+
+fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change is one step, so a panic elsewhere cannot have left it half done.
+    value.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Verifier {
     /// A visitor that compares with `tree`.
     pub fn new(tree: Arc<Tree>, options: TargetOptions, halt: Halt, counters: Counters) -> Self {
+        let disks = Disks::new(&options.limits, &halt, &counters);
         Self {
             tree,
             options,
             halt,
             counters,
-            comparison: Comparison::default(),
-            asked: VecDeque::new(),
-            digested: 0,
-            groups: HashMap::new(),
-            inodes: HashMap::new(),
-            buffer: Vec::new(),
+            disks,
+            comparison: Mutex::default(),
+            asked: Mutex::default(),
+            links: Mutex::default(),
+            is_partial: AtomicBool::new(false),
             began: Instant::now(),
         }
     }
 
-    fn differ(&mut self, path: &[u8], what: &str, source: impl ToString, target: impl ToString) {
-        self.comparison.differences.push(Difference {
+    fn comparison(&self) -> MutexGuard<'_, Comparison> {
+        lock(&self.comparison)
+    }
+
+    fn differ(&self, path: &[u8], what: &str, source: impl ToString, target: impl ToString) {
+        self.differ_since(path, what, source, target, None);
+    }
+
+    /// Contents differ, of files with these times: the source's and ours.
+    fn differ_since(
+        &self,
+        path: &[u8],
+        what: &str,
+        source: impl ToString,
+        target: impl ToString,
+        times: Option<(Time, Time)>,
+    ) {
+        self.comparison().differences.push(Difference {
             path: show(path),
             what: what.to_owned(),
             source: source.to_string(),
             target: target.to_string(),
+            newer: times.and_then(|(source, target)| match source.cmp(&target) {
+                std::cmp::Ordering::Greater => Some(End::Source),
+                std::cmp::Ordering::Less => Some(End::Target),
+                std::cmp::Ordering::Equal => None,
+            }),
         });
     }
 
-    fn refuse(&mut self, path: &[u8], reason: String) {
-        self.comparison.refused.push(Refusal { path: show(path), reason });
+    fn admit(&self, entry: &Entry) -> Result<Wanted, String> {
+        guard::admit(entry, &self.options.ids)
+            .map(|wanted| wanted.where_projects_are_held(self.tree.holds_projects()))
+    }
+
+    fn refuse(&self, path: &[u8], reason: String) {
+        self.comparison().refused.push(Refusal { path: show(path), reason });
     }
 
     /// Compares what stat tells.
-    fn compare_stat(&mut self, path: &[u8], wanted: &Wanted, found: &Stat) {
+    fn compare_stat(&self, path: &[u8], wanted: &Wanted, found: &Stat) {
         if found.kind != Kind::Symlink && wanted.mode != found.mode {
             let octal = |mode: u16| format!("{mode:04o}");
             self.differ(path, "mode", octal(wanted.mode), octal(found.mode));
@@ -107,14 +150,29 @@ impl Verifier {
         if wanted.gid != found.gid {
             self.differ(path, "group", wanted.gid, found.gid);
         }
+        if wanted.locks != found.locks {
+            self.differ(path, "flags", wanted.locks.name(), found.locks.name());
+        }
         if wanted.mtime != found.mtime {
             let stamp = |t: Time| format!("{}.{:09}", t.sec, t.nsec);
-            self.differ(path, "time", stamp(wanted.mtime), stamp(found.mtime));
+            let times = Some((wanted.mtime, found.mtime));
+            self.differ_since(path, "time", stamp(wanted.mtime), stamp(found.mtime), times);
+        }
+    }
+
+    /// Compares the projects that both are counted for.
+    fn compare_project(&self, path: &[u8], wanted: &Wanted, have: Result<Option<Project>, Errno>) {
+        let Some(wanted) = wanted.project else { return };
+        match have {
+            Ok(Some(have)) if have == wanted => {}
+            Ok(Some(have)) => self.differ(path, "project", wanted, have),
+            Ok(None) => self.differ(path, "project", wanted, "none"),
+            Err(errno) => self.differ(path, "project", wanted, errno),
         }
     }
 
     fn compare_attributes(
-        &mut self,
+        &self,
         path: &[u8],
         wanted: &Wanted,
         have: Result<Vec<Attribute>, Unread>,
@@ -138,8 +196,12 @@ impl Verifier {
     }
 
     /// Whether names of one inode there are names of one inode here, and the other way round.
-    fn compare_links(&mut self, path: &[u8], entry: &Entry, found: &Stat) -> Result<(), Fault> {
-        if self.groups.len() > MAX_LINKS || self.inodes.len() > MAX_LINKS {
+    fn compare_links(&self, path: &[u8], entry: &Entry, found: &Stat) -> Result<(), Fault> {
+        if entry.link.is_none() && found.nlink <= 1 {
+            return Ok(());
+        }
+        let mut links = lock(&self.links);
+        if links.groups.len() > MAX_LINKS || links.inodes.len() > MAX_LINKS {
             return Err(Fault::precondition(format!(
                 "the trees have more than {MAX_LINKS} files with several names, which is more than \
                  can be compared"
@@ -147,52 +209,65 @@ impl Verifier {
         }
         let group = entry.link.map(|link| link.group);
         let identity = found.identity();
-        let ours = group.map(|group| *self.groups.entry(group).or_insert(identity));
+        let ours = group.map(|group| *links.groups.entry(group).or_insert(identity));
         if ours.is_some_and(|ours| ours != identity) {
             self.differ(path, "hard link", "to another name", "a file of its own");
             return Ok(());
         }
         if found.nlink > 1 {
-            // Two files of the source that are each their own may not be one here.
-            let theirs = self.inodes.insert(identity, group);
-            if theirs.is_some_and(|theirs| theirs != group || group.is_none()) {
+            // Two files of the source that are each their own may not be one here. The other name need not
+            // be met where not all are.
+            let theirs = links.inodes.insert(identity, group);
+            let is_partial = self.is_partial.load(Ordering::Relaxed);
+            if is_partial && group.is_none()
+                || theirs.is_some_and(|theirs| theirs != group || group.is_none())
+            {
                 self.differ(path, "hard link", "a file of its own", "to another name");
             }
         }
         Ok(())
     }
 
-    fn compare_content(&mut self, here: Here<'_>, place: Place, entry: Entry, found: Stat) -> bool {
-        let path = here.node.path_of(&entry.name);
+    fn compare_content(
+        &self,
+        here: Here<'_>,
+        place: Place,
+        entry: Entry,
+        found: Stat,
+    ) -> Result<bool, Fault> {
+        let path = || here.node.path_of(&entry.name);
         match entry.what {
             What::File(size) if size != found.size => {
-                self.differ(&path, "size", size, found.size);
-                false
+                let times = Some((entry.mtime, found.mtime));
+                self.differ_since(&path(), "size", size, found.size, times);
+                Ok(false)
             }
             What::File(size) if entry.doubtful => {
                 self.counters.wanted(size);
-                let node = Arc::clone(here.node);
-                self.asked.push_back(Asked { place, node, name: entry.name, found, ours: None });
-                true
+                let Entry { name, mtime, .. } = entry;
+                let asked = Asked { node: Arc::clone(here.node), name, mtime, found };
+                match lock(&self.asked).insert(place, asked) {
+                    None => Ok(true),
+                    Some(_) => Err(protocol_fault(&Malformed("two batches of one number"))),
+                }
             }
             What::Symlink(target) => {
                 let have = rustix::fs::readlinkat(here.fd, entry.name.as_slice(), Vec::new());
                 let have = have.map(std::ffi::CString::into_bytes).unwrap_or_default();
                 if have != target {
-                    self.differ(&path, "symlink", show(&target), show(&have));
+                    self.differ(&path(), "symlink", show(&target), show(&have));
                 }
-                false
+                Ok(false)
             }
-            _ => false,
+            _ => Ok(false),
         }
     }
 
-    fn digest(&mut self, asked: &Asked) -> Result<Option<[u8; 32]>, Fault> {
+    fn digest(&self, asked: &Asked, buffer: &mut Vec<u8>) -> Result<Option<[u8; 32]>, Fault> {
         // Another's file is not read, whatever name the account gave it.
-        if !self.options.ids.uids.values().any(|uid| *uid == asked.found.uid) {
+        if !self.options.ids.has_uid(asked.found.uid) {
             return Ok(None);
         }
-        let mut buffer = std::mem::take(&mut self.buffer);
         let digested = self
             .tree
             .open(&asked.node)
@@ -203,9 +278,8 @@ impl Verifier {
                 if stat.identity() != asked.found.identity() || stat.kind != Kind::File {
                     return Err(Undigested::Failed(Errno::STALE));
                 }
-                digest::of_file(&fd, &stat, &mut buffer, &self.halt, |_| ())
+                digest::of_file(&fd, &stat, buffer, &self.halt, |bytes| self.disks.used(bytes))
             });
-        self.buffer = buffer;
         match digested {
             Ok((digest, _)) => Ok(Some(digest)),
             Err(Undigested::Stopped) => Err(self.halt.ended()),
@@ -213,16 +287,59 @@ impl Verifier {
         }
     }
 
-    fn next(&mut self, place: Place) -> Result<Asked, Fault> {
-        let asked = self.asked.pop_front().filter(|asked| asked.place == place);
-        self.digested = self.digested.saturating_sub(1);
+    fn take(&self, place: Place) -> Result<Asked, Fault> {
+        let asked = lock(&self.asked).remove(&place);
         asked.ok_or_else(|| protocol_fault(&Malformed("a digest that was not asked for")))
     }
 
-    fn unsettled(&mut self, path: &[u8], text: &str) {
-        self.comparison.unsettled += 1;
+    /// The source's digest of a content has come: now ours.
+    fn compare_digest(
+        &self,
+        asked: &Asked,
+        (ending, size, theirs): (Ending, u64, [u8; 32]),
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Fault> {
+        let path = asked.node.path_of(&asked.name);
+        {
+            let mut comparison = self.comparison();
+            comparison.files += 1;
+            comparison.bytes = comparison.bytes.saturating_add(size);
+        }
+        if ending != Ending::Settled {
+            self.unsettled(&path, "it changed while it was read");
+        } else {
+            match self.digest(asked, buffer)? {
+                Some(ours) if ours == theirs => {}
+                Some(ours) => {
+                    let times = Some((asked.mtime, asked.found.mtime));
+                    self.differ_since(&path, "content", hex(theirs), hex(ours), times);
+                }
+                None => self.differ(&path, "content", hex(theirs), "cannot be read"),
+            }
+        }
+        self.counters.file_done();
+        self.counters.bytes_done(size);
+        Ok(())
+    }
+
+    /// There is no digest of the source's.
+    fn not_digested(&self, asked: &Asked, ending: Ending) {
+        let path = asked.node.path_of(&asked.name);
+        self.counters.file_done();
+        match ending {
+            Ending::Unreadable(errno) => {
+                let why = guard::errno_text(errno);
+                self.refuse(&path, format!("it cannot be read at the source: {why}"));
+            }
+            _ => self.unsettled(&path, "it was replaced or removed before it was read"),
+        }
+    }
+
+    fn unsettled(&self, path: &[u8], text: &str) {
         let (kind, path, text) = (NoteKind::Changed, show(path), text.to_owned());
-        self.comparison.notes.push(Note { kind, path, text });
+        let mut comparison = self.comparison();
+        comparison.unsettled += 1;
+        comparison.notes.push(Note { kind, path, text });
     }
 }
 
@@ -233,7 +350,7 @@ fn kind_of(what: &What) -> Option<Kind> {
         What::Symlink(_) => Some(Kind::Symlink),
         What::Fifo => Some(Kind::Fifo),
         What::Device => Some(Kind::Device),
-        What::Withheld(_) => None,
+        What::Withheld(_) | What::Gone => None,
     }
 }
 
@@ -243,9 +360,11 @@ fn hex(digest: [u8; 32]) -> String {
 
 impl Visitor for Verifier {
     type Dir = Compared;
+    type Stream = Buffer;
 
-    fn root(&mut self, node: &Arc<Node>, entry: Entry) -> Result<Compared, Fault> {
-        let wanted = match guard::admit(&entry, &self.options.ids) {
+    fn root(&self, node: &Arc<Node>, entry: Entry, partial: bool) -> Result<Compared, Fault> {
+        self.is_partial.store(partial, Ordering::Relaxed);
+        let wanted = match self.admit(&entry) {
             Ok(wanted) => Some(wanted),
             Err(reason) => {
                 self.refuse(b"", reason);
@@ -255,20 +374,28 @@ impl Visitor for Verifier {
         Ok(Compared { node: Arc::clone(node), wanted })
     }
 
+    fn moved(&self, _: Vec<Vec<u8>>) -> Result<(), Fault> {
+        Err(protocol_fault(&Malformed("a move in a comparison")))
+    }
+
+    fn depart(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+
     fn entry(
-        &mut self,
+        &self,
         _: &Compared,
         here: Here<'_>,
         place: Place,
         entry: Entry,
         found: Option<Stat>,
     ) -> Result<Verdict<Compared>, Fault> {
-        self.comparison.entries += 1;
+        self.comparison().entries += 1;
         if entry.what == What::Withheld(Withheld::Excluded) {
             return Ok(Verdict::NOTHING);
         }
         let path = here.node.path_of(&entry.name);
-        let wanted = match guard::admit(&entry, &self.options.ids) {
+        let wanted = match self.admit(&entry) {
             Ok(wanted) => wanted,
             Err(reason) => {
                 self.refuse(&path, reason);
@@ -288,49 +415,46 @@ impl Visitor for Verifier {
         }
         if found.kind == Kind::Directory {
             let node = here.node.child(&entry.name);
-            return Ok(Verdict::descend(Compared { node, wanted: Some(wanted) }));
+            let state = Compared { node: Arc::clone(&node), wanted: Some(wanted) };
+            return Ok(Verdict::descend(node, state, false));
         }
         self.compare_stat(&path, &wanted, &found);
+        if wanted.project.is_some() {
+            let have = projects::of_name(here.fd.as_fd(), &entry.name, &found);
+            self.compare_project(&path, &wanted, have);
+        }
         if found.kind != Kind::Symlink {
             let have = attributes::read_at(here.fd.as_fd(), &entry.name, &found);
             self.compare_attributes(&path, &wanted, have);
         }
         self.compare_links(&path, &entry, &found)?;
-        let want = self.compare_content(here, place, entry, found);
-        Ok(if want { Verdict::WANT } else { Verdict::NOTHING })
+        let want = self.compare_content(here, place, entry, found)?;
+        Ok(if want { Verdict::want(Want::All) } else { Verdict::NOTHING })
     }
 
-    fn extra(&mut self, _: &Compared, here: Here<'_>, name: &[u8]) -> Result<(), Fault> {
+    fn extra(&self, _: &Compared, here: Here<'_>, name: &[u8]) -> Result<(), Fault> {
         let kind = Stat::of(here.fd, name).map_or("nothing", |stat| stat.kind.name());
         self.differ(&here.node.path_of(name), "extra", "nothing", kind);
         Ok(())
     }
 
-    fn leftover(&mut self, dir: &Compared, here: Here<'_>, name: &[u8]) -> Result<(), Fault> {
+    fn leftover(&self, dir: &Compared, here: Here<'_>, name: &[u8]) -> Result<(), Fault> {
         self.extra(dir, here, name)
     }
 
-    fn emptied(&mut self, _: usize) -> Result<(), Fault> {
+    fn emptied(&self, _: usize) -> Result<(), Fault> {
         Ok(())
     }
 
-    /// Digests our side while the source digests its own.
-    fn answered(&mut self) -> Result<(), Fault> {
-        while let Some(asked) = self.asked.get_mut(self.digested) {
-            self.halt.check()?;
-            // Taken out and put back, so that digesting may use all of `self`.
-            let place = asked.place;
-            let node = Arc::clone(&asked.node);
-            let name = std::mem::take(&mut asked.name);
-            let mut taken = Asked { place, node, name, found: asked.found, ours: None };
-            taken.ours = self.digest(&taken)?;
-            self.asked[self.digested] = taken;
-            self.digested += 1;
-        }
+    fn told(&self, _: &mut dyn Iterator<Item = Place>) {}
+
+    fn beside(&self, _: Outbox) -> Result<(), Fault> {
         Ok(())
     }
 
-    fn leave(&mut self, dir: Compared) -> Result<(), Fault> {
+    fn met_all(&self) {}
+
+    fn leave(&self, dir: Compared) -> Result<(), Fault> {
         let Some(wanted) = dir.wanted else {
             return Ok(());
         };
@@ -339,6 +463,9 @@ impl Visitor for Verifier {
         match examined {
             Ok((found, fd)) => {
                 self.compare_stat(&path, &wanted, &found);
+                if wanted.project.is_some() {
+                    self.compare_project(&path, &wanted, projects::of(fd.as_fd()).map(Some));
+                }
                 let have = attributes::read_all(crate::metadata::Handle::Open(fd.as_fd()));
                 self.compare_attributes(&path, &wanted, have);
             }
@@ -347,64 +474,45 @@ impl Visitor for Verifier {
         Ok(())
     }
 
-    fn unlisted(&mut self, node: &Node, _: Compared, why: DirStatus) -> Result<(), Fault> {
+    fn unlisted(&self, node: &Node, dir: Compared, why: Unlisted) -> Result<(), Fault> {
         match why {
-            DirStatus::Unreadable(errno) => {
+            Unlisted::Untouched => return self.leave(dir),
+            Unlisted::Unreadable(errno) => {
                 let why = guard::errno_text(errno);
                 self.refuse(&node.path(), format!("it cannot be read at the source: {why}"));
             }
-            _ => self.unsettled(&node.path(), "it was gone when it was to be listed"),
+            Unlisted::Vanished => {
+                self.unsettled(&node.path(), "it was gone when it was to be listed");
+            }
         }
         Ok(())
     }
 
-    fn unreadable(&mut self, node: &Node, _: Compared, why: Errno) -> Result<(), Fault> {
+    fn unreadable(&self, node: &Node, _: Compared, why: Errno) -> Result<(), Fault> {
         self.differ(&node.path(), "directory", "readable", why);
         Ok(())
     }
 
-    fn content(&mut self, frame: Frame<'_>) -> Result<(), Fault> {
+    fn content(&self, Buffer(buffer): &mut Buffer, frame: Frame<'_>) -> Result<bool, Fault> {
         match frame {
             Frame::Hash(place, ending, size, theirs) => {
-                let asked = self.next(place)?;
-                let path = asked.node.path_of(&asked.name);
-                self.comparison.files += 1;
-                self.comparison.bytes = self.comparison.bytes.saturating_add(size);
-                self.counters.file_done();
-                self.counters.bytes_done(size);
-                match (ending, asked.ours) {
-                    (Ending::Settled, Some(ours)) if ours == theirs => {}
-                    (Ending::Settled, Some(ours)) => {
-                        self.differ(&path, "content", hex(theirs), hex(ours));
-                    }
-                    (Ending::Settled, None) => {
-                        self.differ(&path, "content", hex(theirs), "cannot be read");
-                    }
-                    _ => self.unsettled(&path, "it changed while it was read"),
-                }
-                Ok(())
+                let asked = self.take(place)?;
+                self.compare_digest(&asked, (ending, size, theirs), buffer)?;
+                Ok(true)
             }
             Frame::Skip(place, ending) => {
-                let asked = self.next(place)?;
-                let path = asked.node.path_of(&asked.name);
-                self.counters.file_done();
-                match ending {
-                    Ending::Unreadable(errno) => {
-                        let why = guard::errno_text(errno);
-                        self.refuse(&path, format!("it cannot be read at the source: {why}"));
-                    }
-                    _ => self.unsettled(&path, "it was replaced or removed before it was read"),
-                }
-                Ok(())
+                self.not_digested(&self.take(place)?, ending);
+                Ok(true)
             }
-            _ => Err(protocol_fault(&Malformed("a content where a digest was asked for"))),
+            _ => Err(protocol_fault(&Malformed("a content in a comparison"))),
         }
     }
 
-    fn finish(mut self, summary: Summary) -> Result<Vec<u8>, Fault> {
-        self.comparison.notes.extend(summary.notes);
-        self.comparison.manifest = summary.manifest.unwrap_or_default();
-        self.comparison.duration = self.began.elapsed();
-        Ok(wire::to_json(&self.comparison))
+    fn finish(self, summary: Summary) -> Result<Vec<u8>, Fault> {
+        let mut comparison = self.comparison.into_inner().unwrap_or_else(PoisonError::into_inner);
+        comparison.notes.extend(summary.notes);
+        comparison.manifest = summary.manifest.unwrap_or_default();
+        comparison.duration = self.began.elapsed();
+        Ok(wire::to_json(&comparison))
     }
 }

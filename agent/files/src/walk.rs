@@ -1,27 +1,34 @@
-//! The source's walk: depth first, one directory's names at a time, each entry described and put into a
-//! batch. It reads no contents, and must not know what the target has.
+//! The source's walk: several walkers, each a directory's names at a time, every entry described and put
+//! into a batch. A walker goes depth first; one that has nothing to do gets directories of another's. It
+//! reads no contents, and must not know what the target has.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ferry_proto::Fault;
 use rustix::io::Errno;
 
 use crate::attributes::{self, Unread};
 use crate::confine::{MAX_DEPTH, Node, Tree, has_vanished};
-use crate::digest::EntriesDigest;
+use crate::digest::{BatchDigest, Manifest};
 use crate::directories::Directories;
 use crate::entries::{Entry, Link, What, Withheld};
 use crate::halt::Halt;
+use crate::journal::{Plan, Scope, Step};
+use crate::locks::Locks;
 use crate::metadata::{Handle, Identity, Kind, Stat, Time};
 use crate::names::{self, Names};
+use crate::neighbour::Neighbour;
 use crate::options::SourceOptions;
 use crate::progress::Counters;
-use crate::protocol::{DirStatus, Frame, MAX_BATCH, Purpose};
+use crate::projects;
+use crate::protocol::{self, Directory, Frame, MAX_BATCH, Place, Purpose, Unlisted};
 use crate::report::{Bounded, Note, NoteKind, show};
-use crate::window::{Batch, Listed, Window};
+use crate::window::{Listed, Window};
 use crate::wire::Outbox;
 
 /// A batch is sent when its entries weigh so much, roughly in bytes.
@@ -30,13 +37,16 @@ const BATCH_WEIGHT: usize = 48 * 1024;
 /// How often an inode that changes its place while it is described is looked at again.
 const LOOKS: u32 = 3;
 
+/// Waiting walkers look so often whether all was stopped.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// A bound on inodes whose other names were not met yet.
 pub const MAX_LINKS: usize = 4_000_000;
 
 /// Which owners' files the source gives out.
 #[derive(Debug, Clone)]
 pub struct Owners {
-    own: std::collections::BTreeSet<u32>,
+    own: Option<std::collections::BTreeSet<u32>>,
     shared: std::collections::BTreeSet<u32>,
 }
 
@@ -48,7 +58,8 @@ impl Owners {
 
     /// Why the inode is withheld, if it is.
     pub fn withhold(&self, stat: &Stat) -> Option<Withheld> {
-        let is_own = self.own.contains(&stat.uid);
+        let Some(own) = &self.own else { return None };
+        let is_own = own.contains(&stat.uid);
         let is_shared = stat.uid == 0 || self.shared.contains(&stat.uid);
         if !is_own && !self.shared.contains(&stat.uid) {
             Some(Withheld::Foreign(stat.uid))
@@ -61,132 +72,177 @@ impl Owners {
     }
 }
 
-/// What the walk finds out beside the listings.
-#[derive(Debug, Default)]
-pub struct Findings {
-    /// Notes for the report.
-    pub notes: Bounded<Note>,
-    /// Of all entries; made for a comparison, when the walk is over.
-    pub entries: Option<blake3::Hash>,
-}
-
-/// The walker of one pass.
+/// What all walkers of one pass share.
 #[derive(Debug)]
-pub struct Walker {
-    /// What is walked.
-    pub tree: Arc<Tree>,
-    /// Frames out.
-    pub out: Outbox,
-    /// Batches under way.
-    pub window: Arc<Window>,
-    /// Progress.
-    pub counters: Counters,
-    /// Stops us.
-    pub halt: Halt,
-    /// What it finds out beside the listings.
-    pub findings: Arc<Mutex<Findings>>,
-    /// What the stream is for.
-    pub purpose: Purpose,
-    manifest: EntriesDigest,
+pub struct Walk {
+    tree: Arc<Tree>,
+    window: Arc<Window>,
+    counters: Counters,
+    halt: Halt,
+    purpose: Purpose,
+    manifest: Arc<Manifest>,
     excludes: HashSet<Vec<u8>>,
     owners: Owners,
     changed_since: Option<Time>,
     doubted: HashSet<Vec<u8>>,
     known: Option<Arc<Directories>>,
     seen: Option<Arc<Mutex<Directories>>>,
-    /// Whether the walk that `changed_since` is about was in this directory.
-    in_known: bool,
-    links: HashMap<Identity, Seen>,
-    next_group: u64,
-    next_batch: u64,
+    plan: Option<Arc<Plan>>,
+    neighbour: Neighbour,
+    notes: Mutex<Bounded<Note>>,
+    links: Mutex<Links>,
+    shared: Mutex<Shared>,
+    given: Condvar,
+    /// Walkers that have nothing to do.
+    idle: AtomicUsize,
 }
 
-/// An inode with several names.
+/// Inodes with several names, of which not all were met.
+#[derive(Debug, Default)]
+struct Links {
+    met: HashMap<Identity, Seen>,
+    next_group: u64,
+}
+
 #[derive(Debug)]
 struct Seen {
     group: u64,
     met: u32,
 }
 
+/// Directories that any walker may take.
+#[derive(Debug, Default)]
+struct Shared {
+    pending: Vec<Pending>,
+    /// Walkers that have something to do, and so may give some of it away.
+    busy: usize,
+}
+
 /// A directory to walk later.
+#[derive(Debug)]
 struct Pending {
+    /// None for the root.
+    place: Option<Below>,
+    /// Whether the walk that `changed_since` is about was in its parent.
+    in_known: bool,
+    /// How much of it is looked at.
+    scope: Scope,
+}
+
+#[derive(Debug)]
+struct Below {
     parent: Arc<Node>,
     name: Box<[u8]>,
     identity: Identity,
+    /// Where it was listed.
+    listed: Place,
+}
+
+/// One of the walkers.
+#[derive(Debug)]
+struct Walker<'a> {
+    walk: &'a Walk,
+    out: Outbox,
+    /// Its own directories, the next one last.
+    stack: Vec<Pending>,
+    /// Whether the directory that it is in was in the walk that `changed_since` is about.
     in_known: bool,
 }
 
 /// What a look at a name gave.
 enum Look {
     Entry(Box<(Entry, Option<Stat>)>),
-    Skip,
+    /// Nothing that is copied has that name.
+    Nothing,
+    /// It is one of Ferry's own.
+    Reserved,
 }
 
-impl Walker {
-    /// A walker; `options` say what is given out.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is one part of the pass, named at the call"
-    )]
+/// A directory that is being listed.
+struct Listing<'a> {
+    node: &'a Arc<Node>,
+    /// Where it was listed itself.
+    place: Directory,
+    /// What is looked at in it; none: all, and all below.
+    step: Option<&'a Step>,
+}
+
+impl Listing<'_> {
+    /// Whether its other names are left alone.
+    fn is_partial(&self) -> bool {
+        self.step.is_some_and(|step| !step.all)
+    }
+}
+
+impl Walk {
+    /// A walk; `options` say what is given out.
     pub fn new(
         tree: Arc<Tree>,
-        out: Outbox,
         window: Arc<Window>,
         counters: Counters,
         halt: Halt,
-        findings: Arc<Mutex<Findings>>,
         purpose: Purpose,
+        manifest: Arc<Manifest>,
         options: &SourceOptions,
     ) -> Self {
         let bytes = |path: &std::path::PathBuf| path.as_os_str().as_bytes().to_vec();
+        let scope = if options.plan.is_some() { Scope::Part(0) } else { Scope::Whole };
+        let root = Pending { place: None, in_known: true, scope };
         Self {
             tree,
-            out,
             window,
             counters,
             halt,
-            findings,
             purpose,
-            manifest: EntriesDigest::default(),
+            manifest,
             excludes: options.excludes.iter().map(bytes).collect(),
             owners: Owners::of(options),
             changed_since: options.changed_since.map(Time::from_system),
             doubted: options.doubted.iter().map(bytes).collect(),
             known: options.known.clone(),
             seen: options.seen.clone(),
-            in_known: false,
-            links: HashMap::new(),
-            next_group: 0,
-            next_batch: 0,
+            plan: options.plan.clone(),
+            neighbour: Neighbour::new(options.calm),
+            notes: Mutex::default(),
+            links: Mutex::default(),
+            shared: Mutex::new(Shared { pending: vec![root], busy: 0 }),
+            given: Condvar::new(),
+            idle: AtomicUsize::new(0),
         }
     }
 
-    /// Walks the tree.
+    /// Walks the tree with so many walkers. `outbox` gives each its way to the control stream.
     ///
     /// # Errors
     /// The root cannot be read, or the pass was stopped.
-    pub fn run(mut self) -> Result<(), Fault> {
-        let root = Node::root();
-        self.send_root()?;
-        let mut stack = Vec::new();
-        self.in_known = true;
-        self.directory(&root, None, &mut stack)?;
-        while let Some(Pending { parent, name, identity, in_known }) = stack.pop() {
-            self.halt.check()?;
-            self.in_known = in_known;
-            self.directory(&parent.child(&name), Some(identity), &mut stack)?;
-        }
-        self.out.put(&Frame::WalkEnd)?;
-        self.out.flush()?;
-        if self.purpose == Purpose::Verify {
-            let entries = std::mem::take(&mut self.manifest).finish();
-            self.findings().entries = Some(entries);
-        }
+    pub fn run(&self, walkers: usize, outbox: impl Fn() -> Outbox) -> Result<(), Fault> {
+        let mut out = outbox();
+        self.send_root(&mut out)?;
+        out.flush()?;
+        std::thread::scope(|scope| {
+            for _ in 0..walkers {
+                let out = outbox();
+                scope.spawn(move || {
+                    let walker = Walker { walk: self, out, stack: Vec::new(), in_known: false };
+                    if let Err(fault) = walker.run() {
+                        self.halt.stop(fault);
+                    }
+                });
+            }
+        });
+        self.halt.check()?;
+        out.put(&Frame::WalkEnd)?;
+        out.flush()?;
         self.window.all_listed();
         Ok(())
     }
 
-    fn send_root(&mut self) -> Result<(), Fault> {
+    /// What is worth noting.
+    pub fn notes(&self) -> Bounded<Note> {
+        std::mem::take(&mut *lock(&self.notes))
+    }
+
+    fn send_root(&self, out: &mut Outbox) -> Result<(), Fault> {
         let fail = |errno: Errno| Fault::io("the root of the tree cannot be read", &errno.into());
         let root = self.tree.root_fd();
         let stat = Stat::of_fd(root).map_err(fail)?;
@@ -197,114 +253,246 @@ impl Walker {
             }
             Err(Unread::Failed(errno)) => return Err(fail(errno)),
         };
-        let entry = described(&stat, What::Directory, attributes);
-        self.manifest.entry(&entry);
-        self.out.put(&Frame::Root(entry)).map(drop)
+        let mut entry = described(&stat, What::Directory, attributes);
+        if self.tree.uses_projects() {
+            entry.project = Some(projects::of(root).map_err(fail)?);
+        }
+        if self.purpose == Purpose::Verify {
+            self.manifest.batch(&BatchDigest::new(b"", &mut [entry.clone()], 0));
+        }
+        out.put(&Frame::Root(entry, self.plan.is_some()))?;
+        // A comparison finds them where they are now.
+        let moves = self.plan.iter().filter(|_| self.purpose == Purpose::Pass);
+        for place in moves.flat_map(|plan| plan.moves()) {
+            let path = place.iter().map(|name| name.to_vec()).collect();
+            out.put(&Frame::Moved(path))?;
+        }
+        Ok(())
+    }
+
+    fn step(&self, scope: Scope) -> Option<&Step> {
+        self.plan.as_ref()?.step(scope)
+    }
+
+    /// The next directory that is given away; none when there will be none.
+    fn take(&self) -> Result<Option<Pending>, Fault> {
+        let mut shared = lock(&self.shared);
+        self.idle.fetch_add(1, Ordering::Relaxed);
+        loop {
+            if let Some(next) = shared.pending.pop() {
+                shared.busy += 1;
+                self.idle.fetch_sub(1, Ordering::Relaxed);
+                return Ok(Some(next));
+            }
+            if shared.busy == 0 {
+                self.given.notify_all();
+                return Ok(None);
+            }
+            self.halt.check()?;
+            let waited = self.given.wait_timeout(shared, LOOK);
+            shared = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Directories for those who have none.
+    fn give(&self, directories: impl Iterator<Item = Pending>) {
+        lock(&self.shared).pending.extend(directories);
+        self.given.notify_all();
+    }
+
+    /// A walker has nothing left.
+    fn rest(&self) {
+        lock(&self.shared).busy -= 1;
+    }
+}
+
+impl Walker<'_> {
+    fn run(mut self) -> Result<(), Fault> {
+        let mut turn = self.walk.neighbour.turn();
+        while let Some(next) = self.walk.take()? {
+            turn.waited();
+            self.stack.push(next);
+            while let Some(next) = self.stack.pop() {
+                self.walk.halt.check()?;
+                self.directory(&next)?;
+                self.share()?;
+                turn.done();
+            }
+            self.out.flush()?;
+            self.walk.rest();
+        }
+        Ok(())
+    }
+
+    /// Gives half of what is left to those who have nothing: the half that was met first, which is nearest to
+    /// the root.
+    fn share(&mut self) -> Result<(), Fault> {
+        if self.stack.len() < 2 || self.walk.idle.load(Ordering::Relaxed) == 0 {
+            return Ok(());
+        }
+        // The listings that name them must be on their way before theirs can be.
+        self.out.flush()?;
+        let half = self.stack.len() / 2;
+        self.walk.give(self.stack.drain(..half));
+        Ok(())
     }
 
     /// Lists one directory and puts its subdirectories on the stack, the first on top.
-    fn directory(
-        &mut self,
-        node: &Arc<Node>,
-        expected: Option<Identity>,
-        stack: &mut Vec<Pending>,
-    ) -> Result<(), Fault> {
-        let opened = self.tree.open(node).and_then(|fd| {
+    fn directory(&mut self, pending: &Pending) -> Result<(), Fault> {
+        let (node, listed, expected) = match &pending.place {
+            Some(below) => {
+                (below.parent.child(&below.name), Some(below.listed), Some(below.identity))
+            }
+            None => (Node::root(), None, None),
+        };
+        let walk = self.walk;
+        let listing = Listing { node: &node, place: listed, step: walk.step(pending.scope) };
+        let opened = self.walk.tree.open(&node).and_then(|fd| {
             let identity = Stat::of_fd(&fd)?.identity();
             if expected.is_some_and(|e| identity != e) {
                 return Err(Errno::STALE);
             }
-            Names::read(&fd).map(|names| (fd, identity, names))
+            let names = match listing.step {
+                Some(step) if !step.all => Names::of(step.names.keys().map(|name| &**name))?,
+                _ => Names::read(&fd)?,
+            };
+            Ok((fd, identity, names))
         });
         let (fd, identity, names) = match opened {
             Ok(opened) => opened,
-            Err(errno) => return self.unlisted(node, errno),
+            Err(errno) => return self.unlisted(&node, listed, errno),
         };
-        self.enter(node, identity)?;
-        self.out.put(&Frame::Dir(DirStatus::Listed))?;
-        let first = stack.len();
+        self.in_known = pending.in_known;
+        self.enter(&node, identity)?;
+        let first = self.stack.len();
         let mut batch = Collecting::default();
         for name in names.iter() {
-            self.halt.check()?;
-            let (entry, stat) = match self.look(fd.as_fd(), node, name) {
-                Look::Entry(found) => *found,
-                Look::Skip => continue,
-            };
-            if let (What::Directory, Some(stat)) = (&entry.what, &stat) {
-                let (parent, name) = (Arc::clone(node), name.into());
-                let (identity, in_known) = (stat.identity(), self.in_known);
-                stack.push(Pending { parent, name, identity, in_known });
+            self.walk.halt.check()?;
+            match self.look(fd.as_fd(), &node, name) {
+                Look::Entry(found) => batch.push(*found),
+                Look::Nothing if listing.is_partial() && is_noted(&listing, name) => {
+                    batch.push((Entry::gone(name), None));
+                }
+                Look::Nothing | Look::Reserved => continue,
             }
-            if self.purpose == Purpose::Verify {
-                self.manifest.entry(&entry);
-            }
-            batch.push(entry, stat);
             if batch.is_full() {
-                self.send_batch(node, std::mem::take(&mut batch))?;
+                self.send_batch(&listing, std::mem::take(&mut batch), false)?;
             }
         }
-        self.send_batch(node, batch)?;
-        self.manifest.directory_end();
-        stack[first..].reverse();
-        self.out.put(&Frame::DirEnd).map(drop)
+        self.send_batch(&listing, batch, true)?;
+        self.stack[first..].reverse();
+        Ok(())
     }
 
     /// Notes the directory, and whether it was there before; `in_known` is yet what its parent was.
     fn enter(&mut self, node: &Node, identity: Identity) -> Result<(), Fault> {
-        if self.known.is_none() && self.seen.is_none() {
+        let Walk { known, seen, .. } = self.walk;
+        if known.is_none() && seen.is_none() {
             return Ok(());
         }
         let path = node.path();
-        self.in_known &= self.known.as_ref().is_none_or(|known| known.has(&path, identity));
+        self.in_known &= known.as_ref().is_none_or(|known| known.has(&path, identity));
         if !self.in_known && node.depth() == 0 {
             return Err(Fault::precondition(
                 "the root of the tree is another directory than it was in the pass before",
             )
             .remedy("check that its file system is mounted, then begin anew"));
         }
-        if let Some(seen) = &self.seen {
-            seen.lock().unwrap_or_else(PoisonError::into_inner).note(&path, identity);
+        if let Some(seen) = seen {
+            lock(seen).note(&path, identity);
         }
         Ok(())
     }
 
-    fn unlisted(&mut self, node: &Node, errno: Errno) -> Result<(), Fault> {
+    fn unlisted(&mut self, node: &Node, listed: Directory, errno: Errno) -> Result<(), Fault> {
         if node.depth() == 0 {
             return Err(Fault::io("the root of the tree cannot be read", &errno.into()));
         }
-        let status = match errno {
-            errno if has_vanished(errno) || errno == Errno::XDEV => DirStatus::Vanished,
-            other => DirStatus::Unreadable(other.raw_os_error().unsigned_abs()),
+        let why = match errno {
+            errno if has_vanished(errno) || errno == Errno::XDEV => Unlisted::Vanished,
+            other => Unlisted::Unreadable(other.raw_os_error().unsigned_abs()),
         };
-        self.out.put(&Frame::Dir(status)).map(drop)
+        self.out.put(&Frame::Unlisted(listed, why)).map(drop)
     }
 
-    fn send_batch(&mut self, node: &Arc<Node>, batch: Collecting) -> Result<(), Fault> {
-        if batch.entries.is_empty() {
-            return Ok(());
-        }
-        if !self.window.has_room() {
+    fn send_batch(
+        &mut self,
+        listing: &Listing<'_>,
+        batch: Collecting,
+        last: bool,
+    ) -> Result<(), Fault> {
+        let Walk { window, .. } = self.walk;
+        let node = listing.node;
+        let Collecting { mut entries, stats, .. } = batch;
+        if !window.has_room() {
             // What we wait for may be the answer to what still lies in our outbox.
             self.out.flush()?;
-            self.window.wait_for_room()?;
+            window.wait_for_room()?;
         }
-        self.counters.scanned(batch.entries.len() as u64);
-        let number = self.next_batch;
-        self.next_batch += 1;
-        self.window.list(Batch { number, node: Arc::clone(node), entries: batch.listed });
-        self.out.put(&Frame::Batch(batch.entries)).map(drop)
+        self.walk.counters.scanned(entries.len() as u64);
+        let digest = (self.walk.purpose == Purpose::Verify).then(|| {
+            let contents = entries.iter().filter(|e| e.doubtful && matches!(e.what, What::File(_)));
+            let contents = contents.count();
+            BatchDigest::new(&node.path(), &mut entries, contents)
+        });
+        let scopes = self.scopes(listing, &mut entries, &stats);
+        let listed = entries.iter().zip(&stats).map(|(entry, stat)| listed(entry, stat.as_ref()));
+        let number = window.list(Arc::clone(node), listed.collect(), digest);
+        let mut untouched = Vec::new();
+        for (((index, entry), stat), scope) in (0..).zip(&entries).zip(&stats).zip(scopes) {
+            let (What::Directory, Some(stat)) = (&entry.what, stat) else { continue };
+            let listed = Place { batch: number, index };
+            if scope == Scope::Untouched {
+                untouched.push(listed);
+                continue;
+            }
+            let (parent, name) = (Arc::clone(node), entry.name.as_slice().into());
+            let below = Below { parent, name, identity: stat.identity(), listed };
+            self.stack.push(Pending { place: Some(below), in_known: self.in_known, scope });
+        }
+        let (directory, partial) = (listing.place, listing.is_partial());
+        let batch = protocol::Batch { number, directory, last, partial, entries };
+        self.out.put(&Frame::Batch(batch))?;
+        for place in untouched {
+            self.out.put(&Frame::Unlisted(Some(place), Unlisted::Untouched))?;
+        }
+        Ok(())
+    }
+
+    /// How much is looked at of each of the entries that is a directory; of those that have another place the
+    /// entry gets the move.
+    fn scopes(
+        &self,
+        listing: &Listing<'_>,
+        entries: &mut [Entry],
+        stats: &[Option<Stat>],
+    ) -> Vec<Scope> {
+        let Some(step) = listing.step else { return vec![Scope::Whole; entries.len()] };
+        let scope = |(entry, stat): (&mut Entry, &Option<Stat>)| {
+            let (What::Directory, Some(stat)) = (&entry.what, stat) else { return Scope::Whole };
+            let below = step.below(&entry.name, stat.identity(), self.walk.purpose);
+            let (scope, moved) = below.unwrap_or((Scope::Whole, None));
+            entry.moved = moved;
+            scope
+        };
+        entries.iter_mut().zip(stats).map(scope).collect()
     }
 
     fn look(&mut self, dir: BorrowedFd<'_>, node: &Node, name: &[u8]) -> Look {
         if names::is_reserved(name) {
-            self.note(NoteKind::Reserved, node, name, "Ferry keeps this name for temporary files");
-            return Look::Skip;
+            self.walk.note(
+                NoteKind::Reserved,
+                node,
+                name,
+                "Ferry keeps this name for temporary files",
+            );
+            return Look::Reserved;
         }
         let withheld = |why| {
             let entry = Entry { name: name.to_vec(), ..Entry::of(What::Withheld(why)) };
             Look::Entry(Box::new((entry, None)))
         };
-        if !self.excludes.is_empty() && self.excludes.contains(&node.path_of(name)) {
+        if !self.walk.excludes.is_empty() && self.walk.excludes.contains(&node.path_of(name)) {
             return withheld(Withheld::Excluded);
         }
         let mut looks = 0;
@@ -316,7 +504,7 @@ impl Walker {
             match described {
                 Ok(look) => return look,
                 Err(Unread::TooLarge) => return withheld(Withheld::Attributes),
-                Err(Unread::Failed(Errno::NOENT)) => return Look::Skip,
+                Err(Unread::Failed(Errno::NOENT)) => return Look::Nothing,
                 Err(Unread::Failed(Errno::STALE | Errno::INVAL)) if looks < LOOKS => {}
                 Err(Unread::Failed(errno)) => {
                     return withheld(Withheld::Unreadable(errno.raw_os_error().unsigned_abs()));
@@ -338,12 +526,12 @@ impl Walker {
         } else if too_deep {
             Some(Withheld::TooDeep)
         } else {
-            self.owners.withhold(&stat)
+            self.walk.owners.withhold(&stat)
         };
         let what = match (withheld, stat.kind) {
             (None, Kind::Socket) => {
-                self.note(NoteKind::Socket, node, name, "a socket is not copied");
-                return Ok(Look::Skip);
+                self.walk.note(NoteKind::Socket, node, name, "a socket is not copied");
+                return Ok(Look::Nothing);
             }
             (Some(why), _) => What::Withheld(why),
             (None, Kind::File) => What::File(stat.size),
@@ -359,33 +547,37 @@ impl Walker {
             What::File(_) | What::Directory | What::Fifo => attributes::read_at(dir, name, &stat)?,
             _ => Vec::new(),
         };
-        if stat.is_locked {
-            let text = "its immutable or append-only flag is not copied";
-            self.note(NoteKind::NotCopied, node, name, text);
-        }
         let mut entry = described(&stat, what, attributes);
         entry.name = name.to_vec();
-        entry.doubtful = match (self.purpose, self.changed_since) {
+        if self.walk.tree.uses_projects() && matches!(entry.what, What::File(_) | What::Directory) {
+            entry.project = projects::of_name(dir, name, &stat)?;
+        }
+        entry.doubtful = match (self.walk.purpose, self.walk.changed_since) {
             (_, Some(since)) => {
                 stat.ctime >= since
                     || !self.in_known
-                    || (!self.doubted.is_empty() && self.doubted.contains(&node.path_of(name)))
+                    || (!self.walk.doubted.is_empty()
+                        && self.walk.doubted.contains(&node.path_of(name)))
             }
             (Purpose::Pass, None) => false,
             (Purpose::Verify, None) => true,
         };
         let linkable = !matches!(entry.what, What::Directory | What::Withheld(_));
         if linkable && stat.nlink > 1 {
-            entry.link = self.link(&stat);
+            entry.link = self.walk.link(&stat);
         }
         Ok(Look::Entry(Box::new((entry, Some(stat)))))
     }
+}
 
+impl Walk {
     /// The group of an inode with several names.
-    fn link(&mut self, stat: &Stat) -> Option<Link> {
+    fn link(&self, stat: &Stat) -> Option<Link> {
         let names = stat.nlink;
-        let full = self.links.len() >= MAX_LINKS;
-        match self.links.entry(stat.identity()) {
+        let mut links = lock(&self.links);
+        let Links { met, next_group } = &mut *links;
+        let full = met.len() >= MAX_LINKS;
+        match met.entry(stat.identity()) {
             std::collections::hash_map::Entry::Occupied(mut seen) => {
                 let Seen { group, met } = seen.get_mut();
                 *met += 1;
@@ -398,53 +590,68 @@ impl Walker {
             // Beyond the bound names become files of their own; the comparison shows it.
             std::collections::hash_map::Entry::Vacant(_) if full => None,
             std::collections::hash_map::Entry::Vacant(free) => {
-                let group = self.next_group;
-                self.next_group += 1;
+                let group = *next_group;
+                *next_group += 1;
                 free.insert(Seen { group, met: 1 });
                 Some(Link { group, names })
             }
         }
     }
 
-    fn findings(&self) -> MutexGuard<'_, Findings> {
-        self.findings.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn note(&self, kind: NoteKind, node: &Node, name: &[u8], text: &str) {
         let note = Note { kind, path: show(&node.path_of(name)), text: text.to_owned() };
-        self.findings().notes.push(note);
+        lock(&self.notes).push(note);
     }
+}
+
+fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change is one step, so a panic elsewhere cannot have left it half done.
+    value.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether something happened to the name itself: it is not only on the way to others.
+fn is_noted(listing: &Listing<'_>, name: &[u8]) -> bool {
+    listing.step.is_some_and(|step| step.is_noted(name))
 }
 
 fn described(stat: &Stat, what: What, attributes: Vec<attributes::Attribute>) -> Entry {
     let Stat { mode, uid, gid, mtime, .. } = *stat;
-    Entry { mode, uid, gid, mtime, attributes, ..Entry::of(what) }
+    let locks = match what {
+        What::File(_) | What::Directory => stat.locks,
+        _ => Locks::NONE,
+    };
+    Entry { mode, uid, gid, mtime, attributes, locks, ..Entry::of(what) }
+}
+
+/// What is kept of an entry until it is wanted, if it is a file.
+fn listed(entry: &Entry, stat: Option<&Stat>) -> Option<Listed> {
+    match (&entry.what, stat) {
+        (What::File(size), Some(stat)) => Some(Listed {
+            name: entry.name.as_slice().into(),
+            identity: stat.identity(),
+            ctime: stat.ctime,
+            size: *size,
+            doubtful: entry.doubtful,
+        }),
+        _ => None,
+    }
 }
 
 /// A batch that is being filled.
 #[derive(Default)]
 struct Collecting {
     entries: Vec<Entry>,
-    listed: Vec<Option<Listed>>,
+    stats: Vec<Option<Stat>>,
     weight: usize,
 }
 
 impl Collecting {
-    fn push(&mut self, entry: Entry, stat: Option<Stat>) {
+    fn push(&mut self, (entry, stat): (Entry, Option<Stat>)) {
         let attributes: usize = entry.attributes.iter().map(|a| a.name.len() + a.value.len()).sum();
         let target = if let What::Symlink(target) = &entry.what { target.len() } else { 0 };
         self.weight += 32 + entry.name.len() + attributes + target;
-        self.listed.push(match (&entry.what, stat) {
-            (What::File(size), Some(stat)) => Some(Listed {
-                name: entry.name.as_slice().into(),
-                identity: stat.identity(),
-                ctime: stat.ctime,
-                size: *size,
-                doubtful: entry.doubtful,
-            }),
-            _ => None,
-        });
         self.entries.push(entry);
+        self.stats.push(stat);
     }
 
     fn is_full(&self) -> bool {

@@ -1,21 +1,27 @@
-//! What is under way at the source: batches that were listed and are not answered yet, and batches that
-//! were answered and are not sent yet. It bounds both together. It must not know what a batch is
-//! read from.
+//! What is under way at the source: batches that were listed and are not answered yet, and contents that
+//! are wanted and not sent yet. It bounds both together, and cuts what is wanted into pieces of work. It
+//! must not know how a content is read or sent.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ferry_proto::Fault;
 
+use crate::blocks::Digest;
 use crate::codec::Malformed;
 use crate::confine::Node;
+use crate::digest::BatchDigest;
 use crate::halt::{Halt, protocol_fault};
 use crate::metadata::{Identity, Time};
-use crate::protocol::{MAX_BATCHES, MAX_ENTRIES};
+use crate::protocol::{Ending, MAX_BATCHES, MAX_ENTRIES, Place, Purpose, ranges_of};
 
 /// Waiting threads look so often whether all was stopped.
 const LOOK: Duration = Duration::from_millis(100);
+/// Small files are handed out together, up to so many bytes.
+const GROUP_BYTES: u64 = 512 * 1024;
+/// And up to so many.
+const GROUP_FILES: usize = 64;
 
 /// A file as it was listed; none for what has no content.
 #[derive(Debug)]
@@ -35,31 +41,85 @@ pub struct Listed {
 /// A batch on its way.
 #[derive(Debug)]
 pub struct Batch {
-    /// Its number.
-    pub number: u64,
     /// The directory.
     pub node: Arc<Node>,
     /// Its entries.
     pub entries: Vec<Option<Listed>>,
+    /// For a comparison.
+    pub digest: Option<BatchDigest>,
 }
 
-/// A batch and what is wanted of it: places, rising.
+impl Batch {
+    /// The file at `place`, which is in this batch.
+    pub fn file(&self, place: Place) -> Option<&Listed> {
+        self.entries.get(usize::from(place.index)).and_then(Option::as_ref)
+    }
+}
+
+/// A file to be dealt with.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish {
+    /// Which.
+    pub place: Place,
+    /// The target wants it; else only our digest of it is needed.
+    pub wanted: bool,
+    /// The target has one that is only to be mended.
+    pub mended: bool,
+}
+
+/// A piece of work.
 #[derive(Debug)]
-pub struct Answered {
-    /// The batch.
-    pub batch: Batch,
-    /// Places of the files that are wanted.
-    pub wanted: Vec<u16>,
+pub enum Piece {
+    /// Files of a batch, one after the other.
+    Files(Arc<Batch>, Vec<Wish>),
+    /// A range of a large file; with the digests of the blocks that the target has, if it is only to be
+    /// mended.
+    Range(Arc<Large>, u64, Option<Vec<Digest>>),
+}
+
+/// A large file that is sent in ranges.
+#[derive(Debug)]
+pub struct Large {
+    /// Its batch.
+    pub batch: Arc<Batch>,
+    /// Which file.
+    pub place: Place,
+    /// How many ranges it has.
+    pub ranges: u64,
+    /// What whoever is first finds when he opens it, and how many ranges are not sent yet.
+    pub state: Mutex<LargeState>,
+}
+
+/// See [`Large`].
+#[derive(Debug)]
+pub struct LargeState {
+    /// The open file; none before and after.
+    pub opened: Option<crate::supply::Opened>,
+    /// Why it could not be opened.
+    pub failed: Option<Ending>,
+    /// Ranges that were not dealt with yet.
+    pub left: u64,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    listed: VecDeque<Batch>,
-    answered: VecDeque<Answered>,
-    batches: usize,
-    entries: usize,
+    next: u64,
+    listed: HashMap<u64, Batch>,
+    listed_entries: usize,
+    pieces: VecDeque<Piece>,
+    /// Files to be mended, each with which of its ranges the target has told the blocks of.
+    mended: HashMap<Place, (Arc<Large>, HashSet<u64>)>,
+    /// Files in `pieces`, or handed out and not sent yet.
+    owed: usize,
     all_listed: bool,
     all_sent: bool,
+}
+
+impl State {
+    fn has_room(&self) -> bool {
+        let entries = self.listed_entries + self.owed;
+        entries == 0 || (self.listed.len() < MAX_BATCHES && entries < MAX_ENTRIES)
+    }
 }
 
 /// See the module.
@@ -68,12 +128,13 @@ pub struct Window {
     state: Mutex<State>,
     changed: Condvar,
     halt: Halt,
+    purpose: Purpose,
 }
 
 impl Window {
     /// An empty one.
-    pub fn new(halt: Halt) -> Self {
-        Self { state: Mutex::default(), changed: Condvar::new(), halt }
+    pub fn new(halt: Halt, purpose: Purpose) -> Self {
+        Self { state: Mutex::default(), changed: Condvar::new(), halt, purpose }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -82,14 +143,13 @@ impl Window {
 
     /// Whether another batch may be listed now.
     pub fn has_room(&self) -> bool {
-        let state = self.state();
-        state.batches == 0 || (state.batches < MAX_BATCHES && state.entries < MAX_ENTRIES)
+        self.state().has_room()
     }
 
     /// Waits until another batch may be listed.
     pub fn wait_for_room(&self) -> Result<(), Fault> {
         let mut state = self.state();
-        while state.batches > 0 && (state.batches >= MAX_BATCHES || state.entries >= MAX_ENTRIES) {
+        while !state.has_room() {
             state = self.wait(state)?;
         }
         Ok(())
@@ -101,12 +161,19 @@ impl Window {
         Ok(waited.unwrap_or_else(PoisonError::into_inner).0)
     }
 
-    /// A batch is about to be sent.
-    pub fn list(&self, batch: Batch) {
+    /// A batch is about to be sent. Answers its number.
+    pub fn list(
+        &self,
+        node: Arc<Node>,
+        entries: Vec<Option<Listed>>,
+        digest: Option<BatchDigest>,
+    ) -> u64 {
         let mut state = self.state();
-        state.batches += 1;
-        state.entries += batch.entries.len();
-        state.listed.push_back(batch);
+        let number = state.next;
+        state.next += 1;
+        state.listed_entries += entries.len();
+        state.listed.insert(number, Batch { node, entries, digest });
+        number
     }
 
     /// No batch follows.
@@ -125,59 +192,142 @@ impl Window {
         self.state().all_sent
     }
 
-    /// The target answered the oldest batch. Gives the sizes of the files wanted.
-    pub fn answer(&self, number: u64, bits: &[u8]) -> Result<Vec<u64>, Fault> {
+    /// The target answered a batch. Gives the sizes of the files wanted, and the batch if nothing of it is
+    /// left to do.
+    pub fn answer(
+        &self,
+        number: u64,
+        bits: &[u8],
+        mended: &[u16],
+    ) -> Result<(Vec<u64>, Option<Batch>), Fault> {
         let refuse = |what| Err(protocol_fault(&Malformed(what)));
         let mut state = self.state();
-        let Some(batch) = state.listed.pop_front().filter(|b| b.number == number) else {
+        let Some(batch) = state.listed.remove(&number) else {
             return refuse("an answer to nothing asked");
         };
+        state.listed_entries -= batch.entries.len();
         if bits.len() != batch.entries.len().div_ceil(8) {
             return refuse("an answer of another length than the question");
         }
-        let mut wanted = Vec::new();
+        let wanted = |index: usize| wanted_in(bits, index);
+        if (0..bits.len() * 8).any(|i| wanted(i) && !matches!(batch.entries.get(i), Some(Some(_))))
+        {
+            return refuse("a wish for what has no content");
+        }
+        let is_bad = |index: &u16| !wanted_in(bits, usize::from(*index));
+        if mended.iter().any(is_bad) || (!mended.is_empty() && self.purpose == Purpose::Verify) {
+            return refuse("something to be mended that is not wanted");
+        }
+        // A digest is made of each file, wanted or not: the manifest is of the whole tree.
+        let digested = |file: &Listed| self.purpose == Purpose::Verify && file.doubtful;
         let mut sizes = Vec::new();
-        for (place, byte) in bits.iter().enumerate() {
-            for bit in (0..8).filter(|bit| byte & (1 << bit) != 0) {
-                let place = place * 8 + bit;
-                match (batch.entries.get(place), u16::try_from(place)) {
-                    (Some(Some(file)), Ok(place)) => {
-                        wanted.push(place);
-                        sizes.push(file.size);
-                    }
-                    _ => return refuse("a wish for what has no content"),
-                }
+        let mut wishes = Vec::new();
+        for (index, file) in (0_u16..).zip(&batch.entries) {
+            let Some(file) = file else { continue };
+            let wanted = wanted(usize::from(index));
+            if wanted {
+                sizes.push(file.size);
+            }
+            if wanted || digested(file) {
+                let mended = mended.contains(&index);
+                wishes.push(Wish { place: Place { batch: number, index }, wanted, mended });
             }
         }
-        state.answered.push_back(Answered { batch, wanted });
+        let done = if wishes.is_empty() {
+            Some(batch)
+        } else {
+            state.owed += wishes.len();
+            self.cut(Arc::new(batch), wishes, &mut state);
+            None
+        };
+        drop(state);
         self.changed.notify_all();
-        Ok(sizes)
+        Ok((sizes, done))
     }
 
-    /// The next answered batch, if there is one already.
-    pub fn try_next(&self) -> Option<Answered> {
-        self.state().answered.pop_front()
+    /// The target has told the blocks of a range of a file that is to be mended.
+    pub fn blocks(&self, place: Place, range: u64, digests: Vec<Digest>) -> Result<(), Fault> {
+        let refuse = |what| Err(protocol_fault(&Malformed(what)));
+        let mut state = self.state();
+        let Some((large, told)) = state.mended.get_mut(&place) else {
+            return refuse("blocks of what is not to be mended");
+        };
+        if range >= large.ranges || !told.insert(range) {
+            return refuse("blocks of a range that there is not, or again");
+        }
+        let (large, is_last) = (Arc::clone(large), told.len() as u64 == large.ranges);
+        if is_last {
+            state.mended.remove(&place);
+        }
+        state.pieces.push_back(Piece::Range(large, range, Some(digests)));
+        drop(state);
+        self.changed.notify_all();
+        Ok(())
     }
 
-    /// The next answered batch; none when all was listed and answered.
-    pub fn next(&self) -> Result<Option<Answered>, Fault> {
+    /// Cuts what is wanted of a batch into pieces.
+    fn cut(&self, batch: Arc<Batch>, wishes: Vec<Wish>, state: &mut State) {
+        let (mut group, mut bytes) = (Vec::new(), 0_u64);
+        let pieces = &mut state.pieces;
+        for wish in wishes {
+            let size = batch.file(wish.place).map_or(0, |file| file.size);
+            let ranges = ranges_of(size);
+            if wish.mended || (ranges > 1 && self.purpose == Purpose::Pass) {
+                let state_of = LargeState { opened: None, failed: None, left: ranges };
+                let large = Arc::new(Large {
+                    batch: Arc::clone(&batch),
+                    place: wish.place,
+                    ranges,
+                    state: Mutex::new(state_of),
+                });
+                if wish.mended {
+                    state.mended.insert(wish.place, (large, HashSet::new()));
+                } else {
+                    let range = |range| Piece::Range(Arc::clone(&large), range, None);
+                    pieces.extend((0..ranges).map(range));
+                }
+                continue;
+            }
+            group.push(wish);
+            bytes = bytes.saturating_add(size);
+            if group.len() == GROUP_FILES || bytes >= GROUP_BYTES {
+                pieces.push_back(Piece::Files(Arc::clone(&batch), std::mem::take(&mut group)));
+                bytes = 0;
+            }
+        }
+        if !group.is_empty() {
+            pieces.push_back(Piece::Files(batch, group));
+        }
+    }
+
+    /// The next piece, if there is one already.
+    pub fn try_next(&self) -> Option<Piece> {
+        self.state().pieces.pop_front()
+    }
+
+    /// The next piece; none when all was listed and answered.
+    pub fn next(&self) -> Result<Option<Piece>, Fault> {
         let mut state = self.state();
         loop {
-            if let Some(next) = state.answered.pop_front() {
+            if let Some(next) = state.pieces.pop_front() {
                 return Ok(Some(next));
             }
-            if state.all_listed && state.listed.is_empty() {
+            if state.all_listed && state.listed.is_empty() && state.mended.is_empty() {
                 return Ok(None);
             }
             state = self.wait(state)?;
         }
     }
 
-    /// So many batches of so many entries altogether are on the stream for good.
-    pub fn sent(&self, batches: usize, entries: usize) {
+    /// So many files are on a stream for good.
+    pub fn sent(&self, files: usize) {
         let mut state = self.state();
-        state.batches = state.batches.saturating_sub(batches);
-        state.entries = state.entries.saturating_sub(entries);
+        state.owed = state.owed.saturating_sub(files);
+        drop(state);
         self.changed.notify_all();
     }
+}
+
+fn wanted_in(bits: &[u8], index: usize) -> bool {
+    bits.get(index / 8).is_some_and(|byte| byte & (1 << (index % 8)) != 0)
 }

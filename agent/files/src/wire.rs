@@ -1,6 +1,6 @@
-//! The stream's two pumps and what threads hand to them: whole frames in chunks, through bounded
-//! channels. It keeps the connection alive, notices when the peer is not, limits the rate, and passes
-//! faults across. It must not know what the frames mean.
+//! A stream's two pumps and what threads hand to them: whole frames in chunks, through bounded
+//! channels. They keep the connection alive, notice when the peer is not, limit the rate, and pass
+//! faults across. They must not know what the frames mean.
 
 use std::time::Duration;
 
@@ -12,6 +12,8 @@ use tokio::time::{Instant, timeout};
 
 use crate::codec::Malformed;
 use crate::halt::{Halt, Why, protocol_fault};
+use crate::limits::Limits;
+use crate::pack::{Pace, Packer, Waiting};
 use crate::progress::Counters;
 use crate::protocol::{FAULT, Frame, HEADER, KEEP_ALIVE, MAX_FRAME};
 use crate::report::FromPeer;
@@ -28,8 +30,6 @@ const SILENCE: Duration = Duration::from_secs(60);
 const FAREWELL: Duration = Duration::from_secs(5);
 /// How long the peer's own account of its end is waited for once writing to it failed.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-/// What is written at once when the rate is limited.
-const LIMITED_PIECE: usize = 16 * 1024;
 
 /// Frames of one thread on their way out.
 #[derive(Debug)]
@@ -37,13 +37,19 @@ pub struct Outbox {
     sender: mpsc::Sender<Vec<u8>>,
     buffer: Vec<u8>,
     flushes: u64,
+    packer: Option<Packer>,
     halt: Halt,
 }
 
 impl Outbox {
     /// An outbox that feeds the pump behind `sender`.
     pub fn new(sender: mpsc::Sender<Vec<u8>>, halt: Halt) -> Self {
-        Self { sender, buffer: Vec::new(), flushes: 0, halt }
+        Self { sender, buffer: Vec::new(), flushes: 0, packer: None, halt }
+    }
+
+    /// One that packs what it hands over where that helps a stream of this pace.
+    pub fn packing(self, pace: Pace) -> Self {
+        Self { packer: Some(Packer::new(pace)), ..self }
     }
 
     /// How often frames were handed over.
@@ -71,22 +77,28 @@ impl Outbox {
             return Ok(());
         }
         let next = Vec::with_capacity(CHUNK + CHUNK / 4);
-        let chunk = std::mem::replace(&mut self.buffer, next);
+        let mut chunk = std::mem::replace(&mut self.buffer, next);
+        if let Some(packer) = &mut self.packer {
+            let must_wait = self.sender.capacity() <= QUEUE / 2;
+            chunk = packer.pack(chunk, must_wait);
+        }
         self.flushes += 1;
         self.sender.blocking_send(chunk).map_err(|_| self.halt.ended())
     }
 }
 
-/// The channels between one end's threads and its pumps.
+/// The channels between one end's threads and the pumps of one stream.
 #[derive(Debug)]
 pub struct Channels {
     /// Threads put chunks of frames here.
     pub outgoing: mpsc::Sender<Vec<u8>>,
     /// Chunks of whole frames that arrived.
     pub incoming: mpsc::Receiver<Bytes>,
+    /// What is known of the stream's pace.
+    pub pace: Pace,
 }
 
-/// The pumps of one end. Dropped, they stop.
+/// The pumps of one stream at one end. Dropped, they stop.
 #[derive(Debug)]
 pub struct Pumps {
     writer: tokio::task::JoinHandle<bool>,
@@ -105,7 +117,7 @@ impl Pumps {
     /// Starts the pumps of `stream`.
     pub fn start<S>(
         stream: S,
-        bandwidth: Option<u64>,
+        limits: &Limits,
         halt: &Halt,
         counters: &Counters,
     ) -> (Self, Channels)
@@ -115,14 +127,22 @@ impl Pumps {
         let (read, write) = tokio::io::split(stream);
         let (outgoing, out) = mpsc::channel(QUEUE);
         let (arrived, incoming) = mpsc::channel(QUEUE);
-        let writer = Writing { out, halt: halt.clone(), counters: counters.clone(), bandwidth };
+        let (limits, pace) = (limits.clone(), Pace::default());
+        let writer = Writing {
+            out,
+            halt: halt.clone(),
+            counters: counters.clone(),
+            limits,
+            pace: pace.clone(),
+            waiting: Waiting::new(),
+        };
         let reader = Reading { arrived, halt: halt.clone(), counters: counters.clone() };
         let pumps = Self {
             writer: tokio::spawn(writer.run(write)),
             reader: tokio::spawn(reader.run(read)),
             halt: halt.clone(),
         };
-        (pumps, Channels { outgoing, incoming })
+        (pumps, Channels { outgoing, incoming, pace })
     }
 
     /// Waits until all was written and the peer has closed its side, or for a moment only if the
@@ -141,7 +161,9 @@ struct Writing {
     out: mpsc::Receiver<Vec<u8>>,
     halt: Halt,
     counters: Counters,
-    bandwidth: Option<u64>,
+    limits: Limits,
+    pace: Pace,
+    waiting: Waiting,
 }
 
 impl Writing {
@@ -169,7 +191,6 @@ impl Writing {
 
     /// Writes until the threads are done or stopped; never ends inside a frame.
     async fn pump(&mut self, stream: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
-        let mut limit = Limit::new(self.bandwidth);
         let halt = self.halt.clone();
         loop {
             let next = tokio::select! {
@@ -187,7 +208,17 @@ impl Writing {
                 Ok(None) => return stream.flush().await,
             };
             self.counters.wire(chunk.len());
-            self.write(stream, &chunk, &mut limit).await?;
+            let (written, waited) = with_waiting(self.write(stream, &chunk)).await;
+            let limited = written?;
+            self.tell_pace(waited);
+            let waited = waited.saturating_sub(limited);
+            self.counters.waited_to_send(waited, self.pace.does_receiver_wait());
+        }
+    }
+
+    fn tell_pace(&mut self, waited: Duration) {
+        if let Some(mostly) = self.waiting.add(waited) {
+            self.pace.waits_to_write(mostly);
         }
     }
 
@@ -205,24 +236,22 @@ impl Writing {
         self.out.recv().await.map(Ok)
     }
 
-    /// A chunk is written whole, so that a fault can follow it; once stopped it gets a moment.
+    /// A chunk is written whole, so that a fault can follow it; once stopped it gets a moment. Answers how long
+    /// it waited for the limit.
     async fn write(
         &self,
         stream: &mut (impl AsyncWrite + Unpin),
         chunk: &[u8],
-        limit: &mut Limit,
-    ) -> std::io::Result<()> {
+    ) -> std::io::Result<Duration> {
         let writing = async {
-            let piece = if limit.rate.is_some() { LIMITED_PIECE } else { chunk.len().max(1) };
-            for piece in chunk.chunks(piece) {
-                tokio::select! {
-                    biased;
-                    () = self.halt.stopped() => {}
-                    () = limit.pause(piece.len()) => {}
-                }
+            let (mut rest, mut limited) = (chunk, Duration::ZERO);
+            while !rest.is_empty() {
+                let (piece, later) = rest.split_at(self.limits.piece().min(rest.len()));
+                limited += self.pause(piece.len()).await;
                 stream.write_all(piece).await?;
+                rest = later;
             }
-            Ok(())
+            Ok(limited)
         };
         let given_up = async {
             self.halt.stopped().await;
@@ -233,26 +262,33 @@ impl Writing {
             () = given_up => Err(std::io::ErrorKind::TimedOut.into()),
         }
     }
+
+    /// Waits until so many bytes may be sent, or all is stopped. Answers how long.
+    async fn pause(&self, bytes: usize) -> Duration {
+        let since = Instant::now();
+        tokio::select! {
+            biased;
+            () = self.halt.stopped() => {}
+            () = self.limits.send(bytes) => {}
+        }
+        let limited = since.elapsed();
+        self.counters.limited(limited);
+        limited
+    }
 }
 
-/// A rate limit without bursts longer than a second.
-struct Limit {
-    rate: Option<u64>,
-    free_at: Instant,
-}
-
-impl Limit {
-    fn new(rate: Option<u64>) -> Self {
-        Self { rate: rate.map(|r| r.max(1)), free_at: Instant::now() }
-    }
-
-    async fn pause(&mut self, bytes: usize) {
-        let Some(rate) = self.rate else { return };
-        tokio::time::sleep_until(self.free_at).await;
-        let earliest = Instant::now().checked_sub(Duration::from_secs(1));
-        let start = earliest.map_or(self.free_at, |earliest| self.free_at.max(earliest));
-        self.free_at = start + Duration::from_secs_f64(bytes as f64 / rate as f64);
-    }
+/// What a future gives, and how long it was not ready: what it waited for others, not what it took itself.
+async fn with_waiting<T>(future: impl Future<Output = T>) -> (T, Duration) {
+    let mut future = std::pin::pin!(future);
+    let (mut since, mut waited) = (None::<Instant>, Duration::ZERO);
+    let done = std::future::poll_fn(|context| {
+        waited += since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        let polled = future.as_mut().poll(context);
+        since = polled.is_pending().then(Instant::now);
+        polled
+    });
+    let done = done.await;
+    (done, waited)
 }
 
 struct Reading {
@@ -290,32 +326,50 @@ impl Reading {
                 return Ok(());
             }
             self.counters.wire(length);
-            let whole = self.whole_frames(&buffer)?;
-            if whole > 0 && self.arrived.send(buffer.split_to(whole).freeze()).await.is_err() {
+            let (whole, says_something) = match whole_frames(&buffer) {
+                Ok(frames) => frames,
+                Err(Ended::Ours(fault)) => return Err(fault),
+                Err(Ended::Theirs(fault)) => {
+                    self.halt.stop_for_peer(fault);
+                    return Ok(());
+                }
+            };
+            let frames = buffer.split_to(whole).freeze();
+            if says_something && self.arrived.send(frames).await.is_err() {
                 return Ok(());
             }
         }
     }
+}
 
-    /// How many bytes of whole frames stand at the front.
-    fn whole_frames(&self, buffer: &[u8]) -> Result<usize, Fault> {
-        let mut whole = 0;
-        while let Some((kind, payload, length)) = split(&buffer[whole..])? {
-            if kind == FAULT {
-                self.halt.stop_for_peer(from_peer(payload));
-                return Err(self.halt.ended());
-            }
-            whole += length;
+/// How many bytes of whole frames stand at the front, and whether they are more than signs of life. A fault
+/// among them is the peer's.
+pub fn whole_frames(buffer: &[u8]) -> Result<(usize, bool), Ended> {
+    let (mut whole, mut says_something) = (0, false);
+    while let Some((kind, payload, length)) = split(&buffer[whole..]).map_err(Ended::Ours)? {
+        if kind == FAULT {
+            return Err(Ended::Theirs(from_peer(payload)));
         }
-        Ok(whole)
+        says_something |= kind != KEEP_ALIVE;
+        whole += length;
     }
+    Ok((whole, says_something))
+}
+
+/// Why nothing more is read.
+#[derive(Debug)]
+pub enum Ended {
+    /// What the peer says makes no sense.
+    Ours(Fault),
+    /// The peer has stopped.
+    Theirs(Fault),
 }
 
 /// The kind, the payload and the length with its header of one frame.
-type Whole<'a> = (u8, &'a [u8], usize);
+pub type Whole<'a> = (u8, &'a [u8], usize);
 
 /// The frame at the front, if all of it is there.
-fn split(bytes: &[u8]) -> Result<Option<Whole<'_>>, Fault> {
+pub fn split(bytes: &[u8]) -> Result<Option<Whole<'_>>, Fault> {
     let Some((header, rest)) = bytes.split_first_chunk::<4>() else {
         return Ok(None);
     };
@@ -329,18 +383,31 @@ fn split(bytes: &[u8]) -> Result<Option<Whole<'_>>, Fault> {
     }
 }
 
-/// Calls `each` with the frames of a chunk.
-pub fn for_each_frame(
+/// Calls `each` with the kinds and payloads of a chunk's frames.
+pub fn for_each_payload(
     mut chunk: Bytes,
-    mut each: impl FnMut(Frame<'_>) -> Result<(), Fault>,
+    mut each: impl FnMut(u8, &[u8]) -> Result<(), Fault>,
 ) -> Result<(), Fault> {
     while let Some((kind, payload, length)) = split(&chunk)? {
         if kind != KEEP_ALIVE {
-            each(Frame::decode(kind, payload).map_err(|what| protocol_fault(&what))?)?;
+            each(kind, payload)?;
         }
         chunk.advance(length);
     }
     Ok(())
+}
+
+/// Calls `each` with the frames of a chunk.
+pub fn for_each_frame(
+    chunk: Bytes,
+    mut each: impl FnMut(Frame<'_>) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    for_each_payload(chunk, |kind, payload| each(decode(kind, payload)?))
+}
+
+/// A frame of the peer's.
+pub fn decode(kind: u8, payload: &[u8]) -> Result<Frame<'_>, Fault> {
+    Frame::decode(kind, payload).map_err(|what| protocol_fault(&what))
 }
 
 /// A value as JSON for a frame.

@@ -4,9 +4,12 @@ mod support;
 
 use std::os::fd::AsFd;
 
+use ferry_files::Rates;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
-use support::{Trees, UID, mkdir, own, own_all, progress, source_options, target_options, write};
+use support::{
+    Trees, UID, mkdir, own, own_all, pipes, progress, source_options, target_options, write,
+};
 use tokio_util::sync::CancellationToken;
 
 #[tokio::test]
@@ -101,9 +104,9 @@ async fn what_is_too_deep_is_refused_and_said() {
 async fn the_rate_limit_holds_and_progress_adds_up() {
     let trees = Trees::quick();
     write(&trees.source.join("file"), vec![3; 1_000_000]);
-    let mut options = source_options();
-    options.bandwidth = Some(1_000_000);
-    let (near, far) = tokio::io::duplex(64 * 1024);
+    let options = source_options();
+    options.limits.set(Rates { bandwidth: Some(1_000_000), io: None });
+    let (near, far) = pipes(64 * 1024);
     let (sender, receiver) = tokio::sync::watch::channel(ferry_files::Progress::default());
     let cancel = CancellationToken::new();
     let began = std::time::Instant::now();

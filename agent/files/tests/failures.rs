@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use ferry_files::NoteKind;
+use ferry_files::{NoteKind, Rates, Streams};
 use ferry_proto::FaultClass;
-use support::{Trees, UID, mkdir, own_all, progress, source_options, target_options, write};
+use support::{Trees, UID, mkdir, own_all, pipes, progress, source_options, target_options, write};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
@@ -95,8 +95,13 @@ async fn after_a_cut_anywhere_the_next_pass_ends_equal() {
         let trees = Trees::quick();
         some_tree(&trees.source);
         for limit in [number % 500_000, number % 7_001] {
-            let (near, far) = tokio::io::duplex(8 * 1024);
-            let near = Breaking { inner: near, left: Arc::new(AtomicU64::new(limit)) };
+            let (near, far) = pipes(8 * 1024);
+            let left = Arc::new(AtomicU64::new(limit));
+            let breaking = |inner| Breaking { inner, left: Arc::clone(&left) };
+            let near = Streams {
+                control: breaking(near.control),
+                data: near.data.into_iter().map(breaking).collect(),
+            };
             let cancel = CancellationToken::new();
             let (sent, received) = tokio::join!(
                 ferry_files::send_pass(
@@ -135,7 +140,7 @@ async fn two_passes_do_not_change_one_tree_at_once() {
     let trees = Trees::quick();
     some_tree(&trees.source);
     // The first pass's source says nothing.
-    let (silent, far) = tokio::io::duplex(4096);
+    let (silent, far) = pipes(4096);
     let cancel = CancellationToken::new();
     let root = trees.target.clone();
     let first = tokio::spawn({
@@ -143,7 +148,7 @@ async fn two_passes_do_not_change_one_tree_at_once() {
         async move { ferry_files::receive_pass(&root, far, target_options(), progress(), cancel).await }
     });
     let mut greeting = [0; 15];
-    let (mut reading, _writing) = tokio::io::split(silent);
+    let (mut reading, _writing) = tokio::io::split(silent.control);
     tokio::io::AsyncReadExt::read_exact(&mut reading, &mut greeting).await.expect("it begins");
     let mut second = std::pin::pin!(trees.pass());
     let early = tokio::time::timeout(Duration::from_millis(500), &mut second).await;
@@ -160,9 +165,9 @@ async fn two_passes_do_not_change_one_tree_at_once() {
 async fn cancelling_ends_both_ends_soon() {
     let trees = Trees::quick();
     some_tree(&trees.source);
-    let mut options = source_options();
-    options.bandwidth = Some(10_000);
-    let (near, far) = tokio::io::duplex(4096);
+    let options = source_options();
+    options.limits.set(Rates { bandwidth: Some(10_000), io: None });
+    let (near, far) = pipes(4096);
     let (here, there) = (CancellationToken::new(), CancellationToken::new());
     let began = Instant::now();
     let (sender, mut receiver) = tokio::sync::watch::channel(ferry_files::Progress::default());
@@ -278,9 +283,9 @@ async fn a_torn_read_is_not_trusted_even_if_time_and_size_are_put_back() {
     let file = trees.source.join("file");
     write(&file, vec![b'x'; 2_000_000]);
     let before = file.metadata().expect("metadata").modified().expect("a time");
-    let mut options = source_options();
-    options.bandwidth = Some(2_000_000);
-    let (near, far) = tokio::io::duplex(4096);
+    let options = source_options();
+    options.limits.set(Rates { bandwidth: Some(2_000_000), io: None });
+    let (near, far) = pipes(4096);
     let (sender, mut receiver) = tokio::sync::watch::channel(ferry_files::Progress::default());
     let cancel = CancellationToken::new();
     let (sent, received, ()) = tokio::join!(

@@ -378,3 +378,86 @@ async fn another_root_than_before_is_a_fault() {
     assert!(fault.message.contains("another directory"), "{fault}");
     assert!(trees.target.join("page").exists());
 }
+
+#[tokio::test]
+async fn of_a_large_file_only_what_differs_is_sent() {
+    use std::os::unix::fs::FileExt;
+    let trees = Trees::new();
+    let path = trees.source.join("database");
+    let content: Vec<u8> =
+        (0..70_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    write(&path, &content);
+    let report = trees.pass().await;
+    assert_eq!((report.bytes_sent, report.bytes_kept), (70_000_000, 0));
+    trees.assert_equal();
+    let inode = std::fs::metadata(trees.target.join("database")).expect("stat").ino();
+    // In the first range, across blocks in the second, at the very end, and beyond it.
+    let file = std::fs::File::options().write(true).open(&path).expect("open");
+    for (bytes, at) in [(10, 5), (20_000, 40_000_000), (1, 69_999_999), (5_000, 70_000_000)] {
+        file.write_all_at(&vec![b'!'; bytes], at).expect("write");
+    }
+    let report = trees.pass().await;
+    assert_eq!(report.files_sent, 1);
+    assert_eq!(report.bytes_sent + report.bytes_kept, 70_005_000);
+    assert!(report.bytes_sent < 100_000, "{report:?}");
+    trees.assert_equal();
+    let now = std::fs::metadata(trees.target.join("database")).expect("stat");
+    assert_eq!(now.ino(), inode, "it is mended where it is");
+    // Shorter, and with holes where there was something.
+    let file = std::fs::File::options().write(true).open(&path).expect("open");
+    file.set_len(34_000_000).expect("length");
+    rustix::fs::fallocate(
+        &file,
+        rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE,
+        8_192 * 100,
+        20_000_000,
+    )
+    .expect("a hole");
+    let report = trees.pass().await;
+    assert!(report.bytes_sent < 100_000, "{report:?}");
+    trees.assert_equal();
+    let blocks = |root: &Path| std::fs::metadata(root.join("database")).expect("stat").blocks();
+    assert!(blocks(&trees.target) <= blocks(&trees.source) + 64);
+    assert!(trees.compare().await.is_equal());
+}
+
+#[tokio::test]
+async fn a_large_sparse_file_comes_in_ranges_and_is_mended() {
+    use std::os::unix::fs::FileExt;
+    let trees = Trees::new();
+    let path = trees.source.join("image");
+    write(&path, "");
+    let file = std::fs::File::options().write(true).open(&path).expect("open");
+    file.set_len(300_000_000).expect("length");
+    for at in [0, 33_554_430, 299_000_000] {
+        file.write_all_at(&[1; 5_000], at).expect("write");
+    }
+    let report = trees.pass().await;
+    assert!(report.bytes_sent < 200_000, "{report:?}");
+    trees.assert_equal();
+    file.write_all_at(&[2; 5_000], 200_000_000).expect("write");
+    let report = trees.pass().await;
+    assert!(report.bytes_sent < 20_000, "{report:?}");
+    trees.assert_equal();
+    assert!(std::fs::metadata(trees.target.join("image")).expect("stat").blocks() < 400);
+}
+
+#[tokio::test]
+async fn what_was_written_before_the_power_failed_is_not_trusted() {
+    let trees = Trees::quick();
+    write(&trees.source.join("page"), "right");
+    let before = std::time::SystemTime::now() - std::time::Duration::from_secs(1);
+    trees.pass().await;
+    // As long and as old as it shall be, but its bytes never reached the disk.
+    let copy = trees.target.join("page");
+    let mtime = std::fs::metadata(&copy).and_then(|m| m.modified()).expect("mtime");
+    std::fs::write(&copy, "wrong").expect("write");
+    let file = std::fs::File::options().write(true).open(&copy).expect("open");
+    file.set_modified(mtime).expect("mtime");
+    assert_eq!(trees.pass().await.files_sent, 0);
+    let mut target = support::target_options();
+    target.distrusted_since = Some(before);
+    let (sent, _) = trees.pass_with(support::source_options(), target).await;
+    assert_eq!(sent.expect("pass").files_sent, 1);
+    trees.assert_equal();
+}

@@ -188,7 +188,7 @@ pub fn file_system(path: &Path) -> Result<String, Fault> {
 }
 
 /// The path itself or the nearest directory above it that exists.
-fn nearest(path: &Path) -> &Path {
+pub fn nearest(path: &Path) -> &Path {
     path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"))
 }
 

@@ -37,6 +37,12 @@ pub fn files(state_directory: &Path) -> Result<Vec<Artefact>, Fault> {
             _ => {}
         }
     }
+    // Records of passes and of allowances are replaced by a rename, too.
+    for directory in ["unsynced", "allowances"] {
+        let all = paths(&state_directory.join(directory))?;
+        let half = all.iter().filter(|path| path.extension().is_some_and(|e| e == "new"));
+        found.extend(half.map(|path| Artefact::new(Kind::Temporary, path.display())));
+    }
     for path in paths(&state_directory.join("identity"))? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if name.starts_with('.') && name.ends_with(".new") {

@@ -314,6 +314,12 @@ impl Account {
         self.standing.of().filter(|_| !has_ended).map(|of| of.job)
     }
 
+    /// Whether a move copies it from here or to here.
+    pub fn is_copied(&self) -> bool {
+        use Standing::{Armed, Fenced, Receiving};
+        matches!(self.standing, Receiving { .. } | Armed { .. } | Fenced { .. })
+    }
+
     /// Whether this copy, which is served elsewhere, was served here after its last fence: what was
     /// written then may be nowhere else.
     pub fn may_hold_unique(&self) -> bool {

@@ -7,26 +7,38 @@ use std::time::Duration;
 
 use ferry_databases::DatabaseManifest;
 use ferry_failpoints::around_async;
+use ferry_files::Streams;
 use ferry_proto::Fault;
 use ferry_proto::account::EngineKind;
-use ferry_proto::channel::{SecureStream, peer_connect};
+use ferry_proto::channel::{Connections, Identity, SecureStream, peer_connect};
 use ferry_proto::command::CommitRecord;
 use ferry_proto::grant::SignedGrant;
 use ferry_proto::ids::{DatabaseName, ServerName};
 
-use super::{Answer, Operation, Reply, Request, receive, send, told};
+use super::{Alone, Answer, Operation, Reply, Request, receive, send, told};
 use crate::agent::Agent;
 use crate::ledger::SourceRecord;
 
 /// How long a peer may take to say whether it takes an operation.
 const ADMISSION: Duration = Duration::from_secs(30);
 
+/// Somebody who speaks to another agent.
+#[derive(Clone)]
+pub struct Caller {
+    /// As whom.
+    pub identity: Arc<Identity>,
+    /// Live connections, and what is revoked.
+    pub connections: Arc<Connections>,
+    /// To whose agent.
+    pub server: ServerName,
+    /// Where it answers, `HOST:PORT`.
+    pub address: String,
+}
+
 /// The other agent of a move.
 #[derive(Clone)]
 pub struct Peer {
-    agent: Arc<Agent>,
-    server: ServerName,
-    address: SocketAddr,
+    caller: Caller,
     grant: SignedGrant,
 }
 
@@ -38,7 +50,13 @@ impl Peer {
         address: SocketAddr,
         grant: &SignedGrant,
     ) -> Self {
-        Self { agent: agent.clone(), server: server.clone(), address, grant: grant.clone() }
+        let caller = Caller {
+            identity: agent.identity.clone(),
+            connections: agent.connections.clone(),
+            server: server.clone(),
+            address: address.to_string(),
+        };
+        Self { caller, grant: grant.clone() }
     }
 
     /// What the account is, apart from content.
@@ -48,7 +66,7 @@ impl Peer {
     pub async fn record(&self) -> Result<SourceRecord, Fault> {
         match self.ask(Operation::Record).await? {
             Reply::Record { record } => Ok(*record),
-            other => Err(self.unexpected(&other)),
+            other => Err(self.caller.unexpected(&other)),
         }
     }
 
@@ -60,21 +78,39 @@ impl Peer {
         self.ask(Operation::UpdateRecord { record: Box::new(record) }).await.map(|_| ())
     }
 
-    /// A stream for a pass of the file engine. With `allow_emptied` the copy is emptied if the tree is
-    /// empty here.
+    /// Streams for a pass of the file engine. With `allow_emptied` the copy is emptied if the tree is
+    /// empty here; if it is `calm` the peer leaves its host to others where that is busy.
     ///
     /// # Errors
     /// If the peer does not take it.
-    pub async fn files(&self, allow_emptied: bool) -> Result<SecureStream, Fault> {
-        self.open(Operation::Files { allow_emptied }).await
+    pub async fn files(
+        &self,
+        allow_emptied: bool,
+        calm: bool,
+    ) -> Result<Streams<SecureStream>, Fault> {
+        self.streams(|streams| Operation::Files { allow_emptied, calm, streams }).await
     }
 
-    /// A stream for a comparison by the file engine.
+    /// Streams for a comparison by the file engine; of everything, or only of what has changed since that. If
+    /// it is `calm` the peer leaves its host to others where that is busy.
     ///
     /// # Errors
     /// If the peer does not take it.
-    pub async fn compare_files(&self) -> Result<SecureStream, Fault> {
-        self.open(Operation::CompareFiles).await
+    pub async fn compare_files(
+        &self,
+        partial: bool,
+        calm: bool,
+    ) -> Result<Streams<SecureStream>, Fault> {
+        self.streams(|streams| Operation::CompareFiles { partial, calm, streams }).await
+    }
+
+    async fn streams(
+        &self,
+        operation: impl FnOnce(usize) -> Operation,
+    ) -> Result<Streams<SecureStream>, Fault> {
+        let count = data_streams();
+        let control = self.open(operation(count)).await?;
+        self.caller.streams(control, count).await
     }
 
     /// A stream for a dump of `database`. When it is written, call [`Self::loaded`].
@@ -97,9 +133,9 @@ impl Peer {
         &self,
         mut stream: impl tokio::io::AsyncRead + Unpin,
     ) -> Result<u64, Fault> {
-        match self.last_word(receive::<Answer<Reply>>(&mut stream).await?)? {
+        match self.caller.last_word(receive::<Answer<Reply>>(&mut stream).await?)? {
             Reply::Loaded { bytes } => Ok(bytes),
-            other => Err(self.unexpected(&other)),
+            other => Err(self.caller.unexpected(&other)),
         }
     }
 
@@ -114,7 +150,7 @@ impl Peer {
     ) -> Result<DatabaseManifest, Fault> {
         match self.ask(Operation::Manifest { engine, database: database.clone() }).await? {
             Reply::Manifest { manifest } => Ok(*manifest),
-            other => Err(self.unexpected(&other)),
+            other => Err(self.caller.unexpected(&other)),
         }
     }
 
@@ -131,7 +167,7 @@ impl Peer {
         let name = operation.name();
         let asked = async {
             let mut stream = self.admitted(operation).await?;
-            self.last_word(receive::<Answer<Reply>>(&mut stream).await?)
+            self.caller.last_word(receive::<Answer<Reply>>(&mut stream).await?)
         };
         around_async(|| format!("peer.{name}"), lost, asked).await
     }
@@ -143,16 +179,46 @@ impl Peer {
     }
 
     async fn admitted(&self, operation: Operation) -> Result<SecureStream, Fault> {
-        let agent = &self.agent;
-        let mut stream = peer_connect(
-            &self.address.to_string(),
-            &agent.identity,
-            &self.server,
-            &agent.connections,
-        )
-        .await?;
-        let request = Request { grant: self.grant.clone(), operation };
-        send(&mut stream, &request).await?;
+        let request = Request::Grant { grant: self.grant.clone(), operation };
+        Box::pin(self.caller.admitted(&request)).await
+    }
+}
+
+impl Caller {
+    /// Streams for something without a move; `what` is told how many data streams there will be.
+    ///
+    /// # Errors
+    /// If the peer does not take it.
+    pub async fn alone(
+        &self,
+        what: impl FnOnce(usize) -> Alone,
+    ) -> Result<Streams<SecureStream>, Fault> {
+        let count = data_streams();
+        let control = Box::pin(self.admitted(&Request::Allowance { ask: what(count) })).await?;
+        self.streams(control, count).await
+    }
+
+    /// All streams of a pass of files that the peer has taken.
+    async fn streams(
+        &self,
+        mut control: SecureStream,
+        count: usize,
+    ) -> Result<Streams<SecureStream>, Fault> {
+        let pass = match self.last_word(receive::<Answer<Reply>>(&mut control).await?)? {
+            Reply::Pass { pass } => pass,
+            other => return Err(self.unexpected(&other)),
+        };
+        let mut data = Vec::new();
+        for _ in 0..count {
+            data.push(Box::pin(self.admitted(&Request::Pass { pass })).await?);
+        }
+        Ok(Streams { control, data })
+    }
+
+    async fn admitted(&self, request: &Request) -> Result<SecureStream, Fault> {
+        let mut stream =
+            peer_connect(&self.address, &self.identity, &self.server, &self.connections).await?;
+        send(&mut stream, request).await?;
         let admission = tokio::time::timeout(ADMISSION, receive::<Answer<()>>(&mut stream));
         let admitted = admission.await.map_err(|_| {
             Fault::transient(format!(
@@ -172,6 +238,12 @@ impl Peer {
     fn unexpected(&self, reply: &Reply) -> Fault {
         Fault::bug(format!("the agent of {} gave an unexpected reply: {reply:?}", self.server))
     }
+}
+
+/// One data stream fills one processor with encryption at the most.
+fn data_streams() -> usize {
+    const MOST: usize = 4;
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST))
 }
 
 fn lost(error: io::Error) -> Fault {

@@ -1,12 +1,16 @@
 //! Agent to agent: one TLS connection per operation, which presents a grant signed by the
-//! controller. All else is refused and logged.
+//! controller, or is allowed by root on this server. All else is refused and logged.
 //!
 //! A connection begins with a [`Request`] from the caller and an answer, `Ok` or a fault. What
 //! follows depends on the operation: nothing, a stream of the file engine or of a dump, and in the
-//! end a [`Reply`]. Messages are JSON behind their length (u32, big-endian), 16 MiB at most.
+//! end a [`Reply`]. A pass of files has several connections: the first is told the pass's number, which the
+//! others name. Messages are JSON behind their length (u32, big-endian), 16 MiB at most.
 
 mod client;
+mod passes;
 mod server;
+
+use std::path::PathBuf;
 
 use ferry_databases::DatabaseManifest;
 use ferry_proto::Fault;
@@ -17,19 +21,51 @@ use ferry_proto::ids::{DatabaseName, ServerName};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-pub use client::Peer;
+pub use client::{Caller, Peer};
 pub use server::serve;
 
 use crate::ledger::SourceRecord;
+use passes::PassId;
 
 /// No message is longer. (Records hold crontabs and grants, manifests a line per table.)
 const MAX_MESSAGE: u32 = 16 << 20;
 
 /// What a peer asks.
 #[derive(Debug, Serialize, Deserialize)]
-struct Request {
-    grant: SignedGrant,
-    operation: Operation,
+#[serde(tag = "by", rename_all = "snake_case")]
+enum Request {
+    /// Something for the account of a grant.
+    Grant { grant: SignedGrant, operation: Operation },
+    /// Something that root here has allowed.
+    Allowance { ask: Alone },
+    /// A data stream of a pass of files that has begun. The file engine's stream follows.
+    Pass { pass: PassId },
+}
+
+/// Something without a move. The pass's number is told, then the file engine's control stream follows.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum Alone {
+    /// Make a directory here equal to one of the peer's.
+    Copy {
+        /// Which.
+        directory: PathBuf,
+        /// Delete what the peer does not have.
+        delete: bool,
+        /// Also if the peer's is empty.
+        allow_emptied: bool,
+        /// Leave this host to others where it is busy.
+        calm: bool,
+        /// How many data streams it will have.
+        streams: usize,
+    },
+    /// Compare both.
+    Compare {
+        /// Which.
+        directory: PathBuf,
+        /// How many data streams it will have.
+        streams: usize,
+    },
 }
 
 /// One operation on the account of the grant.
@@ -40,14 +76,25 @@ enum Operation {
     Record,
     /// Source tells target: this is the account now.
     UpdateRecord { record: Box<SourceRecord> },
-    /// Source sends a pass of files. The file engine's stream follows.
+    /// Source sends a pass of files. Its number is told, then the file engine's control stream follows.
     Files {
         /// The source has seen that its tree is empty because its owner has emptied it.
-        #[serde(default)]
         allow_emptied: bool,
+        /// The account is served meanwhile: nobody must notice.
+        calm: bool,
+        /// How many data streams it will have.
+        streams: usize,
     },
-    /// Source compares files. The file engine's stream follows.
-    CompareFiles,
+    /// Source compares files. Its number is told, then the file engine's control stream follows.
+    CompareFiles {
+        /// Only what has changed since everything was compared.
+        partial: bool,
+        /// The account is served meanwhile: nobody must notice.
+        #[serde(default)]
+        calm: bool,
+        /// How many data streams it will have.
+        streams: usize,
+    },
     /// Source sends a dump. The dump's stream follows.
     Load { engine: EngineKind, database: DatabaseName },
     /// Source asks what the target holds.
@@ -62,7 +109,7 @@ impl Operation {
             Self::Record => "record",
             Self::UpdateRecord { .. } => "update-record",
             Self::Files { .. } => "files",
-            Self::CompareFiles => "compare-files",
+            Self::CompareFiles { .. } => "compare-files",
             Self::Load { .. } => "load",
             Self::Manifest { .. } => "manifest",
             Self::Open { .. } => "open",
@@ -77,6 +124,7 @@ enum Reply {
     Record { record: Box<SourceRecord> },
     Manifest { manifest: Box<DatabaseManifest> },
     Loaded { bytes: u64 },
+    Pass { pass: PassId },
     Done,
 }
 
@@ -130,8 +178,8 @@ pub(crate) fn fuzz(bytes: &[u8]) {
         assert_eq!(serde_json::to_vec(&again).ok(), Some(text));
         Some(value)
     }
-    if let Some(request) = keeps::<Request>(bytes) {
-        assert!(!request.operation.name().is_empty());
+    if let Some(Request::Grant { operation, .. }) = keeps::<Request>(bytes) {
+        assert!(!operation.name().is_empty());
     }
     keeps::<Answer<Reply>>(bytes);
     keeps::<Answer<()>>(bytes);

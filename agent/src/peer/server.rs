@@ -1,23 +1,29 @@
 //! The answering side: checks the grant, then does what it names, for the account it names.
 
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ferry_failpoints::{Promise, broken};
-use ferry_files::{Progress, TargetOptions};
+use ferry_files::journal::Whose;
+use ferry_files::{IdMap, Progress, TargetOptions};
 use ferry_proto::Fault;
 use ferry_proto::channel::{PeerConnection, PeerListener, SecureStream};
-use ferry_proto::grant::Grant;
+use ferry_proto::grant::{Grant, SignedGrant};
 use ferry_proto::ids::{Epoch, ServerName};
 use tokio::io::AsyncWriteExt;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Answer, Operation, Reply, Request, receive, send};
+use super::passes::{Gathering, Passes};
+use super::{Alone, Answer, Operation, Reply, Request, receive, send};
 use crate::agent::{Agent, blocking, engine};
 use crate::clock::unix_ms;
 use crate::ledger::{Account, SourceRecord, Standing};
+use crate::standalone::allowance;
+use crate::unsynced::Unsynced;
 use crate::work;
 
 /// Operations of peers at once: several times what one server may have open (`Limits::per_agent`), so
@@ -29,6 +35,7 @@ const REQUEST: Duration = Duration::from_secs(30);
 /// Answers peers until `stop` fires.
 pub async fn serve(agent: Arc<Agent>, mut listener: PeerListener, stop: CancellationToken) {
     let permits = Arc::new(Semaphore::new(OPERATIONS));
+    let passes = Arc::new(Passes::default());
     let tasks = TaskTracker::new();
     loop {
         let permit = tokio::select! {
@@ -40,52 +47,188 @@ pub async fn serve(agent: Arc<Agent>, mut listener: PeerListener, stop: Cancella
             () = stop.cancelled() => break,
         };
         let Ok(connection) = connection else { break };
-        let (agent, stop) = (agent.clone(), stop.clone());
+        let (agent, passes, stop) = (agent.clone(), passes.clone(), stop.clone());
         tasks.spawn(async move {
             let peer = connection.server.clone();
             tokio::select! {
-                answered = answer(&agent, connection) => if let Err(fault) = answered {
+                answered = answer(&agent, &passes, connection, permit) => if let Err(fault) = answered {
                     tracing::warn!(%peer, class = %fault.class, "a peer's operation failed: {fault}");
                 },
                 () = stop.cancelled() => {}
             }
-            drop(permit);
         });
     }
     tasks.close();
     tasks.wait().await;
 }
 
-async fn answer(agent: &Arc<Agent>, connection: PeerConnection) -> Result<(), Fault> {
+async fn answer(
+    agent: &Arc<Agent>,
+    passes: &Arc<Passes>,
+    connection: PeerConnection,
+    permit: OwnedSemaphorePermit,
+) -> Result<(), Fault> {
     let PeerConnection { mut stream, server, address } = connection;
-    let request = tokio::time::timeout(REQUEST, receive::<Request>(&mut stream))
+    let heard = tokio::time::timeout(REQUEST, receive::<Request>(&mut stream))
         .await
-        .map_err(|_| Fault::transient("a peer said nothing"))??;
-    let name = request.operation.name();
-    let checked = check(agent, &request, &server);
-    let grant = match checked {
-        Ok(grant) => grant,
+        .map_err(|_| Fault::transient("a peer said nothing"))?;
+    let request = match heard {
+        Ok(request) => request,
         Err(fault) => {
-            tracing::warn!(peer = %server, %address, operation = name, "refused a peer: {fault}");
-            return send(&mut stream, &Err::<(), Fault>(fault)).await;
+            // One of another version learns what to do.
+            let _ = send(&mut stream, &Err::<(), Fault>(fault.clone())).await;
+            return Err(fault);
         }
     };
-    tracing::debug!(peer = %server, operation = name, account = %grant.account, "peer operation");
-    Box::pin(carry_out(agent, &grant, request.operation, stream)).await
+    let known = Known { peer: server, address, permit };
+    match request {
+        Request::Grant { grant, operation } => {
+            granted(agent, passes, &grant, operation, stream, known).await
+        }
+        Request::Allowance { ask } => allowed(agent, passes, ask, stream, known).await,
+        Request::Pass { pass } => {
+            let waits = passes.check(pass, &known.peer);
+            send(&mut stream, &waits).await?;
+            waits.and_then(|()| passes.add(pass, (stream, known.permit)))
+        }
+    }
+}
+
+/// Who has come.
+struct Known {
+    peer: ServerName,
+    address: SocketAddr,
+    /// His place among the operations.
+    permit: OwnedSemaphorePermit,
+}
+
+impl Known {
+    async fn refuse(&self, stream: &mut SecureStream, name: &str, fault: Fault) -> Answer<()> {
+        let Self { peer, address, .. } = self;
+        tracing::warn!(%peer, %address, operation = name, "refused a peer: {fault}");
+        send(stream, &Err::<(), Fault>(fault)).await
+    }
+}
+
+/// Something for the account of a grant.
+async fn granted(
+    agent: &Arc<Agent>,
+    passes: &Arc<Passes>,
+    grant: &SignedGrant,
+    operation: Operation,
+    mut stream: SecureStream,
+    known: Known,
+) -> Answer<()> {
+    let name = operation.name();
+    let grant = match check(agent, grant, &operation, &known.peer) {
+        Ok(grant) => grant,
+        Err(fault) => return known.refuse(&mut stream, name, fault).await,
+    };
+    tracing::debug!(peer = %known.peer, operation = name, account = %grant.account, "peer operation");
+    let (streams, purpose) = match operation {
+        Operation::Files { allow_emptied, calm, streams } => {
+            (streams, Purpose::Pass { allow_emptied, calm })
+        }
+        Operation::CompareFiles { partial, calm, streams } => {
+            (streams, Purpose::Compare { partial, calm })
+        }
+        operation => return Box::pin(carry_out(agent, &grant, operation, stream)).await,
+    };
+    let gathering = match passes.begin(known.peer.clone(), streams) {
+        Ok(gathering) => gathering,
+        Err(fault) => return known.refuse(&mut stream, name, fault).await,
+    };
+    send(&mut stream, &Ok::<(), Fault>(())).await?;
+    let activity = agent.activity(&grant.account);
+    let begun = receiving(agent, &grant).ok_or_else(|| not_received(agent, &grant));
+    let told = begun.as_ref().map(|_| Reply::Pass { pass: gathering.id() }).map_err(Fault::clone);
+    send(&mut stream, &told).await?;
+    let (account, source) = begun?;
+    let root = account.definition.home.clone();
+    let here = agent.clone();
+    let ids = blocking(move || work::id_map(&here, &account, &source)).await?;
+    let mut options = TargetOptions::new(ids);
+    match purpose {
+        Purpose::Pass { allow_emptied, .. } => options.allow_emptied = allow_emptied,
+        Purpose::Compare { partial, .. } => watch_copy(agent, &grant, &root, partial).await?,
+    }
+    if purpose.is_calm() {
+        (options.calm, options.limits) = (true, agent.limits.clone());
+    }
+    let state = &agent.config.state_directory;
+    Box::pin(files(state, &root, gathering, stream, options, activity, purpose)).await
+}
+
+/// A comparison begins. One of what has changed at the source since everything was compared proves nothing if
+/// somebody here has changed the copy since.
+async fn watch_copy(agent: &Arc<Agent>, grant: &Grant, root: &Path, partial: bool) -> Answer<()> {
+    let (agent, root, grant) = (agent.clone(), root.to_owned(), grant.clone());
+    let is_proved = blocking(move || {
+        let (account, job) = (&grant.account, grant.job);
+        if partial {
+            let journal = agent.journals.existing(account, job);
+            return Ok(journal.is_some_and(|journal| journal.is_as_compared()));
+        }
+        let journal = agent.journals.of(account, &root, job, Whose::Others);
+        journal.iter().for_each(|journal| journal.compares());
+        Ok(true)
+    });
+    if is_proved.await? {
+        return Ok(());
+    }
+    Err(Fault::transient("the copy may have been changed here since everything was compared")
+        .remedy("everything is compared again"))
+}
+
+/// Something that root here has allowed.
+async fn allowed(
+    agent: &Arc<Agent>,
+    passes: &Arc<Passes>,
+    ask: Alone,
+    mut stream: SecureStream,
+    known: Known,
+) -> Answer<()> {
+    let mut options = TargetOptions::new(IdMap::same());
+    let (root, streams, purpose) = match ask {
+        Alone::Copy { directory, delete, allow_emptied, calm, streams } => {
+            (options.delete, options.allow_emptied) = (delete, allow_emptied);
+            (directory, streams, Purpose::Pass { allow_emptied, calm })
+        }
+        Alone::Compare { directory, streams } => {
+            (directory, streams, Purpose::Compare { partial: false, calm: false })
+        }
+    };
+
+    let (here, peer, place) = (agent.clone(), known.peer.clone(), root.clone());
+    let allowance = blocking(move || allowance::allowed(&here.config, &peer, &place)).await;
+    let gathering = match allowance.and_then(|_| passes.begin(known.peer.clone(), streams)) {
+        Ok(gathering) => gathering,
+        Err(fault) => return known.refuse(&mut stream, "files without a move", fault).await,
+    };
+    tracing::info!(peer = %known.peer, directory = %root.display(), "files without a move");
+    send(&mut stream, &Ok::<(), Fault>(())).await?;
+    send(&mut stream, &Ok::<Reply, Fault>(Reply::Pass { pass: gathering.id() })).await?;
+    let (state, cancel) = (&agent.config.state_directory, CancellationToken::new());
+    Box::pin(files(state, &root, gathering, stream, options, cancel, purpose)).await
 }
 
 /// The grant, if it lets this peer do this here.
-fn check(agent: &Agent, request: &Request, peer: &ServerName) -> Answer<Grant> {
+fn check(
+    agent: &Agent,
+    grant: &SignedGrant,
+    operation: &Operation,
+    peer: &ServerName,
+) -> Answer<Grant> {
     // What stands, stands: a commit is delivered however old its grant is, and whatever controller has
     // come since. It is bound to a move that this server has accepted.
-    let is_delivery = matches!(request.operation, Operation::Open { .. });
+    let is_delivery = matches!(operation, Operation::Open { .. });
     let grant = if is_delivery {
-        request.grant.verify_signature(&agent.grant_key)?
+        grant.verify_signature(&agent.grant_key)?
     } else {
-        request.grant.verify(&agent.grant_key, unix_ms() / 1000)?
+        grant.verify(&agent.grant_key, unix_ms() / 1000)?
     };
     grant.check_ends(&agent.name, peer)?;
-    let asks_source = matches!(request.operation, Operation::Record);
+    let asks_source = matches!(operation, Operation::Record);
     let (me, other) =
         if asks_source { (&grant.source, &grant.target) } else { (&grant.target, &grant.source) };
     if (me, other) != (&agent.name, peer) {
@@ -105,7 +248,7 @@ fn check(agent: &Agent, request: &Request, peer: &ServerName) -> Answer<Grant> {
              /usr/share/doc/ferry-controller/what-if/controller-restored.md there",
         ));
     }
-    fits(agent, &grant, &request.operation)?;
+    fits(agent, &grant, operation)?;
     Ok(grant)
 }
 
@@ -171,13 +314,6 @@ async fn carry_out(
         (Operation::UpdateRecord { record }, _) => {
             work::provision::update(agent, grant, *record).await.map(|()| Reply::Done)
         }
-        (Operation::Files { allow_emptied }, Some((account, source))) => {
-            let purpose = Purpose::Pass { allow_emptied };
-            return files(agent, &account, &source, stream, activity, purpose).await;
-        }
-        (Operation::CompareFiles, Some((account, source))) => {
-            return files(agent, &account, &source, stream, activity, Purpose::Compare).await;
-        }
         (Operation::Load { engine: kind, database }, Some((account, source))) => {
             tokio::select! {
                 loaded = load(&account, &source, kind, &database, &mut stream) => loaded,
@@ -191,10 +327,10 @@ async fn carry_out(
                 () = activity.cancelled() => Err(stopped()),
             }
         }
-        (_, None) => Err(Fault::precondition(format!(
-            "account {} is no longer received on {}",
-            grant.account, agent.name
-        ))),
+        (_, None) => Err(not_received(agent, grant)),
+        (operation, Some(_)) => {
+            Err(Fault::bug(format!("the operation {} is no single stream's", operation.name())))
+        }
     };
     send(&mut stream, &reply).await?;
     let _ = stream.shutdown().await;
@@ -217,33 +353,51 @@ fn receiving(agent: &Agent, grant: &Grant) -> Option<(Account, Box<SourceRecord>
     }
 }
 
-/// What a stream of the file engine is for.
+fn not_received(agent: &Agent, grant: &Grant) -> Fault {
+    Fault::precondition(format!(
+        "account {} is no longer received on {}",
+        grant.account, agent.name
+    ))
+}
+
+/// What the streams of the file engine are for.
+#[derive(Clone, Copy)]
 enum Purpose {
-    Pass { allow_emptied: bool },
-    Compare,
+    Pass { allow_emptied: bool, calm: bool },
+    Compare { partial: bool, calm: bool },
+}
+
+impl Purpose {
+    /// Whether the account is served meanwhile.
+    fn is_calm(self) -> bool {
+        match self {
+            Self::Pass { calm, .. } | Self::Compare { calm, .. } => calm,
+        }
+    }
 }
 
 /// Receives a pass, or compares.
 async fn files(
-    agent: &Arc<Agent>,
-    account: &Account,
-    source: &SourceRecord,
-    stream: SecureStream,
-    activity: CancellationToken,
+    state_directory: &Path,
+    root: &Path,
+    gathering: Gathering,
+    control: SecureStream,
+    mut options: TargetOptions,
+    cancel: CancellationToken,
     purpose: Purpose,
-) -> Result<(), Fault> {
-    let root = account.definition.home.clone();
-    let (here, copy, from) = (agent.clone(), account.clone(), source.clone());
-    let ids = blocking(move || work::id_map(&here, &copy, &from)).await?;
-    let mut options = TargetOptions::new(ids);
+) -> Answer<()> {
+    let (streams, _places) = gathering.all(control).await?;
     let (progress, _) = watch::channel(Progress::default());
     match purpose {
-        Purpose::Compare => {
-            ferry_files::verify_target(&root, stream, options, progress, activity).await.map(|_| ())
+        Purpose::Pass { .. } => {
+            let unsynced = Unsynced::of(state_directory, root);
+            let writing = blocking(move || unsynced.begin()).await?;
+            options.distrusted_since = writing.distrusted_since;
+            ferry_files::receive_pass(root, streams, options, progress, cancel).await?;
+            blocking(move || writing.end()).await
         }
-        Purpose::Pass { allow_emptied } => {
-            options.allow_emptied = allow_emptied;
-            ferry_files::receive_pass(&root, stream, options, progress, activity).await.map(|_| ())
+        Purpose::Compare { .. } => {
+            ferry_files::verify_target(root, streams, options, progress, cancel).await.map(drop)
         }
     }
 }
@@ -288,8 +442,7 @@ mod tests {
         operation: Operation,
         peer: &str,
     ) -> Answer<Grant> {
-        let request = Request { grant: grant(authority, of), operation };
-        check(agent, &request, &peer.parse().unwrap())
+        check(agent, &grant(authority, of), &operation, &peer.parse().unwrap())
     }
 
     #[tokio::test]
@@ -343,7 +496,13 @@ mod tests {
         let of =
             Move { source: "web2".parse().unwrap(), target: "web1".parse().unwrap(), ..a_move() };
         let ask = |of: &Move| {
-            asks(&authority, &agent, of, Operation::Files { allow_emptied: false }, "web2")
+            asks(
+                &authority,
+                &agent,
+                of,
+                Operation::Files { allow_emptied: false, calm: false, streams: 1 },
+                "web2",
+            )
         };
         assert!(ask(&of).is_err(), "not provisioned");
         put(&agent, &receiving(&of), 0).await;
@@ -393,7 +552,7 @@ mod tests {
         // Another controller has been obeyed since: what was committed has been, all the same.
         agent.write(|l| l.record(Entry::Generation { generation: 9 })).await.unwrap();
         ask(&commit).unwrap();
-        let files = Operation::Files { allow_emptied: false };
+        let files = Operation::Files { allow_emptied: false, calm: false, streams: 1 };
         assert!(
             asks(&authority, &agent, &of, files, "web2").is_err(),
             "a pass of an old controller"

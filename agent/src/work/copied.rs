@@ -3,13 +3,11 @@
 //! another move or another process, or the clock was set since, more is read.
 
 use std::collections::BTreeSet;
-use std::convert::identity;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ferry_failpoints::around;
 use ferry_files::{
     Bounded, Comparison, Directories, Note, NoteKind, SourceOptions, stamps_every_write,
 };
@@ -19,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::{Agent, blocking};
 use crate::clock::{Era, boot_id, boottime_ms, era, unix_ms};
+use crate::small_file::{self, Lasting};
 use crate::work::Job;
 
 /// What is changed so long before a pass began counts as changed after it, in milliseconds.
@@ -142,7 +141,7 @@ impl Copied {
         let json = serde_json::to_vec(self)
             .map_err(|e| Fault::bug("what is known of a copy has no JSON").caused_by(&e))?;
         blocking(move || {
-            replace(&path, &json)
+            small_file::replace("copied.kept", &path, &json, Lasting::InTime)
                 .map_err(|e| Fault::io(format!("cannot write {}", path.display()), &e))
         })
         .await
@@ -150,9 +149,11 @@ impl Copied {
 
     /// Forgets it: the move is over.
     pub async fn forget(agent: &Agent, account: &AccountName) {
+        agent.journals.forget(account);
         let path = path(agent, account);
         let removed = blocking(move || {
-            remove(&path).map_err(|e| Fault::io(format!("cannot remove {}", path.display()), &e))
+            small_file::remove("copied.forgotten", &path)
+                .map_err(|e| Fault::io(format!("cannot remove {}", path.display()), &e))
         });
         if let Err(fault) = removed.await {
             tracing::warn!(%account, "{fault}");
@@ -267,6 +268,11 @@ impl Doubt {
         }
     }
 
+    /// Whether all that is in doubt is named.
+    pub fn is_named(&self) -> bool {
+        matches!(self, Self::Of(_))
+    }
+
     /// Has a walk count it as changed.
     pub fn widen(&self, options: &mut SourceOptions) {
         match self {
@@ -307,29 +313,6 @@ fn named(shown: &Path) -> PathBuf {
     shown.components().take_while(is_sure).collect()
 }
 
-/// Writes what is known, as a whole. Not synced: what is lost of it is found out anew.
-fn replace(path: &Path, json: &[u8]) -> io::Result<()> {
-    let act = || {
-        let new = path.with_extension("new");
-        path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
-        let written = std::fs::write(&new, json).and_then(|()| std::fs::rename(&new, path));
-        if written.is_err() {
-            // Half of it only takes space away, of which there may be none; the error itself is told.
-            let _ = std::fs::remove_file(&new);
-        }
-        written
-    };
-    around(|| "copied.kept".to_owned(), identity, act)
-}
-
-/// Removes it, if it is there.
-fn remove(path: &Path) -> io::Result<()> {
-    if !path.try_exists()? {
-        return Ok(());
-    }
-    around(|| "copied.forgotten".to_owned(), identity, || std::fs::remove_file(path))
-}
-
 #[cfg(test)]
 mod tests {
     use ferry_files::Difference;
@@ -341,7 +324,13 @@ mod tests {
         for (path, what) in differing {
             let text = String::new;
             let (path, what) = ((*path).to_owned(), (*what).to_owned());
-            found.differences.push(Difference { path, what, source: text(), target: text() });
+            found.differences.push(Difference {
+                path,
+                what,
+                source: text(),
+                target: text(),
+                newer: None,
+            });
         }
         for path in changed {
             let (path, text) = ((*path).to_owned(), String::new());
@@ -419,28 +408,5 @@ mod tests {
             assert_eq!(options.known.is_some(), is_known);
             assert!(options.changed_since.is_some_and(|since| since < now));
         }
-    }
-
-    #[test]
-    fn what_is_known_is_kept_and_forgotten_between_points() {
-        let dir = tempfile::tempdir().unwrap();
-        let lab = ferry_failpoints::FakeLab::listen(dir.path(), |_| "go".to_owned()).unwrap();
-        let path = dir.path().join("copies/shop.json");
-        remove(&path).unwrap();
-        replace(&path, b"{}").unwrap();
-        remove(&path).unwrap();
-        remove(&path).unwrap();
-        let points = ["kept.before", "kept.after", "forgotten.before", "forgotten.after"];
-        assert_eq!(lab.heard(), points.map(|point| format!("copied.{point}")));
-    }
-
-    #[test]
-    fn what_cannot_be_kept_leaves_nothing_aside() {
-        let dir = tempfile::tempdir().unwrap();
-        let taken = dir.path().join("shop.json");
-        std::fs::create_dir(&taken).unwrap();
-        replace(&taken, b"{}").unwrap_err();
-        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().flatten().collect();
-        assert_eq!(left.len(), 1, "{left:?}");
     }
 }

@@ -37,6 +37,7 @@ pub async fn copy(job: &Job) -> Result<Receipt, Fault> {
                     bytes_total: outlook.as_deref().map(|sizes| before + expected(sizes, at, done)),
                     items_done: u64::from(count),
                     items_total,
+                    ..Progress::default()
                 });
             };
             let spec = spec(&account, kind);

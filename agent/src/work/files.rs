@@ -1,15 +1,24 @@
 //! Copies files from the source: ahead, while the account is live, and once more when it is fenced.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use ferry_failpoints::{Promise, broken};
-use ferry_files::{Bounded, Directories, PassReport, Progress as FileProgress, Refusal, send_pass};
-use ferry_proto::command::{Progress, Receipt};
+use ferry_files::journal::Whose;
+use ferry_files::{
+    Bounded, Comparison, Directories, PassReport, Progress as FileProgress, Refusal, SourceOptions,
+    send_pass,
+};
+use ferry_proto::command::Receipt;
 use ferry_proto::{Fault, FaultClass};
 use tokio::sync::watch;
 
+use crate::agent::blocking;
+use crate::journals::Journal;
 use crate::ledger::Account;
 use crate::work::copied::{Compared, Copied, Doubt, Mark};
+use crate::work::pace::{self, Doing, LastPass};
 use crate::work::record::here;
 use crate::work::{Job, done_with, source_options, verify};
 
@@ -29,16 +38,24 @@ pub async fn precopy(job: &Job, max_passes: u32, converged_bytes: u64) -> Result
     copied.proof = None;
     copied.keep(job).await?;
     let (mut passes, mut files, mut bytes) = (0u32, 0u64, 0u64);
-    loop {
+    let mut before = None;
+    let last_pass = loop {
         passes += 1;
+        let began = Instant::now();
         let report = live_pass(job, &account, passes, &mut copied, &Doubt::NONE).await?;
         files += report.files_sent;
         bytes += report.bytes_sent;
         let converged = report.bytes_sent < converged_bytes;
         // The first pass is never the last: what changed while it ran is in the second.
         if passes >= max_passes || (converged && passes > 1) {
-            break;
+            let since_before = before.map(|before| began.duration_since(before));
+            break LastPass { bytes: report.bytes_sent, since_before, took: began.elapsed() };
         }
+        before = Some(began);
+    };
+    let outpaced = last_pass.outpaced(converged_bytes);
+    if let Some(text) = &outpaced {
+        tracing::warn!(account = %job.of.account, "{text}");
     }
     let (last, compared) = prove(job, &account, &mut passes, &mut copied).await?;
     files += last.files_sent;
@@ -46,8 +63,9 @@ pub async fn precopy(job: &Job, max_passes: u32, converged_bytes: u64) -> Result
     #[allow(clippy::cast_precision_loss)]
     Ok(done_with(
         format!(
-            "{files} files, {bytes} bytes in {passes} passes; the last sent {} bytes",
-            last.bytes_sent
+            "{files} files, {bytes} bytes in {passes} passes; the last sent {} bytes{}",
+            last.bytes_sent,
+            outpaced.map_or_else(String::new, |text| format!("; {text}"))
         ),
         [
             ("passes", f64::from(passes)),
@@ -96,12 +114,41 @@ pub(super) async fn compare_live(
     let mut options = source_options(&job.agent.layout, account.uid)?;
     let directories = Arc::new(Mutex::new(Directories::default()));
     options.seen = Some(Arc::clone(&directories));
+    calm(job, &mut options);
     // Reads everything all the same; but of no other root.
     options.known = base.as_ref().map(|base| Arc::new(base.directories.clone()));
+    let journal = journal(job, account).await?;
+    journal.iter().for_each(|journal| journal.compares());
     let found = verify::compare(job, account, options).await?;
     refuse_if_refused(job, &found.refused)?;
+    if let Some(journal) = journal {
+        believe(job, journal, &found).await?;
+    }
     let directories = taken(&directories);
     Ok(Compared { base, directories, doubt: Doubt::of(&found), bytes: found.bytes })
+}
+
+/// Leaves the hosts to others where they are busy, and keeps to the limits that are set.
+fn calm(job: &Job, options: &mut SourceOptions) {
+    (options.calm, options.limits) = (true, job.agent.limits.clone());
+}
+
+/// The journal of the account's tree, which begins now if there was none.
+async fn journal(job: &Job, account: &Account) -> Result<Option<Arc<Journal>>, Fault> {
+    let (agent, of, root) = (job.agent.clone(), job.of.clone(), account.definition.home.clone());
+    blocking(move || Ok(agent.journals.of(&of.account, &root, of.job, Whose::Everybodys))).await
+}
+
+/// Gives a journal up that has not told of what differs.
+async fn believe(job: &Job, journal: Arc<Journal>, found: &Comparison) -> Result<(), Fault> {
+    let differing = found.differences.items.clone();
+    let explained = move || journal.explains(differing.iter().map(|d| Path::new(&d.path)));
+    if !blocking(explained).await? {
+        let account = &job.of.account;
+        tracing::warn!(%account, "the change journal has missed something: every pass looks at everything");
+        job.agent.journals.give_up(account);
+    }
+    Ok(())
 }
 
 fn taken(directories: &Mutex<Directories>) -> Directories {
@@ -117,7 +164,7 @@ pub(super) async fn live_pass(
     doubt: &Doubt,
 ) -> Result<PassReport, Fault> {
     let doing = format!("pass {number}");
-    let (report, mark) = pass(job, account, &doing, copied.last.as_ref(), doubt).await?;
+    let (report, mark) = pass(job, account, (&doing, true), copied.last.as_ref(), doubt).await?;
     copied.last = Some(mark);
     copied.keep(job).await?;
     Ok(report)
@@ -130,7 +177,8 @@ pub(super) async fn live_pass(
 pub async fn final_pass(job: &Job) -> Result<Receipt, Fault> {
     let account = job.fenced()?;
     let last = Copied::of(job).await.last;
-    let (report, _) = pass(job, &account, "final pass", last.as_ref(), &Doubt::NONE).await?;
+    let (report, _) =
+        pass(job, &account, ("final pass", false), last.as_ref(), &Doubt::NONE).await?;
     if report.changed_while_read > 0 && !broken(Promise::Fence) {
         return Err(Fault::permanent(format!(
             "{} files of account {} changed while it was fenced",
@@ -156,11 +204,12 @@ pub async fn final_pass(job: &Job) -> Result<Receipt, Fault> {
     ))
 }
 
-/// One pass: what may have changed since the walk of `last`, and what is in doubt.
+/// One pass: what may have changed since the walk of `last`, and what is in doubt. What it is called, and
+/// whether it leaves the hosts to others where they are busy.
 async fn pass(
     job: &Job,
     account: &Account,
-    doing: &str,
+    (doing, is_calm): (&str, bool),
     last: Option<&Mark>,
     doubt: &Doubt,
 ) -> Result<(PassReport, Mark), Fault> {
@@ -169,24 +218,60 @@ async fn pass(
     // may as well not be mounted.
     let allow_emptied = last.is_some_and(|last| last.widen(&mut options));
     doubt.widen(&mut options);
+    if is_calm {
+        calm(job, &mut options);
+    }
     let directories = Arc::new(Mutex::new(Directories::default()));
     options.seen = Some(Arc::clone(&directories));
+    let journal = journal(job, account).await?;
     let mut mark = Mark::now();
-    let stream = job.peer()?.files(allow_emptied).await?;
-    let (progress, seen) = watch::channel(FileProgress::default());
-    let telling = tokio::spawn(tell(seen, job.progress.clone(), doing.to_owned()));
-    let root = account.definition.home.clone();
-    let report = send_pass(&root, stream, options, progress, job.cancel.clone()).await;
-    // Ends by itself: its sender is gone.
-    telling.await.map_err(|e| Fault::bug("progress failed").caused_by(&e))?;
-    let report = report?;
+    if let Some(journal) = journal.clone() {
+        let doubted = options.doubted.clone();
+        let plan = blocking(move || journal.pass(&doubted)).await?;
+        // Where more is in doubt than is named, the pass has to find it.
+        options.plan = plan.filter(|_| doubt.is_named()).map(Arc::new);
+    }
+    let is_partial = options.plan.is_some();
+    let mut sent = Box::pin(send(job, account, doing, allow_emptied, options.clone())).await;
+    if let (true, Err(fault)) = (is_partial, &sent)
+        && fault.class == FaultClass::Transient
+    {
+        tracing::info!(account = %job.of.account, "the pass looks at everything now: {fault}");
+        options.plan = None;
+        sent = Box::pin(send(job, account, doing, allow_emptied, options)).await;
+    }
+    let report = sent?;
     refuse_if_refused(job, &report.refused)?;
     for note in report.notes.items.iter().take(NAMED) {
         tracing::info!(account = %job.of.account, path = %note.path, kind = ?note.kind, "noted");
     }
+    journal.iter().for_each(|journal| journal.passed());
     mark.left(&report.notes);
-    mark.directories = taken(&directories);
+    mark.directories = match last {
+        Some(last) if is_partial => last.directories.clone(),
+        _ => Directories::default(),
+    };
+    mark.directories.update(taken(&directories));
     Ok((report, mark))
+}
+
+/// Sends one pass and tells how far it is.
+async fn send(
+    job: &Job,
+    account: &Account,
+    doing: &str,
+    allow_emptied: bool,
+    options: SourceOptions,
+) -> Result<PassReport, Fault> {
+    let streams = job.peer()?.files(allow_emptied, options.calm).await?;
+    let (progress, seen) = watch::channel(FileProgress::default());
+    let doing = Doing { what: doing.to_owned(), target: pace::WRITING };
+    let telling = tokio::spawn(pace::tell(seen, job.progress.clone(), doing));
+    let root = account.definition.home.clone();
+    let report = send_pass(&root, streams, options, progress, job.cancel.clone()).await;
+    // Ends by itself: its sender is gone.
+    telling.await.map_err(|e| Fault::bug("progress failed").caused_by(&e))?;
+    report
 }
 
 /// What the target did not take would be missing there: that is no move.
@@ -208,22 +293,4 @@ fn refuse_if_refused(job: &Job, refused: &Bounded<Refusal>) -> Result<(), Fault>
     fault.causes =
         refused.items.iter().take(NAMED).map(|r| format!("{}: {}", r.path, r.reason)).collect();
     Err(fault)
-}
-
-/// Passes the file engine's progress on in the words of the controller.
-pub async fn tell(
-    mut seen: watch::Receiver<FileProgress>,
-    out: watch::Sender<Progress>,
-    doing: String,
-) {
-    while seen.changed().await.is_ok() {
-        let now = seen.borrow_and_update().clone();
-        out.send_replace(Progress {
-            doing: doing.clone(),
-            bytes_done: now.bytes_done,
-            bytes_total: now.bytes_total,
-            items_done: now.files_done,
-            items_total: now.files_total,
-        });
-    }
 }

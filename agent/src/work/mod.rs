@@ -12,6 +12,7 @@ mod forced;
 pub mod give_up;
 pub mod inspect;
 pub mod open;
+pub mod pace;
 pub mod prove;
 pub mod provision;
 pub mod record;

@@ -2,10 +2,13 @@
 
 mod user;
 
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use ferry_databases::{Existing, Provisioned};
-use ferry_host::{cron, processes, sites};
+use ferry_files::IdMap;
+use ferry_host::users::Provision;
+use ferry_host::{Layout, cron, processes, sites};
 use ferry_proto::account::Definition;
 use ferry_proto::command::{Move, Receipt};
 use ferry_proto::grant::Grant;
@@ -14,6 +17,7 @@ use tokio::sync::Mutex;
 
 use crate::agent::{Agent, blocking, engine};
 use crate::ledger::{Account, Made, SourceRecord, Standing};
+use crate::unsynced::Unsynced;
 use crate::work::record::differences;
 use crate::work::{Job, arm, database_record, done, mail_spec, spec};
 
@@ -314,6 +318,7 @@ pub async fn erase(agent: &Arc<Agent>, account: &Account) -> Result<(), Fault> {
     }
     let (layout, user, uid) = (agent.layout.clone(), account.definition.user.clone(), account.uid);
     let Some(plan) = made.user else { return Ok(()) };
+    let unsynced = Unsynced::of(&agent.config.state_directory, &account.definition.home);
     blocking(move || {
         cron::remove(&layout, &user)?;
         if uid < 100 {
@@ -322,8 +327,23 @@ pub async fn erase(agent: &Arc<Agent>, account: &Account) -> Result<(), Fault> {
         processes::stop_all(&layout, &[uid], &[], std::time::Duration::from_secs(1))?;
         processes::remove_linger(&layout, &user)?;
         ferry_host::users::deprovision(&layout, &plan)
+            .or_else(|fault| unlock_home(&layout, &plan, fault))?;
+        unsynced.forget()
     })
     .await
+}
+
+/// A home whose files have flags that keep them (they came with the account) is emptied, and removed once more.
+fn unlock_home(layout: &Layout, plan: &Provision, fault: Fault) -> Result<(), Fault> {
+    let home = layout.path(&plan.record.home);
+    let is_ours =
+        std::fs::symlink_metadata(&home).is_ok_and(|m| m.is_dir() && m.uid() == plan.ids.uid);
+    if !plan.create || !is_ours {
+        return Err(fault);
+    }
+    let (uid, gid) = (plan.ids.uid, plan.ids.gid);
+    ferry_files::empty(&home, &IdMap::of((uid, uid), (gid, gid)))?;
+    ferry_host::users::deprovision(layout, plan)
 }
 
 #[cfg(test)]

@@ -1,15 +1,21 @@
 //! Compares both ends: every file, every database. Nothing is committed on an exit status alone.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use ferry_failpoints::{Promise, broken};
+use ferry_files::journal::Plan;
 use ferry_files::{Comparison, Progress as FileProgress, SourceOptions, verify_source};
-use ferry_proto::Fault;
 use ferry_proto::command::Receipt;
+use ferry_proto::{Fault, FaultClass};
 use tokio::sync::watch;
 
-use crate::agent::engine;
+use crate::agent::{blocking, engine};
 use crate::ledger::Account;
 use crate::work::copied::Copied;
-use crate::work::{Job, done, done_with, fence, files, source_options, spec, unless_cancelled};
+use crate::work::pace::Doing;
+use crate::work::{Job, done, done_with, fence, pace, source_options, spec, unless_cancelled};
 
 /// Differences that are named in a fault.
 const NAMED: usize = 8;
@@ -29,8 +35,9 @@ pub async fn verify(job: &Job) -> Result<Receipt, Fault> {
         && proof.base.narrow(&account.definition.home, &mut options)
     {
         options.doubted = proof.doubted;
+        options.plan = plan(job, &options.doubted).await?;
     }
-    let files = compare(job, &account, options).await?;
+    let files = compare_all(job, &account, options).await?;
     expect_equal(job, &files)?;
     let mut objects = 0;
     for database in &account.definition.databases {
@@ -53,6 +60,32 @@ pub async fn verify(job: &Job) -> Result<Receipt, Fault> {
     ))
 }
 
+/// What has to be compared since everything was; none if that is not known.
+async fn plan(job: &Job, doubted: &BTreeSet<PathBuf>) -> Result<Option<Arc<Plan>>, Fault> {
+    let Some(journal) = job.agent.journals.existing(&job.of.account, job.of.job) else {
+        return Ok(None);
+    };
+    let doubted = doubted.clone();
+    Ok(blocking(move || journal.comparison(&doubted)).await?.map(Arc::new))
+}
+
+/// Compares the files of both ends: what the plan says, and everything where that proves nothing.
+async fn compare_all(
+    job: &Job,
+    account: &Account,
+    mut options: SourceOptions,
+) -> Result<Comparison, Fault> {
+    let is_partial = options.plan.is_some();
+    match compare(job, account, options.clone()).await {
+        Err(fault) if is_partial && fault.class == FaultClass::Transient => {
+            tracing::info!(account = %job.of.account, "everything is compared: {fault}");
+            options.plan = None;
+            compare(job, account, options).await
+        }
+        compared => compared,
+    }
+}
+
 /// Compares the files of both ends.
 ///
 /// # Errors
@@ -62,12 +95,12 @@ pub async fn compare(
     account: &Account,
     options: SourceOptions,
 ) -> Result<Comparison, Fault> {
-    let stream = job.peer()?.compare_files().await?;
+    let streams = job.peer()?.compare_files(options.plan.is_some(), options.calm).await?;
     let (progress, seen) = watch::channel(FileProgress::default());
-    let telling =
-        tokio::spawn(files::tell(seen, job.progress.clone(), "comparing files".to_owned()));
+    let doing = Doing { what: "comparing files".to_owned(), target: pace::READING };
+    let telling = tokio::spawn(pace::tell(seen, job.progress.clone(), doing));
     let root = account.definition.home.clone();
-    let compared = verify_source(&root, stream, options, progress, job.cancel.clone()).await;
+    let compared = verify_source(&root, streams, options, progress, job.cancel.clone()).await;
     telling.await.map_err(|e| Fault::bug("progress failed").caused_by(&e))?;
     compared
 }
@@ -88,7 +121,7 @@ fn expect_equal(job: &Job, found: &Comparison) -> Result<(), Fault> {
          report this if it repeats",
         job.of.source
     ));
-    let differing = differences.items.iter().map(|d| format!("{d:?}"));
+    let differing = differences.items.iter().map(ToString::to_string);
     let refused = refused.items.iter().map(|r| format!("{}: {}", r.path, r.reason));
     fault.causes = differing.chain(refused).take(NAMED).collect();
     Err(fault)

@@ -50,6 +50,7 @@ fn planned(direction: Direction, rich: bool) -> Plan {
             gid: 1000,
             files: 1000,
             bytes: 10_000_000,
+            needs: ferry_proto::command::TreeNeeds::default(),
             databases: if rich { vec![database] } else { vec![] },
             server: server(),
             findings: vec![],

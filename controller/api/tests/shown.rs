@@ -34,6 +34,7 @@ fn plan() -> Plan {
             gid: 1000,
             files: 1,
             bytes: 1,
+            needs: ferry_proto::command::TreeNeeds::default(),
             databases: vec![],
             server: server(),
             findings: vec![],

@@ -148,15 +148,33 @@ pub fn progress_text(progress: &Progress, meter: &Meter) -> String {
         }
         _ => {}
     }
-    parts.extend(meter.rate().map(text::rate));
-    let left = progress.bytes_total.and_then(|total| meter.seconds_left(total));
-    parts.extend(left.map(|seconds| format!("{} left", text::duration(seconds))));
+    parts.extend(pace(progress, meter));
     let numbers = parts.join(", ");
     match (progress.doing.as_str(), numbers.as_str()) {
         ("", _) => numbers,
         (doing, "") => safe(doing),
         (doing, _) => format!("{}, {numbers}", safe(doing)),
     }
+}
+
+/// How fast it is, and how long the rest takes: as the agent says; else as it looks from here.
+#[allow(clippy::cast_precision_loss)]
+fn pace(progress: &Progress, meter: &Meter) -> Vec<String> {
+    let rate = progress.bytes_per_second.map(|n| n as f64).or_else(|| meter.rate());
+    let items = progress.items_per_second.filter(|n| *n > 0);
+    let left = match progress.bytes_per_second {
+        Some(_) => progress.seconds_left.map(|n| n as f64),
+        None => progress.bytes_total.and_then(|total| meter.seconds_left(total)),
+    };
+    [
+        rate.map(text::rate),
+        items.map(|n| format!("{} items/s", text::count(n))),
+        left.map(|seconds| format!("{} left", text::duration(seconds))),
+        progress.slow.as_deref().map(|slow| format!("slowest: {}", safe(slow))),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// What is new in `new`, a line each.
@@ -361,6 +379,31 @@ pub mod tests {
         progress.bytes_done = 200 << 20;
         meter.report(start + Duration::from_secs(9), progress.bytes_done);
         assert!(progress_text(&progress, &meter).contains("(100 %)"));
+        assert!(!progress_text(&progress, &meter).contains("left"));
+    }
+
+    #[test]
+    fn what_the_agent_says_of_its_pace_comes_first() {
+        let start = Instant::now();
+        let mut meter = Meter::default();
+        meter.report(start, 0);
+        meter.report(start + Duration::from_secs(5), 50 << 20);
+        let mut progress = Progress {
+            doing: "pass 1".to_owned(),
+            bytes_done: 50 << 20,
+            bytes_total: Some(150 << 20),
+            bytes_per_second: Some(20 << 20),
+            items_per_second: Some(1_500),
+            seconds_left: Some(30),
+            slow: Some("the \x1b[1mnetwork".to_owned()),
+            ..Progress::default()
+        };
+        assert_eq!(
+            progress_text(&progress, &meter),
+            "pass 1, 50.0 MiB of 150.0 MiB (33 %), 20.0 MiB/s, 1,500 items/s, 30 s left, slowest: the \\u{1b}[1mnetwork"
+        );
+        // It cannot tell how long: then nobody can.
+        (progress.seconds_left, progress.slow) = (None, None);
         assert!(!progress_text(&progress, &meter).contains("left"));
     }
 }

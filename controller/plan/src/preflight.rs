@@ -27,6 +27,13 @@ pub fn findings(inputs: &Inputs, forecast: &Forecast) -> Vec<Finding> {
     found.extend(space(inputs).into_iter().map(|message| {
         to(Severity::Blocker, message, "free space on the target, or choose a larger server")
     }));
+    found.extend(files(inputs).map(|message| {
+        to(
+            Severity::Blocker,
+            message,
+            "remove files on the target, or make its file system anew with more inodes",
+        )
+    }));
     found.extend(clocks(inputs.heard, &inputs.source, &inputs.target).map(|message| {
         to(Severity::Warning, message, "set both servers' clocks (chrony or systemd-timesyncd)")
     }));
@@ -69,6 +76,17 @@ fn space(inputs: &Inputs) -> Vec<String> {
         })
     };
     shared.values().filter_map(lacks).collect()
+}
+
+/// A sentence if so many files cannot be made on the target.
+fn files(inputs: &Inputs) -> Option<String> {
+    let home = inputs.target.rooms.iter().find(|room| room.engine.is_none())?;
+    let missing = inputs.source.files.saturating_sub(home.present_files);
+    let free = home.free_files.filter(|free| *free < missing)?;
+    Some(format!(
+        "{} can make {free} more files at {}, and account {} needs {missing}",
+        inputs.of.target, home.path, inputs.of.account
+    ))
 }
 
 /// What the source has of a part of the account beyond what is there.

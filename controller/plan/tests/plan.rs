@@ -4,13 +4,22 @@ use ferry_plan::{Heard, Inputs, Plan, Policy, finalize, plan};
 use ferry_proto::account::{Definition, EngineKind};
 use ferry_proto::command::{
     AccountFacts, DatabaseSummary, Direction, Move, Room, ServerFacts, Severity, TargetFacts,
+    TreeNeeds,
 };
 use ferry_proto::ids::{Epoch, JobId};
 
 /// Room on a file system of its own, named like the path.
 fn room(engine: Option<EngineKind>, path: &str, free_bytes: u64) -> Room {
     let file_system = path.to_owned();
-    Room { engine, path: path.to_owned(), file_system, free_bytes, present_bytes: 0 }
+    Room {
+        engine,
+        path: path.to_owned(),
+        file_system,
+        free_bytes,
+        present_bytes: 0,
+        free_files: None,
+        present_files: 0,
+    }
 }
 
 fn database(engine: EngineKind, bytes: u64) -> DatabaseSummary {
@@ -47,6 +56,7 @@ fn inputs() -> Inputs {
             gid: 1000,
             files: 1000,
             bytes: 10_000_000,
+            needs: TreeNeeds::default(),
             databases: vec![],
             server: ServerFacts::default(),
             findings: vec![],
@@ -128,6 +138,22 @@ fn each_file_system_of_the_target_must_have_room_for_what_goes_there() {
     assert!(shared.findings[0].message.contains(text), "{:?}", shared.findings);
     inputs.target.rooms[0].file_system = "8:2".into();
     assert!(!plan(&inputs).blocked);
+}
+
+#[test]
+fn a_target_must_be_able_to_make_so_many_files() {
+    let mut inputs = inputs();
+    let home = |inputs: &mut Inputs, free, present| {
+        (inputs.target.rooms[0].free_files, inputs.target.rooms[0].present_files) = (free, present);
+    };
+    home(&mut inputs, Some(999), 0);
+    let plan_of = plan(&inputs);
+    let found = plan_of.findings.iter().find(|f| f.message.contains("999 more files"));
+    assert!(found.is_some_and(|f| f.severity == Severity::Blocker), "{:?}", plan_of.findings);
+    for (free, present) in [(Some(999), 1), (Some(1000), 0), (None, 0)] {
+        home(&mut inputs, free, present);
+        assert!(plan(&inputs).findings.is_empty(), "{free:?} {present}");
+    }
 }
 
 #[test]

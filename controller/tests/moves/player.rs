@@ -262,6 +262,7 @@ pub(crate) fn receipt(intent: &Intent) -> Receipt {
             gid: 1000,
             files: 1,
             bytes: 1,
+            needs: ferry_proto::command::TreeNeeds::default(),
             databases: vec![],
             server: ServerFacts::default(),
             findings: vec![],

@@ -63,8 +63,8 @@ const KNOWN: &[(&str, usize, &str)] = &[
         9,
         "records, rereading and compaction are between points; an empty ledger says nothing yet",
     ),
+    ("agent/src/small_file.rs", 5, "both changes are between points"),
     ("agent/src/upgraded.rs", 1, "it only asks"),
-    ("agent/src/work/copied.rs", 5, "both changes are between points"),
     (
         "agent/traffic/src/firewall/kernel.rs",
         1,

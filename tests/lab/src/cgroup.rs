@@ -63,6 +63,14 @@ impl Cgroup {
         pids
     }
 
+    /// Seconds of processors that its processes have used since it was made.
+    pub fn processor_seconds(&self) -> Result<f64> {
+        let stat = fs::read_to_string(self.path.join("cpu.stat"))
+            .with_context(|| format!("reading cpu.stat of {}", self.path.display()))?;
+        let micros = stat.lines().find_map(|line| line.strip_prefix("usage_usec "));
+        Ok(micros.and_then(|n| n.parse::<f64>().ok()).context("no usage_usec")? / 1e6)
+    }
+
     /// Whether any process is in it.
     pub fn is_populated(&self) -> bool {
         let events = fs::read_to_string(self.path.join("cgroup.events")).unwrap_or_default();

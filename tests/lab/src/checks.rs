@@ -16,6 +16,7 @@ const TEST_PACKAGES: &[&str] = &[
     "acl",
     "attr",
     "bsdutils",
+    "btrfs-progs",
     "cron",
     "dovecot-imapd",
     "dovecot-lmtpd",
@@ -35,6 +36,7 @@ const TEST_PACKAGES: &[&str] = &[
     "rsync",
     "systemd",
     "util-linux",
+    "xfsprogs",
 ];
 const LIMIT: Duration = Duration::from_secs(3600);
 

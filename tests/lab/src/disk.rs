@@ -98,6 +98,24 @@ impl Disk {
         Ok(())
     }
 
+    /// Mounts a file system of this name at a place in the root; makes it first if it is not there.
+    pub fn attach(&self, name: &str, mib: u32, place: &str) -> Result<()> {
+        self.mount_image(name, mib, &self.root().join(place))
+    }
+
+    /// Unmounts and removes a file system of this name, if it is there.
+    pub fn detach(&self, name: &str, place: &str) -> Result<()> {
+        let point = self.root().join(place);
+        if mounts::is_mounted(&point)? {
+            mounts::unmount_below(&point)?;
+        }
+        let file = self.dir.join(format!("{name}.img"));
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            other => other.with_context(|| format!("removing {}", file.display())),
+        }
+    }
+
     fn mount_memory(&self) -> Result<()> {
         let memory = self.memory();
         make_dir(&memory)?;

@@ -237,6 +237,22 @@ impl Host {
         self.disk.unfill(disk)
     }
 
+    /// Mounts another file system of its own, made if it is not there, at a place in it. Space is used as
+    /// it is filled. Also while the host is up: it sees what is mounted below its root.
+    pub fn attach(&self, name: &str, mib: u32, place: &str) -> Result<()> {
+        self.disk.attach(name, mib, place)
+    }
+
+    /// Takes away what [`Host::attach`] mounted, and all that is on it.
+    pub fn detach(&self, name: &str, place: &str) -> Result<()> {
+        self.disk.detach(name, place)
+    }
+
+    /// Seconds of processors that its processes have used.
+    pub fn processor_seconds(&self) -> Result<f64> {
+        self.cgroup.processor_seconds()
+    }
+
     /// All its processes, by their numbers out here.
     pub fn pids(&self) -> Vec<u32> {
         self.cgroup.pids()

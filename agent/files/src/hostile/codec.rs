@@ -1,12 +1,16 @@
 //! The decoder alone: whatever it is given, it answers.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 
 use super::{config, entry, harmed, harms};
 use crate::attributes::Attribute;
 use crate::entries::{Entry, Link, What, Withheld};
+use crate::locks::Locks;
 use crate::metadata::Time;
-use crate::protocol::{DirStatus, Ending, Frame, MAX_DATA, Place, Purpose};
+use crate::projects::Project;
+use crate::protocol::{Batch, Ending, Frame, MAX_DATA, Place, Purpose, Range, Unlisted};
 
 fn entries() -> impl Strategy<Value = Entry> {
     let name = prop::collection::vec(1..=255_u8, 1..=255)
@@ -25,9 +29,17 @@ fn entries() -> impl Strategy<Value = Entry> {
     );
     let link = prop::option::of((any::<u64>(), any::<u32>()));
     let metadata = (0..=0o7777_u16, any::<u32>(), any::<u32>(), any::<i64>(), 0..1_000_000_000_u32);
-    (name, what, metadata, link, attributes, any::<bool>()).prop_map(
-        |(name, what, (mode, uid, gid, sec, nsec), link, attributes, doubtful)| {
+    let moved = prop::option::of(any::<u32>());
+    let locks = (any::<bool>(), any::<bool>())
+        .prop_map(|(immutable, append_only)| Locks { immutable, append_only });
+    let project = (any::<u32>(), any::<bool>()).prop_map(|(id, inherits)| Project { id, inherits });
+    let kept = (locks, prop::option::of(project));
+    (name, what, metadata, link, attributes, any::<bool>(), moved, kept).prop_map(
+        |(name, what, (mode, uid, gid, sec, nsec), link, attributes, doubtful, moved, kept)| {
             let link = link.filter(|_| what != What::Directory);
+            let moved = moved.filter(|_| what == What::Directory);
+            let may_have = matches!(what, What::File(_) | What::Directory);
+            let (locks, project) = if may_have { kept } else { (Locks::NONE, None) };
             Entry {
                 name,
                 what,
@@ -41,9 +53,20 @@ fn entries() -> impl Strategy<Value = Entry> {
                     .map(|(name, value)| Attribute { name, value })
                     .collect(),
                 doubtful,
+                moved,
+                locks,
+                project,
             }
         },
     )
+}
+
+/// A batch of these, each name once and in order.
+fn batch(entries: Vec<Entry>) -> Frame<'static> {
+    let sorted: BTreeMap<_, _> = entries.into_iter().map(|e| (e.name.clone(), e)).collect();
+    let directory = Some(Place { batch: 7, index: 8 });
+    let entries = sorted.into_values().collect();
+    Frame::Batch(Batch { number: 9, directory, last: false, partial: false, entries })
 }
 
 proptest! {
@@ -52,7 +75,7 @@ proptest! {
     #[test]
     fn decoding_never_panics(kind in any::<u8>(), payload in prop::collection::vec(any::<u8>(), 0..300)) {
         let _ = Frame::decode(kind, &payload);
-        let _ = Frame::decode(kind % 25, &payload);
+        let _ = Frame::decode(kind % 27, &payload);
     }
 
     #[test]
@@ -61,14 +84,14 @@ proptest! {
         harms in harms(),
     ) {
         let mut bytes = Vec::new();
-        Frame::Batch(entries).encode(&mut bytes);
+        batch(entries).encode(&mut bytes);
         let payload = harmed(bytes.split_off(5), &harms);
         let _ = Frame::decode(4, &payload);
     }
 
     #[test]
     fn what_is_encoded_is_decoded(entries in prop::collection::vec(entries(), 1..5)) {
-        let frame = Frame::Batch(entries);
+        let frame = batch(entries);
         let mut bytes = Vec::new();
         frame.encode(&mut bytes);
         prop_assert_eq!(Frame::decode(bytes[4], &bytes[5..]), Ok(frame));
@@ -81,20 +104,33 @@ fn every_kind_of_frame_is_decoded_as_it_was_encoded() {
     let data = vec![7; MAX_DATA];
     for frame in [
         Frame::Hello(Purpose::Verify),
-        Frame::Root(entry(b"", What::Directory)),
-        Frame::Dir(DirStatus::Unreadable(5)),
-        Frame::Dir(DirStatus::Vanished),
-        Frame::Batch(vec![entry(b"x", What::Withheld(Withheld::Foreign(9))).withheld_only()]),
-        Frame::DirEnd,
+        Frame::Root(entry(b"", What::Directory), false),
+        Frame::Root(entry(b"", What::Directory), true),
+        Frame::Moved(vec![b"a".to_vec(), b"\xff".to_vec()]),
+        Frame::Unlisted(None, Unlisted::Unreadable(5)),
+        Frame::Unlisted(Some(place), Unlisted::Vanished),
+        Frame::Unlisted(Some(place), Unlisted::Untouched),
+        batch(vec![entry(b"x", What::Withheld(Withheld::Foreign(9))).withheld_only()]),
+        Frame::Batch(Batch {
+            number: u64::MAX,
+            directory: None,
+            last: true,
+            partial: true,
+            entries: vec![Entry::gone(b"gone")],
+        }),
         Frame::WalkEnd,
-        Frame::File(place, u64::MAX),
+        Frame::Whole(place, Ending::Settled, &data),
+        Frame::Part(Range { place, size: u64::MAX, offset: 1, length: u64::MAX - 1 }),
         Frame::Data(&data),
         Frame::Hole(1),
-        Frame::FileEnd(Ending::Changed),
+        Frame::PartEnd(Ending::Changed),
         Frame::Skip(place, Ending::Unreadable(13)),
         Frame::Hash(place, Ending::Settled, 0, [3; 32]),
+        Frame::Done,
         Frame::Summary(b"{}"),
-        Frame::Wants(3, b"\x05"),
+        Frame::Same(7),
+        Frame::Wants(3, b"\x05", vec![0, 2]),
+        Frame::Blocks(place, 4, vec![[7; 16], *crate::blocks::ZERO, [8; 16]]),
         Frame::Report(b"r"),
         Frame::Fault(b"f"),
         Frame::KeepAlive,

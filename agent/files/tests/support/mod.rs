@@ -10,8 +10,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ferry_files::{Comparison, IdMap, PassReport, Progress, SourceOptions, TargetOptions};
+use ferry_files::{Comparison, IdMap, PassReport, Progress, SourceOptions, Streams, TargetOptions};
 use ferry_proto::Fault;
+use tokio::io::DuplexStream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -67,7 +68,7 @@ impl Trees {
         source: SourceOptions,
         target: TargetOptions,
     ) -> (Result<PassReport, Fault>, Result<PassReport, Fault>) {
-        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (near, far) = pipes(64 * 1024);
         let cancel = CancellationToken::new();
         tokio::join!(
             ferry_files::send_pass(&self.source, near, source, progress(), cancel.clone()),
@@ -82,7 +83,7 @@ impl Trees {
 
     /// A comparison that must succeed at both ends with the same outcome.
     pub async fn compare_with(&self, options: SourceOptions) -> Comparison {
-        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (near, far) = pipes(64 * 1024);
         let cancel = CancellationToken::new();
         let (source, target) = tokio::join!(
             ferry_files::verify_source(&self.source, near, options, progress(), cancel.clone()),
@@ -111,6 +112,13 @@ impl Trees {
             assert!(source.contains_key(path), "only at the target: {}", path.display());
         }
     }
+}
+
+/// Streams in memory between two ends; each holds so many bytes.
+pub fn pipes(size: usize) -> (Streams<DuplexStream>, Streams<DuplexStream>) {
+    let (control, far) = tokio::io::duplex(size);
+    let (data, data_far) = (0..2).map(|_| tokio::io::duplex(size)).unzip();
+    (Streams { control, data }, Streams { control: far, data: data_far })
 }
 
 /// A place for progress that nobody looks at.
@@ -281,4 +289,17 @@ fn visit(
             visit(root, &path.join(name), all, inodes);
         }
     }
+}
+
+/// Runs `test` in a mount namespace of its own, where mounts may be made freely.
+pub fn in_own_mounts(test: impl AsyncFnOnce() + Send + 'static) {
+    use nix::mount::{MsFlags, mount};
+    let thread = std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("unshare (run as root)");
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("private mounts");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(test());
+    });
+    thread.join().expect("the test in its own mounts");
 }

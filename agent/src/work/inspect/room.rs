@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use ferry_databases::Spec;
+use ferry_files::TreeStats;
 use ferry_host::facts;
 use ferry_proto::Fault;
 use ferry_proto::account::EngineKind;
@@ -18,11 +19,12 @@ use crate::agent::{blocking, engine};
 pub async fn home(home: &Path, lived_here: bool) -> Result<Room, Fault> {
     let home = home.to_owned();
     blocking(move || {
-        let present_bytes = match lived_here && home.exists() {
-            true => ferry_files::scan(&home, &CancellationToken::new())?.bytes,
-            false => 0,
+        let present = match lived_here && home.exists() {
+            true => ferry_files::scan(&home, &CancellationToken::new())?,
+            false => TreeStats::default(),
         };
-        room(None, &home, present_bytes)
+        let present_files = present.files + present.directories + present.others;
+        Ok(Room { present_files, ..room(None, &home, present.bytes)? })
     })
     .await
 }
@@ -69,12 +71,15 @@ pub fn writable(path: &Path) -> Result<(), Fault> {
 }
 
 fn room(engine: Option<EngineKind>, path: &Path, present_bytes: u64) -> Result<Room, Fault> {
+    let space = facts::space(path)?;
     Ok(Room {
         engine,
         path: path.display().to_string(),
         file_system: facts::file_system(path)?,
-        free_bytes: facts::space(path)?.free_bytes,
+        free_bytes: space.free_bytes,
         present_bytes,
+        free_files: space.free_inodes,
+        present_files: 0,
     })
 }
 
@@ -93,6 +98,8 @@ mod tests {
         assert_eq!(home(&path, false).await.unwrap().present_bytes, 0);
         let room = home(&path, true).await.unwrap();
         assert_eq!((room.engine, room.present_bytes), (None, 5000));
+        // The root and the file.
+        assert_eq!(room.present_files, 2);
         assert_eq!(room.file_system, before.file_system);
         assert!(room.free_bytes > 0);
     }

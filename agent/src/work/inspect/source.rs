@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use ferry_files::{Bounded, IdMap, Refusal, TreeStats};
+use ferry_files::{Bounded, IdMap, Refusal, Survey};
 use ferry_host::{Layout, cron, processes, sites_fence, users};
 use ferry_proto::Fault;
 use ferry_proto::command::{AccountFacts, DatabaseSummary, Receipt, Severity};
@@ -39,7 +39,7 @@ pub async fn source(
         );
     }
     reach::peer(&mut findings, peer).await;
-    let tree = looked_through(agent, &account, &mut findings).await?;
+    let Survey { stats: tree, needs, .. } = looked_through(agent, &account, &mut findings).await?;
     let databases = databases(&account, &mut findings).await?;
     mail(agent, &account, &mut findings).await?;
     let server = server_facts(agent).await?;
@@ -49,6 +49,7 @@ pub async fn source(
         gid: account.gid,
         files: tree.files + tree.directories + tree.others,
         bytes: tree.bytes,
+        needs,
         databases,
         server,
         findings: findings.into_list(),
@@ -61,7 +62,7 @@ async fn looked_through(
     agent: &Agent,
     account: &Account,
     findings: &mut Findings,
-) -> Result<TreeStats, Fault> {
+) -> Result<Survey, Fault> {
     let mut seen = Findings::new(&agent.name);
     let (layout, account) = (agent.layout.clone(), account.clone());
     let (seen, tree) = blocking(move || {
@@ -100,13 +101,13 @@ fn host(layout: &Layout, account: &Account, findings: &mut Findings) -> Result<(
 }
 
 /// What is in the home, and what of it the target would refuse.
-fn home(layout: &Layout, account: &Account, findings: &mut Findings) -> Result<TreeStats, Fault> {
+fn home(layout: &Layout, account: &Account, findings: &mut Findings) -> Result<Survey, Fault> {
     let definition = &account.definition;
     let ids = own_ids(layout, account)?;
     let options = source_options(layout, account.uid)?;
-    let (tree, refused) =
-        ferry_files::survey(&definition.home, &options, &ids, &CancellationToken::new())?;
-    if let Some(message) = refusal(&refused, &definition.home) {
+    let survey = ferry_files::survey(&definition.home, &options, &ids, &CancellationToken::new())?;
+    let tree = &survey.stats;
+    if let Some(message) = refusal(&survey.refused, &definition.home) {
         findings.add(
             Severity::Blocker,
             message,
@@ -127,7 +128,7 @@ fn home(layout: &Layout, account: &Account, findings: &mut Findings) -> Result<T
             "move what they hold yourself, and remove them",
         );
     }
-    Ok(tree)
+    Ok(survey)
 }
 
 /// The ids that a target would let through, as they are here.

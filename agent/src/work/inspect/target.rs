@@ -2,13 +2,14 @@
 //! makes, with the source's own record of it.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use ferry_databases::{Availability, Existing};
-use ferry_host::{Layout, sites, users};
+use ferry_host::{Layout, facts, sites, users};
 use ferry_proto::Fault;
 use ferry_proto::account::EngineKind;
-use ferry_proto::command::{AccountFacts, Receipt, Room, Severity, TargetFacts};
+use ferry_proto::command::{AccountFacts, Receipt, Room, Severity, TargetFacts, TreeNeeds};
 use ferry_proto::grant::SignedGrant;
 
 use super::findings::Findings;
@@ -53,6 +54,7 @@ pub async fn target(
     let mail = mail_spec(&definition, ids.0, ids.1)?;
     let seen = findings.take(agent.mail.inspect(&mail).await);
     findings.of_mail(seen.into_iter().flat_map(|seen| seen.findings));
+    holding(&definition.home, &source.needs, &mut findings).await?;
     let mut rooms: Vec<Room> =
         findings.take(room::home(&definition.home, lived_here).await).into_iter().collect();
     for kind in ENGINES {
@@ -68,6 +70,33 @@ pub async fn target(
         findings: findings.into_list(),
         server: server_facts(agent).await?,
     })))
+}
+
+/// What of the account's files the file system of the home cannot hold.
+async fn holding(home: &Path, needs: &TreeNeeds, findings: &mut Findings) -> Result<(), Fault> {
+    let (home, needs) = (home.to_owned(), needs.clone());
+    let tried = blocking(move || {
+        let place = facts::nearest(&home).to_owned();
+        let lacks = ferry_files::cannot_hold(&place, &needs);
+        Ok((place.display().to_string(), lacks))
+    });
+    let (place, lacks) = tried.await?;
+    match findings.take(lacks) {
+        Some(Some(lacks)) => lacks.into_iter().for_each(|lack| {
+            findings.add(
+                Severity::Blocker,
+                format!("the file system of {place}: {lack}"),
+                "mount the homes of the target from a file system like the source's, or change those paths",
+            );
+        }),
+        Some(None) => findings.add(
+            Severity::Note,
+            format!("whether the file system of {place} can hold all that the files have could not be tried"),
+            "",
+        ),
+        None => {}
+    }
+    Ok(())
 }
 
 /// Whether another move has the account here.

@@ -67,6 +67,7 @@ fn compared(server: &Server, changed: &[&str]) -> String {
 fn what_was_proved_before_the_fence_is_not_read_behind_it() {
     alone(async |world| {
         let (source, target, job) = pair(&world).await;
+        job.agent.journals.switch_off();
         precopy(&job).await;
         assert_eq!(read(&target.home().join("page")), "content");
         grows_old(&job).await;
@@ -286,6 +287,7 @@ fn a_directory_that_was_away_when_all_was_compared_is_compared_behind_the_fence(
 fn what_the_final_pass_copies_anew_is_compared_behind_the_fence() {
     alone(async |world| {
         let (source, target, job) = pair(&world).await;
+        job.agent.journals.switch_off();
         let mut copied = a_directory_is_copied(&source, &world, &job).await;
         let account = job.account().unwrap();
         let compared = files::compare_live(&job, &account, copied.last.clone()).await.unwrap();
@@ -319,5 +321,65 @@ fn a_change_after_the_clock_was_set_back_reaches_the_target() {
         files::final_pass(&job).await.unwrap();
         verify::verify(&job).await.unwrap();
         assert_eq!(read(&target.home().join("page")), "CONTENT");
+    });
+}
+
+#[test]
+fn with_the_journal_only_what_changed_is_looked_at_behind_the_fence() {
+    alone(async |world| {
+        let (source, target, job) = pair(&world).await;
+        fs::create_dir(source.home().join("dir")).unwrap();
+        chown(source.home().join("dir"), Some(world.uid), Some(world.uid)).unwrap();
+        put(&source, &world, "dir/page", "content");
+        precopy(&job).await;
+        fs::rename(source.home().join("dir"), source.home().join("moved")).unwrap();
+        put(&source, &world, "page", "CONTENT");
+        fence::fence(&job, 600, 0).await.unwrap();
+        let sent = files::final_pass(&job).await.unwrap();
+        // The page and the directory; of the directory nothing is sent.
+        assert_eq!(
+            (figure(&sent, "entries"), figure(&sent, "files_sent")),
+            ("2".into(), "1".into())
+        );
+        assert_eq!(read(&target.home().join("page")), "CONTENT");
+        assert_eq!(read(&target.home().join("moved/page")), "content");
+        // What was moved is compared with all that is in it, and the other page is not looked at.
+        let receipt = verify::verify(&job).await.unwrap();
+        assert_eq!(figure(&receipt, "entries"), "3");
+        put(&target, &world, "moved/page", "OLDDATA");
+        let fault = verify::verify(&job).await.unwrap_err();
+        assert!(fault.causes.iter().any(|c| c.contains("moved/page")), "{fault}");
+    });
+}
+
+#[test]
+fn somebody_else_who_writes_at_the_target_has_everything_compared() {
+    alone(async |world| {
+        let (_source, target, job) = pair(&world).await;
+        precopy(&job).await;
+        grows_old(&job).await;
+        fence::fence(&job, 600, 0).await.unwrap();
+        files::final_pass(&job).await.unwrap();
+        let receipt = verify::verify(&job).await.unwrap();
+        assert_eq!(figure(&receipt, "entries"), "0");
+        let spoilt = target.home().join("index.html");
+        let spoils = Command::new("chmod").arg("600").arg(&spoilt).status().unwrap();
+        assert!(spoils.success());
+        let fault = verify::verify(&job).await.unwrap_err();
+        assert!(fault.causes.iter().any(|c| c.contains("index.html")), "{fault}");
+    });
+}
+
+#[test]
+fn a_journal_that_has_missed_something_is_not_believed() {
+    alone(async |world| {
+        let (_source, target, job) = pair(&world).await;
+        precopy(&job).await;
+        assert!(job.agent.journals.existing(&job.of.account, job.of.job).is_some());
+        // Nobody at the source has changed this.
+        put(&target, &world, "page", "OLDDATA");
+        precopy(&job).await;
+        assert!(job.agent.journals.existing(&job.of.account, job.of.job).is_none());
+        assert_eq!(read(&target.home().join("page")), "content");
     });
 }

@@ -91,7 +91,8 @@ const SURE_PASSES: u32 = 3;
 
 /// Whether the next run of the journey comes here, too.
 fn comes_again(point: &Point) -> bool {
-    point.nth <= SURE_PASSES || !point.name.starts_with("copied.kept.")
+    let once_a_pass = ["copied.kept.", "unsynced."];
+    point.nth <= SURE_PASSES || !once_a_pass.iter().any(|name| point.name.starts_with(name))
 }
 
 /// All cases of a journey that went through these points.

@@ -71,17 +71,20 @@ impl<'a> Keys<'a> {
         self.wrong_grants()?;
         self.good_grant_for_more()?;
         // Else everything may have been refused for another reason.
-        let answer =
-            self.ask(PUSH, &self.grant(&json!({}))?, &json!({"do": "compare_files"}), 1)?;
+        let compare = json!({"do": "compare_files", "partial": false, "streams": 1});
+        let answer = self.ask(PUSH, &self.grant(&json!({}))?, &compare, 1)?;
         ensure!(answer.get("Ok").is_some(), "what the grant names is refused too: {answer}");
         Ok(())
     }
 
     /// Grants that are not for this, by those whom they name.
     fn wrong_grants(&self) -> Result<()> {
-        let (files, record) = (json!({"do": "files"}), json!({"do": "record"}));
+        let files = json!({"do": "files", "allow_emptied": false, "calm": false, "streams": 1});
+        let record = json!({"do": "record"});
         let mut forged = self.grant(&json!({}))?;
         forged.signature.reverse();
+        let answer = self.say(PUSH, &json!({"by": "nobody"}), 1)?;
+        refused("a request that there is not", &answer, "cannot be read")?;
         let answer = self.ask(PUSH, &forged, &files, 1)?;
         refused("a grant that nobody signed", &answer, "not signed by")?;
         let expired = json!({"expires": unix_now() - 1});
@@ -144,11 +147,15 @@ impl<'a> Keys<'a> {
 
     /// The last of so many answers, or the refusal.
     fn ask(&self, way: Way, grant: &SignedGrant, operation: &Value, answers: u32) -> Result<Value> {
-        let request = json!({"grant": grant, "operation": operation}).to_string();
+        let request = json!({"by": "grant", "grant": grant, "operation": operation});
+        self.say(way, &request, answers)
+    }
+
+    fn say(&self, way: Way, request: &Value, answers: u32) -> Result<Value> {
         let mut command = self.command(way, answers)?;
-        let said = run::capture(&mut command, request.as_bytes(), LIMIT)?.ok();
-        let said = said.with_context(|| format!("{way:?}: {operation}"))?;
-        serde_json::from_str(&said).with_context(|| format!("{operation}: {said}"))
+        let said = run::capture(&mut command, request.to_string().as_bytes(), LIMIT)?.ok();
+        let said = said.with_context(|| format!("{way:?}: {request}"))?;
+        serde_json::from_str(&said).with_context(|| format!("{request}: {said}"))
     }
 
     /// Ourselves, on the lab's network, with that server's key.

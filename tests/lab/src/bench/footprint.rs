@@ -1,117 +1,21 @@
-//! The measurements: each prints a table and writes `target/bench/NAME.json`, a list of rows, every
-//! value the median of its samples.
+//! An agent at rest, and each step of a move.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use serde::Serialize;
+use anyhow::{Context, Result};
 
+use super::rows::Row;
+use super::{Measured, circumstances};
 use crate::fleet::Fleet;
 use crate::host::Host;
+use crate::interrupt;
 use crate::journey::{self, Cron, Journey};
-use crate::lab::Lab;
-use crate::progress::{Task, say};
-use crate::{build, interrupt};
-
-/// One measured value beside its goal.
-#[derive(Debug, Serialize)]
-struct Row {
-    work: String,
-    metric: &'static str,
-    unit: &'static str,
-    ferry: f64,
-    peer: Option<String>,
-    peer_value: Option<f64>,
-    ratio: Option<f64>,
-    goal: Option<f64>,
-    met: Option<bool>,
-}
-
-impl Row {
-    fn new(work: String, metric: &'static str, unit: &'static str, samples: &[f64]) -> Self {
-        Self {
-            work,
-            metric,
-            unit,
-            ferry: median(samples),
-            peer: None,
-            peer_value: None,
-            ratio: None,
-            goal: None,
-            met: None,
-        }
-    }
-
-    fn at_most(self, goal: f64) -> Self {
-        Self { goal: Some(goal), met: Some(self.ferry <= goal), ..self }
-    }
-}
-
-/// What the rows were measured with: written beside them.
-#[derive(Debug, Serialize)]
-struct Circumstances {
-    /// The commands that were measured.
-    commands: Vec<String>,
-    /// Programs and systems, with their versions.
-    versions: BTreeMap<String, String>,
-    /// This machine's cores.
-    cores: usize,
-    quick: bool,
-}
-
-/// Rows and how they came about.
-type Measured = (Vec<Row>, Circumstances);
-
-/// Runs one measurement.
-pub fn run(name: &str, quick: bool) -> Result<()> {
-    let (rows, circumstances) = match name {
-        "footprint" => footprint(quick)?,
-        _ => bail!("no measurement is called {name:?}; there is: footprint"),
-    };
-    print(&rows);
-    let directory = build::target_dir()?.join("bench");
-    fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
-    let write = |name: String, content: Vec<u8>| -> Result<()> {
-        let path = directory.join(name);
-        fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
-        say(format!("written to {}", path.display()));
-        Ok(())
-    };
-    write(format!("{name}.json"), serde_json::to_vec_pretty(&rows)?)?;
-    write(format!("{name}.meta.json"), serde_json::to_vec_pretty(&circumstances)?)
-}
-
-/// What runs on the hosts.
-fn circumstances(lab: &Lab, commands: &[&str], quick: bool) -> Result<Circumstances> {
-    let mut versions = BTreeMap::new();
-    let mut ask = |host: &str, name: &str, script: &str| -> Result<()> {
-        let said = lab.host(host)?.sh(script)?;
-        let line = said.lines().next().unwrap_or_default().trim().to_owned();
-        versions.insert(format!("{name} on {host}"), line);
-        Ok(())
-    };
-    ask("controller", "ferry", "ferry --version")?;
-    for host in ["client", "transit"] {
-        ask(host, "ferry-agent", "ferry-agent --version")?;
-        ask(host, "Debian", "cat /etc/debian_version")?;
-        ask(host, "Linux", "uname -r")?;
-        ask(host, "MariaDB", "mariadb --version")?;
-        ask(host, "PostgreSQL", "psql --version")?;
-        ask(host, "nginx", "nginx -v 2>&1")?;
-    }
-    Ok(Circumstances {
-        commands: commands.iter().map(|c| (*c).to_owned()).collect(),
-        versions,
-        cores: thread::available_parallelism()?.get(),
-        quick,
-    })
-}
+use crate::progress::Task;
 
 /// What an agent needs at rest, and how long each step of a move takes.
-fn footprint(quick: bool) -> Result<Measured> {
+pub fn measure(quick: bool) -> Result<Measured> {
     /// The agent at rest: megabytes of resident memory.
     const MEMORY_GOAL: f64 = 25.0;
     /// The agent at rest: percent of a core. The kernel counts hundredths of a second: over a minute,
@@ -126,8 +30,8 @@ fn footprint(quick: bool) -> Result<Measured> {
     let units = ["ferry-agent", "ferry-redirector"];
     for (unit, (memory, cpu)) in units.into_iter().zip(at_rest(client, units, times, window)?) {
         let goals = unit == "ferry-agent";
-        let memory = Row::new(format!("{unit} at rest"), "resident memory", "MB", &memory);
-        let cpu = Row::new(format!("{unit} at rest"), "processor", "% of a core", &cpu);
+        let memory = Row::of(format!("{unit} at rest"), "resident memory", "MB", &memory);
+        let cpu = Row::of(format!("{unit} at rest"), "processor", "% of a core", &cpu);
         rows.push(if goals { memory.at_most(MEMORY_GOAL) } else { memory });
         rows.push(if goals { cpu.at_most(CPU_GOAL) } else { cpu });
     }
@@ -144,7 +48,7 @@ fn footprint(quick: bool) -> Result<Measured> {
         journey.legs.iter().try_for_each(|leg| leg.verdict.expect_clean())?;
         collect(&journey, &mut steps);
     }
-    rows.extend(steps.into_iter().map(|((_, work), s)| Row::new(work, "time", "s", &s)));
+    rows.extend(steps.into_iter().map(|((_, work), s)| Row::of(work, "time", "s", &s)));
     let commands = [
         "cat /proc/PID/status (VmRSS) and /proc/PID/stat (utime + stime), the agent enrolled and idle",
         "ferry move demo --to transit --yes",
@@ -213,26 +117,4 @@ fn collect(journey: &Journey, steps: &mut BTreeMap<(usize, String), Vec<f64>>) {
         let outage = leg.outage.outage_ms as f64 / 1000.0;
         steps.entry((way * 100 + 99, work)).or_default().push(outage);
     }
-}
-
-fn print(rows: &[Row]) {
-    println!("{:32} {:16} {:>10}  {:12} {:>8}", "work", "metric", "ferry", "unit", "goal");
-    for row in rows {
-        let goal = row.goal.map_or_else(|| "-".to_owned(), |g| format!("{g}"));
-        let met = match row.met {
-            Some(true) => "met",
-            Some(false) => "NOT MET",
-            None => "",
-        };
-        println!(
-            "{:32} {:16} {:>10.3}  {:12} {goal:>8} {met}",
-            row.work, row.metric, row.ferry, row.unit
-        );
-    }
-}
-
-fn median(samples: &[f64]) -> f64 {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }

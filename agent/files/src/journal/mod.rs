@@ -1,0 +1,12 @@
+//! The change journal: which names have changed below the trees that are watched since a pass last asked. What
+//! may have been missed is said, and then the pass looks at everything.
+
+mod changes;
+mod other_names;
+mod plan;
+mod watch;
+
+pub use changes::{Changes, Handle, Lost, Names, Place};
+pub use plan::Plan;
+pub(crate) use plan::{MAX_MOVES, Scope, Step};
+pub use watch::{Backend, Watch, Watched, Whose};

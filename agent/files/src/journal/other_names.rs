@@ -1,0 +1,143 @@
+//! The other names of inodes that have several: whoever changes a file through one of them changes it under
+//! all, and the kernel tells only the one. They are looked for by inode number in the directories of the whole
+//! tree, without looking at what has those names. It must not know why somebody asks.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::plan::Components;
+use crate::confine::{Node, Tree, has_vanished};
+use crate::metadata::{Identity, Kind, Stat};
+use crate::names::Numbered;
+
+/// Inodes that a pass goes to.
+#[derive(Debug, Default)]
+pub struct Inodes {
+    met: HashSet<Identity>,
+    /// Those that have names that it does not go to, and those of their names that are known.
+    several: HashMap<u64, Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    identity: Identity,
+    names: u32,
+    paths: Vec<Vec<u8>>,
+}
+
+impl Inodes {
+    /// One is at `path`.
+    pub fn add(&mut self, found: &Stat, path: Vec<u8>) {
+        if found.kind == Kind::Directory {
+            return;
+        }
+        let (identity, names) = (found.identity(), found.nlink);
+        self.met.insert(identity);
+        if names > 1 {
+            let known = self.several.entry(identity.ino);
+            known.or_insert(Known { identity, names, paths: Vec::new() }).paths.push(path);
+        }
+    }
+
+    /// One that has changed, under whichever names.
+    pub fn changed(&mut self, found: &Stat) {
+        let (identity, names) = (found.identity(), found.nlink);
+        if names > 0 && !self.met.contains(&identity) {
+            let none = Known { identity, names, paths: Vec::new() };
+            self.several.entry(identity.ino).or_insert(none);
+        }
+    }
+
+    /// All that are named in or below this directory, but for what is below those of its names that are not
+    /// `wanted`.
+    pub fn add_below(
+        &mut self,
+        tree: &Tree,
+        top: Arc<Node>,
+        wanted: &dyn Fn(&[u8]) -> bool,
+    ) -> Result<(), Errno> {
+        every_directory(tree, top, wanted, |directory, node, numbered| {
+            for (name, _) in numbered.iter() {
+                match Stat::of(directory, name) {
+                    Ok(found) => self.add(&found, node.path_of(name)),
+                    Err(errno) if has_vanished(errno) => {}
+                    Err(errno) => return Err(errno),
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The names of these inodes that are not known yet.
+    ///
+    /// # Errors
+    /// The tree cannot be read; [`Errno::NODATA`] where its directories tell other numbers than its files.
+    pub fn missing(mut self, tree: &Tree) -> Result<Vec<Components>, Errno> {
+        // A name can have been met twice.
+        self.several.values_mut().for_each(|known| {
+            known.paths.sort_unstable();
+            known.paths.dedup();
+        });
+        self.several.retain(|_, known| known.paths.len() < known.names as usize);
+        if self.several.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (mut missing, mut met) = (Vec::new(), HashMap::<u64, usize>::new());
+        every_directory(tree, Node::root(), &|_| true, |directory, node, numbered| {
+            for (name, ino) in numbered.iter() {
+                let Some(known) = self.several.get(&ino) else { continue };
+                let path = node.path_of(name);
+                if known.paths.contains(&path) {
+                    *met.entry(ino).or_default() += 1;
+                } else if Stat::of(directory, name).is_ok_and(|s| s.identity() == known.identity) {
+                    missing.push(path.split(|byte| *byte == b'/').map(Box::from).collect());
+                }
+            }
+            Ok(())
+        })?;
+        // Overlays may number a file otherwise in its directory: then nothing is found, and that is not known.
+        let told = |(ino, known): (&u64, &Known)| {
+            let gone = || known.paths.iter().all(|path| !exists(tree, path, known.identity));
+            met.contains_key(ino) || gone()
+        };
+        if self.several.iter().all(told) { Ok(missing) } else { Err(Errno::NODATA) }
+    }
+}
+
+/// Whether the inode still has this name.
+fn exists(tree: &Tree, path: &[u8], identity: Identity) -> bool {
+    let (parent, name) = match path.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (&path[..0], path),
+    };
+    let names = parent.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
+    let node = names.fold(Node::root(), |node, name| node.child(name));
+    let found = tree.open(&node).and_then(|fd| Stat::of(&fd, name));
+    found.is_ok_and(|found| found.identity() == identity)
+}
+
+/// Visits a directory and all below, on this file system, but for what is below those of its names that are not
+/// `wanted`.
+fn every_directory(
+    tree: &Tree,
+    top: Arc<Node>,
+    wanted: &dyn Fn(&[u8]) -> bool,
+    mut visit: impl FnMut(&OwnedFd, &Arc<Node>, &Numbered) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    let mut stack = vec![Arc::clone(&top)];
+    while let Some(node) = stack.pop() {
+        let read = tree.open(&node).and_then(|fd| Ok((Numbered::read(&fd)?, fd)));
+        let (numbered, fd) = match read {
+            Ok(read) => read,
+            Err(errno) if has_vanished(errno) || errno == Errno::XDEV => continue,
+            Err(errno) => return Err(errno),
+        };
+        visit(&fd, &node, &numbered)?;
+        let is_wanted = |name: &&[u8]| !Arc::ptr_eq(&node, &top) || wanted(name);
+        stack.extend(numbered.directories().filter(is_wanted).map(|name| node.child(name)));
+    }
+    Ok(())
+}
