@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use crate::blocks::SMALLEST;
 use crate::confine::{Node, Tree};
 use crate::entries::{Entry, What, Withheld};
+use crate::flushing::Flushing;
 use crate::guard::{self, Wanted};
 use crate::halt::Halt;
 use crate::incoming::{Arriving, Awaited, Incoming};
@@ -100,6 +101,8 @@ pub struct Applier {
     pub(crate) halt: Halt,
     pub(crate) counters: Counters,
     pub(crate) disks: Disks,
+    /// None: nobody needs it on the disk.
+    pub(crate) flushing: Option<Flushing>,
     pub(crate) tally: Tally,
     pub(crate) incoming: Incoming,
     pub(crate) mending: Mending,
@@ -126,6 +129,7 @@ impl Applier {
     pub fn new(tree: Arc<Tree>, options: TargetOptions, halt: Halt, counters: Counters) -> Self {
         let distrusted_since = options.distrusted_since.map(Time::from_system);
         let disks = Disks::new(&options.limits, &halt, &counters);
+        let flushing = options.durable.then(|| Flushing::new(Arc::clone(&tree), halt.clone()));
         Self {
             tree,
             distrusted_since,
@@ -133,6 +137,7 @@ impl Applier {
             halt,
             counters,
             disks,
+            flushing,
             tally: Tally::default(),
             incoming: Incoming::default(),
             mending: Mending::default(),
@@ -536,11 +541,8 @@ impl Visitor for Applier {
 
     fn finish(self, summary: Summary) -> Result<Vec<u8>, Fault> {
         self.end_moves()?;
-        if self.options.durable {
-            rustix::fs::syncfs(self.tree.root_fd()).map_err(|errno| {
-                Fault::io("the target's file system cannot be flushed", &errno.into())
-                    .remedy("check the target's disk; what was copied may not last")
-            })?;
+        if let Some(flushing) = self.flushing {
+            flushing.end()?;
         }
         let mut report = self.tally.report();
         report.notes.extend(summary.notes);

@@ -263,6 +263,9 @@ impl Applier {
     /// Bytes have come that are written now, when they may be.
     fn received(&self, bytes: &[u8]) {
         self.disks.used(bytes.len());
+        if let Some(flushing) = &self.flushing {
+            flushing.written(bytes.len());
+        }
         self.counters.bytes_done(bytes.len() as u64);
         self.tally.bytes_sent.fetch_add(bytes.len() as u64, Relaxed);
     }

@@ -25,6 +25,7 @@ mod digest;
 mod directories;
 mod entries;
 mod exclusive;
+mod flushing;
 #[doc(hidden)]
 pub mod fuzzing;
 mod guard;

@@ -143,6 +143,8 @@ impl Tree {
         let task = Task::start(format!("making the tree {}", self.name));
         let root = pair.tree(self.name);
         (self.make)(&root, scale)?;
+        // Who copies first is not to wait until this is on the disk.
+        rustix::fs::sync();
         task.done();
         let mut samples = Samples::new();
         for round in 0..rounds {
