@@ -139,14 +139,7 @@ impl Watched {
     pub fn take(&self) -> Changes {
         let shared = &self.watch.shared;
         let mut noting = shared.noting();
-        // An event is in the queue before whoever caused it goes on. How long the queue is is told in bytes.
-        let mut left = rustix::io::ioctl_fionread(&shared.group).unwrap_or(u64::MAX);
-        while left > 0 {
-            match noting.batch(&shared.group) {
-                0 => break,
-                length => left = left.saturating_sub(length),
-            }
-        }
+        noting.drain(&shared.group);
         if noting.has_failed {
             noting.lose(Lost::Unreadable);
         }
@@ -265,13 +258,28 @@ enum Within {
 }
 
 impl Noting {
-    /// Takes what one read gives. Answers how many bytes that were.
+    /// Takes all that is in the queue by now.
+    fn drain(&mut self, group: &Fanotify) {
+        /// What the kernel counts of an event when it tells how long the queue is: its beginning alone.
+        const COUNTED: u64 = 24;
+        // An event is in the queue before whoever caused it goes on.
+        let length = rustix::io::ioctl_fionread(group);
+        let mut left = length.map_or(u64::MAX, |bytes| bytes.div_ceil(COUNTED));
+        while left > 0 {
+            match self.batch(group) {
+                0 => break,
+                events => left = left.saturating_sub(events),
+            }
+        }
+    }
+
+    /// Takes what one read gives. Answers how many events that were.
     fn batch(&mut self, group: &Fanotify) -> u64 {
         let mut buffer = std::mem::take(&mut self.buffer);
-        let mut length = 0;
+        let mut taken = 0;
         match group.read_events_reported(&mut buffer) {
             Ok((events, report)) => {
-                length = (report.bytes_consumed + report.bytes_left) as u64;
+                taken = events.len() as u64;
                 events.iter().for_each(|event| self.take(event));
                 if report.stop != EventStop::End {
                     self.lose(Lost::Unreadable);
@@ -281,7 +289,7 @@ impl Noting {
             Err(_) => self.has_failed = true,
         }
         self.buffer = buffer;
-        length
+        taken
     }
 
     fn lose(&mut self, why: Lost) {
@@ -374,5 +382,34 @@ impl Noting {
         let path = PathBuf::from(OsString::from_vec(path.into_bytes()));
         let tree = self.trees.iter().find(|tree| path.starts_with(&tree.path));
         tree.map_or(Within::None, |tree| Within::Tree(tree.path.as_path().into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_of_a_long_queue_is_taken() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let root = OwnedFd::from(std::fs::File::open(directory.path()).unwrap());
+        let watch = Arc::new(Watch::start(root, Backend::Renames, Whose::Everybodys).unwrap());
+        let _watched = watch.tree(directory.path());
+        // While this is held nobody else takes events out.
+        let mut noting = watch.shared.noting();
+        for dir in 0..20 {
+            let dir = directory.path().join(dir.to_string());
+            std::fs::create_dir(&dir).unwrap();
+            for file in 0..1000 {
+                std::fs::write(dir.join(file.to_string()), "x").unwrap();
+            }
+        }
+        noting.drain(&watch.shared.group);
+        let counted = noting.trees[0].changes.directories().map(|(_, names)| match names {
+            super::super::changes::Names::Some(some) => some.len(),
+            super::super::changes::Names::All => panic!("too many"),
+        });
+        // Each directory has its files, and the root the directories.
+        assert_eq!(counted.sum::<usize>(), 20_020);
     }
 }
