@@ -71,6 +71,15 @@ impl Halt {
         }
     }
 
+    /// What came of a step that is made before there are threads: its fault stops everything before the streams of
+    /// whoever returns it close, or the other end would see only that.
+    ///
+    /// # Errors
+    /// That fault.
+    pub fn stopping<T>(&self, done: Result<T, Fault>) -> Result<T, Fault> {
+        done.inspect_err(|fault| self.stop(fault.clone()))
+    }
+
     /// Runs one thread's part: its fault stops everything, and so does its panic, which others would wait
     /// for in vain.
     pub fn watch(&self, part: impl FnOnce() -> Result<(), Fault>) {

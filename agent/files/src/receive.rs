@@ -38,7 +38,7 @@ where
 {
     let (root, limits) = (root.to_owned(), options.limits.clone());
     let start = move |work: Work| {
-        let tree = Arc::new(Tree::open_root(&root)?);
+        let tree = Arc::new(work.halt.stopping(Tree::open_root(&root))?);
         let identity = Stat::of_fd(tree.root_fd())
             .map_err(|errno| Fault::io("the root of the tree cannot be examined", &errno.into()))?;
         let _claim = Claim::wait(identity.identity(), &work.halt)?;
@@ -66,7 +66,7 @@ where
 {
     let (root, limits) = (root.to_owned(), options.limits.clone());
     let start = move |work: Work| {
-        let tree = Arc::new(Tree::open_root(&root)?);
+        let tree = Arc::new(work.halt.stopping(Tree::open_root(&root))?);
         let (halt, counters) = (work.halt.clone(), work.counters.clone());
         let who = (options.workers, Neighbour::new(options.calm));
         let verifier = Verifier::new(Arc::clone(&tree), options, halt, counters);

@@ -114,9 +114,9 @@ fn source<R: FromPeer>(
     let mut out = outbox();
     out.put(&Frame::Hello(purpose))?;
     out.flush()?;
-    let tree = Arc::new(Tree::open_root(root)?);
+    let tree = Arc::new(halt.stopping(Tree::open_root(root))?);
     let started = SystemTime::now();
-    let flushed = flush(&tree, options)?;
+    let flushed = halt.stopping(flush(&tree, options))?;
     let window = Arc::new(Window::new(halt.clone(), purpose));
     let manifest = Arc::new(Manifest::default());
     let store = Store {
