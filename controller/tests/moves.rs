@@ -9,6 +9,8 @@ mod controller;
 mod forced;
 #[path = "moves/hang_up.rs"]
 mod hang_up;
+#[path = "moves/paused.rs"]
+mod paused;
 #[path = "moves/player.rs"]
 mod player;
 #[path = "moves/restored.rs"]

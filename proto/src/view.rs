@@ -14,6 +14,8 @@ pub enum JobPhase {
     Running,
     /// Undoing what it did.
     Undoing,
+    /// Stopped for now, because somebody wants it so: it goes on, or is undone, when somebody wants that.
+    Paused,
     /// Ended at the target.
     Done,
     /// Ended where it started.
@@ -26,7 +28,7 @@ pub enum JobPhase {
 }
 
 impl JobPhase {
-    /// Whether nothing more will happen by itself.
+    /// Whether it is over, or waits for a person to mend something.
     pub fn has_ended(self) -> bool {
         matches!(self, Self::Done | Self::Undone | Self::Stuck | Self::Overtaken)
     }
@@ -37,6 +39,7 @@ impl std::fmt::Display for JobPhase {
         f.write_str(match self {
             Self::Running => "running",
             Self::Undoing => "undoing",
+            Self::Paused => "paused",
             Self::Done => "done",
             Self::Undone => "undone",
             Self::Stuck => "stuck",
@@ -120,6 +123,15 @@ impl std::fmt::Display for Place {
     }
 }
 
+/// Somebody's wish that a job stop for now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Paused {
+    /// Whose, as far as known.
+    pub by: String,
+    /// Since when, Unix milliseconds.
+    pub since_unix_ms: i64,
+}
+
 /// A job as it is shown.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobView {
@@ -154,6 +166,12 @@ pub struct JobView {
     /// Whether somebody asked for it to be undone.
     #[serde(default)]
     pub abort_requested: bool,
+    /// Whose wish it is that it stop for now, if it is somebody's. It has stopped once its phase says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<Paused>,
+    /// Whether it can be paused as it stands.
+    #[serde(default)]
+    pub can_pause: bool,
     /// What it waits for before it goes on: the limits of moves at once are reached there.
     #[serde(default)]
     pub waiting_for: Option<Place>,

@@ -23,12 +23,28 @@ pub fn advice(plan: &Plan, spec: &JobSpec, view: &JobView) -> String {
     if let Some(refusal) = &view.refused {
         return refused(plan, view.phase, refusal);
     }
+    if view.paused.is_some() {
+        return paused(view);
+    }
     match (view.phase, view.committed, view.commit_unknown) {
         (_, false, true) => unknown(plan, view),
         (phase, true, _) if view.forced.is_some() => forced(plan, view, phase),
         (phase, true, _) => committed(plan, phase),
         (phase, false, false) => uncommitted(plan, phase),
     }
+}
+
+/// The advice for a job that somebody has paused, whether it has stopped already or not.
+fn paused(view: &JobView) -> String {
+    let JobView { account, source, .. } = view;
+    let how = match view.phase {
+        JobPhase::Paused => "The move is paused",
+        _ => "The move is about to pause: what runs is being stopped",
+    };
+    format!(
+        "{source} serves account {account}. {how}; what was copied is kept, and the account has no other job meanwhile. \
+         `ferry resume {account}` lets it go on, `ferry abort {account}` undoes it."
+    )
 }
 
 /// The advice for a job that waits for a place.
@@ -62,7 +78,7 @@ fn uncommitted(plan: &Plan, phase: JobPhase) -> String {
         JobPhase::Undoing => {
             format!("{source} keeps account {account}; the move is being undone.")
         }
-        JobPhase::Running => format!(
+        JobPhase::Running | JobPhase::Paused => format!(
             "Until the commit the account stays with {source}; `ferry abort {account}` undoes the move."
         ),
     }
@@ -85,7 +101,11 @@ fn forced(plan: &Plan, view: &JobView, phase: JobPhase) -> String {
             "Account {account} was to be opened by force on {target}, or {source} to close its copy, and that failed for good: see the step's fault and {PAGES}/committed-unheard.md. \
              Keep {source} off and isolated; when it is mended: ferry resume {account}"
         ),
-        JobPhase::Running | JobPhase::Undoing | JobPhase::Undone | JobPhase::Overtaken => format!(
+        JobPhase::Running
+        | JobPhase::Paused
+        | JobPhase::Undoing
+        | JobPhase::Undone
+        | JobPhase::Overtaken => format!(
             "{target} serves account {account} by force, or does as soon as it is open. Keep {source} off and isolated. If it comes back after all, it is told to close its copy: the job waits for that. \
              If it never will: ferry server revoke {source}"
         ),
@@ -105,7 +125,11 @@ fn refused(plan: &Plan, phase: JobPhase, refusal: &Refusal) -> String {
             "{why}. {source} takes account {account} back at epoch {epoch}, by itself; {target} will never open it for this move. \
              Something of the move could not be undone: see the step's fault and {PAGES}/stuck-undo.md; when it is mended: ferry resume {account}"
         ),
-        JobPhase::Running | JobPhase::Undoing | JobPhase::Done | JobPhase::Overtaken => format!(
+        JobPhase::Running
+        | JobPhase::Paused
+        | JobPhase::Undoing
+        | JobPhase::Done
+        | JobPhase::Overtaken => format!(
             "{why}. {source} takes account {account} back at epoch {epoch}; the move is being undone."
         ),
     }
@@ -148,7 +172,11 @@ fn committed(plan: &Plan, phase: JobPhase) -> String {
             "The account has moved to {target}, but a step after the commit failed for good. Its data is whole there; do not open it by hand on {source}. \
              See the step's fault and {PAGES}/stuck-after-commit.md; when it is mended: ferry resume {account}"
         ),
-        JobPhase::Running | JobPhase::Undoing | JobPhase::Undone | JobPhase::Overtaken => {
+        JobPhase::Running
+        | JobPhase::Paused
+        | JobPhase::Undoing
+        | JobPhase::Undone
+        | JobPhase::Overtaken => {
             format!("The account has moved to {target}.")
         }
     }
@@ -166,7 +194,7 @@ fn ending(plan: &Plan, view: &JobView) -> String {
             "{target} serves account {account}. On {source} part of what stood for the move is taken down, and part may still be there: \
              see the step's fault; when it is mended: ferry resume {account}"
         ),
-        JobPhase::Running | JobPhase::Undoing | JobPhase::Overtaken => {
+        JobPhase::Running | JobPhase::Paused | JobPhase::Undoing | JobPhase::Overtaken => {
             format!("{target} serves account {account}.")
         }
     }

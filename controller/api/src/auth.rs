@@ -36,6 +36,7 @@ pub enum Verb {
     PlanMove,
     StartMove,
     AbortMove,
+    PauseMove,
     ResumeJob,
     FinalizeMove,
     ForceOpen,
@@ -57,6 +58,7 @@ impl Role {
                 | Verb::PlanMove
                 | Verb::StartMove
                 | Verb::AbortMove
+                | Verb::PauseMove
                 | Verb::ResumeJob
                 | Verb::FinalizeMove
                 | Verb::ForceOpen

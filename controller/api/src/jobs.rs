@@ -1,13 +1,14 @@
 //! Jobs that run. Each has one task that owns its runner; whoever wants to see it watches.
 
 mod force;
+mod pause;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use ferry_engine::{Abort, Entry, Event, Force, Journal, Runner, Steps, Told};
+use ferry_engine::{Abort, Entry, Event, Force, Journal, Pause, Runner, Steps, Told};
 use ferry_fleet::{Fleet, now_ms, to_its_end};
 use ferry_plan::Plan;
 use ferry_proto::Fault;
@@ -62,11 +63,29 @@ async fn load_events(store: &dyn Store, job: JobId) -> Result<Vec<Entry>, Fault>
 /// What is shown of a job: its view, or why it does not go on for now.
 pub type Shown = Result<JobView, Fault>;
 
+/// What may be wished of a running job.
+#[derive(Clone, Default)]
+struct Wishes {
+    abort: Abort,
+    pause: Pause,
+    force: Force,
+}
+
+impl Wishes {
+    /// Waits for one that may take a paused job up again.
+    async fn for_a_paused_job(&self) {
+        tokio::select! {
+            () = self.abort.requested() => {}
+            () = self.pause.wished() => {}
+        }
+    }
+}
+
 /// A job that has not ended.
+#[derive(Clone)]
 struct Running {
     account: AccountName,
-    abort: Abort,
-    force: Force,
+    wishes: Wishes,
     shown: watch::Receiver<Shown>,
 }
 
@@ -218,7 +237,7 @@ impl Jobs {
             row.id
         ))
         .remedy(format!(
-            "see `ferry status {account}`; wait for its end, or undo it: ferry abort {account}"
+            "see `ferry status {account}`; wait for its end (if it is paused, let it go on: ferry resume {account}), or undo it: ferry abort {account}"
         )))
     }
 
@@ -228,25 +247,26 @@ impl Jobs {
     /// # Errors
     /// If none runs, there is no way back, or the journal fails.
     pub async fn abort(&self, account: &AccountName, by: &str) -> Result<JobId, Fault> {
-        let found = {
-            let running = self.running();
-            let of_account = running.iter().find(|(_, job)| &job.account == account);
-            of_account.map(|(id, job)| (*id, job.abort.clone(), job.shown.clone()))
-        };
-        let Some((id, abort, shown)) = found else {
-            return Err(Fault::precondition(format!("no job of account {account} is running"))
-                .remedy("see `ferry status`; after a move, `ferry rollback` goes back"));
-        };
+        let (id, Running { wishes, shown, .. }) = self.running_of(account)?;
         refuse_without_way_back(account, shown.borrow().as_ref().map_err(Clone::clone)?)?;
-        abort.request(by);
+        wishes.abort.request(by);
         let is_noted = |view: &JobView| view.abort_requested || view.phase.has_ended();
         until_noted(id, account, shown, "the abort", is_noted).await.map(|_| id)
     }
 
-    /// Goes on with a stuck job, which a person has looked at. `by` says who.
+    fn running_of(&self, account: &AccountName) -> Result<(JobId, Running), Fault> {
+        let running = self.running();
+        let of_account = running.iter().find(|(_, job)| &job.account == account);
+        of_account.map(|(id, job)| (*id, job.clone())).ok_or_else(|| {
+            Fault::precondition(format!("no job of account {account} is running"))
+                .remedy("see `ferry status`; after a move, `ferry rollback` goes back")
+        })
+    }
+
+    /// Goes on with a stuck job, which a person has looked at, or with a paused one. `by` says who.
     ///
     /// # Errors
-    /// If it is not stuck, or the account had a later job.
+    /// If it is neither, or the account had a later job.
     pub async fn resume(
         self: &Arc<Self>,
         which: &Which,
@@ -262,7 +282,12 @@ impl Jobs {
         by: String,
     ) -> Result<(JobId, AccountName), Fault> {
         self.fleet.require_not_overtaken()?;
-        let row = self.stuck(which).await?;
+        let row = self.last(which).await?;
+        if let Some(paused) = self.paused(&row)? {
+            self.let_go_on(&row, paused, &by).await?;
+            return Ok((row.id, row.account));
+        }
+        self.require_stuck(&row).await?;
         let event = to_json(&Event::Resumed { by: by.clone() })?;
         self.store.resume_job(row.id, &event, now_ms()).await?;
         tracing::info!(job = %row.id, account = %row.account, by, "job resumed");
@@ -273,8 +298,8 @@ impl Jobs {
         Ok((id, account))
     }
 
-    /// The stuck job that is meant.
-    async fn stuck(&self, which: &Which) -> Result<JobRow, Fault> {
+    /// The job that is meant, if it is the last of its account.
+    async fn last(&self, which: &Which) -> Result<JobRow, Fault> {
         let account = match which {
             Which::LastOf(account) => account.clone(),
             Which::Job(id) => self.row(*id).await?.account,
@@ -294,15 +319,19 @@ impl Jobs {
             ))
             .remedy(format!("see `ferry status {account}`")));
         }
-        let phase = self.fold(&row).await?.view().phase;
-        if row.ended_ms.is_none() || phase != JobPhase::Stuck {
-            return Err(Fault::precondition(format!(
-                "job {} of account {account} is {phase}: only a stuck job is resumed",
-                row.id
-            ))
-            .remedy(format!("see `ferry status {account}`")));
-        }
         Ok(row)
+    }
+
+    async fn require_stuck(&self, row: &JobRow) -> Result<(), Fault> {
+        let phase = self.fold(row).await?.view().phase;
+        if row.ended_ms.is_some() && phase == JobPhase::Stuck {
+            return Ok(());
+        }
+        let JobRow { id, account, .. } = row;
+        Err(Fault::precondition(format!(
+            "job {id} of account {account} is {phase}: only a stuck job is resumed, or a paused one"
+        ))
+        .remedy(format!("see `ferry status {account}`")))
     }
 
     async fn row(&self, id: JobId) -> Result<JobRow, Fault> {
@@ -394,7 +423,9 @@ impl Jobs {
     fn turn(&self, row: &JobRow, folded: &Folded) -> Arc<Turn> {
         let ticket = (row.started_ms.unwrap_or(row.planned_ms), row.id);
         let turn = Turn::new(&self.places, &self.fleet, ticket, folded.plan());
-        turn.take_up(&folded.spec().steps, folded.state());
+        if folded.view().phase != JobPhase::Paused {
+            turn.take_up(&folded.spec().steps, folded.state());
+        }
         turn
     }
 
@@ -402,10 +433,8 @@ impl Jobs {
     fn spawn(self: &Arc<Self>, job: Ready) {
         let Ready { row, turn, shown } = job;
         let (sender, shown) = watch::channel(shown);
-        let (abort, force) = (Abort::default(), Force::default());
-        let account = row.account.clone();
-        let wishes = (abort.clone(), force.clone());
-        self.running().insert(row.id, Running { account, abort, force, shown });
+        let (account, wishes) = (row.account.clone(), Wishes::default());
+        self.running().insert(row.id, Running { account, wishes: wishes.clone(), shown });
         let jobs = self.clone();
         self.tasks.spawn(async move {
             tokio::select! {
@@ -426,7 +455,7 @@ impl Jobs {
         &self,
         row: &JobRow,
         mut turn: Option<Arc<Turn>>,
-        wishes: &(Abort, Force),
+        wishes: &Wishes,
         sender: &watch::Sender<Shown>,
     ) {
         loop {
@@ -448,7 +477,7 @@ impl Jobs {
         &self,
         row: &JobRow,
         mut turn: Option<Arc<Turn>>,
-        wishes: &(Abort, Force),
+        wishes: &Wishes,
         sender: &watch::Sender<Shown>,
     ) {
         let (mut pause, longest) = PAUSES;
@@ -470,27 +499,49 @@ impl Jobs {
         &self,
         row: &JobRow,
         turn: &mut Option<Arc<Turn>>,
-        (abort, force): &(Abort, Force),
+        wishes: &Wishes,
         sender: &watch::Sender<Shown>,
     ) -> Result<(), Fault> {
-        let mut folded = self.fold(row).await?;
-        let turn = turn.get_or_insert_with(|| self.turn(row, &folded)).clone();
-        let (told, seen) = mpsc::channel(TOLD);
-        let journal = Arc::new(StoreJournal(self.store.clone()));
-        let (spec, steps) = (folded.spec().clone(), self.steps.clone());
-        let runner = Runner::recover(spec, steps, journal, told, abort.clone()).await?;
-        let mut display = Display { sender, bell: &self.bell, lacking: turn.lacking() };
-        display.show(&folded);
-        let showing = display.follow(&mut folded, seen);
-        // The runner's end drops the sender of what is told, and so ends the showing.
-        let runner = runner.gated(turn).heeding(force.clone());
-        let (phase, ()) = tokio::join!(runner.run(), showing);
-        let phase = phase?;
+        let (phase, folded) = loop {
+            let (phase, folded) = self.by_itself(row, turn, wishes, sender).await?;
+            if phase != JobPhase::Paused {
+                break (phase, folded);
+            }
+            wishes.for_a_paused_job().await;
+        };
         self.store.end_job(row.id, &phase.to_string(), now_ms()).await?;
         tracing::info!(job = %row.id, %phase, "job ended");
         // Only now: whoever sees the end may start the account's next job.
         tell(sender, Ok(folded.view().clone()));
         Ok(())
+    }
+
+    /// Runs a job until nothing more happens by itself: it has ended, or is paused.
+    async fn by_itself(
+        &self,
+        row: &JobRow,
+        turn: &mut Option<Arc<Turn>>,
+        wishes: &Wishes,
+        sender: &watch::Sender<Shown>,
+    ) -> Result<(JobPhase, Folded), Fault> {
+        let mut folded = self.fold(row).await?;
+        let turn = turn.get_or_insert_with(|| self.turn(row, &folded)).clone();
+        let (told, seen) = mpsc::channel(TOLD);
+        let journal = Arc::new(StoreJournal(self.store.clone()));
+        let (spec, steps) = (folded.spec().clone(), self.steps.clone());
+        let runner = Runner::recover(spec, steps, journal, told, wishes.abort.clone()).await?;
+        let mut display = Display { sender, bell: &self.bell, lacking: turn.lacking() };
+        display.show(&folded);
+        let showing = display.follow(&mut folded, seen);
+        // The runner's end drops the sender of what is told, and so ends the showing.
+        let runner = runner.gated(turn.clone());
+        let runner = runner.pausing(wishes.pause.clone()).heeding(wishes.force.clone());
+        let (phase, ()) = tokio::join!(runner.run(), showing);
+        let phase = phase?;
+        if phase == JobPhase::Paused {
+            turn.paused();
+        }
+        Ok((phase, folded))
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<JobId, Running>> {

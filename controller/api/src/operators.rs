@@ -214,6 +214,16 @@ impl OperatorService for OperatorEndpoint {
         Ok(Response::new(v1::AbortMoveResponse { job: job.to_string() }))
     }
 
+    async fn pause_move(
+        &self,
+        request: Request<v1::PauseMoveRequest>,
+    ) -> Answer<v1::PauseMoveResponse> {
+        let caller = self.token.authorise(&request, Verb::PauseMove)?;
+        let account: AccountName = parse(&request.into_inner().account)?;
+        let job = or_status(self.jobs.pause(&account, &caller.name).await)?;
+        Ok(Response::new(v1::PauseMoveResponse { job: job.to_string() }))
+    }
+
     async fn resume_job(
         &self,
         request: Request<v1::ResumeJobRequest>,

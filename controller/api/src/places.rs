@@ -3,8 +3,9 @@
 //!
 //! A job takes all that it needs at once or nothing, and no job that holds a place inside the fence
 //! waits for another: so no two jobs wait for each other. A place that a job waits for is kept for it
-//! from all that were started later: so none waits for ever. Nothing of this is stored: jobs, their
-//! order and what they have begun are in the store already.
+//! from all that were started later: so none waits for ever. A paused job has no place, and waits for one
+//! when it goes on. Nothing of this is stored: jobs, their order and what they have begun are in the store
+//! already.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +15,7 @@ use async_trait::async_trait;
 use ferry_engine::{Gate, JobState, StepSpec, StepState};
 use ferry_fleet::Fleet;
 use ferry_plan::Plan;
-use ferry_proto::command::{Direction, Intent};
+use ferry_proto::command::Direction;
 use ferry_proto::ids::{JobId, ServerName};
 use ferry_proto::view::{Place, PlaceKind};
 use serde::Deserialize;
@@ -186,19 +187,15 @@ pub(crate) struct Turn {
 struct Needs {
     source: ServerName,
     target: ServerName,
-    /// The step before which it needs places for a move: its first. The end of a move needs none.
-    begins: Option<String>,
     /// Whether it need not wait for them: whoever goes back has an account that is not well.
     at_once: bool,
 }
 
 impl Needs {
     fn of(plan: &Plan) -> Self {
-        let fences = plan.steps.iter().any(|s| matches!(s.intent, Intent::Fence { .. }));
         Self {
             source: plan.source.clone(),
             target: plan.target.clone(),
-            begins: plan.steps.first().filter(|_| fences).map(|step| step.name.clone()),
             at_once: plan.direction == Direction::Rollback,
         }
     }
@@ -252,9 +249,11 @@ impl Turn {
         }
     }
 
+    /// What it must have before the step, whether it has it already or not. The end of a move needs nothing.
     fn needed_before(&self, step: &StepSpec) -> Vec<Place> {
         let mut places = Vec::new();
-        if self.needs.begins.as_ref() == Some(&step.name) {
+        // Before its first step; and, if it was paused since, before any that may follow that.
+        if step.pausable || step.kind == "arm" {
             places.extend(self.needs.of_move());
         }
         // Not before the fence itself: what is armed has its kept-alive connections wound down.
@@ -262,6 +261,11 @@ impl Turn {
             places.extend(self.needs.of_fence());
         }
         places
+    }
+
+    /// The job has stopped for now: others may have its places.
+    pub(crate) fn paused(&self) {
+        self.places.give_up(self.ticket.1, |_| true);
     }
 
     /// A step that nobody but a source that is away can do, once the commit was asked for: until it is
@@ -289,14 +293,15 @@ impl Turn {
 impl Gate for Turn {
     async fn enter(&self, step: &StepSpec) {
         self.await_a_lost_source(step).await;
-        let places = self.needed_before(step);
-        if places.is_empty() {
-            return;
+        let mut places = self.needed_before(step);
+        if self.needs.at_once {
+            let of_move;
+            (places, of_move) = places.into_iter().partition(|p| p.kind == PlaceKind::Fence);
+            self.places.hold(self.ticket.1, of_move);
         }
-        if self.needs.at_once && step.kind != "arm" {
-            return self.places.hold(self.ticket.1, places);
+        if !places.is_empty() {
+            self.places.take(self.ticket, places, &self.lacking).await;
         }
-        self.places.take(self.ticket, places, &self.lacking).await;
     }
 
     /// The source is done with the fence when it has committed, the target when it is open.

@@ -4,7 +4,7 @@ use ferry_engine::{Entry, Event, JobSpec, JobState, Next, StepState};
 use ferry_plan::Plan;
 use ferry_proto::Fault;
 use ferry_proto::command::{Forced, Progress, Receipt};
-use ferry_proto::view::{JobPhase, JobView, StepPhase, StepView};
+use ferry_proto::view::{JobPhase, JobView, Paused, StepPhase, StepView};
 
 use crate::advice::advice;
 
@@ -55,6 +55,8 @@ impl Folded {
             forced: None,
             refused: None,
             abort_requested: false,
+            paused: None,
+            can_pause: false,
             waiting_for: None,
             advice: String::new(),
             started_unix_ms,
@@ -98,6 +100,9 @@ impl Folded {
         if let Some(step) = step_of(event).and_then(|i| self.view.steps.get_mut(i)) {
             show(step, event, *at_ms);
         }
+        if let Event::PauseRequested { by } = event {
+            self.view.paused = Some(Paused { by: by.clone(), since_unix_ms: *at_ms });
+        }
         self.conclude();
         if self.view.phase.has_ended() {
             self.view.ended_unix_ms = Some(*at_ms);
@@ -137,13 +142,21 @@ impl Folded {
         let void = self.state.void(&self.spec).and_then(Fault::final_refusal);
         self.view.refused = void.cloned();
         self.view.abort_requested = self.state.abort_requested;
+        self.view.can_pause = self.state.can_pause(&self.spec);
+        if !self.state.pause_requested {
+            self.view.paused = None;
+        }
         self.view.phase = match self.state.next(&self.spec) {
             Next::End(phase) => phase,
             Next::StartUndo { .. } | Next::ResumeUndo { .. } => JobPhase::Undoing,
             Next::Start { .. } | Next::Resume { .. } => JobPhase::Running,
         };
         let stuck = self.view.phase == JobPhase::Stuck;
-        for (shown, state) in self.view.steps.iter_mut().zip(&self.state.steps) {
+        for (i, (shown, state)) in self.view.steps.iter_mut().zip(&self.state.steps).enumerate() {
+            if self.state.was_cut_off(i) {
+                // It has not failed.
+                (shown.phase, shown.fault) = (StepPhase::Waiting, None);
+            }
             if matches!(state, StepState::UndoFailed { .. }) {
                 // Tried again until the engine gives up.
                 shown.phase = if stuck { StepPhase::Stuck } else { StepPhase::Undoing };
@@ -162,7 +175,7 @@ fn step_of(event: &Event) -> Option<usize> {
         | Event::UndoStarted { step, .. }
         | Event::UndoDone { step }
         | Event::UndoFailed { step, .. } => Some(*step),
-        Event::AbortRequested { .. } | Event::Resumed { .. } => None,
+        Event::AbortRequested { .. } | Event::PauseRequested { .. } | Event::Resumed { .. } => None,
     }
 }
 
@@ -196,7 +209,7 @@ fn show(step: &mut StepView, event: &Event, at_ms: i64) {
         }
         // Its phase depends on whether it is tried again: see `conclude`.
         Event::UndoFailed { fault, .. } => step.undo_fault = Some(fault.clone()),
-        Event::AbortRequested { .. } | Event::Resumed { .. } => {}
+        Event::AbortRequested { .. } | Event::PauseRequested { .. } | Event::Resumed { .. } => {}
     }
 }
 
@@ -215,6 +228,7 @@ pub fn sentence(plan: &Plan, event: &Event) -> String {
             format!("{}: failed, {}: {fault}", step(i), fault.class)
         }
         Event::AbortRequested { by } => format!("abort requested{}", whose(by)),
+        Event::PauseRequested { by } => format!("pause requested{}", whose(by)),
         Event::UndoStarted { step: i, .. } => format!("{}: undo started", step(i)),
         Event::UndoDone { step: i } => format!("{}: undone", step(i)),
         Event::UndoFailed { step: i, fault } => {

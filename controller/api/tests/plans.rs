@@ -139,6 +139,22 @@ async fn a_commit_that_is_refused_for_good_is_undone_whatever_is_lost_on_the_way
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pause_at_each_write_stops_the_job_or_lapses_and_survives_the_controller() {
+    for job in jobs() {
+        harness::pauses_at_each_write(&job).await;
+    }
+}
+
+#[test]
+fn only_what_a_served_account_does_not_feel_is_paused() {
+    let mut pausable: Vec<String> = Vec::new();
+    for step in jobs().iter().flat_map(|job| &job.steps).filter(|s| s.pausable) {
+        pausable.push(step.name.clone());
+    }
+    assert_eq!(pausable, ["provision", "precopy"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_abort_at_each_write_ends_at_the_start_or_after_the_commit_at_the_target() {
     for job in jobs() {
         harness::aborts_at_each_write(&job).await;

@@ -6,7 +6,7 @@ use ferry_engine::{Entry, Event, JobState, Next};
 use ferry_plan::{Heard, Inputs, Plan, Policy};
 use ferry_proto::command::{AccountFacts, Direction, Move, Refusal, ServerFacts, TargetFacts};
 use ferry_proto::ids::{Epoch, JobId};
-use ferry_proto::view::{JobPhase, JobView, StepPhase};
+use ferry_proto::view::{JobPhase, JobView, Paused, StepPhase};
 use ferry_proto::{Fault, FaultClass};
 
 fn of() -> Move {
@@ -186,6 +186,38 @@ fn an_undo_that_is_given_up_is_stuck_and_says_how_to_go_on() {
     {
         assert!(end.advice.contains(part), "{part}: {}", end.advice);
     }
+}
+
+/// An attempt that was cut off has not failed, and who wished it is told for as long as it is wished.
+#[test]
+fn a_paused_move_says_whose_wish_it_is_and_that_nothing_has_failed() {
+    let mut folded = Folded::new(plan(), 0).unwrap();
+    let mut take = |at_ms: i64, event: Event| {
+        folded.apply(&Entry { at_ms, event }).unwrap();
+        folded.view().clone()
+    };
+    assert!(take(1, Event::StepStarted { step: 0, attempt: 1 }).can_pause);
+    let pausing = take(2, Event::PauseRequested { by: "an operator".into() });
+    assert_eq!((pausing.phase, pausing.can_pause), (JobPhase::Running, false));
+    let wish = Paused { by: "an operator".into(), since_unix_ms: 2 };
+    assert_eq!(pausing.paused.as_ref(), Some(&wish));
+    let fault = Fault::new(FaultClass::Cancelled, "cancelled");
+    let paused = take(3, Event::StepFailed { step: 0, fault });
+    assert_eq!((paused.phase, paused.ended_unix_ms), (JobPhase::Paused, None));
+    assert_eq!((paused.steps[0].phase, &paused.steps[0].fault), (StepPhase::Waiting, &None));
+    for part in ["client serves account demo", "ferry resume demo", "ferry abort demo"] {
+        assert!(paused.advice.contains(part), "{part}: {}", paused.advice);
+    }
+    let resumed = take(4, Event::Resumed { by: String::new() });
+    assert_eq!((resumed.phase, &resumed.paused), (JobPhase::Running, &None));
+    // What fails by itself meanwhile is told.
+    take(5, Event::StepStarted { step: 0, attempt: 2 });
+    take(6, Event::PauseRequested { by: "an operator".into() });
+    let fault = Fault::permanent("the disk is full");
+    let paused = take(7, Event::StepFailed { step: 0, fault: fault.clone() });
+    assert_eq!((paused.phase, &paused.steps[0].fault), (JobPhase::Paused, &Some(fault)));
+    let aborted = take(8, Event::AbortRequested { by: String::new() });
+    assert_eq!((aborted.phase, &aborted.paused), (JobPhase::Undoing, &None));
 }
 
 /// Each page that advice names is one that the package carries.

@@ -78,10 +78,16 @@ pub enum Command {
     Events(EventsArgs),
     /// Undo a move that has not committed
     Abort(AbortArgs),
-    /// Go on with a stuck job, after what it names has been mended
+    /// Stop a move for now, whose account is still served
     ///
-    /// Tries again what failed last: an undo before the commit, the steps left after it, or the
-    /// question whether the source has committed. `ferry status` names the step, the server and the
+    /// Only while it prepares the target and copies ahead, before the redirector stands in front. Nothing is
+    /// undone: what was copied is kept, and `ferry resume` goes on with it, after hours or days. The move
+    /// leaves its place to others meanwhile; the account has no other job.
+    Pause(PauseArgs),
+    /// Go on with a paused move, or with a stuck job once what it names has been mended
+    ///
+    /// Of a stuck job it tries again what failed last: an undo before the commit, the steps left after it,
+    /// or the question whether the source has committed. `ferry status` names the step, the server and the
     /// fault.
     Resume(ResumeArgs),
     /// End a move for good
@@ -223,7 +229,7 @@ pub struct StatusArgs {
     /// An account (its last move), or a job
     #[arg(value_name = "ACCOUNT|JOB", value_parser = subject)]
     pub subject: Option<Subject>,
-    /// Go on showing it until it has ended
+    /// Go on showing it until it has ended, or is paused
     #[arg(long, short)]
     pub watch: bool,
 }
@@ -257,6 +263,16 @@ pub struct EventsArgs {
 /// `ferry abort`.
 #[derive(Debug, Args)]
 pub struct AbortArgs {
+    /// The account
+    pub account: AccountName,
+    /// Ask for it and return at once
+    #[arg(long)]
+    pub detach: bool,
+}
+
+/// `ferry pause`.
+#[derive(Debug, Args)]
+pub struct PauseArgs {
     /// The account
     pub account: AccountName,
     /// Ask for it and return at once

@@ -183,6 +183,7 @@ pub fn changes(old: Option<&JobView>, new: &JobView) -> Vec<String> {
     if old.map(|job| job.phase) != Some(new.phase) && new.phase == JobPhase::Undoing {
         lines.push(format!("Undoing: account {} stays on {}.", new.account, new.source));
     }
+    lines.extend(pause_news(old, new));
     if let Some(place) = &new.waiting_for
         && old.and_then(|job| job.waiting_for.as_ref()) != Some(place)
     {
@@ -200,6 +201,18 @@ pub fn changes(old: Option<&JobView>, new: &JobView) -> Vec<String> {
         }
     }
     lines
+}
+
+/// What is new of a pause.
+fn pause_news(old: Option<&JobView>, new: &JobView) -> Option<String> {
+    let account = &new.account;
+    if new.phase == JobPhase::Paused {
+        let is_new = old.map(|job| job.phase) != Some(JobPhase::Paused);
+        return is_new.then(|| format!("Paused: `ferry resume {account}` lets it go on."));
+    }
+    let was_wished = old.is_some_and(|job| job.paused.is_some());
+    let paused = new.paused.as_ref().filter(|_| !was_wished)?;
+    Some(format!("Pausing: {} wants it so.", safe(&paused.by)))
 }
 
 fn step_news(step: &StepView) -> Option<String> {
@@ -247,7 +260,7 @@ pub mod tests {
     use super::*;
     use ferry_proto::Fault;
     use ferry_proto::command::Receipt;
-    use ferry_proto::view::{Place, PlaceKind};
+    use ferry_proto::view::{Paused, Place, PlaceKind};
 
     /// A job with a step in each of these phases.
     pub fn job(phase: JobPhase, steps: &[(&str, &str, StepPhase)]) -> JobView {
@@ -282,6 +295,8 @@ pub mod tests {
             forced: None,
             refused: None,
             abort_requested: false,
+            paused: None,
+            can_pause: false,
             waiting_for: None,
             advice: "transit1 serves shop; ferry finalize shop ends the move".to_owned(),
             started_unix_ms: 1_795_398_180_000,
@@ -357,6 +372,21 @@ pub mod tests {
             json["waiting_for"],
             serde_json::json!({"server": "transit1", "kind": "target"})
         );
+    }
+
+    #[test]
+    fn a_pause_is_told_when_it_is_wished_and_when_it_has_come() {
+        use StepPhase as S;
+        let running = job(JobPhase::Running, &[("precopy", "web1", S::Running)]);
+        let mut pausing = running.clone();
+        pausing.paused = Some(Paused { by: "an operator".to_owned(), since_unix_ms: 0 });
+        let mut paused = pausing.clone();
+        (paused.phase, paused.steps[0].phase) = (JobPhase::Paused, S::Waiting);
+        assert_eq!(changes(Some(&running), &pausing), ["Pausing: an operator wants it so."]);
+        let told = ["Paused: `ferry resume shop` lets it go on."];
+        assert_eq!(changes(Some(&pausing), &paused), told);
+        assert_eq!(changes(None, &paused), told);
+        assert_eq!(changes(Some(&paused), &paused), [] as [&str; 0]);
     }
 
     #[test]

@@ -121,7 +121,14 @@ impl Operator {
         job_id(&self.within(ANSWER_WITHIN, client.abort_move(request)).await?.job)
     }
 
-    /// Goes on with a stuck job; which, and of which account.
+    /// Asks a move to stop for now.
+    pub async fn pause_move(&self, account: String) -> Result<JobId, Failure> {
+        let mut client = self.client.clone();
+        let request = v1::PauseMoveRequest { account };
+        job_id(&self.within(ANSWER_WITHIN, client.pause_move(request)).await?.job)
+    }
+
+    /// Goes on with a paused or stuck job; which, and of which account.
     pub async fn resume_job(
         &self,
         request: v1::ResumeJobRequest,

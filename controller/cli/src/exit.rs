@@ -24,6 +24,8 @@ pub enum Exit {
     Unreachable = 7,
     /// The controller does not accept the token.
     Unauthorised = 8,
+    /// The job is paused: the account is at the source, and it goes on when somebody wants that.
+    Paused = 9,
     /// Interrupted at the keyboard. Jobs go on.
     Interrupted = 130,
 }
@@ -33,7 +35,7 @@ pub const JSON: &str = "\
 With --json:
   server, account, status       one document
   move --dry-run, or forbidden  the plan
-  move, rollback, abort, resume, finalize, status JOB --watch
+  move, rollback, pause, abort, resume, finalize, status JOB --watch
                                 a line for each change of the job; the last is how it ended
   any of these with --detach    the job's id
   events                        a line for each event
@@ -51,6 +53,7 @@ Exit codes:
   6    stuck: a person must look
   7    the controller does not answer
   8    the controller does not accept the token
+  9    the move is paused: the account is at the source, and `ferry resume` lets it go on
   130  interrupted; a move that was started goes on";
 
 /// Why the program ends early.

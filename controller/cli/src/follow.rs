@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use ferry_proto::Fault;
 use ferry_proto::ids::{AccountName, JobId};
-use ferry_proto::view::JobView;
+use ferry_proto::view::{JobPhase, JobView};
 
 use crate::board::Board;
 use crate::connection::Operator;
@@ -18,7 +18,7 @@ const AWAY: Duration = Duration::from_secs(120);
 /// Between two attempts to reach it.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Shows `job` until it has ended, or somebody interrupts; returns it as it ended.
+/// Shows `job` until it has ended or is paused, or somebody interrupts; returns it as it ended.
 pub async fn to_the_end(
     operator: &Operator,
     screen: &Screen,
@@ -92,7 +92,8 @@ async fn listen(
             board.line("The controller is back.");
         }
         board.update(&view, *heard)?;
-        if view.phase.has_ended() || enough(&view) {
+        // Paused it may stay for days.
+        if view.phase.has_ended() || view.phase == JobPhase::Paused || enough(&view) {
             return Ok(view);
         }
     }

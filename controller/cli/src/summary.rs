@@ -3,7 +3,7 @@
 
 use ferry_proto::Fault;
 use ferry_proto::command::{Direction, Receipt};
-use ferry_proto::view::{JobPhase, JobView, StepPhase, StepView};
+use ferry_proto::view::{JobPhase, JobView, Paused, StepPhase, StepView};
 
 use crate::board;
 use crate::exit::Exit;
@@ -17,14 +17,19 @@ pub enum Hope {
     Done,
     /// That it is undone.
     Undone,
+    /// That it is paused.
+    Paused,
 }
 
-/// The code that an ended job stands for.
+/// The code that a job stands for which has ended or is paused.
 pub fn exit(job: &JobView, hope: Hope) -> Exit {
     match (job.phase, hope) {
         (JobPhase::Stuck, _) => Exit::Stuck,
-        (JobPhase::Done, Hope::Done) | (JobPhase::Undone, Hope::Undone) => Exit::Done,
-        (JobPhase::Undone, Hope::Done) if is_move(job) => Exit::Undone,
+        (JobPhase::Done, Hope::Done)
+        | (JobPhase::Undone, Hope::Undone)
+        | (JobPhase::Paused, Hope::Paused) => Exit::Done,
+        (JobPhase::Paused, _) => Exit::Paused,
+        (JobPhase::Undone, Hope::Done | Hope::Paused) if is_move(job) => Exit::Undone,
         _ => Exit::Failed,
     }
 }
@@ -72,7 +77,9 @@ fn headline(job: &JobView) -> String {
             }
             JobPhase::Undone => format!("The move of {account} was not ended."),
             JobPhase::Overtaken => overtaken(job),
-            JobPhase::Running | JobPhase::Undoing => format!("Ending the move of {account}."),
+            JobPhase::Running | JobPhase::Paused | JobPhase::Undoing => {
+                format!("Ending the move of {account}.")
+            }
         };
     }
     let what = match job.direction {
@@ -91,9 +98,11 @@ fn headline(job: &JobView) -> String {
             "The {what} of {account} from {source} to {target} is stuck: a person must look."
         ),
         JobPhase::Overtaken => overtaken(job),
-        JobPhase::Running => {
-            format!("The {what} of {account} from {source} to {target} is {}.", state(job))
-        }
+        JobPhase::Running | JobPhase::Paused => format!(
+            "The {what} of {account} from {source} to {target} is {}{}.",
+            state(job),
+            whose_pause(job)
+        ),
         JobPhase::Undoing => {
             format!("The {what} of {account} from {source} to {target} is being undone.")
         }
@@ -114,8 +123,18 @@ pub fn state(job: &JobView) -> String {
     }
     match &job.waiting_for {
         Some(place) => format!("waiting for {place}"),
+        None if job.phase == JobPhase::Running && job.paused.is_some() => "pausing".to_owned(),
         None => job.phase.to_string(),
     }
+}
+
+/// By whom it is paused, and since when.
+fn whose_pause(job: &JobView) -> String {
+    let told = |paused: &Paused| {
+        let since = text::moment(paused.since_unix_ms.div_euclid(1000));
+        format!(" by {} since {since}", safe(&paused.by))
+    };
+    job.paused.as_ref().map(told).unwrap_or_default()
 }
 
 /// Whether the target has opened the account.
@@ -286,6 +305,24 @@ mod tests {
         insta::assert_snapshot!(job(&stuck));
         assert_eq!(exit(&stuck, Hope::Done), Exit::Stuck);
         assert_eq!(exit(&stuck, Hope::Undone), Exit::Stuck);
+    }
+
+    #[test]
+    fn a_paused_move_says_who_wants_it_so_since_when_and_is_no_failure() {
+        let mut paused = sample(
+            JobPhase::Paused,
+            &[("provision", "transit1", StepPhase::Done), ("precopy", "web1", StepPhase::Waiting)],
+        );
+        let by = "an \u{1b}operator".to_owned();
+        paused.paused = Some(Paused { by, since_unix_ms: 1_795_398_180_000 });
+        let shown = job(&paused);
+        let told = "is paused by an \\u{1b}operator since 2026-11-23 01:43:00 UTC.";
+        assert!(shown.contains(told), "{shown}");
+        assert_eq!(exit(&paused, Hope::Done), Exit::Paused);
+        assert_eq!(exit(&paused, Hope::Undone), Exit::Paused);
+        assert_eq!(exit(&paused, Hope::Paused), Exit::Done);
+        paused.phase = JobPhase::Running;
+        assert!(job(&paused).contains("is pausing by an"), "{}", job(&paused));
     }
 
     #[test]

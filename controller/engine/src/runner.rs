@@ -1,7 +1,7 @@
 //! The loop: ask the pure state what is next, journal it, do it, journal what came of it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ferry_failpoints::around_async;
@@ -16,64 +16,11 @@ use crate::patience::LONGEST_PAUSE;
 use crate::spec::JobSpec;
 use crate::state::{Entry, Event, IllegalEvent, JobState, Next, StepState};
 use crate::step::{Context, Journal, Observation, Steps};
+use crate::wish::{Abort, Force, Pause, PauseWish};
 
 /// How long to wait before trying again, by attempt.
 fn backoff(attempt: u32) -> Duration {
     Duration::from_millis(250u64.saturating_mul(1 << attempt.min(7))).min(LONGEST_PAUSE)
-}
-
-/// The wish that a job be undone, shared by its runner and whoever may have it.
-#[derive(Debug, Clone, Default)]
-pub struct Abort {
-    token: CancellationToken,
-    by: Arc<OnceLock<String>>,
-}
-
-impl Abort {
-    /// Wishes it; `by` says who, as far as known. The first wish counts.
-    pub fn request(&self, by: &str) {
-        let _ = self.by.set(by.to_owned());
-        self.token.cancel();
-    }
-
-    /// Whether somebody wishes it.
-    pub fn is_requested(&self) -> bool {
-        self.token.is_cancelled()
-    }
-
-    async fn requested(&self) {
-        self.token.cancelled().await;
-    }
-
-    fn event(&self) -> Event {
-        Event::AbortRequested { by: self.by.get().cloned().unwrap_or_default() }
-    }
-}
-
-/// A person's word for a commit that nobody can be asked about, shared by its job's runner and whoever may
-/// give it.
-#[derive(Debug, Clone, Default)]
-pub struct Force {
-    token: CancellationToken,
-    word: Arc<OnceLock<(String, serde_json::Value)>>,
-}
-
-impl Force {
-    /// Vouches for the commit: `receipt` stands for the evidence, `by` says who vouches. It counts if the
-    /// commit's outcome is still open when the runner hears it. The first word counts.
-    pub fn say(&self, by: &str, receipt: serde_json::Value) {
-        let _ = self.word.set((by.to_owned(), receipt));
-        self.token.cancel();
-    }
-
-    async fn said(&self) {
-        self.token.cancelled().await;
-    }
-
-    fn event(&self, step: usize) -> Option<Event> {
-        let (by, receipt) = self.word.get()?.clone();
-        Some(Event::CommitForced { step, by, receipt })
-    }
 }
 
 /// What the runner tells whoever watches, after it was journalled.
@@ -98,7 +45,10 @@ pub struct Runner {
     journal: Arc<dyn Journal>,
     told: mpsc::Sender<Told>,
     abort: Abort,
+    pause: Pause,
     force: Force,
+    /// What cancels a step that may be cancelled: an abort, or a pause once it is journalled.
+    cut_off: CancellationToken,
     gate: Option<Arc<dyn Gate>>,
 }
 
@@ -123,17 +73,26 @@ impl Runner {
                 return Err(Fault::bug(format!("no step kind is called {}", step.kind)));
             }
         }
+        // Somebody wished it before the controller stopped: steps are cancelled as they were.
         if state.abort_requested {
-            // Somebody wished it before the controller stopped: steps are cancelled as they were.
-            abort.token.cancel();
+            abort.wish_again();
         }
-        let force = Force::default();
-        Ok(Self { spec, state, steps, journal, told, abort, force, gate: None })
+        let cut_off = abort.child_token();
+        if state.pause_requested {
+            cut_off.cancel();
+        }
+        let (pause, force) = (Pause::default(), Force::default());
+        Ok(Self { spec, state, steps, journal, told, abort, pause, force, cut_off, gate: None })
     }
 
     /// Starts each step only when `gate` lets it.
     pub fn gated(self, gate: Arc<dyn Gate>) -> Self {
         Self { gate: Some(gate), ..self }
+    }
+
+    /// Hears who wishes that it stop for now, or go on.
+    pub fn pausing(self, pause: Pause) -> Self {
+        Self { pause, ..self }
     }
 
     /// Hears who vouches for its commit.
@@ -153,11 +112,12 @@ impl Runner {
     pub async fn run(mut self) -> Result<JobPhase, Fault> {
         loop {
             self.note_abort().await?;
+            self.note_pause().await?;
             self.note_force().await?;
             match self.state.next(&self.spec) {
                 Next::End(phase) => return Ok(phase),
                 Next::Start { step, attempt } => {
-                    if !self.pause(attempt).await || !self.enter(step).await {
+                    if !self.back_off(attempt).await || !self.enter(step).await {
                         continue;
                     }
                     self.record(Event::StepStarted { step, attempt }).await?;
@@ -165,7 +125,7 @@ impl Runner {
                 }
                 Next::Resume { step, attempt } => self.resume(step, attempt).await?,
                 Next::StartUndo { step, attempt } => {
-                    self.pause(attempt).await;
+                    self.back_off(attempt).await;
                     self.record(Event::UndoStarted { step, attempt }).await?;
                     self.undo(step, attempt).await?;
                 }
@@ -174,20 +134,22 @@ impl Runner {
         }
     }
 
-    /// Waits before a further attempt. False if an abort, or a word for the commit, arrived meanwhile.
-    async fn pause(&self, attempt: u32) -> bool {
-        if attempt <= 1 {
+    /// Waits before a further attempt. False if a wish, or a word for the commit, arrived meanwhile.
+    async fn back_off(&self, attempt: u32) -> bool {
+        let failed = self.state.failed_before(attempt);
+        if failed == 0 {
             return true;
         }
         let unknown = self.state.commit_unknown(&self.spec);
         tokio::select! {
-            () = tokio::time::sleep(backoff(attempt)) => true,
+            () = tokio::time::sleep(backoff(failed.saturating_add(1))) => true,
             () = self.abort.requested(), if !self.state.abort_requested => false,
+            () = self.pause.wished() => false,
             () = self.force.said(), if unknown => false,
         }
     }
 
-    /// Waits at the gate. False if an abort arrived meanwhile, while there is a way back.
+    /// Waits at the gate. False if an abort or a pause was wished meanwhile, while there is a way back.
     async fn enter(&self, step: usize) -> bool {
         let Some(gate) = &self.gate else { return true };
         let entered = gate.enter(&self.spec.steps[step]);
@@ -198,6 +160,7 @@ impl Runner {
         tokio::select! {
             biased;
             () = self.abort.requested() => false,
+            () = self.pause.wished() => false,
             () = entered => true,
         }
     }
@@ -205,6 +168,24 @@ impl Runner {
     async fn note_abort(&mut self) -> Result<(), Fault> {
         if self.abort.is_requested() && !self.state.abort_requested {
             self.record(self.abort.event()).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes the wish for a pause, or for its end, if it can be granted. Else it lapses: whoever wished it sees
+    /// that in how the job stands, and nothing is remembered that would stop it later.
+    async fn note_pause(&mut self) -> Result<(), Fault> {
+        match self.pause.take() {
+            Some(PauseWish::Begin { by }) if self.state.can_pause(&self.spec) => {
+                self.record(Event::PauseRequested { by }).await?;
+                self.cut_off.cancel();
+            }
+            Some(PauseWish::End { by }) if self.state.pause_requested => {
+                self.record(Event::Resumed { by }).await?;
+                self.cut_off = self.abort.child_token();
+            }
+            Some(wish) => tracing::info!(job = %self.spec.job, "a wish has lapsed: {wish:?}"),
+            None => {}
         }
         Ok(())
     }
@@ -232,26 +213,26 @@ impl Runner {
         }
     }
 
-    /// Waits for `work`. An abort that arrives meanwhile is journalled at once, however long the
-    /// work goes on.
+    /// Waits for `work`. An abort or a pause that is wished meanwhile is journalled at once, however long
+    /// the work goes on.
     async fn attend<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Fault> {
         tokio::pin!(work);
-        if !self.state.abort_requested {
-            let abort = self.abort.clone();
+        let (abort, pause) = (self.abort.clone(), self.pause.clone());
+        loop {
             tokio::select! {
                 biased;
-                () = abort.requested() => self.note_abort().await?,
+                () = abort.requested(), if !self.state.abort_requested => self.note_abort().await?,
+                () = pause.wished() => self.note_pause().await?,
                 done = &mut work => return Ok(done),
             }
         }
-        Ok(work.await)
     }
 
-    /// What cancels the step at hand: an abort, while there is a way back. The commit and what
+    /// What cancels the step at hand: an abort or a pause, while there is a way back. The commit and what
     /// comes after it are never cancelled: their outcome must become known.
     fn cancel(&self) -> CancellationToken {
         if self.state.can_go_back(&self.spec) {
-            self.abort.token.child_token()
+            self.cut_off.clone()
         } else {
             CancellationToken::new()
         }
@@ -315,7 +296,7 @@ impl Runner {
     }
 
     /// An attempt was under way when the controller died: look, and go on if it is not done. If the
-    /// job is to be undone there is no need to look: the same attempt is sent again and cancelled,
+    /// job is to be undone or paused there is no need to look: the same attempt is sent again and cancelled,
     /// and says itself whether it was done.
     async fn resume(&mut self, step: usize, attempt: u32) -> Result<(), Fault> {
         let cancel = self.cancel();

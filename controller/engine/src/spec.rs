@@ -37,6 +37,10 @@ pub struct StepSpec {
     /// commit included.
     #[serde(default)]
     pub may_void_commit: bool,
+    /// Whether the job may be paused while this step is at hand: nobody feels what was done so far, however
+    /// long it lasts, and the next attempt goes on with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pausable: bool,
 }
 
 impl StepSpec {

@@ -42,6 +42,11 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "String::is_empty")]
         by: String,
     },
+    /// Somebody wants the job to stop for now.
+    PauseRequested {
+        /// Who, as far as known.
+        by: String,
+    },
     /// The step is about to be undone.
     UndoStarted {
         /// Index of the step.
@@ -70,7 +75,7 @@ pub enum Event {
         /// What stands for the evidence.
         receipt: serde_json::Value,
     },
-    /// A person looked at a stuck job and wants it tried again.
+    /// A person looked at a stuck job and wants it tried again, or wants a paused one to go on.
     Resumed {
         /// Who, as far as known.
         #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -90,6 +95,7 @@ impl Event {
             Self::UndoFailed { step, .. } => ("undo_failed", step),
             Self::CommitForced { step, .. } => ("commit_forced", step),
             Self::AbortRequested { .. } => return "abort_requested".to_owned(),
+            Self::PauseRequested { .. } => return "pause_requested".to_owned(),
             Self::Resumed { .. } => return "resumed".to_owned(),
         };
         format!("{what}.{}", spec.steps.get(*step).map_or("unknown", |s| &s.name))
@@ -152,12 +158,25 @@ pub struct JobState {
     receipts: Vec<Option<serde_json::Value>>,
     /// Whether somebody asked for it to be undone.
     pub abort_requested: bool,
+    /// Whether somebody wants it to stop for now, and nobody that it go on or be undone.
+    pub pause_requested: bool,
+    /// Which attempts a pause has cut off.
+    cut_off: CutOff,
     /// Whether a person vouched for the commit.
     pub forced: bool,
     /// The last step that refused for good, and how.
     refused_for_good: Option<(usize, Fault)>,
     /// Of what is being done now.
     failures: Failures,
+}
+
+/// Attempts at the step at hand that a pause has cut off: that they ended is no failure.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct CutOff {
+    /// How many have ended so.
+    ended: u32,
+    /// Whether the last one was told to stop.
+    last: bool,
 }
 
 /// An event that cannot follow from the state: the journal is damaged, or the engine is wrong.
@@ -214,6 +233,8 @@ impl JobState {
             steps: vec![StepState::Waiting; spec.steps.len()],
             receipts: vec![None; spec.steps.len()],
             abort_requested: false,
+            pause_requested: false,
+            cut_off: CutOff::default(),
             forced: false,
             refused_for_good: None,
             failures: Failures::default(),
@@ -240,16 +261,14 @@ impl JobState {
     /// # Errors
     /// If the event cannot follow from this state; the state is then unchanged.
     pub fn apply(&mut self, spec: &JobSpec, entry: &Entry) -> Result<(), IllegalEvent> {
+        if self.take_wish(spec, entry) {
+            return Ok(());
+        }
         let event = &entry.event;
         use StepState as S;
         let (step, next) = match event {
-            Event::AbortRequested { .. } => {
-                self.abort_requested = true;
-                return Ok(());
-            }
-            Event::Resumed { .. } => {
-                self.count(spec, entry);
-                return Ok(());
+            Event::AbortRequested { .. } | Event::PauseRequested { .. } | Event::Resumed { .. } => {
+                (self.at_hand(), None)
             }
             Event::StepStarted { step, attempt } => (*step, self.started(*step, *attempt)),
             Event::StepDone { step, receipt } => (
@@ -311,6 +330,7 @@ impl JobState {
                 }
                 self.forced |= matches!(event, Event::CommitForced { .. });
                 *slot = next;
+                self.cut_off.take(event);
                 self.count(spec, entry);
                 Ok(())
             }
@@ -320,6 +340,26 @@ impl JobState {
                 state: slot.map_or_else(|| "not in the plan".to_owned(), |s| format!("{s:?}")),
             }),
         }
+    }
+
+    /// Takes what somebody wishes of the job, if it can be granted; whether that was it.
+    fn take_wish(&mut self, spec: &JobSpec, entry: &Entry) -> bool {
+        match &entry.event {
+            Event::AbortRequested { .. } => {
+                (self.abort_requested, self.pause_requested) = (true, false);
+            }
+            Event::PauseRequested { .. } if self.can_pause(spec) => {
+                let is_running = |s: &StepState| matches!(s, StepState::Running { .. });
+                self.pause_requested = true;
+                self.cut_off.last |= self.steps.iter().any(is_running);
+            }
+            Event::Resumed { .. } => {
+                self.pause_requested = false;
+                self.count(spec, entry);
+            }
+            _ => return false,
+        }
+        true
     }
 
     /// Counts failures of what is being done now.
@@ -337,19 +377,53 @@ impl JobState {
             | Event::Resumed { .. } => self.failures = Failures::default(),
             Event::StepStarted { .. }
             | Event::UndoStarted { .. }
-            | Event::AbortRequested { .. } => {}
+            | Event::AbortRequested { .. }
+            | Event::PauseRequested { .. } => {}
         }
     }
 
-    /// The state of a step that starts, if it may: those before it must be done.
+    /// The state of a step that starts, if it may: those before it must be done, and nobody wants a pause.
     fn started(&self, step: usize, attempt: u32) -> Option<StepState> {
         let before_done = self.steps.iter().take(step).all(|s| matches!(s, StepState::Done { .. }));
         match self.steps.get(step)? {
-            StepState::Waiting | StepState::Failed { .. } if before_done => {
+            StepState::Waiting | StepState::Failed { .. }
+                if before_done && !self.pause_requested =>
+            {
                 Some(StepState::Running { attempt })
             }
             _ => None,
         }
+    }
+
+    /// The step at hand, going forward: the first that is not done.
+    fn at_hand(&self) -> usize {
+        let not_done = |s: &StepState| !matches!(s, StepState::Done { .. });
+        self.steps.iter().position(not_done).unwrap_or(self.steps.len())
+    }
+
+    /// How many attempts before this one, at the step at hand, have failed by themselves.
+    pub(crate) fn failed_before(&self, attempt: u32) -> u32 {
+        attempt.saturating_sub(1).saturating_sub(self.cut_off.ended)
+    }
+
+    /// Whether the attempt at `step` that ended last was cut off by a pause, and has stopped for that.
+    pub fn was_cut_off(&self, step: usize) -> bool {
+        let is_cancelled = |state: &StepState| matches!(state, StepState::Failed { fault, .. } if fault.class == FaultClass::Cancelled);
+        self.cut_off.last && self.steps.get(step).is_some_and(is_cancelled)
+    }
+
+    /// Whether the job can be told to stop for now: it goes forward, and no step has begun but such as may
+    /// wait for days, done or not.
+    pub fn can_pause(&self, spec: &JobSpec) -> bool {
+        let goes_on = matches!(self.next(spec), Next::Start { .. } | Next::Resume { .. });
+        let begun = |state: &StepState| *state != StepState::Waiting;
+        let first = spec.steps.first().is_some_and(|s| s.pausable);
+        let mut steps = spec.steps.iter().zip(&self.steps);
+        goes_on
+            && !(self.abort_requested || self.pause_requested)
+            && self.can_go_back(spec)
+            && first
+            && steps.all(|(s, state)| s.pausable || !begun(state))
     }
 
     /// The evidence of the step at `step`, if it was done.
@@ -401,6 +475,9 @@ impl JobState {
         };
         match state {
             StepState::Running { attempt } => Next::Resume { step, attempt: *attempt },
+            StepState::Waiting | StepState::Failed { .. } if self.pause_requested => {
+                Next::End(JobPhase::Paused)
+            }
             StepState::Waiting if self.abort_requested && self.can_go_back(spec) => {
                 self.next_undo()
             }
@@ -417,12 +494,12 @@ impl JobState {
     fn after_failure(&self, spec: &JobSpec, step: usize, attempt: u32, class: FaultClass) -> Next {
         let again = Next::Start { step, attempt: attempt.saturating_add(1) };
         if self.can_go_back(spec) {
+            let failed = self.failed_before(attempt.saturating_add(1));
             return match class {
-                FaultClass::Transient
-                    if !self.abort_requested && attempt < ATTEMPTS_BEFORE_COMMIT =>
-                {
-                    again
-                }
+                _ if self.abort_requested => self.next_undo(),
+                // Whatever it says: nobody let it come to its own end.
+                _ if self.cut_off.last => again,
+                FaultClass::Transient if failed < ATTEMPTS_BEFORE_COMMIT => again,
                 FaultClass::Transient
                 | FaultClass::Precondition
                 | FaultClass::Fenced
@@ -460,6 +537,17 @@ impl JobState {
                 }
             }
             Some((step, _)) => Next::StartUndo { step, attempt: 1 },
+        }
+    }
+}
+
+impl CutOff {
+    fn take(&mut self, event: &Event) {
+        match event {
+            Event::StepFailed { .. } if self.last => self.ended = self.ended.saturating_add(1),
+            Event::StepStarted { .. } => self.last = false,
+            Event::StepDone { .. } | Event::UndoStarted { .. } => *self = Self::default(),
+            _ => {}
         }
     }
 }

@@ -26,7 +26,7 @@ pub struct Context {
     pub receipts: HashMap<String, serde_json::Value>,
     /// Why the commit is void, if a step after it has refused for good.
     pub void: Option<Fault>,
-    /// Cancelled when somebody wants the job undone.
+    /// Cancelled when somebody wants the job undone, or paused.
     pub cancel: CancellationToken,
     /// Where to say how far it is.
     pub progress: watch::Sender<Progress>,

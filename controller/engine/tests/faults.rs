@@ -3,6 +3,8 @@
 //! the same rows in `ferry-api`, which knows planning.
 
 mod harness;
+#[path = "faults/pause.rs"]
+mod pause;
 #[path = "faults/stuck.rs"]
 mod stuck;
 
@@ -11,7 +13,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ferry_engine::{
-    Abort, Context, Entry, Event, Force, Gate, JobSpec, Journal, Observation, Runner, Step,
+    Abort, Context, Entry, Event, Force, Gate, JobSpec, Journal, Observation, Pause, Runner, Step,
     StepSpec,
 };
 use ferry_proto::ids::JobId;
@@ -23,6 +25,8 @@ use harness::{ALWAYS, Action, Case, Memory};
 
 const STEPS: usize = 6;
 const COMMIT: usize = 3;
+/// How many of the first steps may be paused, if there is a commit.
+const PAUSABLE: usize = 2;
 
 fn spec(commit: Option<usize>, forward_only: Option<usize>) -> JobSpec {
     JobSpec {
@@ -36,6 +40,7 @@ fn spec(commit: Option<usize>, forward_only: Option<usize>) -> JobSpec {
                 commit_point: commit == Some(i),
                 forward_only: forward_only == Some(i),
                 may_void_commit: commit.is_some_and(|at| i == at + 1),
+                pausable: commit.is_some() && i < PAUSABLE,
             })
             .collect(),
     }
@@ -78,6 +83,13 @@ async fn looking_that_fails_after_a_crash_is_a_failure_of_the_step() {
 async fn an_abort_at_each_write_ends_at_the_start_or_after_the_commit_at_the_target() {
     for spec in specs() {
         harness::aborts_at_each_write(&spec).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_at_each_write_stops_the_job_or_lapses_and_survives_the_controller() {
+    for spec in specs() {
+        harness::pauses_at_each_write(&spec).await;
     }
 }
 
@@ -368,12 +380,27 @@ impl Long {
         self.start_heeding(abort, Force::default()).await
     }
 
+    async fn start_pausing(
+        &self,
+        abort: Abort,
+        pause: Pause,
+    ) -> (tokio::task::JoinHandle<Result<JobPhase, Fault>>, mpsc::Receiver<ferry_engine::Told>)
+    {
+        let (runner, seen) = self.runner(abort).await;
+        (tokio::spawn(runner.pausing(pause).run()), seen)
+    }
+
     async fn start_heeding(
         &self,
         abort: Abort,
         force: Force,
     ) -> (tokio::task::JoinHandle<Result<JobPhase, Fault>>, mpsc::Receiver<ferry_engine::Told>)
     {
+        let (runner, seen) = self.runner(abort).await;
+        (tokio::spawn(runner.heeding(force).run()), seen)
+    }
+
+    async fn runner(&self, abort: Abort) -> (Runner, mpsc::Receiver<ferry_engine::Told>) {
         let (told, seen) = mpsc::channel(64);
         let steps = self.spec.steps.iter().map(|s| {
             let step: Arc<dyn Step> = self.step.clone();
@@ -381,8 +408,7 @@ impl Long {
         });
         let steps = Arc::new(steps.collect());
         let journal: Arc<dyn Journal> = self.journal.clone();
-        let runner = Runner::recover(self.spec.clone(), steps, journal, told, abort).await.unwrap();
-        (tokio::spawn(runner.heeding(force).run()), seen)
+        (Runner::recover(self.spec.clone(), steps, journal, told, abort).await.unwrap(), seen)
     }
 
     fn events(&self) -> Vec<Event> {

@@ -80,6 +80,9 @@ pub fn job(plan: &Plan) -> Result<JobSpec, Fault> {
                 forward_only: matches!(step.intent, Intent::Finalize { .. }),
                 // A target that cannot open says so for good, before it has served anything.
                 may_void_commit: matches!(step.intent, Intent::Open { .. }),
+                // The account is served at the source as if nothing were. A fence is never paused, and
+                // neither is what stands in front of it.
+                pausable: matches!(step.intent, Intent::Provision { .. } | Intent::Precopy { .. }),
             })
         })
         .collect::<Result<_, Fault>>()?;

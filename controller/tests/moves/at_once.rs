@@ -3,7 +3,7 @@
 
 use super::*;
 
-use ferry_proto::view::{Place, PlaceKind};
+use ferry_proto::view::{Place, PlaceKind, StepPhase};
 
 /// A pair whose client serves these accounts and whose transit server serves those.
 async fn pair_of(
@@ -190,6 +190,54 @@ async fn whoever_goes_back_does_not_wait_for_moves_to_begin() {
     client.until("c", |world| world.done_for.contains(&("provision".into(), "c".into()))).await;
     heals(&transit, &controller, &at_transit).await;
     assert_eq!(controller.end_of(&back).await.phase, JobPhase::Done);
+}
+
+#[tokio::test]
+async fn a_paused_move_leaves_its_place_to_others_and_waits_for_one_when_it_goes_on() {
+    let limits = MoveLimits { source: 3, target: 1, fence: 1 };
+    let (controller, [client, transit], [at_client, _]) = pair_of(limits, &["a", "b"], &[]).await;
+    client.world.lock().unwrap().silent.push("precopy".into());
+    let first = controller.moves("a", "transit").await;
+    client.until_waiting("precopy").await;
+    let full = place("transit", PlaceKind::Target);
+    let second = controller.moves("b", "transit").await;
+    controller.until_waits(&second, Some(&full)).await;
+    controller.pause("a").await.unwrap();
+    controller.until_paused(&first).await;
+    transit.until("b", |world| world.done_for.contains(&("provision".into(), "b".into()))).await;
+    controller.resume("", "a").await.unwrap();
+    controller.until_waits(&first, Some(&full)).await;
+    // At once, with nothing under way.
+    controller.pause("a").await.unwrap();
+    let view = controller.until_paused(&first).await;
+    assert_eq!((view.waiting_for, view.steps[1].attempts), (None, 1));
+    heals(&client, &controller, &at_client).await;
+    assert_eq!(controller.end_of(&second).await.phase, JobPhase::Done);
+    controller.resume("", "a").await.unwrap();
+    assert_eq!(controller.end_of(&first).await.phase, JobPhase::Done);
+}
+
+/// Copied whole, it is still served.
+#[tokio::test]
+async fn a_move_that_waits_for_its_fence_is_paused_at_once() {
+    let limits = MoveLimits { source: 2, target: 2, fence: 1 };
+    let (controller, [client, transit], identities) = pair_of(limits, &["a", "b"], &[]).await;
+    client.world.lock().unwrap().silent.push("verify".into());
+    let older = controller.moves("a", "transit").await;
+    client.until_waiting("verify").await;
+    let younger = controller.moves("b", "transit").await;
+    let fenced = place("client", PlaceKind::Fence);
+    controller.until_waits(&younger, Some(&fenced)).await;
+    controller.pause("b").await.unwrap();
+    let view = controller.until_paused(&younger).await;
+    let done = view.steps.iter().filter(|s| s.phase == StepPhase::Done).map(|s| &s.name);
+    assert_eq!(done.collect::<Vec<_>>(), ["provision", "precopy"]);
+    heals(&client, &controller, &identities[0]).await;
+    assert_eq!(controller.end_of(&older).await.phase, JobPhase::Done);
+    assert_eq!(controller.view(&younger).await.phase, JobPhase::Paused);
+    controller.resume("", "b").await.unwrap();
+    assert_eq!(controller.end_of(&younger).await.phase, JobPhase::Done);
+    assert_eq!(transit.done().iter().filter(|kind| *kind == "open").count(), 2);
 }
 
 /// A source that is lost while its fence is undone has nothing to do with the fences of the other server.

@@ -19,7 +19,7 @@ use ferry_proto::v1::enrolment_service_client::EnrolmentServiceClient;
 use ferry_proto::v1::enrolment_service_server::EnrolmentServiceServer;
 use ferry_proto::v1::operator_service_client::OperatorServiceClient;
 use ferry_proto::v1::operator_service_server::OperatorServiceServer;
-use ferry_proto::view::JobView;
+use ferry_proto::view::{JobPhase, JobView};
 use ferry_store::{SqliteStore, Store};
 use sqlx::Connection;
 use tokio_util::sync::CancellationToken;
@@ -197,6 +197,12 @@ impl Controller {
         answer.map(|a| a.into_inner().job).map_err(|s| serde_json::from_slice(s.details()).unwrap())
     }
 
+    pub(crate) async fn pause(&self, account: &str) -> Result<String, Fault> {
+        let message = v1::PauseMoveRequest { account: account.into() };
+        let answer = self.operators().await.pause_move(self.with_token(message)).await;
+        answer.map(|a| a.into_inner().job).map_err(|s| serde_json::from_slice(s.details()).unwrap())
+    }
+
     pub(crate) async fn resume(&self, job: &str, account: &str) -> Result<String, Fault> {
         let message = v1::ResumeJobRequest { job: job.into(), account: account.into() };
         let answer = self.operators().await.resume_job(self.with_token(message)).await;
@@ -237,13 +243,22 @@ impl Controller {
 
     /// Watches a job to its end.
     pub(crate) async fn end_of(&self, job: &str) -> JobView {
+        self.watched_until(job, |view| view.phase.has_ended()).await
+    }
+
+    /// Watches a job until it is paused.
+    pub(crate) async fn until_paused(&self, job: &str) -> JobView {
+        self.watched_until(job, |view| view.phase == JobPhase::Paused).await
+    }
+
+    async fn watched_until(&self, job: &str, is_there: impl Fn(&JobView) -> bool) -> JobView {
         let message = v1::WatchJobRequest { job: job.into() };
         let mut stream =
             self.operators().await.watch_job(self.with_token(message)).await.unwrap().into_inner();
         loop {
             let message = stream.message().await.unwrap().expect("a job's last view says its end");
             let view: JobView = serde_json::from_slice(&message.job).unwrap();
-            if view.phase.has_ended() {
+            if is_there(&view) {
                 return view;
             }
         }

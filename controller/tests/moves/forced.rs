@@ -18,7 +18,7 @@ impl Controller {
         answer.map(|a| a.into_inner().job).map_err(|s| serde_json::from_slice(s.details()).unwrap())
     }
 
-    async fn view(&self, job: &str) -> JobView {
+    pub(crate) async fn view(&self, job: &str) -> JobView {
         let message = v1::ListJobsRequest::default();
         let list = self.operators().await.list_jobs(self.with_token(message)).await.unwrap();
         let jobs = list.into_inner().jobs;

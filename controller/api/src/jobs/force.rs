@@ -12,7 +12,7 @@ use ferry_proto::ids::{AccountName, JobId, ServerName};
 use ferry_proto::view::{JobPhase, JobView};
 use tokio::sync::watch;
 
-use super::{Jobs, Shown, to_json, until_noted};
+use super::{Jobs, Running, Shown, to_json, until_noted};
 use crate::view::Folded;
 
 /// Whether nobody can be asked what became of the job's commit: its source alone knows, and is away.
@@ -57,9 +57,9 @@ impl Jobs {
         let word = Receipt::Committed(record(&folded, by));
         let receipt = serde_json::to_value(word)
             .map_err(|e| Fault::bug("a receipt has no JSON").caused_by(&e))?;
-        let live = self.running().get(&row.id).map(|job| (job.force.clone(), job.shown.clone()));
-        if let Some((force, shown)) = live {
-            force.say(by, receipt);
+        let live = self.running().get(&row.id).cloned();
+        if let Some(Running { wishes, shown, .. }) = live {
+            wishes.force.say(by, receipt);
             return heard(row.id, account, shown).await;
         }
         // It is stuck: nobody else writes its journal, and the store lets one alone take it up again.

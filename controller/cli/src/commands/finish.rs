@@ -1,9 +1,9 @@
-//! `ferry abort`, `ferry resume` and `ferry finalize`.
+//! `ferry abort`, `ferry pause`, `ferry resume` and `ferry finalize`.
 
 use ferry_proto::v1;
 use ferry_proto::view::JobPhase;
 
-use crate::args::{AbortArgs, FinalizeArgs, ResumeArgs, Subject};
+use crate::args::{AbortArgs, FinalizeArgs, PauseArgs, ResumeArgs, Subject};
 use crate::commands::moves::left_alone;
 use crate::connection::Operator;
 use crate::exit::{Exit, Failure};
@@ -28,6 +28,19 @@ pub async fn abort(operator: &Operator, screen: &Screen, args: AbortArgs) -> Res
         ));
     }
     Ok(summary::exit(&ended, Hope::Undone))
+}
+
+/// `ferry pause`.
+pub async fn pause(operator: &Operator, screen: &Screen, args: PauseArgs) -> Result<Exit, Failure> {
+    let job = operator.pause_move(args.account.to_string()).await?;
+    if args.detach {
+        return left_alone(screen, job);
+    }
+    let stopped = follow::to_the_end(operator, screen, &args.account, job).await?;
+    if !screen.json() {
+        screen.text(&format!("\n{}", summary::job(&stopped)))?;
+    }
+    Ok(summary::exit(&stopped, Hope::Paused))
 }
 
 /// `ferry resume`.

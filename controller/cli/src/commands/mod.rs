@@ -38,6 +38,7 @@ pub async fn run(cli: Cli, screen: &Screen) -> Result<Exit, Failure> {
         Command::Status(args) => status::show(&operator, screen, args).await,
         Command::Events(args) => events::show(&operator, screen, args).await,
         Command::Abort(args) => finish::abort(&operator, screen, args).await,
+        Command::Pause(args) => finish::pause(&operator, screen, args).await,
         Command::Resume(args) => finish::resume(&operator, screen, args).await,
         Command::Finalize(args) => finish::finalize(&operator, screen, args).await,
         Command::ForceOpen(args) => force::open(&operator, screen, args).await,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use console::Term;
 use ferry_proto::Fault;
 use ferry_proto::ids::JobId;
-use ferry_proto::view::{JobView, StepPhase};
+use ferry_proto::view::{JobPhase, JobView, StepPhase};
 
 use crate::args::{StatusArgs, Subject};
 use crate::connection::Operator;
@@ -82,7 +82,7 @@ fn tell_problems(screen: &Screen, problems: &[String]) {
     }
 }
 
-/// What runs, redrawn until nothing does.
+/// What runs or is paused, redrawn until nothing runs.
 async fn watch_overview(operator: &Operator, screen: &Screen) -> Result<Exit, Failure> {
     let term = Term::stdout();
     let mut shown = String::new();
@@ -105,7 +105,7 @@ async fn watch_overview(operator: &Operator, screen: &Screen) -> Result<Exit, Fa
                 screen.text(&shown)?;
             }
         }
-        if jobs.is_empty() {
+        if jobs.iter().all(|job| job.phase == JobPhase::Paused) {
             return Ok(Exit::Done);
         }
         last = Some(jobs);
@@ -115,7 +115,6 @@ async fn watch_overview(operator: &Operator, screen: &Screen) -> Result<Exit, Fa
 
 /// All that run or need a person, then the last that ended; newest first.
 fn selected(mut jobs: Vec<JobView>) -> Vec<JobView> {
-    use ferry_proto::view::JobPhase;
     jobs.sort_by_key(|job| std::cmp::Reverse((job.started_unix_ms, job.job)));
     let is_over = |job: &JobView| {
         matches!(job.phase, JobPhase::Done | JobPhase::Undone | JobPhase::Overtaken)
@@ -157,8 +156,6 @@ fn at(job: &JobView) -> String {
 
 #[cfg(test)]
 mod tests {
-    use ferry_proto::view::JobPhase;
-
     use super::*;
     use crate::board::tests::job;
 

@@ -260,6 +260,14 @@ impl OperatorService for Fake {
         Ok(Response::new(AbortMoveResponse { job: JOB.to_owned() }))
     }
 
+    async fn pause_move(
+        &self,
+        r: Request<PauseMoveRequest>,
+    ) -> Result<Response<PauseMoveResponse>, Status> {
+        self.called(&r, &format!("pause {}", r.get_ref().account))?;
+        Ok(Response::new(PauseMoveResponse { job: JOB.to_owned() }))
+    }
+
     async fn resume_job(
         &self,
         r: Request<ResumeJobRequest>,

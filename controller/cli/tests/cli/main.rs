@@ -35,6 +35,7 @@ fn job(phase: &str, step: &str) -> Value {
     json!({
         "job": JOB, "account": "shop", "direction": "outbound", "source": "web1", "target": "transit1",
         "phase": phase, "committed": phase == "done", "advice": "Nothing is lost.",
+        "paused": (phase == "paused").then(|| json!({"by": "an operator", "since_unix_ms": 1_795_398_180_000_i64})),
         "started_unix_ms": 1_795_398_180_000_i64,
         "ended_unix_ms": ended.then_some(1_795_398_200_000_i64),
         "steps": [{"name": "provision", "title": "Make the account", "server": "transit1", "phase": step,

@@ -96,6 +96,43 @@ async fn abort_is_done_when_the_move_is_undone() {
 }
 
 #[tokio::test]
+async fn pause_is_done_when_the_move_has_stopped() {
+    let controller = Controller::start(moving("paused", "waiting")).await;
+    let ran = controller.run(&["pause", "shop"]).await;
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert_eq!(controller.calls(), ["pause shop", &format!("watch {JOB}")]);
+    let told = "is paused by an operator since 2026-11-23 01:43:00 UTC";
+    assert!(ran.out.contains(told), "{}", ran.out);
+    let ran = controller.run(&["pause", "shop", "--json", "--detach"]).await;
+    assert_eq!((ran.code, ran.json()), (0, json!({"job": JOB})));
+    // Somebody else had it undone.
+    let controller = Controller::start(moving("undone", "undone")).await;
+    assert_eq!(controller.run(&["pause", "shop"]).await.code, 5);
+}
+
+/// Though its stream stays open: it may stay so for days.
+#[tokio::test]
+async fn whoever_watches_a_move_that_is_paused_is_told_so_and_let_go() {
+    let script = Script { hang: true, ..moving("paused", "waiting") };
+    let controller = Controller::start(script).await;
+    for line in [
+        &["move", "shop", "--to", "transit1", "--yes"][..],
+        &["resume", "shop"],
+        &["status", JOB, "--watch"],
+    ] {
+        let ran = controller.run(line).await;
+        assert_eq!(ran.code, 9, "{line:?}: {}", ran.err);
+        assert!(ran.err.contains("Paused: `ferry resume shop` lets it go on"), "{}", ran.err);
+        assert!(ran.out.contains("is paused by an operator"), "{}", ran.out);
+    }
+    let line = ["move", "shop", "--to", "transit1", "--yes", "--json"];
+    let ran = controller.run(&line).await;
+    let last = ran.json_lines().pop().unwrap();
+    assert_eq!((ran.code, last["phase"].as_str()), (9, Some("paused")));
+    assert_eq!(last["paused"]["by"], "an operator");
+}
+
+#[tokio::test]
 async fn a_stuck_job_is_resumed_by_account_or_job_and_watched() {
     for (ends, code) in [("done", 0), ("undone", 5), ("stuck", 6)] {
         let controller = Controller::start(moving(ends, ends)).await;

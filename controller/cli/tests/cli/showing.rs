@@ -77,6 +77,12 @@ async fn status_is_of_all_of_an_account_or_of_a_job() {
     assert_eq!((ran.code, ran.json()["phase"].as_str()), (0, Some("undone")));
     assert_eq!(controller.run(&["status", JOB, "--watch"]).await.code, 5);
 
+    // Nothing happens any more until somebody wants it.
+    let jobs = vec![job("paused", "waiting")];
+    let controller = Controller::start(Script { jobs, ..Script::default() }).await;
+    let ran = controller.run(&["status", "--watch"]).await;
+    assert!(ran.code == 0 && ran.out.contains("paused"), "{}", ran.out);
+
     let controller = Controller::start(Script::default()).await;
     let ran = controller.run(&["status", "shop"]).await;
     assert_eq!(ran.code, 1);

@@ -53,6 +53,7 @@ fn job(timeout_seconds: u32, forward_only: bool, commit_point: bool) -> JobSpec 
         commit_point,
         forward_only,
         may_void_commit: false,
+        pausable: false,
     };
     JobSpec { job: JobId::new_now(), steps: vec![step] }
 }

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use ferry_engine::{
-    Abort, Context, Entry, Event, Force, Gate, JobSpec, Journal, Observation, Runner, Step, Steps,
+    Abort, Context, Entry, Event, Force, Gate, JobSpec, Journal, Observation, Pause, Runner, Step,
+    Steps,
 };
 use ferry_proto::command::Refusal;
 use ferry_proto::ids::{Epoch, JobId};
@@ -80,11 +81,19 @@ pub enum Action {
     Undo,
 }
 
+/// How the steps of a case behave.
+#[derive(Clone, Copy, Default)]
+struct Manner {
+    /// Observing finds nothing: executes are repeated after a crash.
+    ignorant: bool,
+    /// They stop when they are cancelled; else they are done before they hear it.
+    obedient: bool,
+}
+
 struct Fake {
     world: Arc<Mutex<World>>,
     trouble: Arc<Mutex<Vec<Trouble>>>,
-    /// Observing finds nothing: executes are repeated after a crash.
-    ignorant: bool,
+    manner: Manner,
     /// The commit's name: while it stands nothing before it may be undone, and it itself only if it is
     /// void.
     commit: Option<String>,
@@ -114,11 +123,14 @@ impl Step for Fake {
             return Err(t.fault("observe fails"));
         }
         let world = self.world.lock().unwrap();
-        let seen = world.ledger.get(&key(context)).filter(|_| !self.ignorant);
+        let seen = world.ledger.get(&key(context)).filter(|_| !self.manner.ignorant);
         Ok(seen.map_or(Observation::NotDone, |r| Observation::Done(r.clone())))
     }
 
     async fn execute(&self, context: &Context) -> Result<serde_json::Value, Fault> {
+        if self.manner.obedient && context.cancel.is_cancelled() {
+            return Err(Fault::new(FaultClass::Cancelled, "cancelled"));
+        }
         let failure = self.fails(context, Action::Execute);
         let mut world = self.world.lock().unwrap();
         *world.executed.entry(key(context)).or_default() += 1;
@@ -157,7 +169,7 @@ impl Step for Fake {
 }
 
 /// A journal that stops the process, as it were, at the nth write, before it is durable or after;
-/// and at whose nth write somebody may wish an abort.
+/// and at whose nth write somebody may wish an abort or a pause.
 #[derive(Default)]
 pub struct Memory {
     pub entries: Mutex<Vec<Entry>>,
@@ -165,6 +177,7 @@ pub struct Memory {
     pub clock: Clock,
     pub crash_at: Mutex<Option<(usize, bool)>>,
     pub abort_at: Mutex<Option<(usize, Abort)>>,
+    pub pause_at: Mutex<Option<(usize, Pause)>>,
     pub writes: Mutex<usize>,
 }
 
@@ -208,6 +221,11 @@ impl Journal for Memory {
         {
             abort.request("the test");
         }
+        if let Some((at, pause)) = &*self.pause_at.lock().unwrap()
+            && *at == write
+        {
+            pause.request("the test");
+        }
         let crash = *self.crash_at.lock().unwrap();
         let (lost, crashes) = match crash {
             Some((at, durable)) if at == write => (!durable, true),
@@ -238,22 +256,27 @@ pub struct Case {
 
 impl Case {
     pub fn new(spec: &JobSpec, what: impl Into<String>) -> Self {
-        Self::of(spec, what, false)
+        Self::of(spec, what, Manner::default())
     }
 
     /// Its steps do not know afterwards what they did.
     pub fn ignorant(spec: &JobSpec, what: impl Into<String>) -> Self {
-        Self::of(spec, what, true)
+        Self::of(spec, what, Manner { ignorant: true, ..Manner::default() })
     }
 
-    fn of(spec: &JobSpec, what: impl Into<String>, ignorant: bool) -> Self {
+    /// Its steps stop when they are cancelled.
+    pub fn obedient(spec: &JobSpec, what: impl Into<String>) -> Self {
+        Self::of(spec, what, Manner { obedient: true, ..Manner::default() })
+    }
+
+    fn of(spec: &JobSpec, what: impl Into<String>, manner: Manner) -> Self {
         let (world, trouble) = (Arc::<Mutex<World>>::default(), Arc::<Mutex<_>>::default());
         let commit = spec.commit_point().map(|at| spec.steps[at].name.clone());
         let before = &spec.steps[..spec.commit_point().unwrap_or(0)];
         let before_commit = before.iter().map(|s| s.name.clone()).collect();
         let (seen, planned) = (world.clone(), trouble.clone());
         let fake: Arc<dyn Step> =
-            Arc::new(Fake { world: seen, trouble: planned, ignorant, commit, before_commit });
+            Arc::new(Fake { world: seen, trouble: planned, manner, commit, before_commit });
         let steps = spec.steps.iter().map(|s| (s.kind.clone(), fake.clone())).collect();
         Self {
             world,
@@ -304,7 +327,8 @@ impl Case {
         tokio::spawn(async move { while seen.recv().await.is_some() {} });
         let (steps, journal) = (self.steps.clone(), self.journal.clone());
         let runner = Runner::recover(self.spec.clone(), steps, journal, told, abort).await?;
-        let runner = runner.heeding(self.force.clone());
+        let pause = self.journal.pause_at.lock().unwrap().as_ref().map(|(_, pause)| pause.clone());
+        let runner = runner.heeding(self.force.clone()).pausing(pause.unwrap_or_default());
         match self.gate.clone() {
             Some(gate) => runner.gated(gate).run().await,
             None => runner.run().await,
@@ -324,6 +348,7 @@ impl Case {
             }
             // A wish that was not journalled dies with the controller.
             abort = Abort::default();
+            *self.journal.pause_at.lock().unwrap() = None;
         }
         panic!("{}: did not end after a restart", self.what);
     }
@@ -357,6 +382,12 @@ impl Case {
                 assert_eq!(missing.collect::<Vec<_>>(), [] as [&String; 0], "{what}");
             }
             JobPhase::Undone => assert_eq!(world.standing, BTreeSet::new(), "{what}"),
+            JobPhase::Paused => {
+                let stands = |name: &String| self.spec.steps.iter().find(|s| &s.name == name);
+                let pausable = |name: &String| stands(name).is_some_and(|s| s.pausable);
+                assert!(world.standing.iter().all(pausable), "{what}: {:?}", world.standing);
+                assert!(world.undone.is_empty(), "{what}");
+            }
             JobPhase::Stuck => {}
             other => panic!("{what}: ended as {other}"),
         }
@@ -639,4 +670,69 @@ pub async fn aborts_at_each_write(spec: &JobSpec) {
             }
         }
     }
+}
+
+/// Somebody pauses at each write, and the controller may crash at any later one. What is paused stays so
+/// across restarts; resumed it ends as ever, aborted at the start.
+pub async fn pauses_at_each_write(spec: &JobSpec) {
+    let pausable = spec.steps.iter().take_while(|s| s.pausable).count();
+    // Two a step, and the pause itself.
+    let writes = 2 * spec.steps.len() + 1;
+    for at in 1..=writes {
+        for crash in (at..=writes).map(Some).chain([None]) {
+            for (durable, obedient, aborted) in WAYS {
+                let what = format!(
+                    "pause at write {at}, crash at {crash:?}, durable {durable}, obedient {obedient}, aborted {aborted}"
+                );
+                let case = match obedient {
+                    true => Case::obedient(spec, what),
+                    false => Case::new(spec, what),
+                };
+                *case.journal.pause_at.lock().unwrap() = Some((at, Pause::default()));
+                let case = match crash {
+                    Some(write) => case.crashing(write, durable),
+                    None => case,
+                };
+                let was_paused = paused_or_done(&case, aborted).await;
+                // The last of these is that it is done.
+                let expected = at <= 2 * pausable;
+                assert!(was_paused == expected || crash.is_some(), "{}", case.what);
+                assert!(!was_paused || expected, "{}", case.what);
+            }
+        }
+    }
+}
+
+/// Whether a crashing write is durable, the steps are obedient, and the paused job is aborted.
+const WAYS: [(bool, bool, bool); 6] = [
+    (false, false, false),
+    (true, false, false),
+    (false, true, false),
+    (true, true, false),
+    (false, true, true),
+    (true, false, true),
+];
+
+/// Whether it was paused: then it is also seen to the end.
+async fn paused_or_done(case: &Case, aborted: bool) -> bool {
+    let phase = case.run().await;
+    let events = case.journal.events();
+    if !events.iter().any(|e| matches!(e, Event::PauseRequested { .. })) {
+        assert_eq!(phase, JobPhase::Done, "{}", case.what);
+        return false;
+    }
+    assert_eq!(phase, JobPhase::Paused, "{}: {events:?}", case.what);
+    *case.journal.pause_at.lock().unwrap() = None;
+    assert_eq!(case.run().await, JobPhase::Paused, "{}, restarted", case.what);
+    assert_eq!(case.journal.events(), events, "{}: nothing happened", case.what);
+    if aborted {
+        *case.journal.crash_at.lock().unwrap() = None;
+        let abort = Abort::default();
+        abort.request("the test");
+        let phase = case.once(abort).await.unwrap();
+        assert_eq!(case.checked(phase), JobPhase::Undone, "{}", case.what);
+    } else {
+        assert_eq!(case.resumed().await, JobPhase::Done, "{}", case.what);
+    }
+    true
 }
