@@ -183,6 +183,10 @@ impl Commands {
         digest: String,
     ) -> Result<(), Fault> {
         let id = command.id;
+        if let Intent::Precopy { .. } = &intent {
+            // One that still runs was given up: paused, say, while the controller did not reach this agent.
+            self.agent.stop_activity(intent.account());
+        }
         // Also stopped by whatever stops the account's activity, unless it changes how the account
         // stands: then it holds the order, and ends by itself.
         let cancel = match &intent {
@@ -465,6 +469,18 @@ mod tests {
         assert!(fault.message.contains("was sent before with another intent"), "{fault}");
         assert!(fixture.stands_armed());
         assert_eq!(fixture.commands.submit(disarm(id, 1, &of)).await, Some(first));
+    }
+
+    #[tokio::test]
+    async fn a_precopy_stops_one_of_its_account_that_still_runs() {
+        let mut fixture = Fixture::new();
+        let of = a_move();
+        let before = fixture.agent.activity(&of.account);
+        let intent = Intent::Precopy { of, max_passes: 1, converged_bytes: 0 };
+        let intent = serde_json::to_vec(&intent).unwrap();
+        let id = CommandId::new_now();
+        let _ = fixture.outcome(Command { id, generation: 1, intent, grant: None }).await;
+        assert!(before.is_cancelled());
     }
 
     #[tokio::test]

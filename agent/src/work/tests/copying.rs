@@ -1,13 +1,14 @@
 //! Files between two agents: what is proved before the fence, and what is left for it.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
-use std::os::unix::fs::chown;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, UNIX_EPOCH};
 
-use ferry_files::stamps_every_write;
+use ferry_files::{Rates, stamps_every_write};
+use ferry_proto::FaultClass;
 use ferry_proto::command::Receipt;
 use nix::mount::{MsFlags, mount};
 
@@ -93,6 +94,38 @@ fn a_change_that_hides_behind_its_time_reaches_the_target() {
         files::final_pass(&job).await.unwrap();
         verify::verify(&job).await.unwrap();
         assert_eq!(read(&target.home().join("page")), "CONTENT");
+    });
+}
+
+/// Paused, and resumed by another command: what has arrived is not sent again.
+#[test]
+fn a_precopy_that_was_cut_off_goes_on_where_it_was() {
+    alone(async |world| {
+        let (source, target, job) = pair(&world).await;
+        let large = source.home().join("zlarge");
+        let mut random = File::open("/dev/urandom").unwrap().take(8 << 20);
+        std::io::copy(&mut random, &mut File::create(&large).unwrap()).unwrap();
+        chown(&large, Some(world.uid), Some(world.uid)).unwrap();
+        let arrived = target.home().join("page");
+        // Minutes for the large file.
+        job.agent.limits.set(Rates { bandwidth: Some(64 << 10), io: None });
+        let (mut seen, cancel) = (job.progress.subscribe(), job.cancel.clone());
+        let cutting = async {
+            let _ = seen.wait_for(|_| arrived.exists()).await;
+            cancel.cancel();
+        };
+        let (cut_off, ()) = tokio::join!(files::precopy(&job, 3, 1 << 20), cutting);
+        assert_eq!(cut_off.unwrap_err().class, FaultClass::Cancelled);
+        assert!(!target.home().join("zlarge").exists());
+        let inode = fs::metadata(&arrived).unwrap().ino();
+
+        job.agent.limits.set(Rates::default());
+        let again = world.job(&source, &job.of);
+        precopy(&again).await;
+        assert_eq!(fs::metadata(&arrived).unwrap().ino(), inode, "it was not sent again");
+        fence::fence(&again, 600, 0).await.unwrap();
+        files::final_pass(&again).await.unwrap();
+        verify::verify(&again).await.unwrap();
     });
 }
 
