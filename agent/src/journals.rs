@@ -72,19 +72,24 @@ impl Journals {
         job: JobId,
         whose: Whose,
     ) -> Option<Arc<Journal>> {
-        let mut all = lock(&self.0);
-        let is_same = |old: &&OfMove| {
-            let is_here = old.journal.as_ref().is_none_or(|journal| journal.root == root);
-            (old.of, old.whose) == (job, whose) && is_here
+        let begins = OfMove { of: job, whose, journal: None };
+        let watch = {
+            let mut all = lock(&self.0);
+            if let Some(old) = all.same(account, root, &begins) {
+                return old.journal.clone();
+            }
+            all.watch(root, whose)
         };
-        if let Some(old) = all.journals.get(account).filter(is_same) {
-            return old.journal.clone();
-        }
-        let watch = all.watch(root, whose).inspect_err(|fault| {
+        // Nobody waits for it: a tree that has to be looked through takes time.
+        let journal = watch.and_then(|watch| Journal::of(&watch, root)).inspect_err(|fault| {
             tracing::info!(%account, "no change journal, every pass looks at everything: {fault}");
         });
-        let journal = Arc::new(Journal::of(&watch.ok()?, root));
-        let of_move = OfMove { of: job, whose, journal: Some(Arc::clone(&journal)) };
+        let journal = Arc::new(journal.ok()?);
+        let mut all = lock(&self.0);
+        if let Some(other) = all.same(account, root, &begins) {
+            return other.journal.clone();
+        }
+        let of_move = OfMove { journal: Some(Arc::clone(&journal)), ..begins };
         all.journals.insert(account.clone(), of_move);
         Some(journal)
     }
@@ -113,21 +118,26 @@ impl Journals {
     /// The move is over.
     pub fn forget(&self, account: &AccountName) {
         let journal = lock(&self.0).journals.remove(account);
-        // The end of its thread is waited for, but nobody waits for us meanwhile.
         drop(journal);
     }
 }
 
 impl All {
+    /// What the account has, if it is of the same move and tree.
+    fn same(&self, account: &AccountName, root: &Path, begins: &OfMove) -> Option<&OfMove> {
+        self.journals.get(account).filter(|old| {
+            let is_here = old.journal.as_ref().is_none_or(|journal| journal.root == root);
+            (old.of, old.whose) == (begins.of, begins.whose) && is_here
+        })
+    }
+
     fn watch(&mut self, root: &Path, whose: Whose) -> Result<Arc<Watch>, Fault> {
         #[cfg(test)]
         if self.are_off {
             return Err(Fault::precondition("switched off"));
         }
         let fd = opened(root)?;
-        let found = rustix::fs::statx(&fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID);
-        let found = found.map_err(|e| cannot_open(root, &e.into()))?;
-        let key = ((found.stx_mnt_id, found.stx_dev_major, found.stx_dev_minor), whose);
+        let key = (mount(&fd).map_err(|e| cannot_open(root, &e))?, whose);
         self.watches.retain(|_, watch| watch.strong_count() > 0);
         if let Some(watch) = self.watches.get(&key).and_then(Weak::upgrade) {
             return Ok(watch);
@@ -136,6 +146,11 @@ impl All {
         self.watches.insert(key, Arc::downgrade(&watch));
         Ok(watch)
     }
+}
+
+fn mount(root: &File) -> std::io::Result<Mount> {
+    let found = rustix::fs::statx(root, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+    Ok((found.stx_mnt_id, found.stx_dev_major, found.stx_dev_minor))
 }
 
 fn identity(root: &Path) -> Option<(u64, u64)> {
@@ -152,8 +167,12 @@ fn cannot_open(root: &Path, error: &std::io::Error) -> Fault {
 }
 
 impl Journal {
-    fn of(watch: &Arc<Watch>, root: &Path) -> Self {
-        let (tree, state) = (watch.tree(root), Mutex::default());
+    fn of(watch: &Arc<Watch>, root: &Path) -> Result<Self, Fault> {
+        Ok(Self::with(watch.tree(root)?, root, State::default()))
+    }
+
+    fn with(tree: Watched, root: &Path, state: State) -> Self {
+        let state = Mutex::new(state);
         Self { root: root.to_owned(), identity: identity(root), tree, state }
     }
 
@@ -168,7 +187,7 @@ impl Journal {
     /// It cannot be watched.
     pub fn alone(root: &Path) -> Result<Self, Fault> {
         let watch = Watch::start(opened(root)?.into(), Backend::Renames, Whose::Everybodys)?;
-        Ok(Self::of(&Arc::new(watch), root))
+        Self::of(&Arc::new(watch), root)
     }
 
     /// What the kernel tells it.
@@ -224,6 +243,9 @@ impl Journal {
     /// # Errors
     /// The root is not there.
     pub fn comparison(&self, doubted: &BTreeSet<PathBuf>) -> Result<Option<Plan>, Fault> {
+        if !self.backend().is_complete() {
+            return Ok(None);
+        }
         let mut state = lock(&self.state);
         let Some(compared) = state.compared.take() else { return Ok(None) };
         let mut changes = self.tree.take();

@@ -113,10 +113,14 @@ impl Numbered {
         self.names.iter().zip(&self.numbers).map(|(name, (ino, _))| (name, *ino))
     }
 
-    /// Those that may be directories: not every file system says.
+    /// Each, and whether it may be a directory: not every file system says.
+    pub fn kinds(&self) -> impl Iterator<Item = (&[u8], bool)> {
+        self.names.iter().zip(&self.numbers).map(|(name, (_, may_be))| (name, *may_be))
+    }
+
+    /// Those that may be directories.
     pub fn directories(&self) -> impl Iterator<Item = &[u8]> {
-        let all = self.names.iter().zip(&self.numbers);
-        all.filter(|(_, (_, may_be))| *may_be).map(|(name, _)| name)
+        self.kinds().filter(|(_, may_be)| *may_be).map(|(name, _)| name)
     }
 }
 

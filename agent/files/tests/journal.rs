@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use ferry_files::journal::{Backend, Changes, Names, Watch, Watched, Whose};
-use support::{Trees, mkdir, run, write};
+use ferry_files::journal::{
+    Backend, Changes, Handed, Lost, Names, Watch, Watched, Whose, handle_of,
+};
+use support::{Trees, in_own_mounts, mkdir, run, write};
 
 const BACKENDS: [Backend; 2] = [Backend::Renames, Backend::Names];
 
@@ -18,9 +20,13 @@ fn open(path: &Path) -> OwnedFd {
 }
 
 fn watch(root: &Path, backend: Backend) -> Watched {
+    file_system(root, backend).tree(root).expect("watched")
+}
+
+fn file_system(root: &Path, backend: Backend) -> Arc<Watch> {
     let watch = Watch::start(open(root), backend, Whose::Others).expect("fanotify");
     assert_eq!(watch.backend(), backend, "another backend than the one that is tested");
-    Arc::new(watch).tree(root)
+    Arc::new(watch)
 }
 
 /// What a program of its own does; what this process does is not noted.
@@ -106,12 +112,10 @@ fn a_directory_that_is_renamed_is_told_with_what_happens_in_it_afterwards() {
             &[("from", &["moving"]), ("to", &["moved"]), ("to/moved/deep", &["one", "two"])],
         );
         if backend == Backend::Renames {
-            let own =
-                fanotify_fid::handle::handle_from_fd(open(&root.join("to/moved"))).expect("handle");
+            let own = handle_of(open(&root.join("to/moved"))).expect("handle");
             let was = changes.was(&own).expect("it was elsewhere");
-            let from =
-                fanotify_fid::handle::handle_from_fd(open(&root.join("from"))).expect("handle");
-            assert_eq!((&*was.parent, &*was.name), (from.as_slice(), b"moving".as_slice()));
+            let from = handle_of(open(&root.join("from"))).expect("handle");
+            assert_eq!((&*was.parent, &*was.name), (&*from, b"moving".as_slice()));
         }
     }
 }
@@ -141,9 +145,8 @@ fn each_tree_has_its_own_changes() {
         let trees = Trees::quick();
         let (one, other) = (&trees.source, &trees.target);
         mkdir(&one.join("goes"));
-        let watch =
-            Watch::start(open(one), backend, Whose::Others).map(Arc::new).expect("fanotify");
-        let (here, there) = (watch.tree(one), watch.tree(other));
+        let watch = file_system(one, backend);
+        let (here, there) = (watch.tree(one).expect("one"), watch.tree(other).expect("other"));
         does(one, "echo 1 > here; mv goes ../target/came; echo 2 > ../target/came/in");
         let came = there.take();
         expect(other, &came, &[("", &["came"]), ("came", &["in"])]);
@@ -162,4 +165,85 @@ fn a_name_that_is_not_text_is_told_as_it_is() {
     let changes = watch.take();
     let (_, Names::Some(names)) = changes.directories().next().expect("one") else { panic!("all") };
     assert!(names.contains(b"x\xff\ny".as_slice()), "{names:?}");
+}
+
+/// What is left of a watch whose process ends in order: its queue, and what was noted until then.
+fn handed_over(root: &Path, backend: Backend, before: &str) -> (Handed, Changes) {
+    let watch = file_system(root, backend);
+    let tree = watch.tree(root).expect("watched");
+    does(root, before);
+    let handed = watch.hand_over().expect("a queue");
+    let changes = tree.take();
+    (handed, Changes::saved(&changes.save()).expect("what was saved"))
+}
+
+fn taken_over(root: &Path, handed: Handed, changes: Changes) -> Option<Changes> {
+    let trees = vec![(root.to_owned(), changes)];
+    let taken = Watch::take_over(open(root), handed, Whose::Others, trees).ok();
+    taken.map(|(_, trees)| trees[0].take())
+}
+
+#[test]
+fn whoever_takes_over_is_told_what_happened_before_meanwhile_and_afterwards() {
+    for backend in BACKENDS {
+        let trees = Trees::quick();
+        let root = &trees.source;
+        mkdir(&root.join("a/b"));
+        let (handed, changes) = handed_over(root, backend, "echo 1 > a/before; mv a/b moved");
+        does(root, "echo 2 > moved/meanwhile; mv moved a/again; mkdir made");
+        let all = vec![(root.clone(), changes)];
+        let (watch, trees) =
+            Watch::take_over(open(root), handed, Whose::Others, all).expect("the same queue");
+        assert_eq!(watch.backend(), backend);
+        does(root, "echo 3 > made/afterwards; mv made a/made");
+        let changes = trees[0].take();
+        expect(
+            root,
+            &changes,
+            &[
+                ("", &["moved", "made"]),
+                ("a", &["before", "b", "again", "made"]),
+                ("a/again", &["meanwhile"]),
+                ("a/made", &["afterwards"]),
+            ],
+        );
+        if backend == Backend::Renames {
+            let was = |path: &str| changes.was(&handle_of(open(&root.join(path))).expect("handle"));
+            assert_eq!(was("a/again").map(|place| &*place.name), Some(b"b".as_slice()));
+            assert_eq!(was("a/made"), None, "it was made since");
+        }
+    }
+}
+
+#[test]
+fn nobody_who_stays_away_fills_the_kernel() {
+    let trees = Trees::quick();
+    let root = &trees.source;
+    let limit = std::fs::read_to_string("/proc/sys/fs/fanotify/max_queued_events");
+    let limit: u32 = limit.expect("a limit").trim().parse().expect("a number");
+    let (handed, changes) = handed_over(root, Backend::Renames, ":");
+    does(root, &format!("i=0; while [ $i -le {limit} ]; do : > f$i; i=$((i+1)); done"));
+    let taken = taken_over(root, handed, changes).expect("the same queue");
+    assert_eq!(taken.lost(), Some(Lost::Overflow));
+}
+
+#[test]
+fn a_queue_is_not_believed_that_was_not_marked_all_the_time() {
+    in_own_mounts(async || {
+        let trees = Trees::quick();
+        let root = &trees.source;
+        let mounted = || {
+            run(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(root));
+        };
+        mounted();
+        let (handed, changes) = handed_over(root, Backend::Renames, "echo 1 > before");
+        // The thread of the watch lets go of it by and by.
+        while !Command::new("umount").arg("-q").arg(root).status().expect("umount").success() {}
+        mounted();
+        assert_eq!(taken_over(root, handed, changes), None);
+        // Something else came back by its name.
+        let (handed, changes) = handed_over(root, Backend::Renames, "echo 1 > before");
+        let other = Handed { queue: open(root), ..handed };
+        assert_eq!(taken_over(root, other, changes), None);
+    });
 }

@@ -2,6 +2,8 @@
 //! handle, so that noting costs no look at the disk and a directory that moves meanwhile stays what it is. In
 //! bounded memory: what would be more is remembered less exactly. It must not know where the events come from.
 
+mod saved;
+
 use std::collections::{HashMap, HashSet};
 
 /// A directory of which more names than this have changed is looked at as a whole.
@@ -14,7 +16,8 @@ const WORTHWHILE: usize = MAX_BYTES / 8;
 /// What an item costs beside its bytes, roughly.
 const ITEM: usize = 48;
 
-/// A `struct file_handle` of a directory, as the kernel gives it.
+/// What a directory or a file is known by: a `struct file_handle`, as the kernel gives it, or a key that stands for
+/// one.
 pub type Handle = Box<[u8]>;
 
 /// Names in a directory.
@@ -42,10 +45,12 @@ pub enum Lost {
     Overflow,
     /// There were more changes than are kept.
     TooMany,
-    /// An event did not say where.
+    /// An event did not say where, or a file that was changed has gone that may have other names.
     Unplaced,
     /// The events could not be read.
     Unreadable,
+    /// There are more directories than are watched.
+    Unwatched,
 }
 
 /// See the module.
@@ -94,6 +99,12 @@ impl Changes {
     }
 
     /// Anything may have happened in `directory`, not below it.
+    fn note_all(&mut self, directory: &[u8]) {
+        self.note(directory, b".");
+        self.widen(directory);
+    }
+
+    /// What was noted in `directory` is remembered as a whole.
     fn widen(&mut self, directory: &[u8]) {
         let Some(names) = self.directories.get_mut(directory) else { return };
         if let Names::Some(some) = std::mem::replace(names, Names::All) {
@@ -166,6 +177,15 @@ impl Changes {
         self.lost
     }
 
+    /// Whether something is noted of `name` in `directory`.
+    pub fn is_noted(&self, directory: &[u8], name: &[u8]) -> bool {
+        match self.directories.get(directory) {
+            Some(Names::Some(some)) => some.contains(name),
+            Some(Names::All) => true,
+            None => false,
+        }
+    }
+
     /// Whether nothing has changed.
     pub fn is_empty(&self) -> bool {
         self.lost.is_none() && self.directories.is_empty() && self.moved.is_empty()
@@ -199,10 +219,7 @@ impl Changes {
         for (directory, names) in earlier.directories {
             match names {
                 Names::Some(some) => some.iter().for_each(|name| self.note(&directory, name)),
-                Names::All => {
-                    self.note(&directory, b".");
-                    self.widen(&directory);
-                }
+                Names::All => self.note_all(&directory),
             }
         }
         earlier.files.iter().for_each(|own| self.note_file(own));

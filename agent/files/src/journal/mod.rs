@@ -2,11 +2,17 @@
 //! may have been missed is said, and then the pass looks at everything.
 
 mod changes;
+mod fanotify;
+mod handed;
+mod inotify;
+mod key;
 mod other_names;
 mod plan;
+mod reading;
 mod watch;
 
 pub use changes::{Changes, Handle, Lost, Names, Place};
+pub use handed::{Handed, handle_of};
 pub use plan::Plan;
 pub(crate) use plan::{MAX_MOVES, Scope, Step};
 pub use watch::{Backend, Watch, Watched, Whose};

@@ -43,8 +43,7 @@ impl Inodes {
     }
 
     /// One that has changed, under whichever names.
-    pub fn changed(&mut self, found: &Stat) {
-        let (identity, names) = (found.identity(), found.nlink);
+    pub fn changed(&mut self, identity: Identity, names: u32) {
         if names > 0 && !self.met.contains(&identity) {
             let none = Known { identity, names, paths: Vec::new() };
             self.several.entry(identity.ino).or_insert(none);

@@ -14,6 +14,7 @@ use ferry_proto::Fault;
 use rustix::io::Errno;
 
 use super::changes::{Changes, Names, Place};
+use super::key::Key;
 use super::other_names::Inodes;
 use crate::confine::{MAX_DEPTH, Node, Tree, has_vanished};
 use crate::metadata::{Identity, Kind, Stat, proc_path};
@@ -202,6 +203,21 @@ impl From<Errno> for Unsure {
     }
 }
 
+/// How many names a file has of which only the inode is known.
+const ANY: u32 = u32::MAX;
+
+/// Whether what a handle stood for is gone.
+fn is_stale(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::STALE.raw_os_error())
+}
+
+/// The names of a path below the root.
+fn components(path: &[u8]) -> Result<Components, Unsure> {
+    let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
+    let place: Components = names.map(Box::from).collect();
+    if place.len() < MAX_DEPTH as usize { Ok(place) } else { Err(Unsure) }
+}
+
 /// A plan that is being made.
 struct Making<'a> {
     changes: &'a Changes,
@@ -227,10 +243,15 @@ impl<'a> Making<'a> {
         if let Some(known) = self.places.get(handle) {
             return Ok(known.clone());
         }
-        let place = match open_by_handle_at(self.tree.root_fd(), handle) {
-            Ok(fd) => self.place_of(&fd)?.map(Arc::new),
-            Err(error) if error.raw_os_error() == Some(Errno::STALE.raw_os_error()) => None,
-            Err(_) => return Err(Unsure),
+        let place = match Key::of(handle) {
+            // What has come to its place since is noted itself.
+            Key::Path(path) => Some(Arc::new(components(path)?)),
+            Key::Inode(_) => None,
+            Key::Handle(handle) => match open_by_handle_at(self.tree.root_fd(), handle) {
+                Ok(fd) => self.place_of(&fd)?.map(Arc::new),
+                Err(error) if is_stale(&error) => None,
+                Err(_) => return Err(Unsure),
+            },
         };
         self.places.insert(handle, place.clone());
         Ok(place)
@@ -241,10 +262,7 @@ impl<'a> Making<'a> {
             return Ok(None);
         }
         let path = rustix::fs::readlink(proc_path(directory.as_fd()), Vec::new())?.into_bytes();
-        let Some(below) = self.below(&path) else { return Ok(None) };
-        let names = below.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
-        let place: Components = names.map(Box::from).collect();
-        if place.len() < MAX_DEPTH as usize { Ok(Some(place)) } else { Err(Unsure) }
+        self.below(&path).map(components).transpose()
     }
 
     /// Where each directory that was renamed was for the pass before.
@@ -323,15 +341,10 @@ impl<'a> Making<'a> {
             self.collect(&mut inodes, &self.plan.steps[step], &node, &mut stack)?;
         }
         for file in self.changes.files() {
-            match open_by_handle_at(self.tree.root_fd(), file) {
-                Ok(fd) => {
-                    let found = Stat::of_fd(&fd)?;
-                    if found.nlink > 1 || !self.is_elsewhere(&fd, &found) {
-                        inodes.changed(&found);
-                    }
-                }
-                Err(error) if error.raw_os_error() == Some(Errno::STALE.raw_os_error()) => {}
-                Err(_) => return Err(Unsure),
+            match Key::of(file) {
+                Key::Handle(file) => self.changed(file, &mut inodes)?,
+                Key::Inode(identity) => inodes.changed(identity, ANY),
+                Key::Path(_) => return Err(Unsure),
             }
         }
         for place in inodes.missing(self.tree)? {
@@ -340,6 +353,21 @@ impl<'a> Making<'a> {
             }
         }
         Ok(())
+    }
+
+    /// A file has changed, under whichever names.
+    fn changed(&self, file: &[u8], inodes: &mut Inodes) -> Result<(), Unsure> {
+        match open_by_handle_at(self.tree.root_fd(), file) {
+            Ok(fd) => {
+                let found = Stat::of_fd(&fd)?;
+                if found.nlink > 1 || !self.is_elsewhere(&fd, &found) {
+                    inodes.changed(found.identity(), found.nlink);
+                }
+                Ok(())
+            }
+            Err(error) if is_stale(&error) => Ok(()),
+            Err(_) => Err(Unsure),
+        }
     }
 
     /// Collects the inodes with several names that the pass goes to in one directory; `stack` gets the

@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use ferry_files::journal::{Backend, Whose};
 use ferry_files::{Comparison, IdMap, PassReport, Progress, SourceOptions, Streams, TargetOptions};
 use ferry_proto::Fault;
 use tokio::io::DuplexStream;
@@ -289,6 +290,11 @@ fn visit(
             visit(root, &path.join(name), all, inodes);
         }
     }
+}
+
+/// Whose changes a journal notes in these tests: others' alone, where the kernel tells whose they are.
+pub fn whose(backend: Backend) -> Whose {
+    if backend == Backend::Inotify { Whose::Everybodys } else { Whose::Others }
 }
 
 /// Runs `test` in a mount namespace of its own, where mounts may be made freely.

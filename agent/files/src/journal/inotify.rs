@@ -1,0 +1,345 @@
+//! Watching one tree with inotify, where its file system cannot be watched as a whole: a watch on each directory. It
+//! tells names alone, and of no directory that is renamed what it was: such a one is watched anew in its new place,
+//! and all that is in it counts as changed. It must not know what is made of the changes.
+
+mod directories;
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use ferry_proto::Fault;
+use rustix::fs::inotify::{self, CreateFlags, Event, ReadFlags, Reader};
+use rustix::io::Errno;
+
+use self::directories::Directories;
+use super::changes::{Changes, Lost};
+use super::key;
+use super::reading::{Noting, Reading};
+use super::watch::Whose;
+use crate::confine::{Node, Tree, has_vanished};
+use crate::metadata::{Kind, Stat};
+use crate::names::Numbered;
+
+/// The read buffer: some thousand events.
+const BUFFER: usize = 256 * 1024;
+/// What changes a file itself, or the directory that is watched.
+const CHANGES: ReadFlags = ReadFlags::MODIFY.union(ReadFlags::CLOSE_WRITE).union(ReadFlags::ATTRIB);
+/// A name has another inode now.
+const COMES: ReadFlags = ReadFlags::CREATE.union(ReadFlags::MOVED_TO);
+/// A name has gone.
+const GOES: ReadFlags = ReadFlags::DELETE.union(ReadFlags::MOVED_FROM);
+/// File systems that change through this kernel alone: bcachefs, btrfs, ext2 to ext4, F2FS, overlayfs, tmpfs, XFS, ZFS.
+const LOCAL: [i64; 8] = [
+    0xca45_1a4e,
+    0x9123_683e,
+    0xef53,
+    0xf2f5_2010,
+    0x794c_7630,
+    0x0102_1994,
+    0x5846_5342,
+    0x2fc1_2fc1,
+];
+
+/// Whether it can tell whose changes of what `root` is on.
+///
+/// # Errors
+/// It cannot.
+pub fn can_watch(root: BorrowedFd<'_>, whose: Whose) -> Result<(), Fault> {
+    if whose == Whose::Others {
+        return Err(Fault::precondition("inotify does not tell whose changes they are"));
+    }
+    let found = rustix::fs::fstatfs(root)
+        .map_err(|e| Fault::io("it cannot be told what a root is on", &e.into()))?;
+    if LOCAL.contains(&(found.f_type & 0xffff_ffff)) {
+        return Ok(());
+    }
+    Err(Fault::precondition("this file system may be changed by others than this kernel"))
+}
+
+/// A tree that is watched.
+#[derive(Debug)]
+pub struct Watching(Reading<Noted>);
+
+impl Watching {
+    /// Watches the tree at `root`, from now on.
+    ///
+    /// # Errors
+    /// It is not there, or has too many directories.
+    pub fn start(root: &Path) -> Result<Self, Fault> {
+        let (queue, noted) = Noted::of(root)?;
+        if noted.failed.is_some() {
+            return Err(Fault::precondition(
+                "not all directories of the tree can be watched (fs.inotify.max_user_watches)",
+            ));
+        }
+        Ok(Self(Reading::start(queue, noted)?))
+    }
+
+    /// See [`super::Watched::take`].
+    pub fn take(&self) -> Changes {
+        let mut noted = self.0.drained();
+        if let Some(why) = noted.failed {
+            noted.changes.lose(why);
+        }
+        std::mem::take(&mut noted.changes)
+    }
+
+    /// See [`super::Watched::put_back`].
+    pub fn put_back(&self, changes: Changes) {
+        self.0.noting().changes.put_back(changes);
+    }
+}
+
+/// What is watched, and what has changed in it.
+#[derive(Debug)]
+struct Noted {
+    tree: Tree,
+    directories: Directories,
+    changes: Changes,
+    /// Files with several names have been met in it.
+    has_links: bool,
+    buffer: Vec<MaybeUninit<u8>>,
+    /// It is not watched any more, and why.
+    failed: Option<Lost>,
+}
+
+/// A directory that is to be watched, and the watch of the one that it is in; none for the root.
+#[derive(Debug)]
+struct Unwatched {
+    parent: Option<i32>,
+    node: Arc<Node>,
+}
+
+/// An event that is not bound to the buffer.
+#[derive(Debug)]
+struct Told {
+    watch: i32,
+    what: ReadFlags,
+    /// Empty: it is about the directory that is watched.
+    name: Box<[u8]>,
+}
+
+impl Noting for Noted {
+    type Queue = OwnedFd;
+
+    fn batch(&mut self, queue: &OwnedFd) -> u64 {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut reader = Reader::new(queue.as_fd(), &mut buffer);
+        let mut taken = 0;
+        loop {
+            match reader.next().map(|event| Told::from(&event)) {
+                Ok(told) => {
+                    taken += 1;
+                    self.take(queue, &told);
+                }
+                Err(Errno::AGAIN | Errno::INTR) => break,
+                Err(_) => {
+                    self.give_up(queue, Lost::Unreadable);
+                    break;
+                }
+            }
+            if reader.is_buffer_empty() || self.failed.is_some() {
+                break;
+            }
+        }
+        self.buffer = buffer;
+        taken
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failed.is_some()
+    }
+}
+
+impl From<&Event<'_>> for Told {
+    fn from(event: &Event<'_>) -> Self {
+        let name = event.file_name().map_or(b"".as_slice(), |name| name.to_bytes());
+        Self { watch: event.wd(), what: event.events(), name: name.into() }
+    }
+}
+
+impl Noted {
+    /// Nothing yet, of the tree at `root`, which is watched from now on.
+    fn of(root: &Path) -> Result<(OwnedFd, Self), Fault> {
+        let queue = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
+            .map_err(|e| Fault::io("no inotify queue can be had", &e.into()))?;
+        let mut noted = Self {
+            tree: Tree::open_root(root)?,
+            directories: Directories::default(),
+            changes: Changes::default(),
+            has_links: false,
+            buffer: vec![MaybeUninit::uninit(); BUFFER],
+            failed: None,
+        };
+        noted.watch(&queue, None, Node::root());
+        Ok((queue, noted))
+    }
+
+    fn take(&mut self, queue: &OwnedFd, told: &Told) {
+        if told.what.contains(ReadFlags::QUEUE_OVERFLOW) {
+            return self.begin_anew(queue);
+        }
+        // Of one that is not watched any more; where it is now it is looked at wholly.
+        let Some(node) = self.directories.node(told.watch) else { return };
+        if told.what.contains(ReadFlags::UNMOUNT) {
+            return self.give_up(queue, Lost::Unreadable);
+        }
+        if told.what.contains(ReadFlags::IGNORED) {
+            return self.directories.forget(told.watch, |_| {});
+        }
+        let directory = key::of_path(&node.path());
+        if told.name.is_empty() {
+            return self.changes.note(&directory, b".");
+        }
+        if !told.what.contains(ReadFlags::ISDIR) {
+            self.file(&node, &directory, told);
+        } else if !told.what.intersects(COMES | GOES) {
+            // It is told by its own watch.
+            return;
+        }
+        self.changes.note(&directory, &told.name);
+        if told.what.contains(ReadFlags::ISDIR) {
+            let unwatch = |watch| unwatch(queue, watch);
+            self.directories.forget_name(told.watch, &told.name, unwatch);
+            if told.what.intersects(COMES) {
+                self.watch(queue, Some(told.watch), node.child(&told.name));
+            }
+        }
+    }
+
+    /// A file that changed may have other names, which nobody tells.
+    fn file(&mut self, node: &Arc<Node>, directory: &[u8], told: &Told) {
+        let is_new = told.what.intersects(COMES);
+        let is_changed = told.what.intersects(CHANGES);
+        if !is_new && (!is_changed || self.changes.is_noted(directory, &told.name)) {
+            return;
+        }
+        let found = self.tree.open(node).and_then(|fd| Stat::of(&fd, &told.name));
+        match found {
+            Ok(found) if found.kind != Kind::Directory && found.nlink > 1 => {
+                self.has_links = true;
+                self.changes.note_file(&key::of_inode(found.identity()));
+            }
+            Ok(_) => {}
+            Err(errno) if has_vanished(errno) => {
+                // Which file that was is not known any more. What has come since has no name that is not noted.
+                if !is_new && self.has_links {
+                    self.changes.lose(Lost::Unplaced);
+                }
+            }
+            Err(_) => self.changes.lose(Lost::Unreadable),
+        }
+    }
+
+    /// Watches a directory and all below: first it, then what is in it, so that nothing comes unseen. `parent`: the
+    /// watch of the directory that it is in; none for the root.
+    fn watch(&mut self, queue: &OwnedFd, parent: Option<i32>, node: Arc<Node>) {
+        let mut stack = vec![Unwatched { parent, node }];
+        while let Some(next) = stack.pop() {
+            match self.watch_one(queue, &next) {
+                Ok(below) => stack.extend(below),
+                Err(errno) if has_vanished(errno) || errno == Errno::XDEV => {}
+                Err(Errno::NOSPC) => return self.give_up(queue, Lost::Unwatched),
+                Err(_) => return self.give_up(queue, Lost::Unreadable),
+            }
+        }
+    }
+
+    /// Watches one directory. Answers those in it that are to be watched yet.
+    fn watch_one(&mut self, queue: &OwnedFd, next: &Unwatched) -> Result<Vec<Unwatched>, Errno> {
+        let Unwatched { parent, node } = next;
+        let fd = self.tree.open(node)?;
+        let place = parent.map(|parent| (parent, node.place().map_or(&[][..], |(_, name)| name)));
+        let mut watch = directories::add(queue, fd.as_fd())?;
+        if self.directories.is_at(watch, place) {
+            return Ok(Vec::new());
+        }
+        if self.directories.node(watch).is_some() {
+            // It was elsewhere, and the event that says so is still to come: what it has told until now is of there.
+            self.directories.forget(watch, |watch| unwatch(queue, watch));
+            watch = directories::add(queue, fd.as_fd())?;
+        }
+        if !self.directories.add(watch, place, Arc::clone(node), |watch| unwatch(queue, watch)) {
+            unwatch(queue, watch);
+            return Err(Errno::NOSPC);
+        }
+        let names = Numbered::read(&fd)?;
+        let has_several = |name| Stat::of(&fd, name).is_ok_and(|found| found.nlink > 1);
+        let mut files = names.kinds().filter(|(_, may_be)| !may_be).map(|(name, _)| name);
+        self.has_links = self.has_links || files.any(has_several);
+        let below = |name| Unwatched { parent: Some(watch), node: node.child(name) };
+        Ok(names.directories().map(below).collect())
+    }
+
+    /// Events were lost: what is watched is found out anew.
+    fn begin_anew(&mut self, queue: &OwnedFd) {
+        self.changes.lose(Lost::Overflow);
+        self.directories.forget_all(|watch| unwatch(queue, watch));
+        self.watch(queue, None, Node::root());
+    }
+
+    /// It is not watched any more.
+    fn give_up(&mut self, queue: &OwnedFd, why: Lost) {
+        self.directories.forget_all(|watch| unwatch(queue, watch));
+        self.failed = Some(why);
+    }
+}
+
+fn unwatch(queue: &OwnedFd, watch: i32) {
+    // One whose directory has gone has gone with it.
+    let _ = inotify::remove_watch(queue, watch);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::reading::drain;
+
+    #[test]
+    fn what_the_kernel_could_not_keep_is_lost_and_all_is_watched_again() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        std::fs::create_dir(root.join("a")).unwrap();
+        let limit = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+        let limit: u32 = limit.trim().parse().unwrap();
+        let (queue, mut noted) = Noted::of(&root).unwrap();
+        for file in 0..=limit {
+            std::fs::write(root.join(format!("a/{file}")), "").unwrap();
+        }
+        std::fs::create_dir_all(root.join("b/c")).unwrap();
+        drain(&mut noted, &queue);
+        assert_eq!(std::mem::take(&mut noted.changes).lost(), Some(Lost::Overflow));
+        std::fs::write(root.join("b/c/new"), "").unwrap();
+        drain(&mut noted, &queue);
+        assert_eq!(noted.changes.lost(), None);
+        assert!(noted.changes.is_noted(&key::of_path(b"b/c"), b"new"));
+        assert_eq!(noted.changes.directories().count(), 1);
+    }
+
+    #[test]
+    fn of_a_file_that_changed_and_went_the_other_names_are_not_known() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        for name in ["file", "linked"] {
+            std::fs::write(root.join(name), "").unwrap();
+        }
+        let goes = |noted: &mut Noted, queue: &OwnedFd| {
+            std::fs::write(root.join("file"), "more").unwrap();
+            std::fs::remove_file(root.join("file")).unwrap();
+            drain(noted, queue);
+            std::mem::take(&mut noted.changes).lost()
+        };
+        let (queue, mut noted) = Noted::of(&root).unwrap();
+        assert_eq!(goes(&mut noted, &queue), None, "no file has two names");
+        // One that was made since it was asked has no name that nobody told.
+        std::fs::hard_link(root.join("linked"), root.join("another")).unwrap();
+        std::fs::write(root.join("file"), "").unwrap();
+        assert_eq!(goes(&mut noted, &queue), None);
+        std::fs::write(root.join("file"), "").unwrap();
+        drain(&mut noted, &queue);
+        noted.changes = Changes::default();
+        assert_eq!(goes(&mut noted, &queue), Some(Lost::Unplaced));
+    }
+}
