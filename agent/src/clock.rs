@@ -2,7 +2,7 @@
 //! a deadline has passed, whatever its number says.
 
 use std::os::fd::OwnedFd;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ferry_failpoints::{Promise, broken, clock_offset_ms};
@@ -90,19 +90,38 @@ pub fn unix_ms() -> i64 {
     now.saturating_add(clock_offset_ms())
 }
 
-/// Moments with the same one are of one process of ours, and nobody has set the wall clock between them:
-/// what it stamped is in order.
+/// Moments with the same one are of one process of ours, or of some of which each went on where the one before had
+/// stopped, and nobody has set the wall clock between them: what it stamped is in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Era {
     process: u64,
     sets: u64,
 }
 
+static WATCH: LazyLock<Option<Mutex<Watch>>> =
+    LazyLock::new(|| Watch::until(NEVER).ok().map(Mutex::new));
+
 /// The era now; none if the kernel does not tell when the clock is set.
 pub fn era() -> Option<Era> {
-    static WATCH: LazyLock<Option<Mutex<Watch>>> =
-        LazyLock::new(|| Watch::until(NEVER).ok().map(Mutex::new));
-    WATCH.as_ref().map(|watch| watch.lock().unwrap_or_else(PoisonError::into_inner).look())
+    WATCH.as_ref().map(|watch| lock(watch).look())
+}
+
+/// Ends this process's part of the era. Answers it, and what the next one is told by when the clock is set.
+pub fn hand_over() -> Option<(Era, OwnedFd)> {
+    let next = Watch::until(NEVER).ok()?;
+    let mut ended = WATCH.as_ref().map(|watch| std::mem::replace(&mut *lock(watch), next))?;
+    Some((ended.look(), ended.timer))
+}
+
+/// Goes on with the era of the process before.
+pub fn take_over(era: Era, timer: OwnedFd) {
+    if let Some(watch) = WATCH.as_ref() {
+        *lock(watch) = Watch { timer, era };
+    }
+}
+
+fn lock(watch: &Mutex<Watch>) -> MutexGuard<'_, Watch> {
+    watch.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// In some hundred years, in seconds since 1970.

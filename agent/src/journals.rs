@@ -3,6 +3,9 @@
 //! missed something, or where the last pass did not end, everything is looked at. It must not know how files
 //! are copied.
 
+mod kept;
+mod passing_on;
+
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -13,6 +16,8 @@ use ferry_files::journal::{Backend, Changes, Plan, Watch, Watched, Whose};
 use ferry_proto::Fault;
 use ferry_proto::ids::{AccountName, JobId};
 use rustix::fs::{AtFlags, StatxFlags};
+
+pub use self::kept::KeptWatch;
 
 /// See the module.
 #[derive(Debug, Default)]

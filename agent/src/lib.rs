@@ -10,9 +10,11 @@ mod definitions;
 mod discover;
 mod doctor;
 mod enrolment;
+mod fd_store;
 #[doc(hidden)]
 pub mod fuzzing;
 mod guard;
+mod handover;
 mod journals;
 mod ledger;
 mod limits;
@@ -292,6 +294,8 @@ async fn run(config: Config, path: PathBuf) -> anyhow::Result<()> {
     parts.spawn("limits", limits::keep(agent.clone(), path, hangup, stop.clone()));
     parts.spawn("watchdog", watchdog(agent.clone(), pulse, stop.clone()));
     let metrics = status::record()?;
+    // Before anybody asks for a journal.
+    handover::take(&agent).await;
     let (told, heard) = mpsc::channel(TOLD);
     let (connected, connection) = watch::channel(false);
     let commands = Commands::new(agent.clone(), told, stop.clone());
@@ -309,6 +313,9 @@ async fn run(config: Config, path: PathBuf) -> anyhow::Result<()> {
     let ended = parts.ended(asked_to_stop()).await;
     notify(&[sd_notify::NotifyState::Stopping]);
     parts.stop(commands.stopped()).await;
+    if ended.is_ok() {
+        handover::leave(&agent).await;
+    }
     stopped.cancel();
     let _ = tokio::time::timeout(LAST_WORDS, status).await;
     tracing::info!("agent has stopped; what stands, stands");

@@ -37,8 +37,9 @@ pub fn files(state_directory: &Path) -> Result<Vec<Artefact>, Fault> {
             _ => {}
         }
     }
-    // Records of passes and of allowances are replaced by a rename, too.
-    for directory in ["unsynced", "allowances"] {
+    // Records of passes and of allowances are replaced by a rename, too, and so is what an agent leaves to the next
+    // one, which takes it away.
+    for directory in ["unsynced", "allowances", "handover"] {
         let all = paths(&state_directory.join(directory))?;
         let half = all.iter().filter(|path| path.extension().is_some_and(|e| e == "new"));
         found.extend(half.map(|path| Artefact::new(Kind::Temporary, path.display())));

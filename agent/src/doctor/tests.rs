@@ -228,6 +228,7 @@ fn what_is_left_is_found_removed_and_found_gone() {
         server.put("state/identity/.key.new", "half");
         server.put("state/unsynced/1.new", "half");
         server.put("state/allowances/1.new", "half");
+        server.put("state/handover/journals.new", "half");
         server.put("mail/held_recipients", "/x/ 450 no\n");
         firewall::arm(&Rules::usual(64_993)).await.unwrap();
         let report = examined(&server.world).await;

@@ -13,6 +13,7 @@ use ferry_proto::command::Receipt;
 use nix::mount::{MsFlags, mount};
 
 use super::host::{Server, World, alone};
+use crate::handover;
 use crate::work::copied::Copied;
 use crate::work::{Job, fence, files, verify};
 
@@ -359,13 +360,24 @@ fn a_change_after_the_clock_was_set_back_reaches_the_target() {
 
 #[test]
 fn with_the_journal_only_what_changed_is_looked_at_behind_the_fence() {
-    alone(async |world| {
+    only_what_changed_is_looked_at(|_| {});
+}
+
+#[test]
+fn agents_that_were_restarted_look_only_at_what_changed_behind_the_fence() {
+    only_what_changed_is_looked_at(|server| handover::restart(&server.agent));
+}
+
+/// `between`: what happens to each server before the fence.
+fn only_what_changed_is_looked_at(between: fn(&Server)) {
+    alone(async move |world| {
         let (source, target, job) = pair(&world).await;
         fs::create_dir(source.home().join("dir")).unwrap();
         chown(source.home().join("dir"), Some(world.uid), Some(world.uid)).unwrap();
         put(&source, &world, "dir/page", "content");
         precopy(&job).await;
         fs::rename(source.home().join("dir"), source.home().join("moved")).unwrap();
+        [&source, &target].into_iter().for_each(between);
         put(&source, &world, "page", "CONTENT");
         fence::fence(&job, 600, 0).await.unwrap();
         let sent = files::final_pass(&job).await.unwrap();
