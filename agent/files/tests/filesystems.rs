@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use ferry_files::SourceOptions;
 use ferry_files::journal::{Backend, Plan, Watch, Watched, Whose};
-use support::{Trees, UID, in_own_mounts, mkdir, own, run, source_options, target_options};
+use support::{
+    Trees, UID, in_own_mounts, mkdir, mount_new, own, run, source_options, target_options,
+};
 
 /// What an account lives on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,14 +35,6 @@ fn mount(options: &[&str], from: &Path, to: &Path) {
     run(Command::new("mount").args(options).arg(from).arg(to));
 }
 
-/// A file system of 400 MiB.
-fn made(dir: &Path, make: &[&str]) -> PathBuf {
-    let image = dir.join(make[0]);
-    run(Command::new("truncate").args(["-s", "400M"]).arg(&image));
-    run(Command::new(make[0]).args(&make[1..]).arg(&image));
-    image
-}
-
 impl On {
     /// Puts the source on it. Answers where its account works.
     fn put(self, trees: &Trees) -> PathBuf {
@@ -52,14 +46,14 @@ impl On {
         };
         match self {
             On::Ext4 => {
-                mount(&["-o", "loop"], &made(dir, &["mkfs.ext4", "-q"]), root);
+                mount_new("mkfs.ext4", "loop", root);
                 run(Command::new("rmdir").arg(root.join("lost+found")));
             }
-            On::Xfs => mount(&["-o", "loop"], &made(dir, &["mkfs.xfs", "-q"]), root),
-            On::Btrfs => mount(&["-o", "loop"], &made(dir, &["mkfs.btrfs", "-q"]), root),
+            On::Xfs => mount_new("mkfs.xfs", "loop", root),
+            On::Btrfs => mount_new("mkfs.btrfs", "loop", root),
             On::Subvolume => {
-                let (top, image) = (beside("top"), made(dir, &["mkfs.btrfs", "-q"]));
-                mount(&["-o", "loop"], &image, &top);
+                let top = beside("top");
+                mount_new("mkfs.btrfs", "loop", &top);
                 run(Command::new("btrfs")
                     .args(["-q", "subvolume", "create"])
                     .arg(top.join("home")));
@@ -78,7 +72,7 @@ impl On {
             On::Tmpfs => mount(&["-t", "tmpfs"], Path::new("tmpfs"), root),
             On::Bind => {
                 let top = beside("top");
-                mount(&["-o", "loop"], &made(dir, &["mkfs.ext4", "-q"]), &top);
+                mount_new("mkfs.ext4", "loop", &top);
                 mkdir(&top.join("home"));
                 mount(&["--bind"], &top.join("home"), root);
                 return top.join("home");

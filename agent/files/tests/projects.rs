@@ -5,15 +5,11 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::{Trees, in_own_mounts, mkdir, own, run, write};
+use support::{Trees, in_own_mounts, mkdir, mount_new, run, write};
 
 /// A file system that has project ids: XFS, since not every kernel can mount an ext4 that has.
 fn mount(root: &Path) {
-    let image = root.with_extension("image");
-    run(Command::new("truncate").args(["-s", "400M"]).arg(&image));
-    run(Command::new("mkfs.xfs").arg("-q").arg(&image));
-    run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(root));
-    own(root);
+    mount_new("mkfs.xfs", "loop", root);
 }
 
 fn set(path: &Path, project: u32, inherits: bool) {

@@ -297,6 +297,15 @@ pub fn whose(backend: Backend) -> Whose {
     if backend == Backend::Inotify { Whose::Everybodys } else { Whose::Others }
 }
 
+/// Makes a file system of 400 MiB by `make` and mounts it at `root`, which is the account's.
+pub fn mount_new(make: &str, options: &str, root: &Path) {
+    let image = root.with_extension("image");
+    run(Command::new("truncate").args(["-s", "400M"]).arg(&image));
+    run(Command::new(make).arg("-q").arg(&image));
+    run(Command::new("mount").args(["-o", options]).arg(&image).arg(root));
+    own(root);
+}
+
 /// Runs `test` in a mount namespace of its own, where mounts may be made freely.
 pub fn in_own_mounts(test: impl AsyncFnOnce() + Send + 'static) {
     use nix::mount::{MsFlags, mount};
