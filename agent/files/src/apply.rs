@@ -31,6 +31,7 @@ use crate::moving::Moving;
 use crate::options::{Others, TargetOptions};
 use crate::progress::Counters;
 use crate::protocol::{Frame, Place, Unlisted};
+use crate::reflink::Reflinks;
 use crate::report::{NoteKind, show};
 use crate::send::Summary;
 use crate::tally::{Tally, one};
@@ -106,6 +107,7 @@ pub struct Applier {
     pub(crate) tally: Tally,
     pub(crate) incoming: Incoming,
     pub(crate) mending: Mending,
+    pub(crate) reflinks: Reflinks,
     links: Mutex<Links<Waiting>>,
     /// Inodes here with several names that already are some entry's.
     claimed: Mutex<HashSet<Identity>>,
@@ -130,6 +132,7 @@ impl Applier {
         let distrusted_since = options.distrusted_since.map(Time::from_system);
         let disks = Disks::new(&options.limits, &halt, &counters);
         let flushing = options.durable.then(|| Flushing::new(Arc::clone(&tree), halt.clone()));
+        let reflinks = Reflinks::new(&tree, options.calm);
         Self {
             tree,
             distrusted_since,
@@ -141,6 +144,7 @@ impl Applier {
             tally: Tally::default(),
             incoming: Incoming::default(),
             mending: Mending::default(),
+            reflinks,
             links: Mutex::default(),
             claimed: Mutex::default(),
             is_partial: AtomicBool::new(false),
@@ -229,12 +233,14 @@ impl Applier {
         if let Some(found) = found.filter(|found| self.may_stay(here, &entry, &wanted, found)) {
             let done = self.mend(here, &entry.name, &found, &wanted)?;
             self.count(&done);
+            self.reflinks.stand(found.blocks.saturating_mul(512));
             let stands = !matches!(done, Done::Refused);
             self.first_done(group, here.node, &entry.name, stands.then(|| found.identity()))?;
             return Ok(Want::Nothing);
         }
         if let What::File(size) = entry.what {
             self.counters.wanted(size);
+            self.reflinks.expect(size, || here.node.path_of(&entry.name));
             dir.expect();
             let mended = found.filter(|found| self.may_be_mended(size, found));
             let awaited = Awaited {
@@ -497,6 +503,10 @@ impl Visitor for Applier {
             "check that the source's file system is mounted; if the tree really is empty, put a \
              file into its root",
         ))
+    }
+
+    fn can_share(&self) -> bool {
+        self.reflinks.can()
     }
 
     fn told(&self, mended: &mut dyn Iterator<Item = Place>) {

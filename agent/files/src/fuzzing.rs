@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::entries::{Entry, What};
 use crate::protocol::Frame;
 use crate::report::FromPeer;
+use crate::shares::{self, Share};
 use crate::{
     Comparison, IdMap, PassReport, SourceOptions, Streams, TargetOptions, acl, names, wire,
 };
@@ -35,6 +36,7 @@ pub fn frames(bytes: &[u8]) {
         match frame {
             Frame::Batch(batch) => batch.entries.iter().for_each(|entry| sound(entry, false)),
             Frame::Root(entry, _) => sound(&entry, true),
+            Frame::Share(share) => shared(&share),
             Frame::Blocks(_, _, digests) => assert!(digests.len() <= crate::blocks::MAX_BLOCKS),
             Frame::Summary(json) | Frame::Report(json) | Frame::Fault(json) => report(json),
             _ => {}
@@ -49,6 +51,19 @@ fn sound(entry: &Entry, is_root: bool) {
     assert!(entry.attributes.is_sorted_by(|a, b| a.name < b.name));
     if let What::Symlink(target) = &entry.what {
         assert!(!target.is_empty() && !target.contains(&0));
+    }
+}
+
+/// What is said to be shared lies below the root, at offsets that a file can have.
+fn shared(share: &Share) {
+    for path in [&share.from, &share.to] {
+        assert!((1..=shares::MAX_DEPTH).contains(&path.len()));
+        assert!(path.iter().all(|name| names::is_valid(name) && !names::is_reserved(name)));
+    }
+    assert!((1..=shares::MAX_PARTS).contains(&share.parts.len()));
+    for part in &share.parts {
+        assert!(part.length >= shares::SMALLEST);
+        assert!(part.from.max(part.to).checked_add(part.length).is_some_and(|end| end >> 63 == 0));
     }
 }
 

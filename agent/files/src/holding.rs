@@ -18,6 +18,8 @@ use crate::metadata::{Kind, Stat};
 const EXT4: u64 = 0xef53;
 /// XFS_SUPER_MAGIC of linux/magic.h.
 pub const XFS: u64 = 0x5846_5342;
+/// BTRFS_SUPER_MAGIC of linux/magic.h.
+pub const BTRFS: u64 = 0x9123_683e;
 
 /// Notes what the inode `stat`, which has `attributes`, needs. `name` is its last component, `path` all of it.
 pub fn note(

@@ -182,6 +182,7 @@ impl Applier {
                 current.at = advance(current, length)?;
                 self.counters.bytes_done(length);
                 self.tally.bytes_kept.fetch_add(length, Relaxed);
+                self.reflinks.stand(length);
                 let mut state = lock(&current.flight.state);
                 state.written = state.written.max(current.at);
                 Ok(false)
@@ -194,6 +195,9 @@ impl Applier {
                 let awaited = self.incoming.take(place)?;
                 self.came_not(&awaited, ending);
                 self.came(&awaited, None).map(|()| true)
+            }
+            (None, Frame::Share(share)) if self.reflinks.was_told => {
+                self.share(share).map(|()| false)
             }
             _ => Err(out_of_turn()),
         }
@@ -268,6 +272,7 @@ impl Applier {
         }
         self.counters.bytes_done(bytes.len() as u64);
         self.tally.bytes_sent.fetch_add(bytes.len() as u64, Relaxed);
+        self.reflinks.stand(bytes.len() as u64);
     }
 
     fn data(&self, current: &mut Current, bytes: &[u8]) -> Result<(), Fault> {
@@ -448,7 +453,8 @@ impl Applier {
         self.counters.file_done();
         let dir = &awaited.dir;
         self.first_done(awaited.group, &dir.node, &awaited.name, identity)?;
-        self.one_done(dir)
+        self.one_done(dir)?;
+        self.share_waited(awaited.listed, || awaited.path())
     }
 }
 

@@ -11,7 +11,8 @@
 //! own tree and tells a visitor what is on either side; the visitor `apply` makes it equal (with `incoming`,
 //! `mending`, `placing`, `make`, `remove`, `links`), the visitor `verify` compares. What an account may have is
 //! decided in `guard`; every access goes through `confine`; all that crosses the streams is in `protocol`,
-//! `entries` and `blocks`, and `wire` pumps it. How fast all this may be is in `limits`.
+//! `entries`, `blocks` and `shares`, and `wire` pumps it. Files that share what they hold are found by `sharing` at the
+//! source and share again by `reflink` at the target. How fast all this may be is in `limits`.
 
 mod acl;
 mod apply;
@@ -20,11 +21,13 @@ mod blocks;
 mod codec;
 mod confine;
 mod content;
+mod dedupe;
 mod differing;
 mod digest;
 mod directories;
 mod entries;
 mod exclusive;
+mod extents;
 mod flushing;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -52,11 +55,14 @@ mod progress;
 mod projects;
 mod protocol;
 mod receive;
+mod reflink;
 mod remove;
 mod report;
 mod scan;
 mod send;
 mod session;
+mod shares;
+mod sharing;
 mod stamps;
 mod supply;
 mod tally;

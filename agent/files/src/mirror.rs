@@ -130,6 +130,9 @@ pub trait Visitor: Send + Sync {
     /// The source has nothing in its root, and we have so many names in ours.
     fn emptied(&self, names: usize) -> Result<(), Fault>;
 
+    /// Whether the source is to tell which files share what they hold.
+    fn can_share(&self) -> bool;
+
     /// The source has been told that these are only to be mended.
     fn told(&self, mended: &mut dyn Iterator<Item = Place>);
 
@@ -254,6 +257,9 @@ pub fn follow<V: Visitor>(
     let outbox = || Outbox::new(outgoing.clone(), halt.clone());
     let mut out = outbox();
     out.put(&Frame::Hello(purpose))?;
+    if visitor.can_share() {
+        out.put(&Frame::CanShare)?;
+    }
     out.flush()?;
     let queue = Queue { ready: VecDeque::new(), parts: 0, batches: 0, is_closed: false };
     let shared = Shared {

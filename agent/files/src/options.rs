@@ -121,6 +121,9 @@ pub struct SourceOptions {
     /// Flush the source's file system first, so that later writes through a shared mapping show
     /// in the file's time. A pass while there are writers needs it; one behind a fence does not.
     pub settle: bool,
+    /// Files that share what they hold (`cp --reflink`) are to share it at the target as well. That takes a pass some
+    /// time: one behind a fence has none.
+    pub share: bool,
     /// So many directories are walked at once.
     pub walkers: usize,
     /// Leave the host to others where it is busy.
@@ -146,6 +149,7 @@ impl SourceOptions {
             seen: None,
             plan: None,
             settle: true,
+            share: true,
             walkers: workers(),
             calm: false,
         }

@@ -12,7 +12,7 @@
 //! ```text
 //! control: source                       control: target
 //! Hello                                 Hello
-//! Root entry
+//! Root entry                            CanShare            if its files can share what they hold
 //! Moved path                                                one per directory that has another place
 //! Batch of a directory, entries ...     Wants bitmap        one per batch
 //!   or Unlisted                         Blocks of a range   of a file that is only to be mended
@@ -25,6 +25,7 @@
 //! Whole                                 a small content
 //! Part, Data, Hole, Same, PartEnd       all or a range of a larger one
 //!   or Skip; or Hash when verifying
+//! Share                                                     what a file that was sent has in common with another
 //!                                       Waiting             whether it waits for the source
 //! Done
 //! ```
@@ -33,6 +34,7 @@
 //! batch it lists the content, so a peer cannot name anything outside the tree. A pass that looks at what has
 //! changed lists some of the names of a directory, those that are gone among them, and says first where the
 //! directories were that have another place now: a list of names, each one component of a path from the root.
+//! So are files told that have something in common; where the target finds it otherwise, nothing happens.
 //!
 //! # Frames
 //!
@@ -45,11 +47,12 @@ use crate::codec::{Malformed, Reader, Writer};
 use crate::confine::MAX_DEPTH;
 use crate::entries::{Entry, What, decode_entry, encode_entry};
 use crate::names;
+use crate::shares::{self, Share};
 
 /// What `Hello` begins with.
 pub const MAGIC: &[u8; 8] = b"FERRYFIL";
 /// Version of all this. Both ends must speak the same one.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// Longest frame, kind included.
 pub const MAX_FRAME: usize = 2 * 1024 * 1024;
@@ -176,6 +179,8 @@ pub enum Frame<'a> {
     Skip(Place, Ending),
     /// The digest of a content.
     Hash(Place, Ending, u64, [u8; 32]),
+    /// What a file whose content was sent, or is there already, has in common with another.
+    Share(Share),
     /// Nothing more on this data stream.
     Done,
     /// All is sent; JSON of the source's part of the report.
@@ -194,6 +199,8 @@ pub enum Frame<'a> {
     KeepAlive,
     /// The report was received.
     Bye,
+    /// The target's files can share what they hold: the source may tell which do.
+    CanShare,
     /// On a data stream: whether its receiver waits for more most of the time.
     Waiting(bool),
 }
@@ -216,6 +223,7 @@ const fn kind_of(frame: &Frame<'_>) -> u8 {
         Frame::Summary(_) => 14,
         Frame::Same(_) => 15,
         Frame::Moved(_) => 16,
+        Frame::Share(_) => 17,
         Frame::Wants(..) => 20,
         Frame::Report(_) => 21,
         Frame::Fault(_) => FAULT,
@@ -223,6 +231,7 @@ const fn kind_of(frame: &Frame<'_>) -> u8 {
         Frame::Bye => 24,
         Frame::Blocks(..) => 25,
         Frame::Waiting(_) => 26,
+        Frame::CanShare => 28,
     }
 }
 
@@ -252,16 +261,13 @@ impl<'a> Frame<'a> {
                 w.u8(u8::from(*partial));
                 encode_entry(&mut w, entry);
             }
-            Self::Moved(path) => {
-                w.varint(path.len() as u64);
-                path.iter().for_each(|name| w.short_bytes(name));
-            }
+            Self::Moved(path) => encode_path(&mut w, path),
             Self::Unlisted(directory, why) => {
                 encode_directory(&mut w, *directory);
                 encode_unlisted(&mut w, *why);
             }
             Self::Batch(batch) => encode_batch(&mut w, batch),
-            Self::WalkEnd | Self::Done | Self::KeepAlive | Self::Bye => {}
+            Self::WalkEnd | Self::Done | Self::KeepAlive | Self::Bye | Self::CanShare => {}
             Self::Whole(place, ending, bytes) => {
                 encode_place(&mut w, *place);
                 encode_ending(&mut w, *ending);
@@ -289,6 +295,7 @@ impl<'a> Frame<'a> {
                 w.varint(*size);
                 w.raw(digest);
             }
+            Self::Share(share) => shares::encode(&mut w, share),
             Self::Wants(batch, bits, mended) => {
                 w.varint(*batch);
                 w.bytes(bits);
@@ -328,7 +335,8 @@ impl<'a> Frame<'a> {
             13 => Self::Done,
             14 => Self::Summary(r.rest()),
             15 => Self::Same(r.varint()?),
-            16 => Self::Moved(decode_path(&mut r)?),
+            16 => Self::Moved(decode_path(&mut r, MAX_DEPTH as usize)?),
+            17 => Self::Share(shares::decode(&mut r)?),
             20 => decode_wants(&mut r)?,
             21 => Self::Report(r.rest()),
             FAULT => Self::Fault(r.rest()),
@@ -336,6 +344,7 @@ impl<'a> Frame<'a> {
             24 => Self::Bye,
             25 => Self::Blocks(decode_place(&mut r)?, r.varint()?, blocks::decode(&mut r)?),
             26 => Self::Waiting(decode_flag(&mut r)?),
+            28 => Self::CanShare,
             _ => return Err(Malformed("a frame of an unknown kind")),
         };
         r.end()?;
@@ -394,8 +403,15 @@ fn decode_batch(r: &mut Reader<'_>) -> Result<Batch, Malformed> {
     Ok(Batch { number, directory, last, partial, entries })
 }
 
-fn decode_path(r: &mut Reader<'_>) -> Result<Vec<Vec<u8>>, Malformed> {
-    let count = r.count(MAX_DEPTH as usize)?;
+/// Appends a path from the root, name by name.
+pub fn encode_path(w: &mut Writer<'_>, path: &[Vec<u8>]) {
+    w.varint(path.len() as u64);
+    path.iter().for_each(|name| w.short_bytes(name));
+}
+
+/// Reads a path of at most so many names, each of which may name an entry.
+pub fn decode_path(r: &mut Reader<'_>, deepest: usize) -> Result<Vec<Vec<u8>>, Malformed> {
+    let count = r.count(deepest)?;
     let names = (0..count).map(|_| r.short_bytes().map(<[u8]>::to_vec));
     let path = names.collect::<Result<Vec<_>, _>>()?;
     let is_name = |name: &Vec<u8>| names::is_valid(name) && !names::is_reserved(name);

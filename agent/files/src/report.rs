@@ -134,6 +134,10 @@ pub struct PassReport {
     /// Bytes of the same files that were there already.
     #[serde(default)]
     pub bytes_kept: u64,
+    /// Bytes of content that take no space of their own at the target any more: files share them, as they do at the
+    /// source.
+    #[serde(default)]
+    pub bytes_shared: u64,
     /// Entries created at the target that carry no content: directories, links, symlinks, FIFOs.
     pub created: u64,
     /// Entries whose metadata alone was mended.

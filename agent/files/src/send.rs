@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::codec::Malformed;
 use crate::confine::Tree;
 use crate::digest::Manifest;
+use crate::extents;
 use crate::halt::{Halt, protocol_fault};
 use crate::limits::Disks;
 use crate::metadata::Time;
@@ -23,6 +24,7 @@ use crate::progress::Counters;
 use crate::protocol::{Frame, Purpose};
 use crate::report::{Bounded, Comparison, FromPeer, Note, PassReport, Progress};
 use crate::session::{self, Streams, Work};
+use crate::sharing::Sharing;
 use crate::supply::{Store, Supplier};
 use crate::walk::{Owners, Walk};
 use crate::window::Window;
@@ -119,6 +121,8 @@ fn source<R: FromPeer>(
     let flushed = halt.stopping(flush(&tree, options))?;
     let window = Arc::new(Window::new(halt.clone(), purpose));
     let manifest = Arc::new(Manifest::default());
+    let may_share =
+        options.share && purpose == Purpose::Pass && extents::may_be_shared(tree.root_fd());
     let store = Store {
         tree: Arc::clone(&tree),
         window: Arc::clone(&window),
@@ -130,6 +134,7 @@ fn source<R: FromPeer>(
         manifest: Arc::clone(&manifest),
         neighbour: Neighbour::new(options.calm),
         disks: Disks::new(&options.limits, &halt, &counters),
+        sharing: Sharing::new(may_share, data.len()),
     };
     let walk = Walk::new(
         tree,
@@ -140,7 +145,13 @@ fn source<R: FromPeer>(
         Arc::clone(&manifest),
         options,
     );
-    let heard = Heard { purpose, window: &window, manifest: &manifest, counters: &counters };
+    let heard = Heard {
+        purpose,
+        window: &window,
+        manifest: &manifest,
+        counters: &counters,
+        sharing: &store.sharing,
+    };
     std::thread::scope(|scope| {
         let (halt, outbox, store, walk) = (&halt, &outbox, &store, &walk);
         let walking = scope.spawn(move || halt.watch(|| walk.run(options.walkers, outbox)));
@@ -196,6 +207,7 @@ struct Heard<'a> {
     window: &'a Window,
     manifest: &'a Manifest,
     counters: &'a Counters,
+    sharing: &'a Sharing,
 }
 
 impl Heard<'_> {
@@ -217,6 +229,10 @@ impl Heard<'_> {
                     greeted = true;
                     Ok(())
                 }
+                (true, Frame::CanShare) if self.purpose == Purpose::Pass => {
+                    self.sharing.ask();
+                    Ok(())
+                }
                 (true, Frame::Wants(batch, bits, mended)) => self.answer(batch, bits, &mended),
                 (true, Frame::Blocks(place, range, digests)) => {
                     self.window.blocks(place, range, digests)
@@ -232,7 +248,8 @@ impl Heard<'_> {
     }
 
     fn answer(&self, batch: u64, bits: &[u8], mended: &[u16]) -> Result<(), Fault> {
-        let (sizes, done) = self.window.answer(batch, bits, mended)?;
+        let keeps = |node: &_, file: &_| self.sharing.keeps(node, file);
+        let (sizes, done) = self.window.answer(batch, bits, mended, keeps)?;
         sizes.into_iter().for_each(|size| self.counters.wanted(size));
         if let Some(digest) = done.as_ref().and_then(|batch| batch.digest.as_ref()) {
             self.manifest.batch(digest);

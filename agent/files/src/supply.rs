@@ -23,6 +23,7 @@ use crate::neighbour::Neighbour;
 use crate::pack::Pace;
 use crate::progress::Counters;
 use crate::protocol::{Ending, Frame, MAX_DATA, Place, Purpose, RANGE, Range};
+use crate::sharing::Sharing;
 use crate::walk::Owners;
 use crate::window::{Batch, Large, LargeState, Listed, Piece, Window, Wish};
 use crate::wire::{self, Outbox};
@@ -50,6 +51,8 @@ pub struct Store {
     pub neighbour: Neighbour,
     /// How fast contents may be read.
     pub disks: Disks,
+    /// Which files share what they hold.
+    pub sharing: Sharing,
 }
 
 /// A file that was opened and is the one that was listed.
@@ -124,6 +127,9 @@ impl<'a> Supplier<'a> {
             }
             turn.done();
         }
+        turn.waited();
+        self.since = Instant::now();
+        self.end_sharing(&mut turn)?;
         self.out.put(&Frame::Done)?;
         self.out.flush()
     }
@@ -180,7 +186,13 @@ impl<'a> Supplier<'a> {
             let Some(file) = batch.file(place) else { continue };
             let opened = self.open(batch, file);
             match self.store.purpose {
-                Purpose::Pass => self.send(place, file, opened)?,
+                Purpose::Pass => match opened {
+                    Ok(opened) => {
+                        self.send(place, file, &opened)?;
+                        self.tell_shared(batch, file, &opened)?;
+                    }
+                    Err(ending) => self.give(&Frame::Skip(place, ending))?,
+                },
                 Purpose::Verify => {
                     let (frame, digest) = self.digest(place, file, opened)?;
                     self.store.manifest.content(batch, place, digest);
@@ -213,21 +225,12 @@ impl<'a> Supplier<'a> {
         Ok(Opened { fd: Arc::new(fd), stat })
     }
 
-    fn send(
-        &mut self,
-        place: Place,
-        file: &Listed,
-        opened: Result<Opened, Ending>,
-    ) -> Result<(), Fault> {
-        let opened = match opened {
-            Ok(opened) => opened,
-            Err(ending) => return self.give(&Frame::Skip(place, ending)),
-        };
+    fn send(&mut self, place: Place, file: &Listed, opened: &Opened) -> Result<(), Fault> {
         let size = opened.stat.size;
         if size <= MAX_DATA as u64 && !content::is_sparse(&opened.stat) {
-            return self.send_whole(place, file, &opened);
+            return self.send_whole(place, file, opened);
         }
-        self.send_range(Range { place, size, offset: 0, length: size }, file, &opened)
+        self.send_range(Range { place, size, offset: 0, length: size }, file, opened)
     }
 
     /// Sends a small file in one frame.
@@ -304,12 +307,16 @@ impl<'a> Supplier<'a> {
         }
         let mut state = lock(large);
         state.left = state.left.saturating_sub(1);
-        if state.left == 0 {
-            state.opened = None;
-            drop(state);
-            self.store.counters.file_done();
-            self.put(1);
+        if state.left > 0 {
+            return Ok(());
         }
+        let opened = state.opened.take();
+        drop(state);
+        if let Some(opened) = opened {
+            self.tell_shared(&large.batch, file, &opened)?;
+        }
+        self.store.counters.file_done();
+        self.put(1);
         Ok(())
     }
 

@@ -446,6 +446,10 @@ impl Visitor for Verifier {
         Ok(())
     }
 
+    fn can_share(&self) -> bool {
+        false
+    }
+
     fn told(&self, _: &mut dyn Iterator<Item = Place>) {}
 
     fn beside(&self, _: Outbox) -> Result<(), Fault> {

@@ -193,12 +193,13 @@ impl Window {
     }
 
     /// The target answered a batch. Gives the sizes of the files wanted, and the batch if nothing of it is
-    /// left to do.
+    /// left to do. Tells `keeps` of the files that are not wanted.
     pub fn answer(
         &self,
         number: u64,
         bits: &[u8],
         mended: &[u16],
+        keeps: impl Fn(&Arc<Node>, &Listed),
     ) -> Result<(Vec<u64>, Option<Batch>), Fault> {
         let refuse = |what| Err(protocol_fault(&Malformed(what)));
         let mut state = self.state();
@@ -227,6 +228,8 @@ impl Window {
             let wanted = wanted(usize::from(index));
             if wanted {
                 sizes.push(file.size);
+            } else {
+                keeps(&batch.node, file);
             }
             if wanted || digested(file) {
                 let mended = mended.contains(&index);

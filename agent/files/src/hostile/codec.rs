@@ -11,6 +11,7 @@ use crate::locks::Locks;
 use crate::metadata::Time;
 use crate::projects::Project;
 use crate::protocol::{Batch, Ending, Frame, MAX_DATA, Place, Purpose, Range, Unlisted};
+use crate::shares::{self, Part, Share};
 
 fn entries() -> impl Strategy<Value = Entry> {
     let name = prop::collection::vec(1..=255_u8, 1..=255)
@@ -75,7 +76,7 @@ proptest! {
     #[test]
     fn decoding_never_panics(kind in any::<u8>(), payload in prop::collection::vec(any::<u8>(), 0..300)) {
         let _ = Frame::decode(kind, &payload);
-        let _ = Frame::decode(kind % 27, &payload);
+        let _ = Frame::decode(kind % 29, &payload);
     }
 
     #[test]
@@ -126,6 +127,15 @@ fn every_kind_of_frame_is_decoded_as_it_was_encoded() {
         Frame::PartEnd(Ending::Changed),
         Frame::Skip(place, Ending::Unreadable(13)),
         Frame::Hash(place, Ending::Settled, 0, [3; 32]),
+        Frame::Share(Share {
+            from: vec![b"a".to_vec(); shares::MAX_DEPTH],
+            to: vec![b"\xff".to_vec()],
+            parts: vec![Part {
+                from: 0,
+                to: u64::MAX / 2 - shares::SMALLEST,
+                length: shares::SMALLEST,
+            }],
+        }),
         Frame::Done,
         Frame::Summary(b"{}"),
         Frame::Same(7),
@@ -135,6 +145,7 @@ fn every_kind_of_frame_is_decoded_as_it_was_encoded() {
         Frame::Fault(b"f"),
         Frame::KeepAlive,
         Frame::Bye,
+        Frame::CanShare,
     ] {
         let mut bytes = Vec::new();
         frame.encode(&mut bytes);
@@ -150,5 +161,33 @@ impl Entry {
     /// What crosses the stream of a withheld entry.
     fn withheld_only(self) -> Self {
         Self { name: self.name, ..Self::of(self.what) }
+    }
+}
+
+#[test]
+fn what_cannot_be_shared_is_not_decoded() {
+    let name = |name: &[u8]| vec![name.to_vec()];
+    let part = |from, to, length| Part { from, to, length };
+    let fine = part(0, 1 << 40, shares::SMALLEST);
+    let deep = vec![b"d".to_vec(); shares::MAX_DEPTH + 1];
+    let too_far = i64::MAX as u64 - 4096;
+    for (from, to, parts) in [
+        (vec![], name(b"b"), vec![fine]),
+        (name(b".."), name(b"b"), vec![fine]),
+        (name(b"a/b"), name(b"b"), vec![fine]),
+        (name(b"a"), name(b""), vec![fine]),
+        (name(b"a"), name(b".ferry-tmp.0123456789abcdef0123456789abcdef"), vec![fine]),
+        (name(b"a"), deep, vec![fine]),
+        (name(b"a"), name(b"b"), vec![]),
+        (name(b"a"), name(b"b"), vec![fine; shares::MAX_PARTS + 1]),
+        (name(b"a"), name(b"b"), vec![fine, part(0, 0, shares::SMALLEST - 1)]),
+        (name(b"a"), name(b"b"), vec![part(0, 0, u64::MAX)]),
+        (name(b"a"), name(b"b"), vec![part(u64::MAX, 0, shares::SMALLEST)]),
+        (name(b"a"), name(b"b"), vec![part(0, too_far, shares::SMALLEST)]),
+    ] {
+        let mut bytes = Vec::new();
+        let frame = Frame::Share(Share { from, to, parts });
+        frame.encode(&mut bytes);
+        assert!(Frame::decode(bytes[4], &bytes[5..]).is_err(), "{frame:?}");
     }
 }

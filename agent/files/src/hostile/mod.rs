@@ -2,6 +2,7 @@
 //! or touch anything outside its tree.
 
 mod codec;
+mod shares;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -83,9 +84,17 @@ fn source_options() -> SourceOptions {
 
 /// What the target makes of what is said, followed by the end of the streams.
 async fn received(root: &Path, said: Said) -> Result<PassReport, Fault> {
+    received_with(root, target_options(), said).await
+}
+
+/// The same, of a target with these options.
+async fn received_with(
+    root: &Path,
+    options: TargetOptions,
+    said: Said,
+) -> Result<PassReport, Fault> {
     let (near, far) = pipes();
-    let receive =
-        crate::receive_pass(root, far, target_options(), progress(), CancellationToken::new());
+    let receive = crate::receive_pass(root, far, options, progress(), CancellationToken::new());
     let (outcome, ()) = tokio::join!(tokio::time::timeout(PATIENCE, receive), feed(near, said));
     outcome.expect("the target ends in time")
 }
