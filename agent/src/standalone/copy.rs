@@ -180,6 +180,9 @@ impl Copying {
                 report.unchanged,
                 report.duration.as_secs_f64()
             );
+            if report.bytes_shared > 0 {
+                println!("{} bytes are shared by files, as at the source", report.bytes_shared);
+            }
             tell(&report.refused, &report.notes);
             if report.changed_while_read > 0 {
                 eprintln!("{} changed while they were read: copy again", report.changed_while_read);

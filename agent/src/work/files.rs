@@ -218,6 +218,8 @@ async fn pass(
     // may as well not be mounted.
     let allow_emptied = last.is_some_and(|last| last.widen(&mut options));
     doubt.widen(&mut options);
+    // Who waits behind a fence waits for no bytes that are there twice.
+    options.share = is_calm;
     if is_calm {
         calm(job, &mut options);
     }
