@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::account::Definition;
+use crate::approval::{Approval, Sight};
 use crate::fault::Fault;
 use crate::ids::{AccountName, Epoch, JobId, ServerName};
 
@@ -99,6 +100,13 @@ pub enum Intent {
         /// Whether the other end's agent must be reachable from here, and where.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         peer: Option<SocketAddr>,
+        /// At the source: what somebody wants to approve, paths as they are shown.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        approve: Vec<String>,
+        /// At the source: what was approved of the move that brought the account here. What is there as it
+        /// was seen is approved still.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        inherited: Vec<Approval>,
     },
     /// Target: make everything of the account, closed.
     Provision {
@@ -572,6 +580,9 @@ pub struct AccountFacts {
     /// What they need of a file system.
     #[serde(default)]
     pub needs: TreeNeeds,
+    /// What was seen where something is to be approved, or is still as it was approved.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvable: Vec<Sight>,
     /// Its databases.
     pub databases: Vec<DatabaseSummary>,
     /// The server.

@@ -12,6 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::Fault;
+use crate::approval::{self, Approval};
 use crate::command::{Direction, Forced};
 use crate::ids::{AccountName, Epoch, JobId, ServerName};
 
@@ -20,7 +21,7 @@ use crate::ids::{AccountName, Epoch, JobId, ServerName};
 const CONTEXT: &[u8] = b"ferry grant 1\0";
 
 /// No grant is longer.
-const MAX_LEN: usize = 4096;
+const MAX_LEN: usize = 4096 + approval::MAX_LEN;
 
 /// How far the clocks of controller and agent may differ at a grant's beginning.
 const SKEW_SECONDS: i64 = 300;
@@ -52,6 +53,9 @@ pub struct Grant {
     /// That the target may open the account without hearing from the source, and whose word that is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forced: Option<Forced>,
+    /// What the target lets in although an account may not have it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvals: Vec<Approval>,
 }
 
 impl Grant {
@@ -100,7 +104,7 @@ impl Grant {
                 self.account
             )));
         }
-        Ok(())
+        approval::check(&self.approvals)
     }
 }
 
@@ -248,6 +252,7 @@ mod tests {
             expires: NOW + 600,
             controller_generation: 2,
             forced: None,
+            approvals: Vec::new(),
         }
     }
 
@@ -279,6 +284,26 @@ mod tests {
         assert_eq!(signed.verify(&public, NOW).unwrap().forced, forced);
         let swapped = SignedGrant { bytes: signed.bytes, ..plain };
         assert!(swapped.verify(&public, NOW).is_err());
+    }
+
+    #[test]
+    fn what_is_approved_is_signed_and_else_not_mentioned() {
+        let (key, public) = key();
+        let plain = grant().sign(&key).unwrap();
+        assert!(!String::from_utf8_lossy(&plain.bytes).contains("approvals"));
+        let approval: Approval = serde_json::from_value(serde_json::json!({
+            "what": {"path": "bin/tool", "seen": {
+                "kind": {"file": {"size": 5, "digest": "00"}}, "mode": 0o4755, "uid": 0, "gid": 0}},
+            "by": "an operator", "at_unix_ms": 7,
+        }))
+        .unwrap();
+        let approvals = vec![approval.clone()];
+        let signed = Grant { approvals: approvals.clone(), ..grant() }.sign(&key).unwrap();
+        assert_eq!(signed.verify(&public, NOW).unwrap().approvals, approvals);
+        let swapped = SignedGrant { bytes: signed.bytes, ..plain };
+        assert!(swapped.verify(&public, NOW).is_err());
+        let twice = Grant { approvals: vec![approval.clone(), approval], ..grant() };
+        assert!(twice.sign(&key).is_err());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Ferry's contract: what agents, controller and command line agree on. It knows none of them.
 
 pub mod account;
+pub mod approval;
 pub mod artefact;
 pub mod channel;
 pub mod command;
@@ -9,6 +10,7 @@ pub mod fault;
 pub mod fuzzing;
 pub mod grant;
 pub mod ids;
+pub mod shown;
 pub mod view;
 
 /// Types generated from `ferry/v1/*.proto`. They stop at the edge: each side converts them to its
