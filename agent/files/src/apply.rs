@@ -14,7 +14,8 @@ use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
 use crate::blocks::SMALLEST;
-use crate::confine::{Node, Tree};
+use crate::confine::{self, Node, Tree};
+use crate::digest;
 use crate::entries::{Entry, What, Withheld};
 use crate::flushing::Flushing;
 use crate::guard::{self, Wanted};
@@ -157,6 +158,12 @@ impl Applier {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Its metadata as it is to be here, if it may be.
+    fn admit(&self, entry: &Entry, path: impl FnOnce() -> Vec<u8>) -> Result<Wanted, String> {
+        guard::admit(entry, self.options.approved.at(path), &self.options.ids)
+            .map(|wanted| wanted.where_projects_are_held(self.tree.holds_projects()))
+    }
+
     /// Refuses the entry, or ends the pass.
     pub(crate) fn trouble(&self, path: &[u8], doing: &str, errno: Errno) -> Result<(), Fault> {
         let reason = judge(&show(path), doing, errno)?;
@@ -173,11 +180,9 @@ impl Applier {
         }
     }
 
-    /// Whether what was found may stay and be mended: it has the right content, and nobody else's
-    /// inode changes with it.
-    fn may_stay(&self, here: Here<'_>, entry: &Entry, wanted: &Wanted, found: &Stat) -> bool {
-        let ids = &self.options.ids;
-        let same = match (&entry.what, found.kind) {
+    /// Whether what was found holds what the entry does, as far as can be told without reading it.
+    fn is_same(&self, here: Here<'_>, entry: &Entry, found: &Stat) -> bool {
+        match (&entry.what, found.kind) {
             (What::File(size), Kind::File) => {
                 let is_distrusted = self.distrusted_since.is_some_and(|since| found.ctime >= since);
                 found.size == *size
@@ -190,8 +195,42 @@ impl Applier {
                     .is_ok_and(|have| have.as_bytes() == target.as_slice())
             }
             (What::Fifo, Kind::Fifo) => true,
+            (What::Device(device), Kind::Device(have)) => *device == have,
             _ => false,
+        }
+    }
+
+    /// Whether what was found is already all that was approved: nothing is made of what was there before.
+    fn stands_as_approved(
+        &self,
+        here: Here<'_>,
+        name: &[u8],
+        wanted: &Wanted,
+        found: &Stat,
+    ) -> bool {
+        let has_content = |digest: &str| {
+            let opened = confine::open_file(here.fd, name).and_then(|fd| {
+                let is_it = Stat::of_fd(&fd)?.identity() == found.identity();
+                if is_it { Ok(fd) } else { Err(Errno::STALE) }
+            });
+            let used = |bytes| self.disks.used(bytes);
+            opened.is_ok_and(|fd| {
+                digest::in_hex(&fd, &self.halt, used).is_ok_and(|have| have == digest)
+            })
         };
+        found.nlink == 1
+            && make::is_dressed(here.fd.as_fd(), name, found, wanted).is_ok_and(identity)
+            && wanted.digest().is_none_or(has_content)
+    }
+
+    /// Whether what was found may stay and be mended: it has the right content, and nobody else's
+    /// inode changes with it.
+    fn may_stay(&self, here: Here<'_>, entry: &Entry, wanted: &Wanted, found: &Stat) -> bool {
+        let ids = &self.options.ids;
+        let same = self.is_same(here, entry, found);
+        if wanted.approved.is_some() {
+            return same && self.stands_as_approved(here, &entry.name, wanted, found);
+        }
         // A name in the home may be one of a file that is not the account's.
         if !same || !ids.has_uid(found.uid) {
             return false;
@@ -242,7 +281,9 @@ impl Applier {
             self.counters.wanted(size);
             self.reflinks.expect(size, || here.node.path_of(&entry.name));
             dir.expect();
-            let mended = found.filter(|found| self.may_be_mended(size, found));
+            // What was approved comes whole, so that nothing of it stands before all of it is known.
+            let mended =
+                found.filter(|found| wanted.approved.is_none() && self.may_be_mended(size, found));
             let awaited = Awaited {
                 dir: Arc::clone(dir),
                 name: entry.name,
@@ -259,6 +300,7 @@ impl Applier {
         let fd = here.fd.as_fd();
         let made = match &entry.what {
             What::Symlink(target) => make::symlink(fd, target),
+            What::Device(device) => make::device(fd, *device),
             _ => make::fifo(fd),
         };
         let identity = match made {
@@ -403,8 +445,7 @@ impl Visitor for Applier {
             let text = "project ids are not copied: this file system is not mounted to count what projects use";
             self.tally.note(NoteKind::NotCopied, b"", text);
         }
-        let admitted = guard::admit(&entry, &self.options.ids)
-            .map(|wanted| wanted.where_projects_are_held(holds));
+        let admitted = self.admit(&entry, Vec::new);
         let wanted = admitted.map_err(|reason| self.tally.refuse(b"", reason)).ok();
         let found = Stat::of_fd(self.tree.root_fd()).ok();
         if found.is_some_and(|found| !found.locks.is_none() && self.options.ids.has_uid(found.uid))
@@ -420,6 +461,15 @@ impl Visitor for Applier {
     }
 
     fn moved(&self, path: Vec<Vec<u8>>) -> Result<(), Fault> {
+        let place = path.join(&b'/');
+        if self.options.approved.has_below(&place) {
+            // It would come along unseen to where nothing is approved.
+            let place = show(&place);
+            return Err(Fault::transient(format!(
+                "something below {place} is approved where it is"
+            ))
+            .remedy("everything is looked at again"));
+        }
         self.moving.add(path);
         Ok(())
     }
@@ -444,8 +494,7 @@ impl Visitor for Applier {
             Some(found) if found.is_mount => {
                 Err("something is mounted there at the target, which is not crossed".to_owned())
             }
-            _ => guard::admit(&entry, &self.options.ids)
-                .map(|wanted| wanted.where_projects_are_held(self.tree.holds_projects())),
+            _ => self.admit(&entry, || here.node.path_of(&entry.name)),
         };
         let wanted = match admitted {
             Ok(wanted) => wanted,

@@ -110,6 +110,22 @@ pub fn of_file(
     Ok((digest.finish(length), length))
 }
 
+/// The digest of an open file's content as it is now, in hex. `has_read` is told of each piece of it.
+pub fn in_hex(
+    file: &OwnedFd,
+    halt: &Halt,
+    has_read: impl FnMut(usize),
+) -> Result<String, Undigested> {
+    let stat = Stat::of_fd(file)?;
+    let (digest, _) = of_file(file, &stat, &mut Vec::new(), halt, has_read)?;
+    Ok(hex(digest))
+}
+
+/// A digest for people, and for comparison with one that was written down.
+pub fn hex(digest: [u8; 32]) -> String {
+    blake3::Hash::from_bytes(digest).to_hex().to_string()
+}
+
 /// Digests of the parts of a manifest: of one batch each, contents and all.
 ///
 /// Directories are walked several at once, so that batches come about in any order: the manifest's digest

@@ -1,6 +1,8 @@
 //! Entries of a listing and their bytes on the stream. Like the frames around them they come from a peer, so
 //! no length and no value is trusted. It must not know what is done with an entry.
 
+use ferry_proto::approval::Device;
+
 use crate::attributes::{self, Attribute};
 use crate::codec::{Malformed, Reader, Writer};
 use crate::locks::Locks;
@@ -41,8 +43,8 @@ pub enum What {
     Symlink(Vec<u8>),
     /// Named pipe.
     Fifo,
-    /// Device node.
-    Device,
+    /// Device node with its numbers.
+    Device(Device),
     /// Not offered. The other fields of the entry, but for the name, mean nothing.
     Withheld(Withheld),
     /// There is nothing of this name; the other fields mean nothing. Only where a listing is not of all names.
@@ -129,7 +131,7 @@ pub fn encode_entry(w: &mut Writer<'_>, entry: &Entry) {
         What::Directory => 2,
         What::Symlink(_) => 3,
         What::Fifo => 4,
-        What::Device => 5,
+        What::Device(_) => 5,
         What::Withheld(_) => 6,
         What::Gone => 7,
     };
@@ -168,6 +170,11 @@ pub fn encode_entry(w: &mut Writer<'_>, entry: &Entry) {
     match &entry.what {
         What::File(size) => w.varint(*size),
         What::Symlink(target) => w.bytes(target),
+        What::Device(device) => {
+            w.u8(u8::from(device.block));
+            w.varint(u64::from(device.major));
+            w.varint(u64::from(device.minor));
+        }
         _ => {}
     }
     if let Some(link) = entry.link {
@@ -219,7 +226,7 @@ pub fn decode_entry(r: &mut Reader<'_>, is_root: bool) -> Result<Entry, Malforme
         2 => What::Directory,
         3 => What::Symlink(decode_symlink(r)?),
         4 => What::Fifo,
-        5 => What::Device,
+        5 => What::Device(decode_device(r)?),
         _ => return Err(Malformed("an entry of an unknown kind")),
     };
     let link = match flags & HAS_LINK {
@@ -247,6 +254,14 @@ pub fn decode_entry(r: &mut Reader<'_>, is_root: bool) -> Result<Entry, Malforme
     let inode =
         Entry { mode, uid, gid, mtime, link, attributes, locks, project, ..Entry::of(what) };
     Ok(Entry { name, doubtful, moved, ..inode })
+}
+
+fn decode_device(r: &mut Reader<'_>) -> Result<Device, Malformed> {
+    let block = match r.u8()? {
+        block @ 0..=1 => block == 1,
+        _ => return Err(Malformed("a device of an unknown kind")),
+    };
+    Ok(Device { block, major: r.varint32()?, minor: r.varint32()? })
 }
 
 fn decode_project(r: &mut Reader<'_>) -> Result<Project, Malformed> {

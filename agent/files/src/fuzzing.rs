@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use bytes::{Bytes, BytesMut};
 use ferry_proto::fuzzing::Target;
 use ferry_proto::{Fault, FaultClass};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -149,14 +149,7 @@ pub(crate) async fn feed(near: Streams<DuplexStream>, said: Said) {
         let _ = say.shutdown().await;
     };
     let listen = async {
-        let (mut buffer, mut seen) = (BytesMut::new(), 0);
-        while seen < batches && matches!(hear.read_buf(&mut buffer).await, Ok(1..)) {
-            let (whole, _) = wire::whole_frames(&buffer).unwrap_or((0, false));
-            let _ = wire::for_each_frame(buffer.split_to(whole).freeze(), |frame| {
-                seen += usize::from(matches!(frame, Frame::Wants(..)));
-                Ok(())
-            });
-        }
+        hear_answers(&mut hear, batches).await;
         asked.notify_one();
         let _ = tokio::io::copy(&mut hear, &mut tokio::io::sink()).await;
     };
@@ -169,6 +162,18 @@ pub(crate) async fn feed(near: Streams<DuplexStream>, said: Said) {
         }
     };
     tokio::join!(speak, listen, send);
+}
+
+/// Hears until so many batches are answered.
+pub(crate) async fn hear_answers(hear: &mut (impl AsyncRead + Unpin), batches: usize) {
+    let (mut buffer, mut seen) = (BytesMut::new(), 0);
+    while seen < batches && matches!(hear.read_buf(&mut buffer).await, Ok(1..)) {
+        let (whole, _) = wire::whole_frames(&buffer).unwrap_or((0, false));
+        let _ = wire::for_each_frame(buffer.split_to(whole).freeze(), |frame| {
+            seen += usize::from(matches!(frame, Frame::Wants(..)));
+            Ok(())
+        });
+    }
 }
 
 /// A whole pass from a source that says anything: nothing appears outside the root, and nothing below it

@@ -1,9 +1,12 @@
-//! What an account may have at the target: whose files, which bits, which attributes. It decides on
-//! what a peer claims and touches nothing.
+//! What an account may have at the target: whose files, which bits, which attributes; and what was approved
+//! beyond that. It decides on what a peer claims and touches nothing.
 
 use std::io;
 
+use ferry_proto::approval::Fingerprint;
+
 use crate::acl;
+use crate::approvals::{self, no_longer};
 use crate::attributes::{Attribute, Class, class};
 use crate::entries::{Entry, What, Withheld};
 use crate::locks::Locks;
@@ -29,6 +32,8 @@ pub struct Wanted {
     pub locks: Locks,
     /// The project that it is counted for; none: that is not ours to say.
     pub project: Option<Project>,
+    /// What was approved, if the account may not have it otherwise.
+    pub approved: Option<Box<Fingerprint>>,
 }
 
 impl Wanted {
@@ -36,54 +41,84 @@ impl Wanted {
     pub fn where_projects_are_held(self, they_do: bool) -> Self {
         Self { project: self.project.filter(|_| they_do), ..self }
     }
+
+    /// The digest that its content must have before it is given all this; none: whatever it has.
+    pub fn digest(&self) -> Option<&str> {
+        approvals::digest(self.approved.as_deref()?)
+    }
 }
 
-/// Translates an entry's metadata.
+/// Translates an entry's metadata. Where something was `approved` it must be that, and nothing else.
 ///
 /// # Errors
 /// Why the entry is refused, as a sentence.
-pub fn admit(entry: &Entry, ids: &IdMap) -> Result<Wanted, String> {
-    match entry.what {
-        What::Device => return Err("a device node is not created".to_owned()),
-        What::Withheld(why) => return Err(withheld(why)),
-        _ => {}
+pub fn admit(entry: &Entry, approved: Option<&Fingerprint>, ids: &IdMap) -> Result<Wanted, String> {
+    let Some(approved) = approved else {
+        if let What::Withheld(why) = entry.what {
+            return Err(withheld(why));
+        }
+        let wanted = translated(entry, ids)?;
+        return refuse_privileges(entry, &wanted, ids).map(|()| wanted);
+    };
+    let difference = match entry.what {
+        What::Withheld(why) => Some(withheld(why)),
+        _ => approvals::difference(entry, approved),
+    };
+    match difference {
+        Some(why) => Err(no_longer(&why)),
+        None => {
+            let wanted = translated(entry, &ids.keeping_others())?;
+            Ok(Wanted { approved: Some(Box::new(approved.clone())), ..wanted })
+        }
     }
+}
+
+/// The metadata in the target's numbers.
+fn translated(entry: &Entry, ids: &IdMap) -> Result<Wanted, String> {
     let foreign = |what: &str, id: u32| format!("its {what} {id} is not one of the account's");
     let uid = ids.uid(entry.uid).ok_or_else(|| foreign("owner", entry.uid))?;
     let gid = ids.gid(entry.gid).ok_or_else(|| foreign("group", entry.gid))?;
-    // On a directory setgid hands down the group and setuid means nothing.
-    if entry.what != What::Directory {
-        if entry.mode & 0o4000 != 0 && ids.is_shared_uid(uid) {
-            return Err(format!("it is setuid to user {uid}, who is not the account's alone"));
-        }
-        if entry.mode & 0o2000 != 0 && ids.is_shared_gid(gid) {
-            return Err(format!("it is setgid to group {gid}, which is not the account's alone"));
-        }
-    }
+    let value = |attribute: &Attribute| match class(&attribute.name) {
+        Class::Acl => acl::translated(&attribute.value, ids),
+        _ => Ok(attribute.value.clone()),
+    };
+    let attribute = |a: &Attribute| Ok(Attribute { name: a.name.clone(), value: value(a)? });
     // A symlink's own attributes are the system's.
     let attributes = match entry.what {
         What::Symlink(_) => Vec::new(),
-        _ => entry.attributes.iter().map(|a| attribute(a, ids)).collect::<Result<_, _>>()?,
+        _ => entry.attributes.iter().map(attribute).collect::<Result<_, String>>()?,
     };
     let Entry { mode, mtime, locks, project, .. } = *entry;
-    Ok(Wanted { mode, uid, gid, mtime, attributes, locks, project })
+    Ok(Wanted { mode, uid, gid, mtime, attributes, locks, project, approved: None })
 }
 
-fn attribute(attribute: &Attribute, ids: &IdMap) -> Result<Attribute, String> {
-    let value = match class(&attribute.name) {
-        Class::User => attribute.value.clone(),
-        Class::Acl => acl::translated(&attribute.value, ids)?,
-        Class::Capability => return Err("it has file capabilities".to_owned()),
+/// Refuses what only root can have made, or what would give an account another's rights.
+fn refuse_privileges(entry: &Entry, wanted: &Wanted, ids: &IdMap) -> Result<(), String> {
+    let Wanted { uid, gid, mode, .. } = *wanted;
+    if let What::Device(device) = entry.what {
+        return Err(format!("it is a {device}, which is not created"));
+    }
+    // On a directory setgid hands down the group and setuid means nothing.
+    if entry.what != What::Directory {
+        if mode & 0o4000 != 0 && ids.is_shared_uid(uid) {
+            return Err(format!("it is setuid to user {uid}, who is not the account's alone"));
+        }
+        if mode & 0o2000 != 0 && ids.is_shared_gid(gid) {
+            return Err(format!("it is setgid to group {gid}, which is not the account's alone"));
+        }
+    }
+    wanted.attributes.iter().try_for_each(|attribute| match class(&attribute.name) {
+        Class::User | Class::Acl => Ok(()),
+        Class::Capability => Err("it has file capabilities".to_owned()),
         Class::Trusted | Class::Security | Class::System => {
             let name = show(&attribute.name);
-            return Err(format!("it has the privileged attribute {name}"));
+            Err(format!("it has the privileged attribute {name}"))
         }
-    };
-    Ok(Attribute { name: attribute.name.clone(), value })
+    })
 }
 
 /// Why the source did not offer an entry, as a sentence.
-fn withheld(why: Withheld) -> String {
+pub fn withheld(why: Withheld) -> String {
     match why {
         Withheld::Excluded => "it is excluded".to_owned(),
         Withheld::Mount => "it is a mount at the source, which is not crossed".to_owned(),
@@ -111,6 +146,8 @@ pub fn errno_text(errno: u32) -> String {
 
 #[cfg(test)]
 mod tests {
+    use ferry_proto::approval::Device;
+
     use super::*;
 
     fn ids() -> IdMap {
@@ -122,13 +159,18 @@ mod tests {
         ids
     }
 
+    fn null() -> Device {
+        Device { block: false, major: 1, minor: 3 }
+    }
+
     fn file(uid: u32, gid: u32, mode: u16) -> Entry {
         Entry { uid, gid, mode, ..Entry::of(What::File(1)) }
     }
 
     #[test]
     fn ids_are_translated() {
-        let wanted = admit(&file(1000, 33, 0o4755), &ids()).expect("the account's own setuid file");
+        let wanted =
+            admit(&file(1000, 33, 0o4755), None, &ids()).expect("the account's own setuid file");
         assert_eq!((wanted.uid, wanted.gid, wanted.mode), (2000, 33, 0o4755));
     }
 
@@ -138,7 +180,7 @@ mod tests {
         capable.attributes.push(Attribute { name: b"security.capability".to_vec(), value: vec![] });
         let mut trusted = file(1000, 1000, 0o755);
         trusted.attributes.push(Attribute { name: b"trusted.x".to_vec(), value: vec![] });
-        let device = Entry { uid: 1000, gid: 1000, ..Entry::of(What::Device) };
+        let device = Entry { uid: 1000, gid: 1000, ..Entry::of(What::Device(null())) };
         for (entry, word) in [
             (file(0, 1000, 0o644), "owner 0"),
             (file(1000, 0, 0o644), "group 0"),
@@ -149,16 +191,48 @@ mod tests {
             (device, "device"),
             (Entry::of(What::Withheld(Withheld::Mount)), "mount"),
         ] {
-            let refusal = admit(&entry, &ids()).expect_err(word);
+            let refusal = admit(&entry, None, &ids()).expect_err(word);
             assert!(refusal.contains(word), "{refusal} lacks {word}");
+        }
+    }
+
+    #[test]
+    fn what_was_approved_is_admitted_with_its_own_numbers_and_the_accounts_translated() {
+        let mut entry = file(0, 1000, 0o4755);
+        entry.attributes.push(Attribute { name: b"security.capability".to_vec(), value: vec![1] });
+        entry.attributes.push(Attribute { name: b"trusted.x".to_vec(), value: vec![2] });
+        let approved = approvals::seen(&entry, "digest").expect("a file");
+        let wanted = admit(&entry, Some(&approved), &ids()).expect("as it was approved");
+        assert_eq!((wanted.uid, wanted.gid, wanted.mode), (0, 3000, 0o4755));
+        assert_eq!(wanted.attributes, entry.attributes);
+        assert_eq!(wanted.digest(), Some("digest"));
+        let device = Entry { uid: 7, gid: 1000, ..Entry::of(What::Device(null())) };
+        let approved = approvals::seen(&device, "").expect("a device");
+        let wanted = admit(&device, Some(&approved), &ids()).expect("as it was approved");
+        assert_eq!((wanted.uid, wanted.gid, wanted.digest()), (7, 3000, None));
+    }
+
+    #[test]
+    fn where_something_was_approved_nothing_else_is_admitted() {
+        let approved = approvals::seen(&file(0, 1000, 0o4755), "digest").expect("a file");
+        for entry in [
+            file(0, 1000, 0o6755),
+            file(7, 1000, 0o4755),
+            // What an account may well have, but not what was looked at.
+            file(1000, 1000, 0o644),
+            Entry { uid: 1000, gid: 1000, ..Entry::of(What::Symlink(b"x".to_vec())) },
+            Entry::of(What::Withheld(Withheld::Foreign(7))),
+        ] {
+            let refusal = admit(&entry, Some(&approved), &ids()).expect_err("another");
+            assert!(refusal.starts_with("it is not what was approved any more: "), "{refusal}");
         }
     }
 
     #[test]
     fn root_is_always_shared() {
         let ids = IdMap::of((0, 0), (0, 0));
-        assert!(admit(&file(0, 0, 0o644), &ids).is_ok());
-        assert!(admit(&file(0, 0, 0o4755), &ids).is_err());
-        assert!(admit(&file(0, 0, 0o2755), &ids).is_err());
+        assert!(admit(&file(0, 0, 0o644), None, &ids).is_ok());
+        assert!(admit(&file(0, 0, 0o4755), None, &ids).is_err());
+        assert!(admit(&file(0, 0, 0o2755), None, &ids).is_err());
     }
 }

@@ -11,7 +11,9 @@ use ferry_proto::Fault;
 use rustix::io::Errno;
 
 use crate::apply::{Applier, DirState};
+use crate::approvals;
 use crate::codec::Malformed;
+use crate::digest::{self, Undigested};
 use crate::guard::{self, Wanted};
 use crate::halt::{Halt, protocol_fault};
 use crate::locks;
@@ -21,9 +23,10 @@ use crate::metadata::{Handle, Identity, Stat};
 use crate::mirror::Here;
 use crate::projects;
 use crate::protocol::{Ending, Frame, Place, Range, ranges_of};
-use crate::report::NoteKind;
+use crate::report::{NoteKind, show};
 use crate::session::MAX_STREAMS;
 use crate::tally::one;
+use crate::trouble::judge;
 
 /// Contents that have come in part. A source begins another one only when no range of the ones before is
 /// left to begin.
@@ -74,6 +77,8 @@ pub struct Flight {
 
 #[derive(Debug)]
 struct FlightState {
+    /// Ranges that have begun: no more than it has, so that nobody writes when as many have ended.
+    begun: u64,
     /// Ranges that have ended.
     ended: u64,
     /// How long the file is without a hole at its end.
@@ -87,9 +92,19 @@ struct FlightState {
 impl Flight {
     fn new(awaited: Awaited, fresh: Option<Fresh>, is_in_place: bool) -> Arc<Self> {
         let (is_broken, ending) = (fresh.is_none(), Ending::Settled);
-        let state = Mutex::new(FlightState { ended: 0, written: 0, ending, is_broken });
+        let state = Mutex::new(FlightState { begun: 0, ended: 0, written: 0, ending, is_broken });
         let (size, changed) = (OnceLock::new(), Condvar::new());
         Arc::new(Self { awaited, fresh, is_in_place, size, state, changed })
+    }
+
+    /// Another of its ranges begins.
+    fn begin_range(&self) -> Result<(), Fault> {
+        let mut state = lock(&self.state);
+        state.begun += 1;
+        if state.begun > ranges_of(self.awaited.listed) {
+            return Err(protocol_fault(&Malformed("more ranges of a content than it has")));
+        }
+        Ok(())
     }
 
     /// Waits until so many of its ranges have ended.
@@ -238,6 +253,7 @@ impl Applier {
             return Err(protocol_fault(&Malformed("more contents at once than it may")));
         }
         drop(flights);
+        flight.begin_range()?;
         if *flight.size.get_or_init(|| size) != size {
             return Err(protocol_fault(&Malformed("a content of two sizes")));
         }
@@ -375,6 +391,11 @@ impl Applier {
         is_in_place: bool,
         ending: Ending,
     ) -> Result<(), Fault> {
+        if let Some(reason) = self.is_another(awaited, fresh)? {
+            self.discard(&awaited.dir, fresh);
+            self.tally.refuse(&awaited.path(), reason);
+            return self.came(awaited, None);
+        }
         let Awaited { dir, name, wanted, group, .. } = awaited;
         let mut mtime = wanted.mtime;
         if ending == Ending::Changed {
@@ -412,6 +433,19 @@ impl Applier {
             }
         };
         self.came(awaited, identity)
+    }
+
+    /// Why a content is not the one that was approved, if one was. So far it is ours alone, and plain.
+    fn is_another(&self, awaited: &Awaited, fresh: &Fresh) -> Result<Option<String>, Fault> {
+        let Some(approved) = awaited.wanted.digest() else { return Ok(None) };
+        match digest::in_hex(&fresh.fd, &self.halt, |bytes| self.disks.used(bytes)) {
+            Ok(digest) if digest == approved => Ok(None),
+            Ok(_) => Ok(Some(approvals::another_content())),
+            Err(Undigested::Stopped) => Err(self.halt.ended()),
+            Err(Undigested::Failed(errno)) => {
+                judge(&show(&awaited.path()), "read again", errno).map(Some)
+            }
+        }
     }
 
     /// Gives what stands in its place its project, and the flags that keep it there. Neither may be had

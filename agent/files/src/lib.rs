@@ -10,12 +10,15 @@
 //! [`receive_pass`] and [`verify_target`] run `receive`: a `mirror` follows the listings through the target's
 //! own tree and tells a visitor what is on either side; the visitor `apply` makes it equal (with `incoming`,
 //! `mending`, `placing`, `make`, `remove`, `links`), the visitor `verify` compares. What an account may have is
-//! decided in `guard`; every access goes through `confine`; all that crosses the streams is in `protocol`,
-//! `entries`, `blocks` and `shares`, and `wire` pumps it. Files that share what they hold are found by `sharing` at the
-//! source and share again by `reflink` at the target. How fast all this may be is in `limits`.
+//! decided in `guard`, and what goes beyond that, because it is as it was approved, in `approvals` (`approve` looks at
+//! it beforehand); every access goes through `confine`; all that crosses the streams is in `protocol`, `entries`,
+//! `blocks` and `shares`, and `wire` pumps it. Files that share what they hold are found by `sharing` at the source and
+//! share again by `reflink` at the target. How fast all this may be is in `limits`.
 
 mod acl;
 mod apply;
+mod approvals;
+mod approve;
 mod attributes;
 mod blocks;
 mod codec;
@@ -72,6 +75,8 @@ mod walk;
 mod window;
 mod wire;
 
+pub use approvals::Approvals;
+pub use approve::{approve, as_approved};
 pub use directories::Directories;
 pub use holding::cannot_hold;
 pub use limits::{Limits, Rates};

@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use ferry_proto::approval::Device;
 use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::{Errno, Result};
 
@@ -54,7 +55,7 @@ pub fn clothed(file: BorrowedFd<'_>, wanted: &Wanted, mtime: Time, inherits: boo
     inode.chown(wanted.uid, wanted.gid)?;
     if inherits || !wanted.attributes.is_empty() {
         let have = match inherits.then(|| attributes::read_all(inode)).transpose() {
-            Ok(have) => comparable(have.unwrap_or_default()),
+            Ok(have) => comparable(have.unwrap_or_default(), wanted),
             Err(Unread::TooLarge) => return Err(Errno::TOOBIG),
             Err(Unread::Failed(errno)) => return Err(errno),
         };
@@ -76,6 +77,15 @@ pub fn fifo(dir: BorrowedFd<'_>) -> Result<Fresh> {
     let ((), name) =
         under_new_name(|name| rustix::fs::mknodat(dir, name, FileType::Fifo, mode, 0))?;
     named(dir, name, Kind::Fifo)
+}
+
+/// A new device node.
+pub fn device(dir: BorrowedFd<'_>, device: Device) -> Result<Fresh> {
+    let kind = if device.block { FileType::BlockDevice } else { FileType::CharacterDevice };
+    let (mode, numbers) =
+        (Mode::RUSR | Mode::WUSR, rustix::fs::makedev(device.major, device.minor));
+    let ((), name) = under_new_name(|name| rustix::fs::mknodat(dir, name, kind, mode, numbers))?;
+    named(dir, name, Kind::Device(device))
 }
 
 /// Another name, a temporary one, for the inode that is `name` in `from`.
@@ -132,7 +142,7 @@ pub fn is_dressed(dir: BorrowedFd<'_>, name: &[u8], found: &Stat, wanted: &Wante
         return Ok(false);
     }
     match attributes::read_at(dir, name, found) {
-        Ok(have) => Ok(comparable(have) == wanted.attributes),
+        Ok(have) => Ok(comparable(have, wanted) == wanted.attributes),
         Err(Unread::TooLarge) => Ok(false),
         Err(Unread::Failed(errno)) => Err(errno),
     }
@@ -178,7 +188,7 @@ pub fn dress_unlocked(inode: Handle<'_>, found: Locks, wanted: &Wanted) -> Resul
     }
     if stat.kind != Kind::Symlink {
         let have = match attributes::read_all(inode) {
-            Ok(have) => comparable(have),
+            Ok(have) => comparable(have, wanted),
             Err(Unread::TooLarge) => return Err(Errno::TOOBIG),
             Err(Unread::Failed(errno)) => return Err(errno),
         };
@@ -209,9 +219,12 @@ fn same_stat(found: &Stat, wanted: &Wanted) -> bool {
         && (found.kind == Kind::Symlink || found.mode == wanted.mode)
 }
 
-/// What we have, in the form in which it is compared with what is wanted.
-pub fn comparable(mut have: Vec<Attribute>) -> Vec<Attribute> {
-    have.retain(|a| matches!(class(&a.name), Class::User | Class::Acl | Class::Capability));
+/// What we have, in the form in which it is compared with what is `wanted`.
+pub fn comparable(mut have: Vec<Attribute>, wanted: &Wanted) -> Vec<Attribute> {
+    let is_wanted = |have: &Attribute| wanted.attributes.iter().any(|a| a.name == have.name);
+    have.retain(|a| {
+        matches!(class(&a.name), Class::User | Class::Acl | Class::Capability) || is_wanted(a)
+    });
     for attribute in &mut have {
         if class(&attribute.name) == Class::Acl {
             attribute.value = acl::canonical(&attribute.value);

@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
+use ferry_proto::approval::Device;
 use rustix::fs::{
     AtFlags, Gid, Mode, Statx, StatxAttributes, StatxFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
 };
@@ -86,20 +87,21 @@ pub enum Kind {
     /// Socket.
     Socket,
     /// Block or character device.
-    Device,
+    Device(Device),
 }
 
 impl Kind {
     /// With an article, for sentences.
-    pub fn name(self) -> &'static str {
-        match self {
+    pub fn name(self) -> String {
+        let name = match self {
             Self::File => "a file",
             Self::Directory => "a directory",
             Self::Symlink => "a symlink",
             Self::Fifo => "a FIFO",
             Self::Socket => "a socket",
-            Self::Device => "a device node",
-        }
+            Self::Device(device) => return format!("a {device}"),
+        };
+        name.to_owned()
     }
 }
 
@@ -160,7 +162,11 @@ impl From<&Statx> for Stat {
             F::Symlink => Kind::Symlink,
             F::Fifo => Kind::Fifo,
             F::Socket => Kind::Socket,
-            _ => Kind::Device,
+            other => Kind::Device(Device {
+                block: other == F::BlockDevice,
+                major: x.stx_rdev_major,
+                minor: x.stx_rdev_minor,
+            }),
         };
         let time = |t: &rustix::fs::StatxTimestamp| Time { sec: t.tv_sec, nsec: t.tv_nsec };
         let flags = x.stx_attributes;
@@ -187,7 +193,7 @@ impl From<&Statx> for Stat {
 pub enum Handle<'a> {
     /// Opened for reading or writing: files and directories.
     Open(BorrowedFd<'a>),
-    /// Only named: symlinks and FIFOs.
+    /// Only named: symlinks, FIFOs and devices.
     Named(BorrowedFd<'a>),
 }
 

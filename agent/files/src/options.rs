@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use crate::approvals::Approvals;
 use crate::directories::Directories;
 use crate::journal::Plan;
 use crate::limits::Limits;
@@ -55,6 +56,11 @@ impl IdMap {
         Self { others: Others::Kept, ..Self::default() }
     }
 
+    /// The same, where what is in no map keeps its number.
+    pub(crate) fn keeping_others(&self) -> Self {
+        Self { others: Others::Kept, ..self.clone() }
+    }
+
     /// What the source's user `uid` is at the target; none if it is foreign.
     pub(crate) fn uid(&self, uid: u32) -> Option<u32> {
         self.of_source(&self.uids, uid)
@@ -99,6 +105,8 @@ pub struct SourceOptions {
     /// User ids whose files are taken too although other accounts have files of them
     /// (`www-data`, `vmail`), unless the file has more than one name. 0 always counts as shared.
     pub shared_uids: BTreeSet<u32>,
+    /// What is given out although it is another's, as it was seen.
+    pub approved: Arc<Approvals>,
     /// Paths below the root that are not copied and are left alone at the target, with all below
     /// them.
     pub excludes: Vec<PathBuf>,
@@ -141,6 +149,7 @@ impl SourceOptions {
         Self {
             uids: None,
             shared_uids: BTreeSet::new(),
+            approved: Arc::default(),
             excludes: Vec::new(),
             limits: Limits::default(),
             changed_since: None,
@@ -161,6 +170,8 @@ impl SourceOptions {
 pub struct TargetOptions {
     /// Which ids are the account's, and what they are here.
     pub ids: IdMap,
+    /// What is let in although an account may not have it, as it was seen at the source.
+    pub approved: Arc<Approvals>,
     /// Delete what the source does not have.
     pub delete: bool,
     /// Go on although the source's root is empty and ours is not. Without it that is a halt: a
@@ -185,6 +196,7 @@ impl TargetOptions {
     pub fn new(ids: IdMap) -> Self {
         Self {
             ids,
+            approved: Arc::default(),
             delete: true,
             allow_emptied: false,
             durable: true,

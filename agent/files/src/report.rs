@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ferry_proto::Fault;
 use ferry_proto::fault::clean;
+use ferry_proto::shown;
 use serde::{Deserialize, Serialize};
 
 /// How many items each list of a report holds at most.
@@ -89,7 +90,7 @@ impl<T> Bounded<T> {
 /// Something that the guard did not let through; the pass went on without it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// Path below the root, `.` for the root itself; bytes that are not UTF-8 are shown lossily.
+    /// Path below the root as [`shown`], `.` for the root itself.
     pub path: String,
     /// Why.
     pub reason: String,
@@ -230,22 +231,16 @@ impl Comparison {
     }
 }
 
-/// The text of a path for people: lossy, without control characters, and bounded.
+/// The text of a path for people, as [`shown`], and bounded.
 pub(crate) fn show(path: &[u8]) -> String {
-    if path.is_empty() {
-        return ".".to_owned();
-    }
-    let text: String = String::from_utf8_lossy(path)
-        .chars()
-        .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })
-        .collect();
+    let text = shown::path(path);
     let count = text.chars().count();
     if count <= PATH_LIMIT {
         return text;
     }
     let head: String = text.chars().take(PATH_LIMIT / 2).collect();
     let tail: String = text.chars().skip(count - PATH_LIMIT / 2).collect();
-    format!("{head}…{tail}")
+    format!("{head}{}{tail}", shown::CUT)
 }
 
 /// What a peer says and people are shown.
@@ -314,7 +309,7 @@ mod tests {
 
     /// As long in JSON as `show` can make it.
     fn longest() -> String {
-        let text = show("\u{fffd}".repeat(5000).as_bytes());
+        let text = show("\u{10ffff}".repeat(5000).as_bytes());
         assert!(text.chars().count() <= PATH_LIMIT + 1);
         text
     }
@@ -357,7 +352,7 @@ mod tests {
         assert_eq!(fault.causes, ["a\u{fffd}b"]);
         assert_eq!(fault.remedy.len(), 1000);
         assert_eq!(fault.class, ferry_proto::FaultClass::Permanent);
-        assert_eq!(show(b"a\x1bb\xffc"), "a\u{fffd}b\u{fffd}c");
+        assert_eq!(show(b"a\x1bb\xffc"), "a\\x1bb\\xffc");
         assert_eq!(show(b""), ".");
     }
 }

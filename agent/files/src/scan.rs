@@ -221,7 +221,7 @@ impl Admission<'_> {
         } else if too_deep {
             Some(Withheld::TooDeep)
         } else {
-            self.owners.withhold(stat)
+            self.owners.withhold(stat, || node.path_of(name))
         };
         let what = match (withheld, stat.kind) {
             (None, Kind::Socket) => return None,
@@ -229,19 +229,21 @@ impl Admission<'_> {
             (None, Kind::File) => What::File(stat.size),
             (None, Kind::Directory) => What::Directory,
             (None, Kind::Fifo) => What::Fifo,
-            (None, Kind::Device) => What::Device,
+            (None, Kind::Device(device)) => What::Device(device),
             (None, Kind::Symlink) => What::Symlink(Vec::new()),
         };
         let read = match what {
-            What::File(_) | What::Directory | What::Fifo => attributes::read_at(dir, name, stat),
-            _ => Ok(Vec::new()),
+            What::Symlink(_) | What::Withheld(_) | What::Gone => Ok(Vec::new()),
+            _ => attributes::read_at(dir, name, stat),
         };
         if withheld.is_none()
             && let Ok(attributes) = &read
         {
             holding::note(needs, stat, attributes, name, &|| show(&node.path_of(name)));
         }
-        self.judge(stat, what, read)
+        // What is there is what was looked at when it was approved; the pass looks again.
+        let is_approved = withheld.is_none() && self.owners.is_approved(|| node.path_of(name));
+        if is_approved { None } else { self.judge(stat, what, read) }
     }
 
     /// Why the root itself would be refused.
@@ -250,6 +252,9 @@ impl Admission<'_> {
         let read = attributes::read_all(Handle::Open(root));
         if let Ok(attributes) = &read {
             holding::note(needs, &stat, attributes, b"", &|| show(b""));
+        }
+        if self.owners.is_approved(Vec::new) {
+            return None;
         }
         self.judge(&stat, What::Directory, read)
     }
@@ -266,7 +271,8 @@ impl Admission<'_> {
             Err(Unread::Failed(_)) => return None,
         };
         let Stat { mode, uid, gid, .. } = *stat;
-        guard::admit(&Entry { mode, uid, gid, attributes, ..Entry::of(what) }, self.ids).err()
+        let entry = Entry { mode, uid, gid, attributes, ..Entry::of(what) };
+        guard::admit(&entry, None, self.ids).err()
     }
 }
 

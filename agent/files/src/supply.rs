@@ -217,7 +217,7 @@ impl<'a> Supplier<'a> {
         let (fd, stat) = opened.map_err(ending_of)?;
         let is_listed = stat.kind == Kind::File
             && stat.identity() == file.identity
-            && self.store.owners.withhold(&stat).is_none();
+            && self.store.owners.withhold(&stat, || batch.node.path_of(&file.name)).is_none();
         if !is_listed {
             return Err(Ending::Changed);
         }

@@ -8,8 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use ferry_proto::Fault;
+use ferry_proto::approval::Fingerprint;
 use rustix::io::Errno;
 
+use crate::approvals;
 use crate::attributes::{self, Attribute, Unread};
 use crate::codec::Malformed;
 use crate::confine::{self, Node, Tree};
@@ -45,6 +47,21 @@ struct Asked {
     /// The source's.
     mtime: Time,
     found: Stat,
+    approved: Option<Box<Fingerprint>>,
+}
+
+impl Asked {
+    /// Whether what was found is another's that was let in.
+    fn was_approved(&self) -> bool {
+        let owner = self.approved.as_ref().map(|approved| approved.uid);
+        owner == Some(self.found.uid) && self.found.nlink == 1
+    }
+
+    /// Whether a content is not the one that was approved, if one was.
+    fn is_another(&self, theirs: [u8; 32]) -> bool {
+        let approved = self.approved.as_deref().and_then(approvals::digest);
+        approved.is_some_and(|approved| approved != digest::hex(theirs))
+    }
 }
 
 /// What a data stream reads with.
@@ -129,8 +146,9 @@ impl Verifier {
         });
     }
 
-    fn admit(&self, entry: &Entry) -> Result<Wanted, String> {
-        guard::admit(entry, &self.options.ids)
+    fn admit(&self, entry: &Entry, path: &[u8]) -> Result<Wanted, String> {
+        let approved = self.options.approved.at(|| path.to_vec());
+        guard::admit(entry, approved, &self.options.ids)
             .map(|wanted| wanted.where_projects_are_held(self.tree.holds_projects()))
     }
 
@@ -178,7 +196,7 @@ impl Verifier {
         have: Result<Vec<Attribute>, Unread>,
     ) {
         let have = match have {
-            Ok(have) => make::comparable(have),
+            Ok(have) => make::comparable(have, wanted),
             Err(why) => {
                 self.differ(path, "attributes", "readable", format!("{why:?}"));
                 return;
@@ -234,6 +252,7 @@ impl Verifier {
         place: Place,
         entry: Entry,
         found: Stat,
+        approved: Option<Box<Fingerprint>>,
     ) -> Result<bool, Fault> {
         let path = || here.node.path_of(&entry.name);
         match entry.what {
@@ -245,7 +264,7 @@ impl Verifier {
             What::File(size) if entry.doubtful => {
                 self.counters.wanted(size);
                 let Entry { name, mtime, .. } = entry;
-                let asked = Asked { node: Arc::clone(here.node), name, mtime, found };
+                let asked = Asked { node: Arc::clone(here.node), name, mtime, found, approved };
                 match lock(&self.asked).insert(place, asked) {
                     None => Ok(true),
                     Some(_) => Err(protocol_fault(&Malformed("two batches of one number"))),
@@ -265,7 +284,7 @@ impl Verifier {
 
     fn digest(&self, asked: &Asked, buffer: &mut Vec<u8>) -> Result<Option<[u8; 32]>, Fault> {
         // Another's file is not read, whatever name the account gave it.
-        if !self.options.ids.has_uid(asked.found.uid) {
+        if !self.options.ids.has_uid(asked.found.uid) && !asked.was_approved() {
             return Ok(None);
         }
         let digested = self
@@ -307,6 +326,8 @@ impl Verifier {
         }
         if ending != Ending::Settled {
             self.unsettled(&path, "it changed while it was read");
+        } else if asked.is_another(theirs) {
+            self.refuse(&path, approvals::another_content());
         } else {
             match self.digest(asked, buffer)? {
                 Some(ours) if ours == theirs => {}
@@ -349,13 +370,13 @@ fn kind_of(what: &What) -> Option<Kind> {
         What::Directory => Some(Kind::Directory),
         What::Symlink(_) => Some(Kind::Symlink),
         What::Fifo => Some(Kind::Fifo),
-        What::Device => Some(Kind::Device),
+        What::Device(device) => Some(Kind::Device(*device)),
         What::Withheld(_) | What::Gone => None,
     }
 }
 
 fn hex(digest: [u8; 32]) -> String {
-    blake3::Hash::from_bytes(digest).to_hex()[..16].to_owned()
+    digest::hex(digest)[..16].to_owned()
 }
 
 impl Visitor for Verifier {
@@ -364,7 +385,7 @@ impl Visitor for Verifier {
 
     fn root(&self, node: &Arc<Node>, entry: Entry, partial: bool) -> Result<Compared, Fault> {
         self.is_partial.store(partial, Ordering::Relaxed);
-        let wanted = match self.admit(&entry) {
+        let wanted = match self.admit(&entry, b"") {
             Ok(wanted) => Some(wanted),
             Err(reason) => {
                 self.refuse(b"", reason);
@@ -395,7 +416,7 @@ impl Visitor for Verifier {
             return Ok(Verdict::NOTHING);
         }
         let path = here.node.path_of(&entry.name);
-        let wanted = match self.admit(&entry) {
+        let wanted = match self.admit(&entry, &path) {
             Ok(wanted) => wanted,
             Err(reason) => {
                 self.refuse(&path, reason);
@@ -403,13 +424,13 @@ impl Visitor for Verifier {
             }
         };
         let kind = kind_of(&entry.what);
-        let kind_name = kind.map_or("nothing", Kind::name);
+        let kind_name = kind.map_or_else(|| "nothing".to_owned(), Kind::name);
         let Some(found) = found else {
             self.differ(&path, "missing", kind_name, "nothing");
             return Ok(Verdict::NOTHING);
         };
         if Some(found.kind) != kind || found.is_mount {
-            let target = if found.is_mount { "a mount" } else { found.kind.name() };
+            let target = if found.is_mount { "a mount".to_owned() } else { found.kind.name() };
             self.differ(&path, "type", kind_name, target);
             return Ok(Verdict::NOTHING);
         }
@@ -428,12 +449,13 @@ impl Visitor for Verifier {
             self.compare_attributes(&path, &wanted, have);
         }
         self.compare_links(&path, &entry, &found)?;
-        let want = self.compare_content(here, place, entry, found)?;
+        let want = self.compare_content(here, place, entry, found, wanted.approved)?;
         Ok(if want { Verdict::want(Want::All) } else { Verdict::NOTHING })
     }
 
     fn extra(&self, _: &Compared, here: Here<'_>, name: &[u8]) -> Result<(), Fault> {
-        let kind = Stat::of(here.fd, name).map_or("nothing", |stat| stat.kind.name());
+        let kind =
+            Stat::of(here.fd, name).map_or_else(|_| "nothing".to_owned(), |stat| stat.kind.name());
         self.differ(&here.node.path_of(name), "extra", "nothing", kind);
         Ok(())
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use ferry_proto::Fault;
 use rustix::io::Errno;
 
+use crate::approvals::{self, Approvals};
 use crate::attributes::{self, Unread};
 use crate::confine::{MAX_DEPTH, Node, Tree, has_vanished};
 use crate::digest::{BatchDigest, Manifest};
@@ -43,21 +44,37 @@ const LOOK: Duration = Duration::from_millis(100);
 /// A bound on inodes whose other names were not met yet.
 pub const MAX_LINKS: usize = 4_000_000;
 
-/// Which owners' files the source gives out.
+/// Which owners' files the source gives out, and which others by name.
 #[derive(Debug, Clone)]
 pub struct Owners {
     own: Option<std::collections::BTreeSet<u32>>,
     shared: std::collections::BTreeSet<u32>,
+    approved: Arc<Approvals>,
 }
 
 impl Owners {
     /// Those of the options.
     pub fn of(options: &SourceOptions) -> Self {
-        Self { own: options.uids.clone(), shared: options.shared_uids.clone() }
+        Self {
+            own: options.uids.clone(),
+            shared: options.shared_uids.clone(),
+            approved: Arc::clone(&options.approved),
+        }
     }
 
-    /// Why the inode is withheld, if it is.
-    pub fn withhold(&self, stat: &Stat) -> Option<Withheld> {
+    /// Why the inode at `path` is withheld, if it is.
+    pub fn withhold(&self, stat: &Stat, path: impl FnOnce() -> Vec<u8>) -> Option<Withheld> {
+        let withheld = self.by_owner(stat)?;
+        let approved = self.approved.at(path);
+        (!approved.is_some_and(|approved| approvals::may_leave(stat, approved))).then_some(withheld)
+    }
+
+    /// Whether something was approved at `path`.
+    pub fn is_approved(&self, path: impl FnOnce() -> Vec<u8>) -> bool {
+        self.approved.at(path).is_some()
+    }
+
+    fn by_owner(&self, stat: &Stat) -> Option<Withheld> {
         let Some(own) = &self.own else { return None };
         let is_own = own.contains(&stat.uid);
         let is_shared = stat.uid == 0 || self.shared.contains(&stat.uid);
@@ -526,7 +543,7 @@ impl Walker<'_> {
         } else if too_deep {
             Some(Withheld::TooDeep)
         } else {
-            self.walk.owners.withhold(&stat)
+            self.walk.owners.withhold(&stat, || node.path_of(name))
         };
         let what = match (withheld, stat.kind) {
             (None, Kind::Socket) => {
@@ -537,15 +554,15 @@ impl Walker<'_> {
             (None, Kind::File) => What::File(stat.size),
             (None, Kind::Directory) => What::Directory,
             (None, Kind::Fifo) => What::Fifo,
-            (None, Kind::Device) => What::Device,
+            (None, Kind::Device(device)) => What::Device(device),
             (None, Kind::Symlink) => {
                 let target = rustix::fs::readlinkat(dir, name, Vec::new())?;
                 What::Symlink(target.into_bytes())
             }
         };
         let attributes = match what {
-            What::File(_) | What::Directory | What::Fifo => attributes::read_at(dir, name, &stat)?,
-            _ => Vec::new(),
+            What::Symlink(_) | What::Withheld(_) | What::Gone => Vec::new(),
+            _ => attributes::read_at(dir, name, &stat)?,
         };
         let mut entry = described(&stat, what, attributes);
         entry.name = name.to_vec();
@@ -614,7 +631,7 @@ fn is_noted(listing: &Listing<'_>, name: &[u8]) -> bool {
     listing.step.is_some_and(|step| step.is_noted(name))
 }
 
-fn described(stat: &Stat, what: What, attributes: Vec<attributes::Attribute>) -> Entry {
+pub(crate) fn described(stat: &Stat, what: What, attributes: Vec<attributes::Attribute>) -> Entry {
     let Stat { mode, uid, gid, mtime, .. } = *stat;
     let locks = match what {
         What::File(_) | What::Directory => stat.locks,

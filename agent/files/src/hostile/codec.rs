@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use ferry_proto::approval::Device;
 use proptest::prelude::*;
 
 use super::{config, entry, harmed, harms};
@@ -21,7 +22,8 @@ fn entries() -> impl Strategy<Value = Entry> {
         Just(What::Directory),
         prop::collection::vec(1..=255_u8, 1..300).prop_map(What::Symlink),
         Just(What::Fifo),
-        Just(What::Device),
+        (any::<bool>(), any::<u32>(), any::<u32>())
+            .prop_map(|(block, major, minor)| What::Device(Device { block, major, minor })),
     ];
     let attributes = prop::collection::btree_map(
         prop::collection::vec(1..=255_u8, 1..=255),

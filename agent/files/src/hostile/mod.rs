@@ -1,6 +1,7 @@
 //! Tests with a peer that lies: nothing that it sends makes this end panic, hang, allocate without bound,
 //! or touch anything outside its tree.
 
+mod approved;
 mod codec;
 mod shares;
 
@@ -8,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ferry_proto::approval::Device;
 use ferry_proto::{Fault, FaultClass};
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -351,7 +353,7 @@ async fn privileges_that_a_source_claims_are_refused_and_not_made() {
     let entries = vec![
         Entry { uid: 0, ..entry(b"a", What::Symlink(b"x".to_vec())) },
         Entry { gid: 0, ..entry(b"b", What::Fifo) },
-        entry(b"c", What::Device),
+        entry(b"c", What::Device(Device { block: false, major: 1, minor: 3 })),
         Entry { attributes: attribute(b"trusted.x"), ..entry(b"d", What::Fifo) },
         Entry { attributes: attribute(b"security.capability"), ..entry(b"e", What::File(0)) },
         Entry { attributes: attribute(b"system.posix_acl_access"), ..entry(b"f", What::File(0)) },

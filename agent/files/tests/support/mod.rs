@@ -84,17 +84,20 @@ impl Trees {
 
     /// A comparison that must succeed at both ends with the same outcome.
     pub async fn compare_with(&self, options: SourceOptions) -> Comparison {
+        self.compare_between(options, target_options()).await
+    }
+
+    /// The same, with the target's options too.
+    pub async fn compare_between(
+        &self,
+        options: SourceOptions,
+        target: TargetOptions,
+    ) -> Comparison {
         let (near, far) = pipes(64 * 1024);
         let cancel = CancellationToken::new();
         let (source, target) = tokio::join!(
             ferry_files::verify_source(&self.source, near, options, progress(), cancel.clone()),
-            ferry_files::verify_target(
-                &self.target,
-                far,
-                target_options(),
-                progress(),
-                cancel.clone()
-            ),
+            ferry_files::verify_target(&self.target, far, target, progress(), cancel.clone()),
         );
         let (source, target) = (source.expect("the source's end"), target.expect("the target's"));
         assert_eq!(source, target);
@@ -254,7 +257,7 @@ fn visit(
     } else if kind.is_file() {
         ("file", std::fs::read(&full).expect("read"))
     } else {
-        ("device", Vec::new())
+        ("device", meta.rdev().to_le_bytes().to_vec())
     };
     let attributes = if kind.is_symlink() {
         BTreeMap::new()
