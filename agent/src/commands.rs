@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::agent::Agent;
 use crate::doctor::turn;
 use crate::ledger::{CommandState, Entry};
+use crate::work::inspect::Asked;
 use crate::work::{self, Job};
 
 /// Commands at once; more are refused as transient.
@@ -269,11 +270,14 @@ impl Commands {
     }
 
     async fn inspect(&self, intent: &Intent, grant: Option<&SignedGrant>) -> Outcome {
-        let Intent::Inspect { account, end, source, peer } = intent else {
+        let Intent::Inspect { account, end, source, peer, approve, inherited } = intent else {
             return Err(Fault::bug("an intent of no move is no inspection"));
         };
         match (end, source) {
-            (End::Source, _) => work::inspect::source(&self.agent, account, *peer).await,
+            (End::Source, _) => {
+                let asked = Asked { approve: approve.clone(), inherited: inherited.clone() };
+                work::inspect::source(&self.agent, account, *peer, asked).await
+            }
             (End::Target, Some(source)) => {
                 work::inspect::target(&self.agent, source, *peer, grant).await
             }

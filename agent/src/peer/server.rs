@@ -148,6 +148,7 @@ async fn granted(
     let here = agent.clone();
     let ids = blocking(move || work::id_map(&here, &account, &source)).await?;
     let mut options = TargetOptions::new(ids);
+    options.approved = work::approved(&grant)?;
     match purpose {
         Purpose::Pass { allow_emptied, .. } => options.allow_emptied = allow_emptied,
         Purpose::Compare { partial, .. } => watch_copy(agent, &grant, &root, partial).await?,

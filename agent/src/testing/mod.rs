@@ -160,6 +160,7 @@ pub fn grant(authority: &Authority, of: &Move) -> SignedGrant {
         expires: unix_now() + 7 * DAY,
         controller_generation: 1,
         forced: None,
+        approvals: Vec::new(),
     }
     .sign(&authority.grants)
     .unwrap()

@@ -3,7 +3,9 @@
 //! another move or another process, or the clock was set since, more is read.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::io::ErrorKind;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -11,8 +13,8 @@ use std::time::{Duration, SystemTime};
 use ferry_files::{
     Bounded, Comparison, Directories, Note, NoteKind, SourceOptions, stamps_every_write,
 };
-use ferry_proto::Fault;
 use ferry_proto::ids::{AccountName, JobId};
+use ferry_proto::{Fault, shown};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{Agent, blocking};
@@ -183,7 +185,7 @@ impl Mark {
     pub fn left(&mut self, notes: &Bounded<Note>) {
         let kinds = [NoteKind::Changed, NoteKind::Vanished];
         let left = notes.items.iter().filter(|note| kinds.contains(&note.kind));
-        self.unsettled = left.map(|note| PathBuf::from(&note.path)).collect();
+        self.unsettled = left.filter_map(|note| as_shown(&note.path)).collect();
     }
 
     /// Has a pass copy what may have changed since, also if size and time look the same. As far as
@@ -288,11 +290,11 @@ impl Doubt {
 impl Doubted {
     /// Adds what differs at `path` as a report shows it; false if that does not tell where it is.
     fn add(&mut self, path: &str, what: &str) -> bool {
-        let shown = Path::new(path);
-        let named = named(shown);
-        let is_whole = named == shown;
+        let whole = as_shown(path);
+        let is_whole = whole.is_some();
+        let named = whole.unwrap_or_else(|| named(path));
         if is_whole {
-            self.files.insert(shown.to_owned());
+            self.files.insert(named.clone());
         }
         if is_whole && METADATA.contains(&what) {
             return true;
@@ -305,12 +307,17 @@ impl Doubted {
     }
 }
 
-/// As much of a shown path as is surely a path: names shown shortened or lossily name nothing.
-fn named(shown: &Path) -> PathBuf {
-    let is_sure = |name: &std::path::Component<'_>| {
-        !name.as_os_str().to_string_lossy().contains([char::REPLACEMENT_CHARACTER, '…'])
-    };
-    shown.components().take_while(is_sure).collect()
+/// The path that is shown so; none if it is shown shortened, or was harmed on its way. The root stays `.`.
+pub(super) fn as_shown(path: &str) -> Option<PathBuf> {
+    match path {
+        "." => Some(PathBuf::from(path)),
+        _ => shown::read(path).map(|bytes| PathBuf::from(OsString::from_vec(bytes))),
+    }
+}
+
+/// As much of a shown path as is surely a path.
+fn named(path: &str) -> PathBuf {
+    path.split('/').map_while(as_shown).collect()
 }
 
 #[cfg(test)]

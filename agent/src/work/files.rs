@@ -1,6 +1,6 @@
 //! Copies files from the source: ahead, while the account is live, and once more when it is fenced.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -17,10 +17,10 @@ use tokio::sync::watch;
 use crate::agent::blocking;
 use crate::journals::Journal;
 use crate::ledger::Account;
-use crate::work::copied::{Compared, Copied, Doubt, Mark};
+use crate::work::copied::{Compared, Copied, Doubt, Mark, as_shown};
 use crate::work::pace::{self, Doing, LastPass};
 use crate::work::record::here;
-use crate::work::{Job, done_with, source_options, verify};
+use crate::work::{Job, done_with, verify};
 
 /// Refusals that are named in a fault.
 const NAMED: usize = 5;
@@ -111,7 +111,7 @@ pub(super) async fn compare_live(
     account: &Account,
     base: Option<Mark>,
 ) -> Result<Compared, Fault> {
-    let mut options = source_options(&job.agent.layout, account.uid)?;
+    let mut options = job.source_options(account)?;
     let directories = Arc::new(Mutex::new(Directories::default()));
     options.seen = Some(Arc::clone(&directories));
     calm(job, &mut options);
@@ -141,8 +141,13 @@ async fn journal(job: &Job, account: &Account) -> Result<Option<Arc<Journal>>, F
 
 /// Gives a journal up that has not told of what differs.
 async fn believe(job: &Job, journal: Arc<Journal>, found: &Comparison) -> Result<(), Fault> {
-    let differing = found.differences.items.clone();
-    let explained = move || journal.explains(differing.iter().map(|d| Path::new(&d.path)));
+    let differing: Option<Vec<_>> =
+        found.differences.items.iter().map(|d| as_shown(&d.path)).collect();
+    let explained = move || match differing {
+        Some(differing) => journal.explains(differing.iter().map(PathBuf::as_path)),
+        // What is not named whole may be anywhere.
+        None => Ok(false),
+    };
     if !blocking(explained).await? {
         let account = &job.of.account;
         tracing::warn!(%account, "the change journal has missed something: every pass looks at everything");
@@ -213,7 +218,7 @@ async fn pass(
     last: Option<&Mark>,
     doubt: &Doubt,
 ) -> Result<(PassReport, Mark), Fault> {
-    let mut options = source_options(&job.agent.layout, account.uid)?;
+    let mut options = job.source_options(account)?;
     // The very root of the last pass, and empty now: its owner has emptied it. Without a last pass it
     // may as well not be mounted.
     let allow_emptied = last.is_some_and(|last| last.widen(&mut options));
@@ -289,8 +294,9 @@ fn refuse_if_refused(job: &Job, refused: &Bounded<Refusal>) -> Result<(), Fault>
         ),
     )
     .remedy(format!(
-        "on {}, give these paths to the account or remove them, then move again",
-        job.of.source
+        "on {}, give these paths to the account or remove them, then move again; or approve them: ferry move {} \
+         --approve PATH",
+        job.of.source, job.of.account
     ));
     fault.causes =
         refused.items.iter().take(NAMED).map(|r| format!("{}: {}", r.path, r.reason)).collect();

@@ -9,7 +9,7 @@ mod source;
 mod target;
 
 pub use room::writable;
-pub use source::source;
+pub use source::{Asked, source};
 pub use target::target;
 
 use ferry_host::facts;

@@ -28,11 +28,12 @@ use std::sync::Arc;
 
 use ferry_databases as databases_engine;
 use ferry_failpoints::{Promise, broken};
-use ferry_files::{IdMap, SourceOptions};
+use ferry_files::{Approvals, IdMap, SourceOptions};
 use ferry_host::users;
 use ferry_proto::account::{Definition, EngineKind};
+use ferry_proto::approval::Approval;
 use ferry_proto::command::{Move, Progress, Receipt};
-use ferry_proto::grant::SignedGrant;
+use ferry_proto::grant::{Grant, SignedGrant};
 use ferry_proto::ids::Epoch;
 use ferry_proto::{Fault, FaultClass};
 use ferry_traffic::mail::MailSpec;
@@ -74,6 +75,19 @@ impl Job {
             (&self.of.source, self.of.source_peer)
         };
         Ok(Peer::new(&self.agent, server, address, grant))
+    }
+
+    /// Whose files this end gives out as the source: the account's, and what was approved for this move.
+    ///
+    /// # Errors
+    /// If the user database cannot be read, or the grant is not the controller's.
+    pub fn source_options(&self, account: &Account) -> Result<SourceOptions, Fault> {
+        let mut options = source_options(&self.agent.layout, account.uid)?;
+        if let Some(grant) = &self.grant {
+            let grant = grant.verify_signature(&self.agent.grant_key)?;
+            options.approved = approved(&grant)?;
+        }
+        Ok(options)
     }
 
     /// The account as the ledger has it.
@@ -230,6 +244,17 @@ pub fn source_options(layout: &ferry_host::Layout, uid: u32) -> Result<SourceOpt
     let mut options = SourceOptions::new([uid]);
     options.shared_uids.extend(users::web_ids(layout)?.map(|web| web.uid));
     Ok(options)
+}
+
+/// What the controller's grant says is approved.
+///
+/// # Errors
+/// If a path of it is none.
+pub fn approved(grant: &Grant) -> Result<Arc<Approvals>, Fault> {
+    for Approval { what, by, at_unix_ms } in &grant.approvals {
+        tracing::info!(account = %grant.account, by, at_unix_ms, "approved: {what}");
+    }
+    Approvals::of(grant.approvals.iter().map(|approval| &approval.what)).map(Arc::new)
 }
 
 /// Ends with a fault if `cancel` fires first.

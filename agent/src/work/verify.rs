@@ -15,7 +15,7 @@ use crate::agent::{blocking, engine};
 use crate::ledger::Account;
 use crate::work::copied::Copied;
 use crate::work::pace::Doing;
-use crate::work::{Job, done, done_with, fence, pace, source_options, spec, unless_cancelled};
+use crate::work::{Job, done, done_with, fence, pace, spec, unless_cancelled};
 
 /// Differences that are named in a fault.
 const NAMED: usize = 8;
@@ -30,7 +30,7 @@ pub async fn verify(job: &Job) -> Result<Receipt, Fault> {
     if broken(Promise::Fence) {
         return Ok(done("nothing was compared: there was no fence"));
     }
-    let mut options = source_options(&job.agent.layout, account.uid)?;
+    let mut options = job.source_options(&account)?;
     if let Some(proof) = Copied::of(job).await.proof
         && proof.base.narrow(&account.definition.home, &mut options)
     {

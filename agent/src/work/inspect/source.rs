@@ -1,11 +1,13 @@
 //! At the source: what the account is, and what of it could not be fenced, recorded or copied.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
-use ferry_files::{Bounded, IdMap, Refusal, Survey};
+use ferry_files::{Approvals, Bounded, IdMap, Refusal, SourceOptions, Survey};
 use ferry_host::{Layout, cron, processes, sites_fence, users};
 use ferry_proto::Fault;
+use ferry_proto::approval::{Approval, MAX_APPROVALS, Sight};
 use ferry_proto::command::{AccountFacts, DatabaseSummary, Receipt, Severity};
 use ferry_proto::ids::AccountName;
 use tokio_util::sync::CancellationToken;
@@ -17,17 +19,27 @@ use crate::ledger::Account;
 use crate::work::record::here;
 use crate::work::{mail_spec, share_web, source_options, spec};
 
-/// Paths that are named in a finding.
-const NAMED: usize = 5;
+/// Refused paths that are named in a finding: no more can be approved.
+const NAMED: usize = MAX_APPROVALS;
+
+/// What of the account shall be let in although an account may not have it.
+#[derive(Debug, Default)]
+pub struct Asked {
+    /// Paths that somebody wants to approve, as they are shown.
+    pub approve: Vec<String>,
+    /// What was approved when the account came here.
+    pub inherited: Vec<Approval>,
+}
 
 /// At the source.
 ///
 /// # Errors
-/// If the account is unknown here, or something that it names is missing.
+/// If the account is unknown here, something that it names is missing, or what is to be approved cannot be.
 pub async fn source(
     agent: &Arc<Agent>,
     name: &AccountName,
     peer: Option<SocketAddr>,
+    asked: Asked,
 ) -> Result<Receipt, Fault> {
     let account = here(agent, name).await?;
     let mut findings = Findings::new(&agent.name);
@@ -39,7 +51,8 @@ pub async fn source(
         );
     }
     reach::peer(&mut findings, peer).await;
-    let Survey { stats: tree, needs, .. } = looked_through(agent, &account, &mut findings).await?;
+    let (survey, approvable) = looked_through(agent, &account, asked, &mut findings).await?;
+    let Survey { stats: tree, needs, .. } = survey;
     let databases = databases(&account, &mut findings).await?;
     mail(agent, &account, &mut findings).await?;
     let server = server_facts(agent).await?;
@@ -50,6 +63,7 @@ pub async fn source(
         files: tree.files + tree.directories + tree.others,
         bytes: tree.bytes,
         needs,
+        approvable,
         databases,
         server,
         findings: findings.into_list(),
@@ -57,17 +71,18 @@ pub async fn source(
     })))
 }
 
-/// The host's part of the account, and its home.
+/// The host's part of the account, and its home, with what of it can be approved.
 async fn looked_through(
     agent: &Agent,
     account: &Account,
+    asked: Asked,
     findings: &mut Findings,
-) -> Result<Survey, Fault> {
+) -> Result<(Survey, Vec<Sight>), Fault> {
     let mut seen = Findings::new(&agent.name);
     let (layout, account) = (agent.layout.clone(), account.clone());
     let (seen, tree) = blocking(move || {
         host(&layout, &account, &mut seen)?;
-        let tree = home(&layout, &account, &mut seen)?;
+        let tree = home(&layout, &account, &asked, &mut seen)?;
         Ok((seen, tree))
     })
     .await?;
@@ -101,10 +116,17 @@ fn host(layout: &Layout, account: &Account, findings: &mut Findings) -> Result<(
 }
 
 /// What is in the home, and what of it the target would refuse.
-fn home(layout: &Layout, account: &Account, findings: &mut Findings) -> Result<Survey, Fault> {
+fn home(
+    layout: &Layout,
+    account: &Account,
+    asked: &Asked,
+    findings: &mut Findings,
+) -> Result<(Survey, Vec<Sight>), Fault> {
     let definition = &account.definition;
     let ids = own_ids(layout, account)?;
-    let options = source_options(layout, account.uid)?;
+    let sights = approvable(&definition.home, &ids, asked)?;
+    let approved = Arc::new(Approvals::of(&sights)?);
+    let options = SourceOptions { approved, ..source_options(layout, account.uid)? };
     let survey = ferry_files::survey(&definition.home, &options, &ids, &CancellationToken::new())?;
     let tree = &survey.stats;
     if let Some(message) = refusal(&survey.refused, &definition.home) {
@@ -113,7 +135,8 @@ fn home(layout: &Layout, account: &Account, findings: &mut Findings) -> Result<S
             message,
             format!(
                 "give these paths to {} (chown -h), take the bits or attributes away, unmount or \
-                 move away what is mounted there, or remove them",
+                 move away what is mounted there, or remove them; or approve them, each as it is shown: \
+                 --approve PATH",
                 definition.user
             ),
         );
@@ -128,7 +151,18 @@ fn home(layout: &Layout, account: &Account, findings: &mut Findings) -> Result<S
             "move what they hold yourself, and remove them",
         );
     }
-    Ok(survey)
+    Ok((survey, sights))
+}
+
+/// What is seen where somebody wants to approve it, and where it was approved before and has not changed.
+fn approvable(home: &Path, ids: &IdMap, asked: &Asked) -> Result<Vec<Sight>, Fault> {
+    let cancel = CancellationToken::new();
+    let mut sights = ferry_files::approve(home, &asked.approve, ids, &cancel)?;
+    let before = asked.inherited.iter().map(|approval| &approval.what);
+    let anew = |what: &&Sight| !sights.iter().any(|sight| sight.path == what.path);
+    let still = ferry_files::as_approved(home, before.filter(anew), ids, &cancel)?;
+    sights.extend(still);
+    Ok(sights)
 }
 
 /// The ids that a target would let through, as they are here.
@@ -144,7 +178,7 @@ fn own_ids(layout: &Layout, account: &Account) -> Result<IdMap, Fault> {
     Ok(ids)
 }
 
-fn refusal(refused: &Bounded<Refusal>, home: &std::path::Path) -> Option<String> {
+fn refusal(refused: &Bounded<Refusal>, home: &Path) -> Option<String> {
     if refused.is_empty() {
         return None;
     }
@@ -242,10 +276,18 @@ mod tests {
     }
 
     fn found(layout: &Layout, account: &Account) -> Vec<Finding> {
+        found_where(layout, account, Asked::default()).unwrap().0
+    }
+
+    fn found_where(
+        layout: &Layout,
+        account: &Account,
+        asked: Asked,
+    ) -> Result<(Vec<Finding>, Vec<Sight>), Fault> {
         let mut findings = Findings::new(&"client".parse().unwrap());
         host(layout, account, &mut findings).unwrap();
-        home(layout, account, &mut findings).unwrap();
-        findings.into_list()
+        let (_, sights) = home(layout, account, &asked, &mut findings)?;
+        Ok((findings.into_list(), sights))
     }
 
     #[test]
@@ -262,16 +304,61 @@ mod tests {
     #[test]
     fn what_the_target_refuses_is_counted_and_named_before_anybody_says_yes() {
         let (_keep, layout, account) = account();
-        for number in 0..6 {
+        for number in 0..=NAMED {
             put(&layout, &format!("root{number}"), 0, 0, 0o644);
         }
         put(&layout, "web-setuid", 33, UID, 0o4755);
         let found = found(&layout, &account);
         let finding = found.iter().find(|f| f.severity == Severity::Blocker).unwrap();
-        assert!(finding.message.starts_with("7 paths below "), "{finding:?}");
+        let count = format!("{} paths below ", NAMED + 2);
+        assert!(finding.message.starts_with(&count), "{finding:?}");
         assert_eq!(finding.message.matches(": its owner 0").count(), NAMED, "{finding:?}");
         assert!(finding.message.ends_with("; ..."), "{finding:?}");
         assert!(finding.remedy.contains("chown"), "{finding:?}");
+    }
+
+    #[test]
+    fn what_is_approved_blocks_no_more_and_what_cannot_be_is_told() {
+        let (_keep, layout, account) = account();
+        put(&layout, "root-setuid", 0, 0, 0o4755);
+        put(&layout, "other", 0, 0, 0o644);
+        let approve = |paths: &[&str]| {
+            let approve = paths.iter().map(|path| (*path).to_owned()).collect();
+            found_where(&layout, &account, Asked { approve, ..Asked::default() })
+        };
+        let (list, sights) = approve(&["root-setuid"]).unwrap();
+        let finding = list.iter().find(|f| f.severity == Severity::Blocker).unwrap();
+        assert!(finding.message.starts_with("1 paths below "), "{finding:?}");
+        assert!(finding.message.contains("other: its owner 0"), "{finding:?}");
+        assert!(sights[0].to_string().contains("setuid to user 0"), "{sights:?}");
+        let (list, _) = approve(&["root-setuid", "other"]).unwrap();
+        assert!(list.iter().all(|f| f.severity != Severity::Blocker), "{list:?}");
+        let fault = approve(&["gone", "index.html", "other"]).unwrap_err();
+        assert_eq!(fault.causes.len(), 2, "{fault}");
+        assert!(fault.to_string().contains("gone: it is not there"), "{fault}");
+        assert!(fault.to_string().contains("index.html: it is not refused"), "{fault}");
+    }
+
+    #[test]
+    fn what_was_approved_before_is_as_long_as_it_has_not_changed() {
+        let (_keep, layout, account) = account();
+        put(&layout, "tool", 0, 0, 0o4755);
+        let approve = Asked { approve: vec!["tool".to_owned()], ..Asked::default() };
+        let (_, sights) = found_where(&layout, &account, approve).unwrap();
+        let by = "an operator".to_owned();
+        let inherited = vec![Approval { what: sights[0].clone(), by, at_unix_ms: 7 }];
+        let again = || {
+            let asked = Asked { inherited: inherited.clone(), ..Asked::default() };
+            found_where(&layout, &account, asked).unwrap()
+        };
+        assert_eq!(again().1, sights);
+        fs::write(layout.path("/home/shop/tool"), "another").unwrap();
+        put(&layout, "tool", 0, 0, 0o4755);
+        assert_eq!(again().1, sights, "it is the same again");
+        fs::write(layout.path("/home/shop/tool"), "another").unwrap();
+        let (list, sights) = again();
+        assert!(sights.is_empty(), "{sights:?}");
+        assert!(list.iter().any(|f| f.severity == Severity::Blocker), "{list:?}");
     }
 
     #[test]

@@ -214,6 +214,7 @@ impl World {
             expires: unix_now() + 600,
             controller_generation: 0,
             forced,
+            approvals: Vec::new(),
         };
         grant.sign(&self.grants).unwrap()
     }

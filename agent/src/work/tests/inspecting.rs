@@ -11,7 +11,7 @@ use super::host::{Server, World, a_move_to_nowhere, account, alone};
 use crate::ledger::Standing;
 use crate::peer;
 use crate::work::arm::ingress;
-use crate::work::inspect;
+use crate::work::inspect::{self, Asked};
 
 /// A source that answers its peers, a target that never had the account, and their move.
 async fn pair(world: &World) -> (Server, Server, Move) {
@@ -26,7 +26,7 @@ async fn pair(world: &World) -> (Server, Server, Move) {
 }
 
 async fn source_facts(source: &Server) -> AccountFacts {
-    match inspect::source(&source.agent, &account(), None).await.unwrap() {
+    match inspect::source(&source.agent, &account(), None, Asked::default()).await.unwrap() {
         Receipt::Source(facts) => *facts,
         other => panic!("{other:?}"),
     }
