@@ -1,6 +1,8 @@
 //! The controller's parts joined as in its main, over real TLS, with agents played by the test: they
 //! enrol with real tokens and answer real commands, and fail where a case says so.
 
+#[path = "moves/approving.rs"]
+mod approving;
 #[path = "moves/at_once.rs"]
 mod at_once;
 #[path = "moves/controller.rs"]

@@ -172,13 +172,15 @@ impl OperatorService for OperatorEndpoint {
         &self,
         request: Request<v1::PlanMoveRequest>,
     ) -> Answer<v1::PlanMoveResponse> {
-        self.token.authorise(&request, Verb::PlanMove)?;
+        let caller = self.token.authorise(&request, Verb::PlanMove)?;
         let request = request.into_inner();
         let wish = Wish {
             account: parse(&request.account)?,
             from: (!request.from.is_empty()).then(|| parse(&request.from)).transpose()?,
             to: (!request.to.is_empty()).then(|| parse(&request.to)).transpose()?,
             direction: parse(&request.direction)?,
+            approve: request.approve,
+            by: caller.name.clone(),
             policy: Policy {
                 deadline_seconds: (request.deadline_seconds > 0)
                     .then_some(request.deadline_seconds),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ferry_fleet::commands::Order;
 use ferry_fleet::{Fleet, now_ms};
 use ferry_plan::{Heard, Inputs, Plan, Policy, plan};
+use ferry_proto::approval::Approval;
 use ferry_proto::command::{
     AccountFacts, AccountState, Direction, End, Intent, Move, Receipt, StandingKind, TargetFacts,
 };
@@ -17,6 +18,7 @@ use ferry_proto::{Fault, FaultClass};
 use ferry_store::{ServerState, Store};
 use tokio_util::sync::CancellationToken;
 
+use crate::approvals;
 use crate::jobs::{fold, read_plan};
 
 /// How long an end may take to say how it stands: it may have millions of files to count.
@@ -35,6 +37,10 @@ pub struct Wish {
     pub to: Option<ServerName>,
     /// Which way.
     pub direction: Direction,
+    /// Paths that the target shall let in, as they are shown.
+    pub approve: Vec<String>,
+    /// Who wishes it.
+    pub by: String,
     /// What may be set.
     pub policy: Policy,
 }
@@ -75,6 +81,8 @@ struct Whereabouts {
 struct PassedOn {
     from: ServerName,
     to: ServerName,
+    /// What was approved for it.
+    approvals: Vec<Approval>,
 }
 
 impl Planner {
@@ -115,11 +123,14 @@ impl Planner {
             ))
             .remedy("name another server"));
         }
-        let facts = self.inspect_source(&of).await?;
+        let inherited = self.inherited(&of).await?;
+        let facts = self.inspect_source(&of, &wish.approve, &inherited).await?;
+        let approvals = approvals::of(wish, &inherited, &facts.approvable, now_ms())?;
         let source_unix_ms = now_ms();
         let target = self.inspect_target(&of, &facts).await?;
         let heard = Heard { source_unix_ms, target_unix_ms: now_ms() };
-        Ok(plan(&Inputs { of, source: facts, target, heard, policy: wish.policy.clone() }))
+        let policy = wish.policy.clone();
+        Ok(plan(&Inputs { of, source: facts, target, heard, policy, approvals }))
     }
 
     /// Plans the end of a move.
@@ -206,10 +217,21 @@ impl Planner {
             // What became of a job that was overtaken, its source says.
             let came_there = view.committed || view.phase == JobPhase::Overtaken;
             if came_there && passed_on.iter().all(|known| known.to != view.target) {
-                passed_on.push(PassedOn { from: view.source, to: view.target });
+                let approvals = read_plan(&row)?.approvals;
+                passed_on.push(PassedOn { from: view.source, to: view.target, approvals });
             }
         }
         Ok(passed_on)
+    }
+
+    /// What was approved of the move that brought the account to where it goes back from.
+    async fn inherited(&self, of: &Move) -> Result<Vec<Approval>, Fault> {
+        if of.direction == Direction::Outbound {
+            return Ok(Vec::new());
+        }
+        let moves = self.passed_on(&of.account).await?;
+        let last = moves.into_iter().find(|known| known.to == of.source);
+        Ok(last.map(|known| known.approvals).unwrap_or_default())
     }
 
     async fn peer_address(&self, server: &ServerName) -> Result<SocketAddr, Fault> {
@@ -235,12 +257,19 @@ impl Planner {
         })
     }
 
-    async fn inspect_source(&self, of: &Move) -> Result<AccountFacts, Fault> {
+    async fn inspect_source(
+        &self,
+        of: &Move,
+        approve: &[String],
+        inherited: &[Approval],
+    ) -> Result<AccountFacts, Fault> {
         let intent = Intent::Inspect {
             account: of.account.clone(),
             end: End::Source,
             source: None,
             peer: Some(of.target_peer),
+            approve: approve.to_vec(),
+            inherited: inherited.to_vec(),
         };
         match self.ask(&of.source, intent, None).await? {
             Receipt::Source(facts) => Ok(*facts),
@@ -256,6 +285,8 @@ impl Planner {
             end: End::Target,
             source: Some(Box::new(facts.clone())),
             peer: Some(of.source_peer),
+            approve: Vec::new(),
+            inherited: Vec::new(),
         };
         let grant = ferry_steps::grant(&self.fleet, of, GRANT_SECONDS)?;
         match self.ask(&of.target, intent, Some(grant)).await? {
@@ -480,6 +511,7 @@ mod tests {
         let known = |(from, to): &(&str, &str)| PassedOn {
             from: from.parse().unwrap(),
             to: to.parse().unwrap(),
+            approvals: Vec::new(),
         };
         passed_on.iter().map(known).collect()
     }

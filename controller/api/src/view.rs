@@ -1,8 +1,9 @@
 //! A job as it is shown: plan and events folded into one document, and each event as a sentence.
 
 use ferry_engine::{Entry, Event, JobSpec, JobState, Next, StepState};
-use ferry_plan::Plan;
+use ferry_plan::{Plan, PlannedStep};
 use ferry_proto::Fault;
+use ferry_proto::approval::Approval;
 use ferry_proto::command::{Forced, Progress, Receipt};
 use ferry_proto::view::{JobPhase, JobView, Paused, StepPhase, StepView};
 
@@ -221,7 +222,9 @@ pub fn sentence(plan: &Plan, event: &Event) -> String {
             .map_or_else(|| format!("step {i}"), |s| format!("{} on {}", s.name, s.server))
     };
     match event {
-        Event::StepStarted { step: i, attempt: 1 } => format!("{}: started", step(i)),
+        Event::StepStarted { step: i, attempt: 1 } => {
+            format!("{}: started{}", step(i), plan.steps.get(*i).map(let_in).unwrap_or_default())
+        }
         Event::StepStarted { step: i, attempt } => format!("{}: attempt {attempt}", step(i)),
         Event::StepDone { step: i, receipt } => format!("{}: done{}", step(i), given_up(receipt)),
         Event::StepFailed { step: i, fault } => {
@@ -242,6 +245,13 @@ pub fn sentence(plan: &Plan, event: &Event) -> String {
         ),
         Event::Resumed { by } => format!("resumed{}", whose(by)),
     }
+}
+
+/// What a step lets in although an account may not have it, and on whose word.
+fn let_in(step: &PlannedStep) -> String {
+    let word = |approval: &Approval| format!("{} (approved by {})", approval.what, approval.by);
+    let all: Vec<_> = step.approvals.iter().map(word).collect();
+    if all.is_empty() { String::new() } else { format!(", letting in {}", all.join("; ")) }
 }
 
 /// What a source that was lost had done with the account: nothing else says so.

@@ -51,6 +51,7 @@ fn planned(direction: Direction, rich: bool) -> Plan {
             files: 1000,
             bytes: 10_000_000,
             needs: ferry_proto::command::TreeNeeds::default(),
+            approvable: vec![],
             databases: if rich { vec![database] } else { vec![] },
             server: server(),
             findings: vec![],
@@ -64,6 +65,7 @@ fn planned(direction: Direction, rich: bool) -> Plan {
         },
         heard: Heard { source_unix_ms: 0, target_unix_ms: 0 },
         policy: Policy::default(),
+        approvals: vec![],
     })
 }
 

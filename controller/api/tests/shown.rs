@@ -35,6 +35,7 @@ fn plan() -> Plan {
             files: 1,
             bytes: 1,
             needs: ferry_proto::command::TreeNeeds::default(),
+            approvable: vec![],
             databases: vec![],
             server: server(),
             findings: vec![],
@@ -48,6 +49,7 @@ fn plan() -> Plan {
         },
         heard: Heard { source_unix_ms: 0, target_unix_ms: 0 },
         policy: Policy::default(),
+        approvals: vec![],
     })
 }
 

@@ -218,6 +218,11 @@ pub struct Consent {
     /// [default: twice the forecast outage, at least 30s]
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     pub deadline: Option<u32>,
+    /// Let this path below the home go to the target although it would be refused (a foreign owner,
+    /// setuid, a capability, a device, a privileged attribute); as the plan shows it, with `\xNN` for each
+    /// odd byte, and as it is now: whatever else stands there later is refused. Repeatable
+    #[arg(long, value_name = "PATH", value_parser = shown_path)]
+    pub approve: Vec<String>,
     /// Start it and return at once
     #[arg(long)]
     pub detach: bool,
@@ -343,6 +348,19 @@ fn seconds(text: &str) -> Result<u32, String> {
     }
 }
 
+/// A path as plans show it.
+fn shown_path(text: &str) -> Result<String, String> {
+    match ferry_proto::shown::read(text) {
+        Some(path) if path.first() == Some(&b'/') => {
+            Err("write it below the home, without the home itself".to_owned())
+        }
+        Some(_) => Ok(text.to_owned()),
+        None => {
+            Err(r"write each byte that is no plain text as \xNN, a backslash as \x5c".to_owned())
+        }
+    }
+}
+
 /// An account or a job. No account's name is as long as a job's.
 fn subject(text: &str) -> Result<Subject, String> {
     if let Ok(job) = text.parse() {
@@ -393,6 +411,16 @@ mod tests {
         }
         for bad in ["", "s", "90", "0s", "-1s", "1.5h", "1w", "5000000000s", "60000d", "1\u{e9}"] {
             assert!(seconds(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn paths_are_written_as_they_are_shown() {
+        for good in [".", "bin/tool", r"a\xff"] {
+            assert_eq!(shown_path(good).as_deref(), Ok(good));
+        }
+        for bad in ["", "/etc/passwd", r"a\b", "a…b"] {
+            assert!(shown_path(bad).is_err(), "{bad}");
         }
     }
 

@@ -1,16 +1,8 @@
 //! How numbers, times and names from elsewhere are written. Pure.
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use ferry_proto::shown::is_unsafe;
 use time::OffsetDateTime;
-
-/// Whether a character could do something to a terminal, or make a name look like another:
-/// controls, marks that turn the direction of writing, and characters of no width.
-fn is_unsafe(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
-            | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2064}' | '\u{2066}'..='\u{2069}'
-            | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
-}
 
 /// Text from elsewhere, on one line and harmless.
 pub fn safe(text: &str) -> String {

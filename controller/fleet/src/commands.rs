@@ -348,7 +348,14 @@ mod tests {
             server: server.clone(),
             id: CommandId::new_now(),
             job: None,
-            intent: Intent::Inspect { account, end: End::Source, source: None, peer: None },
+            intent: Intent::Inspect {
+                account,
+                end: End::Source,
+                source: None,
+                peer: None,
+                approve: Vec::new(),
+                inherited: Vec::new(),
+            },
             grant: None,
         };
         let cancel = CancellationToken::new();

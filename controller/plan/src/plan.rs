@@ -1,6 +1,7 @@
 //! The steps of a move, in the order of the critical section in the design.
 
 use ferry_proto::account::EngineKind;
+use ferry_proto::approval::Approval;
 use ferry_proto::command::{AccountFacts, Direction, Finding, Intent, Move, Severity, TargetFacts};
 use ferry_proto::ids::{AccountName, Epoch, JobId, ServerName};
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,8 @@ pub struct Inputs {
     pub heard: Heard,
     /// What may be set.
     pub policy: Policy,
+    /// What goes to the target although an account may not have it.
+    pub approvals: Vec<Approval>,
 }
 
 /// The controller's clock when each end's answer arrived.
@@ -69,6 +72,9 @@ pub struct Plan {
     /// How each database will be copied, and why so.
     #[serde(default)]
     pub databases: Vec<PlannedDatabase>,
+    /// What goes to the target although an account may not have it, and who said so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvals: Vec<Approval>,
     /// What preflight saw, gravest first.
     pub findings: Vec<Finding>,
     /// Whether a finding forbids it.
@@ -92,6 +98,9 @@ pub struct PlannedStep {
     pub timeout_seconds: u32,
     /// Whether it is the point of no return.
     pub commit_point: bool,
+    /// What it lets in; only if it copies or compares files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvals: Vec<Approval>,
 }
 
 /// Days in seconds.
@@ -106,7 +115,20 @@ impl PlannedStep {
             commit_point: matches!(intent, Intent::Commit { .. }),
             intent,
             timeout_seconds,
+            approvals: Vec::new(),
         }
+    }
+
+    /// With what is approved, if it is about files.
+    fn letting_in(mut self, approvals: &[Approval]) -> Self {
+        let has_files = matches!(
+            self.intent,
+            Intent::Precopy { .. } | Intent::FinalPass { .. } | Intent::Verify { .. }
+        );
+        if has_files {
+            self.approvals = approvals.to_vec();
+        }
+        self
     }
 }
 
@@ -127,7 +149,11 @@ pub fn plan(inputs: &Inputs) -> Plan {
         forecast,
         blocked: findings.iter().any(|f| f.severity == Severity::Blocker),
         findings,
-        steps: steps(&inputs.of, &inputs.policy, deadline),
+        approvals: inputs.approvals.clone(),
+        steps: steps(&inputs.of, &inputs.policy, deadline)
+            .into_iter()
+            .map(|step| step.letting_in(&inputs.approvals))
+            .collect(),
     }
 }
 
@@ -207,6 +233,7 @@ pub fn finalize(of: &Move, erase: bool) -> Plan {
             bytes: 0,
         },
         databases: Vec::new(),
+        approvals: Vec::new(),
         findings: Vec::new(),
         blocked: false,
         steps: ending(of, erase),

@@ -24,6 +24,10 @@ pub fn findings(inputs: &Inputs, forecast: &Forecast) -> Vec<Finding> {
         message,
         remedy: remedy.to_owned(),
     };
+    found.extend(inputs.approvals.iter().map(|approval| Finding {
+        server: inputs.of.source.clone(),
+        ..to(Severity::Warning, format!("approved by {}: {}", approval.by, approval.what), "")
+    }));
     found.extend(space(inputs).into_iter().map(|message| {
         to(Severity::Blocker, message, "free space on the target, or choose a larger server")
     }));

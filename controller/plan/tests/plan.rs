@@ -2,6 +2,7 @@
 
 use ferry_plan::{Heard, Inputs, Plan, Policy, finalize, plan};
 use ferry_proto::account::{Definition, EngineKind};
+use ferry_proto::approval::Approval;
 use ferry_proto::command::{
     AccountFacts, DatabaseSummary, Direction, Move, Room, ServerFacts, Severity, TargetFacts,
     TreeNeeds,
@@ -57,6 +58,7 @@ fn inputs() -> Inputs {
             files: 1000,
             bytes: 10_000_000,
             needs: TreeNeeds::default(),
+            approvable: vec![],
             databases: vec![],
             server: ServerFacts::default(),
             findings: vec![],
@@ -70,6 +72,7 @@ fn inputs() -> Inputs {
         },
         heard: Heard { source_unix_ms: 0, target_unix_ms: 0 },
         policy: Policy::default(),
+        approvals: vec![],
     }
 }
 
@@ -97,6 +100,38 @@ fn the_steps_are_the_critical_section_in_its_order() {
     assert_eq!(commit, ["commit"]);
     assert!(!plan.blocked);
     assert_eq!(plan.deadline_seconds, 30, "never below 30 s");
+}
+
+#[test]
+fn what_is_approved_is_warned_of_and_goes_with_the_steps_that_see_files() {
+    let approval: Approval = serde_json::from_value(serde_json::json!({
+        "what": {"path": "bin/tool", "seen": {
+            "kind": {"file": {"size": 5, "digest": "00"}}, "mode": 0o4755, "uid": 0, "gid": 0}},
+        "by": "an operator", "at_unix_ms": 7,
+    }))
+    .unwrap();
+    let mut inputs = inputs();
+    inputs.approvals.push(approval.clone());
+    let with = plan(&inputs);
+    assert!(!with.blocked);
+    let finding = with.findings.iter().find(|f| f.severity == Severity::Warning).unwrap();
+    assert_eq!(finding.server.as_str(), "client");
+    assert_eq!(
+        finding.message,
+        "approved by an operator: bin/tool: file of 5 bytes, owner 0, group 0, mode 4755, setuid to user 0"
+    );
+    let steps = with.steps.iter().filter(|s| s.approvals == [approval.clone()]);
+    assert_eq!(
+        steps.map(|s| s.name.as_str()).collect::<Vec<_>>(),
+        ["precopy", "final_pass", "verify"]
+    );
+    // Kept and read again; a plan of before has none, and a plan without does not mention them.
+    let text = serde_json::to_string(&with).unwrap();
+    assert_eq!(serde_json::from_str::<Plan>(&text).unwrap().approvals, [approval]);
+    inputs.approvals.clear();
+    let text = serde_json::to_string(&plan(&inputs)).unwrap();
+    assert!(!text.contains("approvals"));
+    assert!(serde_json::from_str::<Plan>(&text).unwrap().approvals.is_empty());
 }
 
 #[test]

@@ -8,11 +8,13 @@ use ferry_fleet::Fleet;
 use ferry_fleet::commands::Order;
 use ferry_plan::PlannedStep;
 use ferry_proto::Fault;
+use ferry_proto::approval::Approval;
 use ferry_proto::command::{Intent, Move, Receipt, Refusal};
 use ferry_proto::ids::{CommandId, ServerName};
 use tokio_util::sync::CancellationToken;
 
-use crate::{grant, release};
+use crate::grant::{self, Words};
+use crate::release;
 
 /// How long a grant lets two agents *start* together, in seconds: a precopy may take days, and
 /// each attempt gets a new one.
@@ -79,13 +81,15 @@ impl AgentStep {
         action: Action,
         server: ServerName,
         intent: Intent,
+        approvals: Vec<Approval>,
     ) -> Result<Order, Fault> {
         let forced = match &intent {
             Intent::Open { commit: Some(record), .. }
             | Intent::Release { forced: Some(record), .. } => record.forced.clone(),
             _ => None,
         };
-        let sign = |of| grant::with_word(&self.fleet, of, GRANT_SECONDS, forced);
+        let words = Words { forced, approvals };
+        let sign = |of| grant::with_words(&self.fleet, of, GRANT_SECONDS, words);
         let grant = intent.of().map(sign).transpose()?;
         Ok(Order { server, id: command_id(context, action), job: Some(context.job), intent, grant })
     }
@@ -132,7 +136,7 @@ impl Step for AgentStep {
         if release::is_pointless(&self.fleet, &step.server, &intent) {
             return to_json(&release::cut_off(&step.server));
         }
-        let order = self.order(context, Action::Execute, step.server, intent)?;
+        let order = self.order(context, Action::Execute, step.server, intent, step.approvals)?;
         let receipt =
             self.fleet.run(&order, Some(context.progress.clone()), &context.cancel).await?;
         to_json(&receipt)
@@ -149,7 +153,7 @@ impl Step for AgentStep {
         let of = move_of(&planned(context)?)?;
         let refusal = context.void.as_ref().and_then(Fault::final_refusal);
         let Some((server, intent)) = (self.recipe.undo)(&of, refusal) else { return Ok(()) };
-        let order = self.order(context, Action::Undo, server, intent)?;
+        let order = self.order(context, Action::Undo, server, intent, Vec::new())?;
         self.fleet.run(&order, None, &CancellationToken::new()).await.map(|_| ())
     }
 }

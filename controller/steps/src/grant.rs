@@ -2,6 +2,7 @@
 
 use ferry_fleet::Fleet;
 use ferry_proto::Fault;
+use ferry_proto::approval::Approval;
 use ferry_proto::channel::unix_now;
 use ferry_proto::command::{Forced, Move};
 use ferry_proto::grant::{Grant, SignedGrant};
@@ -11,17 +12,27 @@ use ferry_proto::grant::{Grant, SignedGrant};
 /// # Errors
 /// If the move is none.
 pub fn grant(fleet: &Fleet, of: &Move, seconds: i64) -> Result<SignedGrant, Fault> {
-    with_word(fleet, of, seconds, None)
+    with_words(fleet, of, seconds, Words::default())
 }
 
-/// The same, which may say whose word opens the target by force.
-pub(crate) fn with_word(
+/// What people have said that a grant tells.
+#[derive(Debug, Default)]
+pub(crate) struct Words {
+    /// That the target opens by force.
+    pub(crate) forced: Option<Forced>,
+    /// What goes to the target although an account may not have it.
+    pub(crate) approvals: Vec<Approval>,
+}
+
+/// The same, with what people have said.
+pub(crate) fn with_words(
     fleet: &Fleet,
     of: &Move,
     seconds: i64,
-    forced: Option<Forced>,
+    words: Words,
 ) -> Result<SignedGrant, Fault> {
     let now = unix_now();
+    let Words { forced, approvals } = words;
     fleet.authority().sign_grant(&Grant {
         id: uuid::Uuid::now_v7(),
         job: of.job,
@@ -34,5 +45,6 @@ pub(crate) fn with_word(
         expires: now + seconds,
         controller_generation: fleet.generation(),
         forced,
+        approvals,
     })
 }

@@ -155,6 +155,7 @@ impl Controller {
             direction: "outbound".into(),
             deadline_seconds: 0,
             from: String::new(),
+            approve: Vec::new(),
         };
         let answer = self.operators().await.plan_move(self.with_token(message)).await;
         answer

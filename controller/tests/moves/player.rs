@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ferry_proto::approval::Sight;
 use ferry_proto::channel::{self, Identity, Party};
 use ferry_proto::command::{
     AccountFacts, AccountState, CommitRecord, Intent, Receipt, ServerFacts, StandingKind,
     TargetFacts,
 };
+use ferry_proto::grant::{Grant, SignedGrant};
 use ferry_proto::ids::{Epoch, ServerName};
 use ferry_proto::v1::agent_service_client::AgentServiceClient;
 use ferry_proto::v1::{self, event, session_request, session_response};
@@ -26,6 +28,8 @@ pub(crate) struct World {
     pub(crate) done: Vec<String>,
     /// The same, each with its account.
     pub(crate) done_for: Vec<(String, String)>,
+    /// What their grants approved, each with the kind of the command.
+    pub(crate) approved: Vec<(String, String)>,
     pub(crate) outcomes: HashMap<String, Result<Receipt, Fault>>,
     /// What to answer instead of carrying out, by kind.
     pub(crate) failing: HashMap<String, Fault>,
@@ -217,6 +221,8 @@ impl Player {
                 let how = if forced { " by force" } else { "" };
                 world.done.push(format!("{}{how}", intent.kind()));
                 world.done_for.push((intent.kind().to_owned(), intent.account().to_string()));
+                let approved = approved(command).into_iter();
+                world.approved.extend(approved.map(|path| (intent.kind().to_owned(), path)));
                 world.outcomes.insert(command.id.clone(), outcome.clone());
                 outcome
             }
@@ -250,23 +256,48 @@ pub(crate) fn request(body: session_request::Body) -> v1::SessionRequest {
     v1::SessionRequest { body: Some(body) }
 }
 
+/// A setuid program of root's.
+pub(crate) fn tool(path: &str) -> Sight {
+    let seen = serde_json::json!({
+        "kind": {"file": {"size": 5, "digest": "00"}}, "mode": 0o4755, "uid": 0, "gid": 0,
+    });
+    Sight { path: path.to_owned(), seen: serde_json::from_value(seen).unwrap() }
+}
+
+/// What the command's grant approves: the paths.
+fn approved(command: &v1::Command) -> Vec<String> {
+    if command.grant.is_empty() {
+        return Vec::new();
+    }
+    let signed: SignedGrant = serde_json::from_slice(&command.grant).unwrap();
+    let grant: Grant = serde_json::from_slice(&signed.bytes).unwrap();
+    grant.approvals.into_iter().map(|approval| approval.what.path).collect()
+}
+
 pub(crate) fn receipt(intent: &Intent) -> Receipt {
     match intent {
-        Intent::Inspect { source: None, account, .. } => Receipt::Source(Box::new(AccountFacts {
-            definition: serde_json::from_value(
-                serde_json::json!({"name": account, "user": account, "home": "/home/demo"}),
-            )
-            .unwrap(),
-            epoch: Epoch(0),
-            uid: 1000,
-            gid: 1000,
-            files: 1,
-            bytes: 1,
-            needs: ferry_proto::command::TreeNeeds::default(),
-            databases: vec![],
-            server: ServerFacts::default(),
-            findings: vec![],
-        })),
+        Intent::Inspect { source: None, account, approve, inherited, .. } => {
+            Receipt::Source(Box::new(AccountFacts {
+                definition: serde_json::from_value(
+                    serde_json::json!({"name": account, "user": account, "home": "/home/demo"}),
+                )
+                .unwrap(),
+                epoch: Epoch(0),
+                uid: 1000,
+                gid: 1000,
+                files: 1,
+                bytes: 1,
+                needs: ferry_proto::command::TreeNeeds::default(),
+                approvable: approve
+                    .iter()
+                    .map(|path| tool(path))
+                    .chain(inherited.iter().map(|approval| approval.what.clone()))
+                    .collect(),
+                databases: vec![],
+                server: ServerFacts::default(),
+                findings: vec![],
+            }))
+        }
         Intent::Inspect { .. } => Receipt::Target(Box::new(TargetFacts {
             server: ServerFacts::default(),
             uid: 1000,

@@ -77,7 +77,7 @@ fn manual_text() -> std::io::Result<String> {
     {
         writeln!(roff, ".SH {title}\n.nf")?;
         for line in table.lines().skip(1) {
-            writeln!(roff, "{}", line.strip_prefix("  ").unwrap_or(line).replace('-', "\\-"))?;
+            writeln!(roff, "{}", in_roff(line.strip_prefix("  ").unwrap_or(line)))?;
         }
         writeln!(roff, ".fi")?;
     }
@@ -104,20 +104,20 @@ fn describe(command: &mut clap::Command, path: &str, roff: &mut Vec<u8>) -> std:
         }
         let about =
             sub.get_long_about().or(sub.get_about()).map(ToString::to_string).unwrap_or_default();
-        writeln!(roff, ".SS {path}\n{}", about.replace('-', "\\-").replace("\n\n", "\n.PP\n"))?;
+        writeln!(roff, ".SS {path}\n{}", in_roff(&about).replace("\n\n", "\n.PP\n"))?;
         for arg in sub.get_arguments().filter(|arg| !arg.is_global_set() && arg.get_id() != "help")
         {
             let help =
                 arg.get_long_help().or(arg.get_help()).map(ToString::to_string).unwrap_or_default();
-            writeln!(
-                roff,
-                ".TP\n.B {}\n{}",
-                arg.to_string().replace('-', "\\-"),
-                help.replace('-', "\\-")
-            )?;
+            writeln!(roff, ".TP\n.B {}\n{}", in_roff(&arg.to_string()), in_roff(&help))?;
         }
     }
     Ok(())
+}
+
+/// Text that roff takes for nothing else.
+fn in_roff(text: &str) -> String {
+    text.replace('\\', "\\e").replace('-', "\\-")
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ pub async fn start(operator: &Operator, screen: &Screen, args: MoveArgs) -> Resu
         direction: direction.to_string(),
         deadline_seconds: args.consent.deadline.unwrap_or(0),
         from: args.from.map(String::from).unwrap_or_default(),
+        approve: args.consent.approve.clone(),
     };
     run(operator, screen, request, &args.consent).await
 }
@@ -46,6 +47,7 @@ pub async fn roll_back(
         direction: Direction::Rollback.to_string(),
         deadline_seconds: args.consent.deadline.unwrap_or(0),
         from: args.from.map(String::from).unwrap_or_default(),
+        approve: args.consent.approve.clone(),
     };
     run(operator, screen, request, &args.consent).await
 }

@@ -233,8 +233,13 @@ impl OperatorService for Fake {
         self.called(
             &r,
             format!(
-                "plan {} {} {} {} {}",
-                q.account, q.to, q.direction, q.deadline_seconds, q.from
+                "plan {} {} {} {} {} {}",
+                q.account,
+                q.to,
+                q.direction,
+                q.deadline_seconds,
+                q.from,
+                q.approve.join(",")
             )
             .trim_end(),
         )?;

@@ -154,3 +154,25 @@ async fn the_server_that_serves_it_can_be_named() {
     assert_eq!(controller.run(&line).await.code, 0);
     assert_eq!(controller.calls()[1], "finalize shop false transit1");
 }
+
+#[tokio::test]
+async fn paths_can_be_approved_both_ways() {
+    let controller = Controller::start(moving("done", "done")).await;
+    let approve = ["--approve", "bin/tool", "--approve", r"odd\xff", "--dry-run"];
+    for line in [&["move", "shop", "--to", "transit1"][..], &["rollback", "shop"]] {
+        let ran = controller.run(&[line, &approve].concat()).await;
+        assert_eq!(ran.code, 0, "{}", ran.err);
+    }
+    let asked = r"bin/tool,odd\xff";
+    assert_eq!(
+        controller.calls(),
+        [
+            format!("plan shop transit1 outbound 0  {asked}"),
+            format!("plan shop  rollback 0  {asked}")
+        ]
+    );
+    let ran =
+        controller.run(&["move", "shop", "--to", "transit1", "--approve", "/etc/passwd"]).await;
+    assert_eq!(ran.code, 2, "{}", ran.err);
+    assert_eq!(controller.calls().len(), 2);
+}

@@ -241,6 +241,7 @@ fn grants_are_signed_by_a_key_of_their_own() {
         expires: now + 600,
         controller_generation: 1,
         forced: None,
+        approvals: Vec::new(),
     };
     let signed = authority.sign_grant(&grant).unwrap();
     // As after a restart.
