@@ -132,7 +132,7 @@ fn a_pass_over_what_has_changed_shares_what_it_sends() {
         does(&trees, IMAGES);
         let root = std::fs::File::open(&trees.source).expect("open");
         let watch = Watch::start(root.into(), Backend::Renames, Whose::Others).expect("fanotify");
-        let watched = Arc::new(watch).tree(&trees.source);
+        let watched = Arc::new(watch).tree(&trees.source).expect("watched");
         pass(&trees).await;
         // Nothing else is touched.
         let script = format!(
