@@ -1,6 +1,7 @@
 //! The scenarios: what must hold on real hosts.
 
 mod abort;
+mod approved;
 mod bad_moves;
 mod bullseye;
 mod discover;
@@ -103,6 +104,11 @@ pub const ALL: &[Scenario] = &[
         "open-refused",
         "a target that cannot open after the commit refuses, and the source serves the account again",
         open_refused::run,
+    ),
+    on(
+        "approved",
+        "what an account may not have moves where support approved it, and nothing else in its place",
+        approved::run,
     ),
     on(
         "move-and-rollback",

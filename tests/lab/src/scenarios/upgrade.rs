@@ -1,6 +1,6 @@
 //! Agents and controller are upgraded by apt at the worst moments, under visitors: while an account is copied
-//! ahead, while visitors of one that has moved are passed on, and inside a fence. Nobody is refused and
-//! nothing is lost; the jobs go on by themselves.
+//! ahead (and was paused before), while visitors of one that has moved are passed on, and inside a fence. Nobody is
+//! refused and nothing is lost; the jobs and the change journals go on by themselves.
 
 use std::path::PathBuf;
 use std::thread;
@@ -19,7 +19,7 @@ use crate::{answered, build, checker, sample, wait};
 
 /// How long a move may take to the moment that is meant, and to its end.
 const LIMIT: Duration = Duration::from_secs(180);
-/// Makes the way to the transit server slow: about 15 s for what is copied ahead.
+/// Makes the way to the transit server slow: about 20 s for what is copied ahead.
 const SLOW: &str = "
 nft add table inet slow
 nft add chain inet slow out '{ type filter hook output priority 0; }'
@@ -39,12 +39,16 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     let redirectors = SERVERS.map(|name| redirector(&fleet, name));
     // So much, on so slow a way, that it is not copied when the upgrade comes, however fast this machine is.
     client
-        .sh("runuser -u demo -- sh -c 'head -c 300000000 /dev/urandom > /home/demo/data/large'")?;
+        .sh("runuser -u demo -- sh -c 'head -c 400000000 /dev/urandom > /home/demo/data/large'")?;
     client.sh(&SLOW.replace("TRANSIT", &transit.spec().address.to_string()))?;
     let mut visitors = journey::few_come(&fleet, "upgrade")?;
 
     fleet.ferry(&["move", sample::ACCOUNT, "--to", "transit", "--yes", "--detach"])?.ok()?;
     await_job(&fleet, "the precopy to run", is_copied_ahead)?;
+    pauses(&fleet)?;
+    visitors.await_answers(100)?;
+    fleet.ferry(&["resume", sample::ACCOUNT, "--detach"])?.ok()?;
+    await_job(&fleet, "the precopy to go on", is_copied_ahead)?;
     later[0].install(&fleet, "while an account is copied ahead")?;
     let job = fleet.last_job(sample::ACCOUNT)?;
     ensure!(is_copied_ahead(&job), "the upgrade did not come while the account was copied ahead");
@@ -138,8 +142,25 @@ fn inside_the_fence(fleet: &Fleet<'_>, client: &Host, later: &Later) -> Result<(
     client.sh("systemctl kill -s STOP mariadb")?;
     await_job(fleet, "the account to be fenced", is_fenced)?;
     later.install(fleet, "inside a fence")?;
+    let transit = fleet.lab().host("transit")?;
+    let goes_on = "journalctl -b -u ferry-agent | grep -c 'the change journals go on: demo' || :";
+    ensure!(transit.sh(goes_on)?.trim() == "1", "the change journal began anew in the upgrade");
     let job = fleet.last_job(sample::ACCOUNT)?;
     ensure!(is_fenced(&job), "the fence did not outlast the upgrade: {}", job.advice);
+    Ok(())
+}
+
+/// The move stops for now, with what it has copied.
+fn pauses(fleet: &Fleet<'_>) -> Result<()> {
+    let said = fleet.ferry(&["pause", sample::ACCOUNT])?;
+    let job = fleet.last_job(sample::ACCOUNT)?;
+    ensure!(
+        job.phase == JobPhase::Paused,
+        "the move is {} after ferry pause: {}{}",
+        job.phase,
+        said.text(),
+        said.error_text()
+    );
     Ok(())
 }
 
