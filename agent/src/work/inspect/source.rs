@@ -185,8 +185,9 @@ fn refusal(refused: &Bounded<Refusal>, home: &Path) -> Option<String> {
     let named: Vec<String> =
         refused.items.iter().take(NAMED).map(|r| format!("{}: {}", r.path, r.reason)).collect();
     let more = if refused.total > named.len() as u64 { "; ..." } else { "" };
+    let paths = if refused.total == 1 { "path" } else { "paths" };
     Some(format!(
-        "{} paths below {} cannot go to another server: {}{more}",
+        "{} {paths} below {} cannot go to another server: {}{more}",
         refused.total,
         home.display(),
         named.join("; ")
@@ -328,7 +329,7 @@ mod tests {
         };
         let (list, sights) = approve(&["root-setuid"]).unwrap();
         let finding = list.iter().find(|f| f.severity == Severity::Blocker).unwrap();
-        assert!(finding.message.starts_with("1 paths below "), "{finding:?}");
+        assert!(finding.message.starts_with("1 path below "), "{finding:?}");
         assert!(finding.message.contains("other: its owner 0"), "{finding:?}");
         assert!(sights[0].to_string().contains("setuid to user 0"), "{sights:?}");
         let (list, _) = approve(&["root-setuid", "other"]).unwrap();

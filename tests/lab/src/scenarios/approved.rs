@@ -34,7 +34,7 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     goes(&fleet, &[&there[..], &APPROVE].concat())?;
     as_it_was(client, transit)?;
 
-    transit.sh("printf x >> /home/demo/data/tool*; chmod 4755 /home/demo/data/tool*")?;
+    transit.sh("for f in /home/demo/data/tool*; do printf x >> $f; chmod 4755 $f; done")?;
     let back = ["rollback", sample::ACCOUNT, "--yes"];
     let said = fleet.ferry(&back)?;
     refused("what has changed since it was approved", &said, &[r"data/tool\xff", "--approve"])?;
