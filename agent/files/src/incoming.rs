@@ -14,6 +14,7 @@ use crate::apply::{Applier, DirState};
 use crate::approvals;
 use crate::codec::Malformed;
 use crate::digest::{self, Undigested};
+use crate::direct::{Direct, Gathered, write_all};
 use crate::guard::{self, Wanted};
 use crate::halt::{Halt, protocol_fault};
 use crate::locks;
@@ -66,6 +67,8 @@ pub struct Flight {
     awaited: Awaited,
     /// None if it was refused: what comes of it is passed over.
     pub fresh: Option<Fresh>,
+    /// The way past the cache.
+    direct: Option<Direct>,
     /// It is the file that was there.
     is_in_place: bool,
     /// How long the source says that it is now.
@@ -94,7 +97,9 @@ impl Flight {
         let (is_broken, ending) = (fresh.is_none(), Ending::Settled);
         let state = Mutex::new(FlightState { begun: 0, ended: 0, written: 0, ending, is_broken });
         let (size, changed) = (OnceLock::new(), Condvar::new());
-        Arc::new(Self { awaited, fresh, is_in_place, size, state, changed })
+        let fresh_one = fresh.as_ref().filter(|_| !is_in_place);
+        let direct = fresh_one.and_then(|fresh| Direct::open(fresh.fd.as_fd(), awaited.listed));
+        Arc::new(Self { awaited, fresh, direct, is_in_place, size, state, changed })
     }
 
     /// Another of its ranges begins.
@@ -121,7 +126,10 @@ impl Flight {
 
 /// A data stream's content that is coming.
 #[derive(Debug, Default)]
-pub struct Arriving(Option<Current>);
+pub struct Arriving {
+    current: Option<Current>,
+    gathered: Gathered,
+}
 
 #[derive(Debug)]
 struct Current {
@@ -179,7 +187,7 @@ impl Applier {
     /// A frame of a data stream. Answers whether a content is dealt with.
     pub(crate) fn receive(
         &self,
-        Arriving(current): &mut Arriving,
+        Arriving { current, gathered }: &mut Arriving,
         frame: Frame<'_>,
     ) -> Result<bool, Fault> {
         match (current.as_mut(), frame) {
@@ -191,8 +199,13 @@ impl Applier {
                 *current = Some(self.begin(range)?);
                 Ok(false)
             }
-            (Some(current), Frame::Data(bytes)) => self.data(current, bytes).map(|()| false),
-            (Some(current), Frame::Hole(length)) => self.hole(current, length).map(|()| false),
+            (Some(current), Frame::Data(bytes)) => {
+                self.data(current, gathered, bytes).map(|()| false)
+            }
+            (Some(current), Frame::Hole(length)) => {
+                self.write_gathered(current, gathered)?;
+                self.hole(current, length).map(|()| false)
+            }
             (Some(current), Frame::Same(length)) if current.flight.is_in_place => {
                 current.at = advance(current, length)?;
                 self.counters.bytes_done(length);
@@ -203,7 +216,10 @@ impl Applier {
                 Ok(false)
             }
             (Some(_), Frame::PartEnd(ending)) => match current.take() {
-                Some(current) => self.end(current, ending),
+                Some(current) => {
+                    self.write_gathered(&current, gathered)?;
+                    self.end(current, ending)
+                }
                 None => Err(out_of_turn()),
             },
             (None, Frame::Skip(place, ending)) => {
@@ -227,7 +243,8 @@ impl Applier {
             return self.came(&awaited, None);
         };
         self.received(bytes);
-        if let Err(errno) = write_all(&fresh, bytes, 0) {
+        self.cached(bytes);
+        if let Err(errno) = write_all(fresh.fd.as_fd(), bytes, 0) {
             self.discard(&awaited.dir, &fresh);
             self.trouble(&awaited.path(), "written", errno)?;
             return self.came(&awaited, None);
@@ -280,24 +297,51 @@ impl Applier {
         }
     }
 
-    /// Bytes have come that are written now, when they may be.
-    fn received(&self, bytes: &[u8]) {
-        self.disks.used(bytes.len());
+    /// Bytes go to the page cache.
+    fn cached(&self, bytes: &[u8]) {
         if let Some(flushing) = &self.flushing {
             flushing.written(bytes.len());
         }
+    }
+
+    /// Bytes have come that are written now, when they may be.
+    fn received(&self, bytes: &[u8]) {
+        self.disks.used(bytes.len());
         self.counters.bytes_done(bytes.len() as u64);
         self.tally.bytes_sent.fetch_add(bytes.len() as u64, Relaxed);
         self.reflinks.stand(bytes.len() as u64);
     }
 
-    fn data(&self, current: &mut Current, bytes: &[u8]) -> Result<(), Fault> {
+    fn data(
+        &self,
+        current: &mut Current,
+        gathered: &mut Gathered,
+        bytes: &[u8],
+    ) -> Result<(), Fault> {
         let end = advance(current, bytes.len() as u64)?;
         self.received(bytes);
         let at = std::mem::replace(&mut current.at, end);
         let flight = &current.flight;
         let Some(fresh) = &flight.fresh else { return Ok(()) };
-        self.written(flight, end, write_all(fresh, bytes, at))
+        let done = match &flight.direct {
+            Some(direct) => gathered.add(fresh.fd.as_fd(), direct, at, bytes),
+            None => {
+                self.cached(bytes);
+                write_all(fresh.fd.as_fd(), bytes, at)
+            }
+        };
+        self.written(flight, end, done)
+    }
+
+    /// Writes what has come of a content and was not written yet.
+    fn write_gathered(&self, current: &Current, gathered: &mut Gathered) -> Result<(), Fault> {
+        match (&current.flight.fresh, &current.flight.direct) {
+            (Some(fresh), Some(direct)) => {
+                let done = gathered.write(fresh.fd.as_fd(), direct);
+                self.written(&current.flight, current.at, done)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn hole(&self, current: &mut Current, length: u64) -> Result<(), Fault> {
@@ -353,7 +397,7 @@ impl Applier {
 
     /// All ranges of a content have ended.
     fn land(&self, flight: &Flight) -> Result<(), Fault> {
-        let Flight { awaited, fresh, is_in_place, size, .. } = flight;
+        let Flight { awaited, fresh, direct, is_in_place, size, .. } = flight;
         let (written, ending, is_broken) = {
             let state = lock(&flight.state);
             (state.written, state.ending, state.is_broken)
@@ -371,7 +415,7 @@ impl Applier {
             return self.came(awaited, None);
         }
         let size = size.get().copied().unwrap_or_default();
-        if (*is_in_place || size > written)
+        if (*is_in_place || direct.is_some() || size > written)
             && let Err(errno) = rustix::fs::ftruncate(&fresh.fd, size)
         {
             if !is_in_place {
@@ -505,19 +549,4 @@ fn worse(one: Ending, other: Ending) -> Ending {
 fn advance(current: &Current, length: u64) -> Result<u64, Fault> {
     let end = current.at.checked_add(length).filter(|end| *end <= current.end);
     end.ok_or_else(|| protocol_fault(&Malformed("a content longer than announced")))
-}
-
-fn write_all(fresh: &Fresh, mut bytes: &[u8], mut at: u64) -> Result<(), Errno> {
-    while !bytes.is_empty() {
-        match rustix::io::pwrite(&fresh.fd, bytes, at) {
-            Ok(0) => return Err(Errno::IO),
-            Ok(length) => {
-                bytes = &bytes[length..];
-                at += length as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(())
 }

@@ -27,6 +27,7 @@ mod content;
 mod dedupe;
 mod differing;
 mod digest;
+mod direct;
 mod directories;
 mod entries;
 mod exclusive;
