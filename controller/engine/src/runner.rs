@@ -144,7 +144,8 @@ impl Runner {
         tokio::select! {
             () = tokio::time::sleep(backoff(failed.saturating_add(1))) => true,
             () = self.abort.requested(), if !self.state.abort_requested => false,
-            () = self.pause.wished() => false,
+            // One that would lapse ends no wait.
+            () = self.pause.wished(), if self.state.can_pause(&self.spec) => false,
             () = self.force.said(), if unknown => false,
         }
     }

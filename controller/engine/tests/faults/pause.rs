@@ -161,6 +161,23 @@ async fn an_abort_of_what_is_about_to_pause_undoes_it() {
 /// Neither a second pause nor the end of none: the job is as it was, and nothing is remembered for later.
 #[tokio::test(start_paused = true)]
 async fn a_wish_that_does_not_fit_lapses() {
+#[tokio::test(start_paused = true)]
+async fn a_pause_that_cannot_be_does_not_hurry_an_undo() {
+    let undo = Event::UndoStarted { step: 0, attempt: 1 };
+    let fault = Fault::transient("it does not answer");
+    let failed_undo = Event::UndoFailed { step: 0, fault };
+    let events = vec![started(0), failed(0, FaultClass::Permanent), undo, failed_undo];
+    let long = Long::new(job(), events);
+    let (pause, began) = (Pause::default(), tokio::time::Instant::now());
+    let (running, _seen) = long.start_pausing(Abort::default(), pause.clone()).await;
+    for _ in 0..10 {
+        tokio::task::yield_now().await; // Until it waits to undo it again.
+    }
+    pause.request("the test");
+    assert_eq!(running.await.unwrap().unwrap(), JobPhase::Undone);
+    assert!(began.elapsed() > Duration::ZERO);
+}
+
     let long = Long::new(job(), vec![pause_requested()]);
     let pause = Pause::default();
     pause.request("another");
