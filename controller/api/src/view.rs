@@ -155,8 +155,8 @@ impl Folded {
         let stuck = self.view.phase == JobPhase::Stuck;
         for (i, (shown, state)) in self.view.steps.iter_mut().zip(&self.state.steps).enumerate() {
             if self.state.was_cut_off(i) {
-                // It has not failed.
-                (shown.phase, shown.fault) = (StepPhase::Waiting, None);
+                // It has not failed; what it did before is old.
+                (shown.phase, shown.fault, shown.receipt) = (StepPhase::Waiting, None, None);
             }
             if matches!(state, StepState::UndoFailed { .. }) {
                 // Tried again until the engine gives up.

@@ -149,11 +149,12 @@ async fn a_pause_at_each_write_stops_the_job_or_lapses_and_survives_the_controll
 
 #[test]
 fn only_what_a_served_account_does_not_feel_is_paused() {
-    let mut pausable: Vec<String> = Vec::new();
-    for step in jobs().iter().flat_map(|job| &job.steps).filter(|s| s.pausable) {
-        pausable.push(step.name.clone());
-    }
+    let jobs = jobs();
+    let steps = || jobs.iter().flat_map(|job| &job.steps);
+    let pausable: Vec<_> = steps().filter(|s| s.pausable).map(|s| &s.name).collect();
     assert_eq!(pausable, ["provision", "precopy"]);
+    let again: Vec<_> = steps().filter(|s| s.again_after_pause).map(|s| &s.name).collect();
+    assert_eq!(again, ["precopy"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,9 @@
 use ferry_api::view::Folded;
 use ferry_engine::{Entry, Event, JobState, Next};
 use ferry_plan::{Heard, Inputs, Plan, Policy};
-use ferry_proto::command::{AccountFacts, Direction, Move, Refusal, ServerFacts, TargetFacts};
+use ferry_proto::command::{
+    AccountFacts, Direction, Move, Receipt, Refusal, ServerFacts, TargetFacts,
+};
 use ferry_proto::ids::{Epoch, JobId};
 use ferry_proto::view::{JobPhase, JobView, Paused, StepPhase};
 use ferry_proto::{Fault, FaultClass};
@@ -220,6 +222,33 @@ fn a_paused_move_says_whose_wish_it_is_and_that_nothing_has_failed() {
     assert_eq!((paused.phase, &paused.steps[0].fault), (JobPhase::Paused, &Some(fault)));
     let aborted = take(8, Event::AbortRequested { by: String::new() });
     assert_eq!((aborted.phase, &aborted.paused), (JobPhase::Undoing, &None));
+}
+
+#[test]
+fn a_precopy_that_a_pause_has_made_old_is_shown_as_one_that_waits() {
+    let mut folded = Folded::new(plan(), 0).unwrap();
+    let receipt = serde_json::to_value(Receipt::Done {
+        summary: "2 files".into(),
+        figures: Default::default(),
+    });
+    let receipt = receipt.unwrap();
+    for step in [0, 1] {
+        for event in [
+            Event::StepStarted { step, attempt: 1 },
+            Event::StepDone { step, receipt: receipt.clone() },
+        ] {
+            folded.apply(&Entry { at_ms: 1, event }).unwrap();
+        }
+    }
+    let precopy = |folded: &Folded| {
+        let step = &folded.view().steps[1];
+        (step.phase, step.receipt.is_some(), step.fault.is_some())
+    };
+    folded.apply(&Entry { at_ms: 2, event: Event::PauseRequested { by: "x".into() } }).unwrap();
+    assert_eq!(precopy(&folded), (StepPhase::Done, true, false));
+    folded.apply(&Entry { at_ms: 3, event: Event::Resumed { by: "x".into() } }).unwrap();
+    assert_eq!(precopy(&folded), (StepPhase::Waiting, false, false));
+    assert_eq!(folded.view().steps[0].phase, StepPhase::Done);
 }
 
 /// Each page that advice names is one that the package carries.

@@ -117,7 +117,7 @@ impl Runner {
             match self.state.next(&self.spec) {
                 Next::End(phase) => return Ok(phase),
                 Next::Start { step, attempt } => {
-                    if !self.back_off(attempt).await || !self.enter(step).await {
+                    if !self.back_off(step, attempt).await || !self.enter(step).await {
                         continue;
                     }
                     self.record(Event::StepStarted { step, attempt }).await?;
@@ -125,7 +125,7 @@ impl Runner {
                 }
                 Next::Resume { step, attempt } => self.resume(step, attempt).await?,
                 Next::StartUndo { step, attempt } => {
-                    self.back_off(attempt).await;
+                    self.back_off(step, attempt).await;
                     self.record(Event::UndoStarted { step, attempt }).await?;
                     self.undo(step, attempt).await?;
                 }
@@ -135,8 +135,8 @@ impl Runner {
     }
 
     /// Waits before a further attempt. False if a wish, or a word for the commit, arrived meanwhile.
-    async fn back_off(&self, attempt: u32) -> bool {
-        let failed = self.state.failed_before(attempt);
+    async fn back_off(&self, step: usize, attempt: u32) -> bool {
+        let failed = self.state.failed_before(step, attempt);
         if failed == 0 {
             return true;
         }

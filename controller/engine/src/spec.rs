@@ -41,6 +41,9 @@ pub struct StepSpec {
     /// long it lasts, and the next attempt goes on with it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pausable: bool,
+    /// Whether a pause makes old what it did: it is done again before a job goes on that was paused after it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again_after_pause: bool,
 }
 
 impl StepSpec {

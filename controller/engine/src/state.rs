@@ -160,8 +160,10 @@ pub struct JobState {
     pub abort_requested: bool,
     /// Whether somebody wants it to stop for now, and nobody that it go on or be undone.
     pub pause_requested: bool,
-    /// Which attempts a pause has cut off.
-    cut_off: CutOff,
+    /// Which attempts a pause has cut off, by step.
+    cut_off: Vec<CutOff>,
+    /// Whether a pause has stopped it, and no step was started since.
+    stopped: bool,
     /// Whether a person vouched for the commit.
     pub forced: bool,
     /// The last step that refused for good, and how.
@@ -170,9 +172,12 @@ pub struct JobState {
     failures: Failures,
 }
 
-/// Attempts at the step at hand that a pause has cut off: that they ended is no failure.
+/// Attempts at a step that a pause has cut off: that they ended is no failure. One whose work it has made old
+/// counts as such.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct CutOff {
+    /// How many attempts there were.
+    begun: u32,
     /// How many have ended so.
     ended: u32,
     /// Whether the last one was told to stop.
@@ -234,7 +239,8 @@ impl JobState {
             receipts: vec![None; spec.steps.len()],
             abort_requested: false,
             pause_requested: false,
-            cut_off: CutOff::default(),
+            cut_off: vec![CutOff::default(); spec.steps.len()],
+            stopped: false,
             forced: false,
             refused_for_good: None,
             failures: Failures::default(),
@@ -262,6 +268,7 @@ impl JobState {
     /// If the event cannot follow from this state; the state is then unchanged.
     pub fn apply(&mut self, spec: &JobSpec, entry: &Entry) -> Result<(), IllegalEvent> {
         if self.take_wish(spec, entry) {
+            self.note_stop(spec, &entry.event);
             return Ok(());
         }
         let event = &entry.event;
@@ -330,8 +337,9 @@ impl JobState {
                 }
                 self.forced |= matches!(event, Event::CommitForced { .. });
                 *slot = next;
-                self.cut_off.take(event);
+                self.cut_off[step].take(event);
                 self.count(spec, entry);
+                self.note_stop(spec, event);
                 Ok(())
             }
             (_, slot) => Err(IllegalEvent {
@@ -349,17 +357,39 @@ impl JobState {
                 (self.abort_requested, self.pause_requested) = (true, false);
             }
             Event::PauseRequested { .. } if self.can_pause(spec) => {
-                let is_running = |s: &StepState| matches!(s, StepState::Running { .. });
                 self.pause_requested = true;
-                self.cut_off.last |= self.steps.iter().any(is_running);
+                for (cut_off, step) in self.cut_off.iter_mut().zip(&self.steps) {
+                    cut_off.last |= matches!(step, StepState::Running { .. });
+                }
             }
             Event::Resumed { .. } => {
-                self.pause_requested = false;
+                if std::mem::take(&mut self.pause_requested) && self.stopped {
+                    self.redo(spec);
+                }
                 self.count(spec, entry);
             }
             _ => return false,
         }
         true
+    }
+
+    /// What a pause has made old is to be done again: it stands as if that had cut it off.
+    fn redo(&mut self, spec: &JobSpec) {
+        for ((step, state), cut_off) in
+            spec.steps.iter().zip(&mut self.steps).zip(&mut self.cut_off)
+        {
+            if !(step.again_after_pause && matches!(state, StepState::Done { .. })) {
+                continue;
+            }
+            let fault = Fault::new(FaultClass::Cancelled, "it was done before the pause");
+            *state = StepState::Failed { attempt: cut_off.begun, fault };
+            (cut_off.ended, cut_off.last) = (cut_off.begun, true);
+        }
+    }
+
+    fn note_stop(&mut self, spec: &JobSpec, event: &Event) {
+        self.stopped |= self.next(spec) == Next::End(JobPhase::Paused);
+        self.stopped &= !matches!(event, Event::StepStarted { .. });
     }
 
     /// Counts failures of what is being done now.
@@ -401,15 +431,22 @@ impl JobState {
         self.steps.iter().position(not_done).unwrap_or(self.steps.len())
     }
 
-    /// How many attempts before this one, at the step at hand, have failed by themselves.
-    pub(crate) fn failed_before(&self, attempt: u32) -> u32 {
-        attempt.saturating_sub(1).saturating_sub(self.cut_off.ended)
+    /// How many attempts at the step before this one have failed by themselves.
+    pub(crate) fn failed_before(&self, step: usize, attempt: u32) -> u32 {
+        let cut_off = self.cut_off.get(step).map_or(0, |cut_off| cut_off.ended);
+        attempt.saturating_sub(1).saturating_sub(cut_off)
     }
 
     /// Whether the attempt at `step` that ended last was cut off by a pause, and has stopped for that.
     pub fn was_cut_off(&self, step: usize) -> bool {
         let is_cancelled = |state: &StepState| matches!(state, StepState::Failed { fault, .. } if fault.class == FaultClass::Cancelled);
-        self.cut_off.last && self.steps.get(step).is_some_and(is_cancelled)
+        self.cut_off.get(step).is_some_and(|cut_off| cut_off.last)
+            && self.steps.get(step).is_some_and(is_cancelled)
+    }
+
+    /// Whether a pause has stopped the job, and no step was started since, whoever let it go on.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped
     }
 
     /// Whether the job can be told to stop for now: it goes forward, and no step has begun but such as may
@@ -494,11 +531,11 @@ impl JobState {
     fn after_failure(&self, spec: &JobSpec, step: usize, attempt: u32, class: FaultClass) -> Next {
         let again = Next::Start { step, attempt: attempt.saturating_add(1) };
         if self.can_go_back(spec) {
-            let failed = self.failed_before(attempt.saturating_add(1));
+            let failed = self.failed_before(step, attempt.saturating_add(1));
             return match class {
                 _ if self.abort_requested => self.next_undo(),
                 // Whatever it says: nobody let it come to its own end.
-                _ if self.cut_off.last => again,
+                _ if self.cut_off[step].last => again,
                 FaultClass::Transient if failed < ATTEMPTS_BEFORE_COMMIT => again,
                 FaultClass::Transient
                 | FaultClass::Precondition
@@ -545,8 +582,8 @@ impl CutOff {
     fn take(&mut self, event: &Event) {
         match event {
             Event::StepFailed { .. } if self.last => self.ended = self.ended.saturating_add(1),
-            Event::StepStarted { .. } => self.last = false,
-            Event::StepDone { .. } | Event::UndoStarted { .. } => *self = Self::default(),
+            Event::StepStarted { attempt, .. } => (self.begun, self.last) = (*attempt, false),
+            Event::UndoStarted { .. } => *self = Self::default(),
             _ => {}
         }
     }

@@ -42,6 +42,7 @@ fn spec(commit: Option<usize>, forward_only: Option<usize>) -> JobSpec {
                 may_void_commit: commit.is_some_and(|at| i == at + 1),
                 pausable: commit.is_some() && i < PAUSABLE,
             })
+                again_after_pause: commit.is_some() && i + 1 == PAUSABLE,
             .collect(),
     }
 }

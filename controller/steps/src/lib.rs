@@ -83,6 +83,8 @@ pub fn job(plan: &Plan) -> Result<JobSpec, Fault> {
                 // The account is served at the source as if nothing were. A fence is never paused, and
                 // neither is what stands in front of it.
                 pausable: matches!(step.intent, Intent::Provision { .. } | Intent::Precopy { .. }),
+                // What has changed in hours or days is not left for behind the fence.
+                again_after_pause: matches!(step.intent, Intent::Precopy { .. }),
             })
         })
         .collect::<Result<_, Fault>>()?;

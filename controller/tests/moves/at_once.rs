@@ -236,7 +236,12 @@ async fn a_move_that_waits_for_its_fence_is_paused_at_once() {
     assert_eq!(controller.end_of(&older).await.phase, JobPhase::Done);
     assert_eq!(controller.view(&younger).await.phase, JobPhase::Paused);
     controller.resume("", "b").await.unwrap();
-    assert_eq!(controller.end_of(&younger).await.phase, JobPhase::Done);
+    let view = controller.end_of(&younger).await;
+    // What has changed meanwhile is copied while the account is still served.
+    assert_eq!((view.phase, view.steps[1].attempts), (JobPhase::Done, 2), "{view:?}");
+    let done = client.world.lock().unwrap().done_for.clone();
+    let of_b: Vec<_> = done.iter().filter(|(_, account)| account == "b").map(|(k, _)| k).collect();
+    assert_eq!(of_b[..4], ["inspect", "precopy", "precopy", "arm"], "{of_b:?}");
     assert_eq!(transit.done().iter().filter(|kind| *kind == "open").count(), 2);
 }
 

@@ -248,9 +248,61 @@ fn an_attempt_that_a_pause_has_cut_off_is_no_failure() {
 /// A job that an older Ferry planned and journalled.
 #[test]
 fn what_is_not_paused_is_written_as_before() {
+/// Copied whole and then paused for days, say: what was done is as old as the pause is long.
+#[test]
+fn what_a_pause_has_made_old_is_done_again_before_the_job_goes_on() {
+    let (old, further) = (PAUSABLE - 1, Next::Start { step: PAUSABLE, attempt: 1 });
+    let anew = |attempt| Event::StepStarted { step: old, attempt };
+    let next_of = |begun: &[Event], then: &[Event]| next(&[begun, then].concat());
+    let mut begun: Vec<_> = (0..old).flat_map(|step| [started(step), done(step)]).collect();
+    begun.push(started(old));
+    // It had not stopped: nothing was left lying.
+    assert_eq!(next_of(&begun, &[pause_requested(), resumed(), done(old)]), further);
+    let at_its_end = [pause_requested(), done(old), resumed()];
+    let after_it = [done(old), pause_requested(), resumed()];
+    for events in [at_its_end, after_it] {
+        let mut events = [&begun[..], &events[..]].concat();
+        for attempt in 2..5 {
+            assert_eq!(next(&events), Next::Start { step: old, attempt });
+            let again = Event::AbortRequested { by: String::new() };
+            assert_eq!(next_of(&events, &[again]), Next::StartUndo { step: old, attempt: 1 });
+            // Neither does a second pause change that, nor a restart.
+            assert_eq!(next_of(&events, &[pause_requested()]), PAUSED);
+            let paused_again = [pause_requested(), resumed()];
+            assert_eq!(next_of(&events, &paused_again), Next::Start { step: old, attempt });
+            events.push(anew(attempt));
+            // Its failures are counted from there.
+            let fails = failed(old, FaultClass::Transient);
+            let twice = [fails.clone(), anew(attempt + 1), fails];
+            assert_eq!(next_of(&events, &twice), Next::Start { step: old, attempt: attempt + 2 });
+            assert_eq!(next_of(&events, &[done(old)]), further);
+            events.extend([done(old), pause_requested(), resumed()]);
+        }
+    }
+}
+
+/// It has given up what it had, and has not begun anew.
+#[test]
+fn a_job_is_stopped_from_its_pause_until_a_step_starts() {
+    let mut events = Vec::new();
+    let mut is_stopped = |event: Event| {
+        events.push(event);
+        state(&events).unwrap().is_stopped()
+    };
+    assert!(is_stopped(pause_requested()), "nothing ran");
+    assert!(is_stopped(resumed()), "it waits at its gate");
+    assert!(!is_stopped(started(0)));
+    assert!(!is_stopped(pause_requested()), "it still runs");
+    assert!(is_stopped(done(0)));
+    assert!(is_stopped(resumed()));
+    assert!(!is_stopped(started(1)));
+    assert!(!is_stopped(failed(1, FaultClass::Transient)));
+    assert!(is_stopped(pause_requested()));
+}
+
     let step = &job().steps[COMMIT];
     let text = serde_json::to_string(step).unwrap();
-    assert!(!text.contains("pausable"), "{text}");
+    assert!(!text.contains("paus"), "{text}");
     assert_eq!(&serde_json::from_str::<StepSpec>(&text).unwrap(), step);
     let text = r#"{"event":"pause_requested","by":"the test"}"#;
     assert_eq!(serde_json::from_str::<Event>(text).unwrap(), pause_requested());

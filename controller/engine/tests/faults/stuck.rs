@@ -54,6 +54,7 @@ fn job(timeout_seconds: u32, forward_only: bool, commit_point: bool) -> JobSpec 
         forward_only,
         may_void_commit: false,
         pausable: false,
+        again_after_pause: false,
     };
     JobSpec { job: JobId::new_now(), steps: vec![step] }
 }

@@ -733,6 +733,15 @@ async fn paused_or_done(case: &Case, aborted: bool) -> bool {
         assert_eq!(case.checked(phase), JobPhase::Undone, "{}", case.what);
     } else {
         assert_eq!(case.resumed().await, JobPhase::Done, "{}", case.what);
+        let events = case.journal.events();
+        let resumed = events.iter().position(|e| matches!(e, Event::Resumed { .. }));
+        let begun =
+            |step| move |e: &Event| matches!(e, Event::StepStarted { step: s, .. } if *s == step);
+        for (step, spec) in case.spec.steps.iter().enumerate().filter(|(_, s)| s.again_after_pause)
+        {
+            let last = events.iter().rposition(begun(step));
+            assert!(last > resumed, "{}: {} is old: {events:?}", case.what, spec.name);
+        }
     }
     true
 }
