@@ -26,6 +26,8 @@ pub enum Exit {
     Unauthorised = 8,
     /// The job is paused: the account is at the source, and it goes on when somebody wants that.
     Paused = 9,
+    /// The move was to be paused, and is done: somebody let it go on before it had stopped.
+    WentOn = 10,
     /// Interrupted at the keyboard. Jobs go on.
     Interrupted = 130,
 }
@@ -54,6 +56,7 @@ Exit codes:
   7    the controller does not answer
   8    the controller does not accept the token
   9    the move is paused: the account is at the source, and `ferry resume` lets it go on
+  10   the move was to be paused, and is done: the account is at the target
   130  interrupted; a move that was started goes on";
 
 /// Why the program ends early.

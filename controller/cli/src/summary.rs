@@ -29,6 +29,7 @@ pub fn exit(job: &JobView, hope: Hope) -> Exit {
         | (JobPhase::Undone, Hope::Undone)
         | (JobPhase::Paused, Hope::Paused) => Exit::Done,
         (JobPhase::Paused, _) => Exit::Paused,
+        (JobPhase::Done, Hope::Paused) => Exit::WentOn,
         (JobPhase::Undone, Hope::Done | Hope::Paused) if is_move(job) => Exit::Undone,
         _ => Exit::Failed,
     }
@@ -270,6 +271,7 @@ mod tests {
         insta::assert_snapshot!(job(&done));
         assert_eq!(exit(&done, Hope::Done), Exit::Done);
         assert_eq!(exit(&done, Hope::Undone), Exit::Failed);
+        assert_eq!(exit(&done, Hope::Paused), Exit::WentOn);
     }
 
     #[test]

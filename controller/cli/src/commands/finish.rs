@@ -40,6 +40,11 @@ pub async fn pause(operator: &Operator, screen: &Screen, args: PauseArgs) -> Res
     if !screen.json() {
         screen.text(&format!("\n{}", summary::job(&stopped)))?;
     }
+    if stopped.phase == JobPhase::Done {
+        screen.note(
+            "The move is not paused: somebody let it go on before it had stopped, and it is done.",
+        );
+    }
     Ok(summary::exit(&stopped, Hope::Paused))
 }
 
