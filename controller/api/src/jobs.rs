@@ -423,9 +423,7 @@ impl Jobs {
     fn turn(&self, row: &JobRow, folded: &Folded) -> Arc<Turn> {
         let ticket = (row.started_ms.unwrap_or(row.planned_ms), row.id);
         let turn = Turn::new(&self.places, &self.fleet, ticket, folded.plan());
-        if folded.view().phase != JobPhase::Paused {
-            turn.take_up(&folded.spec().steps, folded.state());
-        }
+        turn.take_up(&folded.spec().steps, folded.state());
         turn
     }
 

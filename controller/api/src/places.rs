@@ -228,8 +228,12 @@ impl Turn {
         self.lacking.subscribe()
     }
 
-    /// Takes what the job has begun already, whoever else has it: after a restart.
+    /// Takes what the job has begun already, whoever else has it: after a restart. What a pause has stopped
+    /// had left its places to others, also if it was to go on since and waits for some.
     pub(crate) fn take_up(&self, steps: &[StepSpec], state: &JobState) {
+        if state.is_stopped() {
+            return;
+        }
         self.forced.store(state.forced, Ordering::Relaxed);
         for (step, state) in steps.iter().zip(&state.steps) {
             if matches!(state, StepState::Waiting | StepState::Undone) {

@@ -217,6 +217,31 @@ async fn a_paused_move_leaves_its_place_to_others_and_waits_for_one_when_it_goes
     assert_eq!(controller.end_of(&first).await.phase, JobPhase::Done);
 }
 
+#[tokio::test]
+async fn a_move_that_waits_for_a_place_after_its_pause_takes_none_by_a_restart() {
+    let limits = MoveLimits { source: 3, target: 1, fence: 1 };
+    let (controller, [client, transit], identities) = pair_of(limits, &["a", "b"], &[]).await;
+    client.world.lock().unwrap().silent.push("precopy".into());
+    let first = controller.moves("a", "transit").await;
+    client.until_waiting("precopy").await;
+    controller.pause("a").await.unwrap();
+    controller.until_paused(&first).await;
+    let second = controller.moves("b", "transit").await;
+    client.until_waiting("precopy").await;
+    controller.resume("", "a").await.unwrap();
+    let full = place("transit", PlaceKind::Target);
+    controller.until_waits(&first, Some(&full)).await;
+
+    let controller = Controller::with(controller.crash().await, limits).await;
+    client.play(&controller.address, &identities[0]);
+    transit.play(&controller.address, &identities[1]);
+    controller.until_waits(&first, Some(&full)).await;
+    heals(&client, &controller, &identities[0]).await;
+    for job in [&second, &first] {
+        assert_eq!(controller.end_of(job).await.phase, JobPhase::Done);
+    }
+}
+
 /// Copied whole, it is still served.
 #[tokio::test]
 async fn a_move_that_waits_for_its_fence_is_paused_at_once() {
