@@ -72,6 +72,8 @@ struct PerAccount {
     order: Arc<tokio::sync::Mutex<()>>,
     /// Cancelled when what runs for the account must stop; then replaced.
     activity: Mutex<CancellationToken>,
+    /// Whoever copies the account's files ahead holds it.
+    copying: Arc<tokio::sync::Mutex<()>>,
     /// Whoever tells the account's target of a commit holds it.
     delivery: Arc<tokio::sync::Mutex<()>>,
     /// Whoever does what follows an open holds it.
@@ -176,6 +178,12 @@ impl Agent {
         order
     }
 
+    /// The right to copy the account's files ahead: one that was stopped has it until it has ended.
+    pub async fn copying(&self, name: &AccountName) -> OwnedMutexGuard<()> {
+        let copying = self.per_account(name).copying.clone();
+        copying.lock_owned().await
+    }
+
     /// The right to tell the account's target of a commit; none if somebody does already.
     pub fn delivery(&self, name: &AccountName) -> Option<OwnedMutexGuard<()>> {
         self.per_account(name).delivery.clone().try_lock_owned().ok()
@@ -232,6 +240,7 @@ impl Agent {
                 Arc::new(PerAccount {
                     order: Arc::default(),
                     activity: Mutex::default(),
+                    copying: Arc::default(),
                     delivery: Arc::default(),
                     following: Arc::default(),
                 })

@@ -185,7 +185,7 @@ impl Commands {
     ) -> Result<(), Fault> {
         let id = command.id;
         if let Intent::Precopy { .. } = &intent {
-            // One that still runs was given up: paused, say, while the controller did not reach this agent.
+            // One that still runs was given up, while the controller did not reach this agent, say.
             self.agent.stop_activity(intent.account());
         }
         // Also stopped by whatever stops the account's activity, unless it changes how the account
@@ -475,16 +475,30 @@ mod tests {
         assert_eq!(fixture.commands.submit(disarm(id, 1, &of)).await, Some(first));
     }
 
-    #[tokio::test]
-    async fn a_precopy_stops_one_of_its_account_that_still_runs() {
+    #[tokio::test(start_paused = true)]
+    async fn a_precopy_stops_one_of_its_account_that_still_runs_and_waits_for_its_end() {
         let mut fixture = Fixture::new();
         let of = a_move();
         let before = fixture.agent.activity(&of.account);
+        let still_runs = fixture.agent.copying(&of.account).await;
         let intent = Intent::Precopy { of, max_passes: 1, converged_bytes: 0 };
         let intent = serde_json::to_vec(&intent).unwrap();
-        let id = CommandId::new_now();
-        let _ = fixture.outcome(Command { id, generation: 1, intent, grant: None }).await;
+        let [second, third] = [CommandId::new_now(), CommandId::new_now()];
+        let command = |id| Command { id, generation: 1, intent: intent.clone(), grant: None };
+        assert_eq!(fixture.commands.submit(command(second)).await, None);
         assert!(before.is_cancelled());
+        // Only time passes.
+        let hour = Duration::from_secs(3600);
+        let early = tokio::time::timeout(hour, fixture.heard.recv()).await;
+        assert!(early.is_err(), "it did not wait: {early:?}");
+        assert_eq!(fixture.commands.submit(command(third)).await, None);
+        let Told::Ended(id, outcome) = fixture.heard.recv().await.unwrap() else { panic!() };
+        assert_eq!((id, outcome.unwrap_err().class), (second, FaultClass::Cancelled));
+        drop(still_runs);
+        let Told::Ended(id, outcome) = fixture.heard.recv().await.unwrap() else { panic!() };
+        // It has begun, and found no such account.
+        assert_eq!(id, third);
+        assert_ne!(outcome.unwrap_err().class, FaultClass::Cancelled);
     }
 
     #[tokio::test]

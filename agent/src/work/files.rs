@@ -20,7 +20,7 @@ use crate::ledger::Account;
 use crate::work::copied::{Compared, Copied, Doubt, Mark, as_shown};
 use crate::work::pace::{self, Doing, LastPass};
 use crate::work::record::here;
-use crate::work::{Job, done_with, verify};
+use crate::work::{Job, done_with, unless_cancelled, verify};
 
 /// Refusals that are named in a fault.
 const NAMED: usize = 5;
@@ -33,6 +33,9 @@ const PROVING: u32 = 3;
 /// # Errors
 /// Precondition if the target refuses something, with the paths; else what ended a pass.
 pub async fn precopy(job: &Job, max_passes: u32, converged_bytes: u64) -> Result<Receipt, Fault> {
+    // What one that is being stopped still tells the journal would count for this one's passes.
+    let alone = async { Ok(job.agent.copying(&job.of.account).await) };
+    let _alone = unless_cancelled(&job.cancel, alone).await?;
     let account = here(&job.agent, &job.of.account).await?;
     let mut copied = Copied::of(job).await;
     copied.proof = None;

@@ -257,7 +257,7 @@ pub fn approved(grant: &Grant) -> Result<Arc<Approvals>, Fault> {
     Approvals::of(grant.approvals.iter().map(|approval| &approval.what)).map(Arc::new)
 }
 
-/// Ends with a fault if `cancel` fires first.
+/// Ends with a fault if `cancel` fires first, or has fired before.
 ///
 /// # Errors
 /// The work's, or one of class Cancelled.
@@ -266,8 +266,9 @@ pub async fn unless_cancelled<T>(
     work: impl Future<Output = Result<T, Fault>>,
 ) -> Result<T, Fault> {
     tokio::select! {
-        outcome = work => outcome,
+        biased;
         () = cancel.cancelled() => Err(Fault::new(FaultClass::Cancelled, "stopped on request")),
+        outcome = work => outcome,
     }
 }
 

@@ -39,7 +39,9 @@ fn paused(view: &JobView) -> String {
     let JobView { account, source, .. } = view;
     let how = match view.phase {
         JobPhase::Paused => "The move is paused",
-        _ => "The move is about to pause: what runs is being stopped",
+        _ => {
+            "The move is about to pause: what runs is being stopped, and if its server is away it is when that is back"
+        }
     };
     format!(
         "{source} serves account {account}. {how}; what was copied is kept, and the account has no other job meanwhile. \

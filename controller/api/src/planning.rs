@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ferry_fleet::commands::Order;
+use ferry_fleet::commands::{Order, Stop};
 use ferry_fleet::{Fleet, now_ms};
 use ferry_plan::{Heard, Inputs, Plan, Policy, plan};
 use ferry_proto::approval::Approval;
@@ -16,7 +16,6 @@ use ferry_proto::ids::{AccountName, CommandId, JobId, ServerName};
 use ferry_proto::view::JobPhase;
 use ferry_proto::{Fault, FaultClass};
 use ferry_store::{ServerState, Store};
-use tokio_util::sync::CancellationToken;
 
 use crate::approvals;
 use crate::jobs::{fold, read_plan};
@@ -306,7 +305,7 @@ impl Planner {
         let order =
             Order { server: server.clone(), id: CommandId::new_now(), job: None, intent, grant };
         let account = order.intent.account().clone();
-        let never = CancellationToken::new();
+        let never = Stop::default();
         let answer = self.fleet.run(&order, None, &never);
         let answer = tokio::time::timeout(INSPECTION, answer).await.unwrap_or_else(|_| {
             Err(Fault::transient(format!(

@@ -292,6 +292,7 @@ impl Runner {
             receipts,
             void: self.state.void(&self.spec).cloned(),
             cancel,
+            abort: self.abort.child_token(),
             progress,
         }
     }

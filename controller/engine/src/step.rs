@@ -28,6 +28,8 @@ pub struct Context {
     pub void: Option<Fault>,
     /// Cancelled when somebody wants the job undone, or paused.
     pub cancel: CancellationToken,
+    /// Cancelled when somebody wants the job undone: nobody waits then for who is away. A pause waits.
+    pub abort: CancellationToken,
     /// Where to say how far it is.
     pub progress: watch::Sender<Progress>,
 }

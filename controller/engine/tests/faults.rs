@@ -20,6 +20,7 @@ use ferry_proto::ids::JobId;
 use ferry_proto::view::JobPhase;
 use ferry_proto::{Fault, FaultClass};
 use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
 
 use harness::{ALWAYS, Action, Case, Memory};
 
@@ -41,8 +42,8 @@ fn spec(commit: Option<usize>, forward_only: Option<usize>) -> JobSpec {
                 forward_only: forward_only == Some(i),
                 may_void_commit: commit.is_some_and(|at| i == at + 1),
                 pausable: commit.is_some() && i < PAUSABLE,
-            })
                 again_after_pause: commit.is_some() && i + 1 == PAUSABLE,
+            })
             .collect(),
     }
 }
@@ -325,6 +326,8 @@ struct Endless {
     begun: Notify,
     release: Notify,
     cancelled: Mutex<Vec<String>>,
+    /// Of the last attempt.
+    abort: Mutex<CancellationToken>,
 }
 
 #[async_trait]
@@ -335,6 +338,7 @@ impl Step for Endless {
     }
 
     async fn execute(&self, context: &Context) -> Result<serde_json::Value, Fault> {
+        *self.abort.lock().unwrap() = context.abort.clone();
         self.begun.notify_one();
         tokio::select! {
             biased;

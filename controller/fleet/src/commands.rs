@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::session::response;
 use crate::{Fleet, Live};
 
-/// How long an agent that is not connected is waited for after its command was cancelled: some restarts of it.
+/// How long an agent that is not connected is waited for although it is to be left: some restarts of it.
 const COMES_BACK_WITHIN: Duration = Duration::from_secs(60);
 
 /// A command whose outcome is awaited.
@@ -59,10 +59,19 @@ pub struct Order {
     pub grant: Option<SignedGrant>,
 }
 
+/// How whoever waits for a command's outcome stops it.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    /// The agent is asked to stop it, whenever it connects, and its answer awaited: it may go on unheard.
+    pub cancel: CancellationToken,
+    /// Fires after that: an agent that is not connected is not awaited for long any more. To go back may need
+    /// only the other.
+    pub leave: CancellationToken,
+}
+
 impl Fleet {
     /// Sends a command and waits for its outcome, across reconnects of the agent. The caller bounds
-    /// the wait. If `cancel` fires, the agent is asked to stop, and its answer awaited: but not for long
-    /// from one that is not connected, since going back may need only the other.
+    /// the wait.
     ///
     /// # Errors
     /// The agent's fault, or one of class Bug if the intent cannot be written.
@@ -70,7 +79,7 @@ impl Fleet {
         &self,
         order: &Order,
         progress: Option<watch::Sender<Progress>>,
-        cancel: &CancellationToken,
+        stop: &Stop,
     ) -> Result<Receipt, Fault> {
         self.require_not_overtaken()?;
         let what = Waiting::Outcome {
@@ -82,12 +91,12 @@ impl Fleet {
         let guard = Forget { fleet: self, id: order.id };
         let answer = tokio::select! {
             answer = &mut reply => answer,
-            () = cancel.cancelled() => {
+            () = stop.cancel.cancelled() => {
                 self.cancel(order.id);
                 tokio::select! {
                     biased;
                     answer = &mut reply => answer,
-                    () = self.stays_away(&order.server) => return Err(not_stopped(order)),
+                    () = self.stays_away(&order.server, &stop.leave) => return Err(not_stopped(order)),
                 }
             }
         };
@@ -137,8 +146,9 @@ impl Fleet {
             .remedy(format!("on {server}: systemctl status ferry-agent")))
     }
 
-    /// Waits until an agent has been given time to come back, and is not connected.
-    async fn stays_away(&self, server: &ServerName) {
+    /// Waits until an agent that is to be left has been given time to come back, and is not connected.
+    async fn stays_away(&self, server: &ServerName, leave: &CancellationToken) {
+        leave.cancelled().await;
         loop {
             tokio::time::sleep(COMES_BACK_WITHIN).await;
             if !self.is_connected(server) {
@@ -338,7 +348,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cancelled_command_waits_for_its_agent_while_it_is_there_and_not_for_days_else() {
+    async fn a_cancelled_command_waits_for_its_agent_and_not_for_days_for_one_that_is_left() {
         let dir = tempfile::tempdir().unwrap();
         let fleet = fleet(dir.path()).await;
         let server: ServerName = "web1".parse().unwrap();
@@ -358,16 +368,19 @@ mod tests {
             },
             grant: None,
         };
-        let cancel = CancellationToken::new();
+        let stop = Stop::default();
         // From here on nothing but time passes.
         tokio::time::pause();
         let day = Duration::from_secs(86_400);
-        let run = fleet.run(&order, None, &cancel);
+        let run = fleet.run(&order, None, &stop);
         tokio::pin!(run);
         fleet.live().sessions.clear();
         tokio::time::timeout(day, &mut run).await.expect_err("it may come back");
+        stop.cancel.cancel();
+        tokio::time::timeout(day, &mut run).await.expect_err("it may not have stopped");
+        assert!(fleet.live().pending[&order.id].cancelled, "it hears that when it connects");
         let (_queue, _end) = connect(&mut fleet.live(), &server, 4);
-        cancel.cancel();
+        stop.leave.cancel();
         tokio::time::timeout(day, &mut run).await.expect_err("it is there, and will answer");
         fleet.live().sessions.clear();
         let ended = tokio::time::timeout(2 * COMES_BACK_WITHIN, run).await;

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use ferry_engine::{Context, Observation, Step};
 use ferry_fleet::Fleet;
-use ferry_fleet::commands::Order;
+use ferry_fleet::commands::{Order, Stop};
 use ferry_plan::PlannedStep;
 use ferry_proto::Fault;
 use ferry_proto::approval::Approval;
 use ferry_proto::command::{Intent, Move, Receipt, Refusal};
 use ferry_proto::ids::{CommandId, ServerName};
-use tokio_util::sync::CancellationToken;
 
 use crate::grant::{self, Words};
 use crate::release;
@@ -137,8 +136,8 @@ impl Step for AgentStep {
             return to_json(&release::cut_off(&step.server));
         }
         let order = self.order(context, Action::Execute, step.server, intent, step.approvals)?;
-        let receipt =
-            self.fleet.run(&order, Some(context.progress.clone()), &context.cancel).await?;
+        let stop = Stop { cancel: context.cancel.clone(), leave: context.abort.clone() };
+        let receipt = self.fleet.run(&order, Some(context.progress.clone()), &stop).await?;
         to_json(&receipt)
     }
 
@@ -154,6 +153,6 @@ impl Step for AgentStep {
         let refusal = context.void.as_ref().and_then(Fault::final_refusal);
         let Some((server, intent)) = (self.recipe.undo)(&of, refusal) else { return Ok(()) };
         let order = self.order(context, Action::Undo, server, intent, Vec::new())?;
-        self.fleet.run(&order, None, &CancellationToken::new()).await.map(|_| ())
+        self.fleet.run(&order, None, &Stop::default()).await.map(|_| ())
     }
 }

@@ -64,6 +64,22 @@ async fn a_paused_move_that_is_aborted_is_undone() {
     assert!(!client.done().contains(&"precopy".to_owned()), "{:?}", client.done());
 }
 
+/// Nobody else can say that it has stopped: it may copy for as long as it is away.
+#[tokio::test]
+async fn a_move_whose_source_is_away_is_paused_when_that_is_back_and_has_stopped() {
+    let (controller, client, _, [at_client, _]) = pair().await;
+    let job = copying(&controller, &client).await;
+    client.leave(&controller).await;
+    controller.pause("demo").await.unwrap();
+    let controller = Controller::start(controller.crash().await).await;
+    let view = controller.view(&job).await;
+    assert!(view.phase == JobPhase::Running && view.paused.is_some(), "{view:?}");
+    assert!(client.world.lock().unwrap().cancelled.is_empty());
+    client.play(&controller.address, &at_client);
+    controller.until_paused(&job).await;
+    assert_eq!(client.world.lock().unwrap().cancelled, ["precopy"]);
+}
+
 /// Its agent takes its time, or is away: the wish is journalled, and lifted again.
 #[tokio::test]
 async fn what_is_about_to_pause_can_be_told_to_go_on() {

@@ -150,17 +150,17 @@ async fn an_abort_of_what_is_about_to_pause_undoes_it() {
     let (abort, pause) = (Abort::default(), Pause::default());
     let (running, mut seen) = long.start_pausing(abort.clone(), pause.clone()).await;
     long.step.begun.notified().await;
+    let nobody_waits = long.step.abort.lock().unwrap().clone();
     pause.request("the test");
     until_told(&mut seen, &pause_requested()).await;
+    assert!(!nobody_waits.is_cancelled(), "a pause waits for who is away");
     abort.request("the test");
     until_told(&mut seen, &Event::AbortRequested { by: "the test".into() }).await;
+    assert!(nobody_waits.is_cancelled());
     long.step.release.notify_one();
     assert_eq!(running.await.unwrap().unwrap(), JobPhase::Undone);
 }
 
-/// Neither a second pause nor the end of none: the job is as it was, and nothing is remembered for later.
-#[tokio::test(start_paused = true)]
-async fn a_wish_that_does_not_fit_lapses() {
 #[tokio::test(start_paused = true)]
 async fn a_pause_that_cannot_be_does_not_hurry_an_undo() {
     let undo = Event::UndoStarted { step: 0, attempt: 1 };
@@ -178,6 +178,9 @@ async fn a_pause_that_cannot_be_does_not_hurry_an_undo() {
     assert!(began.elapsed() > Duration::ZERO);
 }
 
+/// Neither a second pause nor the end of none: the job is as it was, and nothing is remembered for later.
+#[tokio::test(start_paused = true)]
+async fn a_wish_that_does_not_fit_lapses() {
     let long = Long::new(job(), vec![pause_requested()]);
     let pause = Pause::default();
     pause.request("another");
@@ -245,9 +248,6 @@ fn an_attempt_that_a_pause_has_cut_off_is_no_failure() {
     assert_eq!(next(&done_all_the_same), PAUSED);
 }
 
-/// A job that an older Ferry planned and journalled.
-#[test]
-fn what_is_not_paused_is_written_as_before() {
 /// Copied whole and then paused for days, say: what was done is as old as the pause is long.
 #[test]
 fn what_a_pause_has_made_old_is_done_again_before_the_job_goes_on() {
@@ -300,6 +300,9 @@ fn a_job_is_stopped_from_its_pause_until_a_step_starts() {
     assert!(is_stopped(pause_requested()));
 }
 
+/// A job that an older Ferry planned and journalled.
+#[test]
+fn what_is_not_paused_is_written_as_before() {
     let step = &job().steps[COMMIT];
     let text = serde_json::to_string(step).unwrap();
     assert!(!text.contains("paus"), "{text}");
