@@ -133,7 +133,7 @@ impl Applier {
         let distrusted_since = options.distrusted_since.map(Time::from_system);
         let disks = Disks::new(&options.limits, &halt, &counters);
         let flushing = options.durable.then(|| Flushing::new(Arc::clone(&tree), halt.clone()));
-        let reflinks = Reflinks::new(&tree, options.calm);
+        let reflinks = Reflinks::new(&tree, &options);
         Self {
             tree,
             distrusted_since,
@@ -279,7 +279,7 @@ impl Applier {
         }
         if let What::File(size) = entry.what {
             self.counters.wanted(size);
-            self.reflinks.expect(size, || here.node.path_of(&entry.name));
+            self.reflinks.expect(here.node, &entry.name, size);
             dir.expect();
             // What was approved comes whole, so that nothing of it stands before all of it is known.
             let mended =

@@ -69,8 +69,8 @@ pub struct Flight {
     pub fresh: Option<Fresh>,
     /// The way past the cache.
     direct: Option<Direct>,
-    /// It is the file that was there.
-    is_in_place: bool,
+    /// It is the file that was there, which was so long.
+    found: Option<u64>,
     /// How long the source says that it is now.
     size: OnceLock<u64>,
     state: Mutex<FlightState>,
@@ -93,13 +93,13 @@ struct FlightState {
 }
 
 impl Flight {
-    fn new(awaited: Awaited, fresh: Option<Fresh>, is_in_place: bool) -> Arc<Self> {
+    fn new(awaited: Awaited, fresh: Option<Fresh>, found: Option<u64>) -> Arc<Self> {
         let (is_broken, ending) = (fresh.is_none(), Ending::Settled);
         let state = Mutex::new(FlightState { begun: 0, ended: 0, written: 0, ending, is_broken });
         let (size, changed) = (OnceLock::new(), Condvar::new());
-        let fresh_one = fresh.as_ref().filter(|_| !is_in_place);
+        let fresh_one = fresh.as_ref().filter(|_| found.is_none());
         let direct = fresh_one.and_then(|fresh| Direct::open(fresh.fd.as_fd(), awaited.listed));
-        Arc::new(Self { awaited, fresh, direct, is_in_place, size, state, changed })
+        Arc::new(Self { awaited, fresh, direct, found, size, state, changed })
     }
 
     /// Another of its ranges begins.
@@ -160,15 +160,15 @@ impl Incoming {
         lock(&self.awaited).remove(&place).ok_or_else(out_of_turn)
     }
 
-    /// The ranges of a content will come.
+    /// The ranges of a content will come, of a file that was `found` to be so long if it is only mended.
     pub fn take_off(
         &self,
         place: Place,
         awaited: Awaited,
         fresh: Option<Fresh>,
-        is_in_place: bool,
+        found: Option<u64>,
     ) -> Arc<Flight> {
-        let flight = Flight::new(awaited, fresh, is_in_place);
+        let flight = Flight::new(awaited, fresh, found);
         lock(&self.flights).insert(place, Arc::clone(&flight));
         flight
     }
@@ -206,15 +206,7 @@ impl Applier {
                 self.write_gathered(current, gathered)?;
                 self.hole(current, length).map(|()| false)
             }
-            (Some(current), Frame::Same(length)) if current.flight.is_in_place => {
-                current.at = advance(current, length)?;
-                self.counters.bytes_done(length);
-                self.tally.bytes_kept.fetch_add(length, Relaxed);
-                self.reflinks.stand(length);
-                let mut state = lock(&current.flight.state);
-                state.written = state.written.max(current.at);
-                Ok(false)
-            }
+            (Some(current), Frame::Same(length)) => self.same(current, length).map(|()| false),
             (Some(_), Frame::PartEnd(ending)) => match current.take() {
                 Some(current) => {
                     self.write_gathered(&current, gathered)?;
@@ -261,7 +253,7 @@ impl Applier {
             None => {
                 let awaited = self.incoming.take(place)?;
                 let fresh = self.open_fresh(&awaited)?;
-                let flight = Flight::new(awaited, fresh, false);
+                let flight = Flight::new(awaited, fresh, None);
                 flights.insert(place, Arc::clone(&flight));
                 flight
             }
@@ -344,11 +336,23 @@ impl Applier {
         }
     }
 
+    /// So many bytes are those that the file had when it was found: it had no others.
+    fn same(&self, current: &mut Current, length: u64) -> Result<(), Fault> {
+        let end = advance(current, length)?;
+        if current.flight.found.is_none_or(|found| end > found) {
+            return Err(out_of_turn());
+        }
+        current.at = end;
+        self.counters.bytes_done(length);
+        self.tally.bytes_kept.fetch_add(length, Relaxed);
+        self.written(&current.flight, end, Ok(()))
+    }
+
     fn hole(&self, current: &mut Current, length: u64) -> Result<(), Fault> {
         let end = advance(current, length)?;
         let at = std::mem::replace(&mut current.at, end);
         let flight = &current.flight;
-        if !flight.is_in_place {
+        if flight.found.is_none() {
             // A new file has nothing there yet.
             return Ok(());
         }
@@ -397,7 +401,8 @@ impl Applier {
 
     /// All ranges of a content have ended.
     fn land(&self, flight: &Flight) -> Result<(), Fault> {
-        let Flight { awaited, fresh, direct, is_in_place, size, .. } = flight;
+        let Flight { awaited, fresh, direct, found, size, .. } = flight;
+        let is_in_place = found.is_some();
         let (written, ending, is_broken) = {
             let state = lock(&flight.state);
             (state.written, state.ending, state.is_broken)
@@ -415,7 +420,7 @@ impl Applier {
             return self.came(awaited, None);
         }
         let size = size.get().copied().unwrap_or_default();
-        if (*is_in_place || direct.is_some() || size > written)
+        if (is_in_place || direct.is_some() || size > written)
             && let Err(errno) = rustix::fs::ftruncate(&fresh.fd, size)
         {
             if !is_in_place {
@@ -424,7 +429,7 @@ impl Applier {
             self.trouble(&awaited.path(), "written", errno)?;
             return self.came(awaited, None);
         }
-        self.complete(awaited, fresh, *is_in_place, ending)
+        self.complete(awaited, fresh, is_in_place, ending)
     }
 
     /// The content is there: now the metadata, and its place.
@@ -532,7 +537,7 @@ impl Applier {
         let dir = &awaited.dir;
         self.first_done(awaited.group, &dir.node, &awaited.name, identity)?;
         self.one_done(dir)?;
-        self.share_waited(awaited.listed, || awaited.path())
+        self.share_waited(&dir.node, &awaited.name, awaited.listed)
     }
 }
 

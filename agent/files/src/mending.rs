@@ -78,16 +78,22 @@ impl Applier {
         while let Some(place) = self.mending.next(&self.halt)? {
             let awaited = self.incoming.take(place)?;
             let ranges = ranges_of(awaited.listed);
-            let (fresh, is_in_place) = match self.open_to_mend(&awaited) {
-                Ok(fresh) => (Some(fresh), true),
+            let (fresh, found) = match self.open_to_mend(&awaited) {
+                Ok((fresh, stat)) => {
+                    // Now, and not when the source says what is the same: it may say so of holes, and again and again.
+                    self.reflinks.stand(stat.blocks.saturating_mul(512));
+                    (Some(fresh), Some(stat.size))
+                }
                 // It is no longer what it was: made anew, of all that the source has.
-                Err(_) => (self.open_fresh(&awaited)?, false),
+                Err(_) => (self.open_fresh(&awaited)?, None),
             };
-            let flight = self.incoming.take_off(place, awaited, fresh, is_in_place);
+            let flight = self.incoming.take_off(place, awaited, fresh, found);
             for range in 0..ranges {
                 flight.wait_until_ended(range.saturating_sub(AHEAD), &self.halt)?;
-                let digests = match &flight.fresh {
-                    Some(fresh) if is_in_place => self.digests(&fresh.fd, range, &mut buffer)?,
+                let digests = match (&flight.fresh, found) {
+                    (Some(fresh), Some(found)) => {
+                        self.digests(&fresh.fd, found, range, &mut buffer)?
+                    }
                     _ => Vec::new(),
                 };
                 out.put(&Frame::Blocks(place, range, digests))?;
@@ -98,7 +104,7 @@ impl Applier {
     }
 
     /// Opens the file that was found, and says on the disk that it is not what the source has.
-    fn open_to_mend(&self, awaited: &Awaited) -> IoResult<Fresh> {
+    fn open_to_mend(&self, awaited: &Awaited) -> IoResult<(Fresh, Stat)> {
         let dir = self.tree.open(&awaited.dir.node)?;
         let fd = match confine::open_to_write(dir.as_fd(), &awaited.name) {
             Err(Errno::PERM) if self.unlock(dir.as_fd(), &awaited.name)? => {
@@ -112,19 +118,22 @@ impl Applier {
         }
         Handle::Open(fd.as_fd()).set_mtime(awaited.wanted.mtime.disturbed())?;
         rustix::fs::fsync(&fd)?;
-        Ok(Fresh { fd, name: awaited.name.clone() })
+        Ok((Fresh { fd, name: awaited.name.clone() }, stat))
     }
 
-    /// The digests of a range of what we have. What cannot be read, the source is asked for.
+    /// The digests of a range of what we have, of the length that was `found`: what it has grown by since is not its
+    /// own. What cannot be read, the source is asked for.
     fn digests(
         &self,
         fd: &OwnedFd,
+        found: u64,
         range: u64,
         buffer: &mut Vec<u8>,
     ) -> Result<Vec<Digest>, Fault> {
         let Ok(stat) = Stat::of_fd(fd) else { return Ok(Vec::new()) };
-        let offset = range.saturating_mul(RANGE).min(stat.size);
-        let end = offset.saturating_add(RANGE).min(stat.size);
+        let size = stat.size.min(found);
+        let offset = range.saturating_mul(RANGE).min(size);
+        let end = offset.saturating_add(RANGE).min(size);
         let mut summing = Summing::default();
         let read = content::read(fd, &stat, offset..end, buffer, |part| {
             match part {

@@ -183,6 +183,8 @@ pub struct TargetOptions {
     /// Files here whose inode changed at or after this moment are not taken for equal, whatever their size
     /// and time: what was written then may never have reached the disk.
     pub distrusted_since: Option<SystemTime>,
+    /// Files that share what they hold at the source are to share it here as well.
+    pub share: bool,
     /// How fast it may be: what is sent to the source, and contents written and read here.
     pub limits: Limits,
     /// So many directories are worked on at once.
@@ -201,6 +203,7 @@ impl TargetOptions {
             allow_emptied: false,
             durable: true,
             distrusted_since: None,
+            share: true,
             limits: Limits::default(),
             workers: workers(),
             calm: false,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ferry_files::journal::{Backend, Plan, Watch, Whose};
-use ferry_files::{PassReport, SourceOptions};
+use ferry_files::{PassReport, SourceOptions, TargetOptions};
 use support::{Trees, UID, in_own_mounts, mount_new, own_all, run, source_options, target_options};
 
 const MIB: u64 = 1024 * 1024;
@@ -155,10 +155,15 @@ fn a_pass_that_has_no_time_for_it_shares_nothing() {
     in_own_mounts(async || {
         let trees = trees(SHARING[0]);
         does(&trees, IMAGES);
-        let options = SourceOptions { share: false, ..source_options() };
-        let (_, received) = trees.pass_with(options, target_options()).await;
-        assert_eq!(received.expect("the target's end").bytes_shared, 0);
-        trees.assert_equal();
+        for is_source in [true, false] {
+            let source = SourceOptions { share: !is_source, ..source_options() };
+            let target = TargetOptions { share: is_source, ..target_options() };
+            let (_, received) = trees.pass_with(source, target).await;
+            let report = received.expect("the target's end");
+            assert_eq!((report.files_sent > 0, report.bytes_shared), (true, 0), "{report:?}");
+            trees.assert_equal();
+            run(Command::new("sh").args(["-euc", "rm -r *"]).current_dir(&trees.target));
+        }
     });
 }
 

@@ -153,6 +153,8 @@ async fn granted(
         Purpose::Pass { allow_emptied, .. } => options.allow_emptied = allow_emptied,
         Purpose::Compare { partial, .. } => watch_copy(agent, &grant, &root, partial).await?,
     }
+    // As the source has it: behind a fence nobody waits for bytes that are there twice.
+    options.share = purpose.is_calm();
     if purpose.is_calm() {
         (options.calm, options.limits) = (true, agent.limits.clone());
     }

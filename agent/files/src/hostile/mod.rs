@@ -3,7 +3,7 @@
 
 mod approved;
 mod codec;
-mod shares;
+pub(crate) mod shares;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};

@@ -7,23 +7,27 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
 
+use ferry_proto::Fault;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    UID, assert_protocol_fault, closing, encoded, entry, opening, received_with, target_options,
+    PATIENCE, UID, assert_protocol_fault, closing, encoded, entry, frame_of, opening, progress,
+    received_with, target_options,
 };
 use crate::entries::What;
 use crate::extents::lie_together;
-use crate::fuzzing::Said;
-use crate::protocol::{Ending, Frame, MAX_DATA, Place};
+use crate::fuzzing::{Said, pipes};
+use crate::protocol::{Ending, Frame, MAX_DATA, Place, RANGE, Range};
 use crate::shares::{Part, Share};
 use crate::{PassReport, TargetOptions};
 
 const LENGTH: u64 = MAX_DATA as u64;
 
 /// Runs `test` with a new directory of btrfs, mounted for it alone.
-fn on_btrfs(test: impl AsyncFnOnce(&Path) + Send + 'static) {
+pub(crate) fn on_btrfs(test: impl AsyncFnOnce(&Path) + Send + 'static) {
     let thread = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNS).expect("unshare (run as root)");
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
@@ -177,6 +181,76 @@ fn the_truth_is_taken_when_both_stand() {
         std::fs::remove_file(root.join("n")).expect("remove");
         let report = told(&root, true, &[], &[share("a", "b", ALL)]).await;
         assert_eq!(report.bytes_shared, 0, "{report:?}");
+    });
+}
+
+#[test]
+fn what_is_shared_already_or_a_hole_has_been_looked_at() {
+    on_btrfs(async |top| {
+        let root = filled(top);
+        told(&root, true, &[], &[share("a", "b", ALL)]).await;
+        assert!(are_one(&root, "a", "b"));
+        std::fs::remove_file(root.join("n")).expect("remove");
+        let lies = [share("a", "b", ALL), share("a", "d/in", ALL)];
+        let report = told(&root, false, &[], &lies).await;
+        assert_eq!(report.bytes_shared, 0, "that they share has used it up: {report:?}");
+        // It would take for ever.
+        let size = 1 << 62;
+        for name in ["hole", "another"] {
+            std::fs::File::create(root.join(name)).expect("create").set_len(size).expect("length");
+            chown(root.join(name), Some(UID), Some(UID)).expect("chown");
+        }
+        std::fs::remove_file(root.join("n")).expect("remove");
+        let lies = [share("hole", "another", &[(0, 0, size); 1000])];
+        told(&root, true, &[], &lies).await;
+    });
+}
+
+const MENDED: Place = Place { batch: 0, index: 0 };
+
+/// A pass in which the file `m` is to be mended, and what is said when the target has told what it has of it.
+async fn mended(root: &Path, size: u64, said: &[Frame<'static>]) -> Result<PassReport, Fault> {
+    let (mut near, far) = pipes();
+    let listed = [opening(vec![entry(b"m", What::File(size))]), closing()].concat();
+    let options = TargetOptions { delete: false, ..target_options() };
+    let receive = crate::receive_pass(root, far, options, progress(), CancellationToken::new());
+    let lie = async {
+        near.control.write_all(&encoded(&listed)).await.expect("the listing is heard");
+        near.control.shutdown().await.expect("its end is heard");
+        let blocks = encoded(&[Frame::Blocks(MENDED, 0, Vec::new())])[4];
+        while frame_of(&mut near.control).await.0 != blocks {}
+        near.data[0].write_all(&encoded(said)).await.expect("the contents are heard");
+        near.data[0].shutdown().await.expect("their end is heard");
+        let _ = near.control.read_to_end(&mut Vec::new()).await;
+    };
+    let (outcome, ()) = tokio::join!(tokio::time::timeout(PATIENCE, receive), lie);
+    outcome.expect("the target ends in time")
+}
+
+#[test]
+fn what_is_said_to_be_the_same_was_there_and_allows_nothing() {
+    on_btrfs(async |top| {
+        let root = filled(top);
+        let file = std::fs::File::create(root.join("m")).expect("create");
+        file.set_len(2 * RANGE).expect("length");
+        chown(root.join("m"), Some(UID), Some(UID)).expect("chown");
+        let part =
+            |size, offset, length| Frame::Part(Range { place: MENDED, size, offset, length });
+        let same = |range| {
+            let end = Frame::PartEnd(Ending::Settled);
+            vec![part(2 * RANGE, range * RANGE, RANGE), Frame::Same(RANGE), end]
+        };
+        let said = [same(0), same(1), vec![share("a", "b", ALL), Frame::Done]].concat();
+        let report = mended(&root, 2 * RANGE, &said).await.expect("the pass goes on");
+        assert_eq!((report.bytes_kept, report.bytes_shared), (2 * RANGE, 0), "{report:?}");
+        // More than it had.
+        for (offset, length) in [(0, 2 * RANGE + 1), (1, 2 * RANGE), (1 << 59, 1), (0, 1 << 60)] {
+            let end = [Frame::PartEnd(Ending::Changed), Frame::Done];
+            let lies = [part(1 << 60, offset, length), Frame::Same(length)];
+            let said = [lies, end].concat();
+            let fault = mended(&root, 1 + RANGE, &said).await.expect_err("more than there was");
+            assert!(fault.message.contains("protocol"), "{fault}");
+        }
     });
 }
 
