@@ -168,7 +168,7 @@ mod tests {
     use std::process::Command;
 
     use ferry_failpoints::FakeLab;
-    use ferry_files::journal::{Plan, Whose};
+    use ferry_files::journal::{Changes, Plan, Whose};
     use ferry_proto::command::Move;
 
     use super::*;
@@ -204,7 +204,7 @@ mod tests {
         }
 
         fn passed(&self) {
-            self.journal().passed();
+            self.journal().passed(Changes::default());
         }
 
         fn does(&self, script: &str) {

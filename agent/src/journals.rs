@@ -219,9 +219,11 @@ impl Journal {
         Plan::of(&changes, &self.root, doubted.iter().map(PathBuf::as_path))
     }
 
-    /// The pass has ended: the other end is what it left.
-    pub fn passed(&self) {
-        lock(&self.state).follows = true;
+    /// The pass has ended: the other end is what it left. `elsewhere`: what it says that the next one has to look at.
+    pub fn passed(&self, elsewhere: Changes) {
+        let mut state = lock(&self.state);
+        self.tree.put_back(elsewhere);
+        state.follows = true;
     }
 
     /// A comparison of everything begins.
@@ -255,7 +257,7 @@ impl Journal {
         let Some(compared) = state.compared.take() else { return Ok(None) };
         let mut changes = self.tree.take();
         // A pass after this one would miss them.
-        state.follows &= changes.is_empty();
+        state.follows &= changes.is_empty() && changes.files().next().is_none();
         changes.put_back(compared);
         let doubted = doubted.iter().map(PathBuf::as_path);
         let plan = self.is_there().then(|| Plan::of(&changes, &self.root, doubted));

@@ -43,6 +43,7 @@ mod hostile;
 mod incoming;
 pub mod journal;
 mod limits;
+mod linked;
 mod links;
 mod locks;
 mod make;

@@ -10,8 +10,8 @@ use crate::codec::Malformed;
 use crate::confine::Node;
 use crate::entries::Link;
 use crate::halt::protocol_fault;
+use crate::linked::MAX_LINKS;
 use crate::metadata::Identity;
-use crate::walk::MAX_LINKS;
 
 /// The name that stands for an inode in this pass.
 #[derive(Debug, Clone)]

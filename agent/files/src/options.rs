@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::approvals::Approvals;
 use crate::directories::Directories;
-use crate::journal::Plan;
+use crate::journal::{Changes, Plan};
 use crate::limits::Limits;
 
 /// The numeric ids that files of the account may have, from the source's to the target's.
@@ -123,6 +123,8 @@ pub struct SourceOptions {
     pub doubted: BTreeSet<PathBuf>,
     /// Where to note the directories of this walk.
     pub seen: Option<Arc<Mutex<Directories>>>,
+    /// Where to note what the next pass has to look at, whatever its journal tells.
+    pub elsewhere: Option<Arc<Mutex<Changes>>>,
     /// What is looked at; none: everything. The target must be what the pass before left when the journal that
     /// this is made of began.
     pub plan: Option<Arc<Plan>>,
@@ -156,6 +158,7 @@ impl SourceOptions {
             known: None,
             doubted: BTreeSet::new(),
             seen: None,
+            elsewhere: None,
             plan: None,
             settle: true,
             share: true,

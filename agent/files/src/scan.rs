@@ -16,11 +16,12 @@ use crate::confine::{MAX_DEPTH, Node, Tree, has_vanished};
 use crate::entries::{Entry, What, Withheld};
 use crate::guard;
 use crate::holding;
+use crate::linked::MAX_LINKS;
 use crate::metadata::{Handle, Kind, Stat, Time};
 use crate::names::{self, Names};
 use crate::options::{IdMap, SourceOptions};
 use crate::report::{Bounded, Refusal, show};
-use crate::walk::{MAX_LINKS, Owners};
+use crate::walk::Owners;
 
 /// How many of the biggest files are named.
 const BIGGEST: usize = 10;

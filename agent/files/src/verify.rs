@@ -20,6 +20,7 @@ use crate::entries::{Entry, What, Withheld};
 use crate::guard::{self, Wanted};
 use crate::halt::{Halt, protocol_fault};
 use crate::limits::Disks;
+use crate::linked::MAX_LINKS;
 use crate::make;
 use crate::metadata::{Identity, Kind, Stat, Time};
 use crate::mirror::{Here, Verdict, Visitor, Want};
@@ -29,7 +30,6 @@ use crate::projects::{self, Project};
 use crate::protocol::{Ending, Frame, Place, Unlisted};
 use crate::report::{Comparison, Difference, End, Note, NoteKind, Refusal, show};
 use crate::send::Summary;
-use crate::walk::MAX_LINKS;
 use crate::wire::{self, Outbox};
 
 /// A directory of the comparison.

@@ -2,7 +2,7 @@
 //! into a batch. A walker goes depth first; one that has nothing to do gets directories of another's. It
 //! reads no contents, and must not know what the target has.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,7 +19,8 @@ use crate::digest::{BatchDigest, Manifest};
 use crate::directories::Directories;
 use crate::entries::{Entry, Link, What, Withheld};
 use crate::halt::Halt;
-use crate::journal::{Plan, Scope, Step};
+use crate::journal::{Changes, Plan, Scope, Step};
+use crate::linked::Linked;
 use crate::locks::Locks;
 use crate::metadata::{Handle, Identity, Kind, Stat, Time};
 use crate::names::{self, Names};
@@ -40,9 +41,6 @@ const LOOKS: u32 = 3;
 
 /// Waiting walkers look so often whether all was stopped.
 const LOOK: Duration = Duration::from_millis(100);
-
-/// A bound on inodes whose other names were not met yet.
-pub const MAX_LINKS: usize = 4_000_000;
 
 /// Which owners' files the source gives out, and which others by name.
 #[derive(Debug, Clone)]
@@ -107,24 +105,12 @@ pub struct Walk {
     plan: Option<Arc<Plan>>,
     neighbour: Neighbour,
     notes: Mutex<Bounded<Note>>,
-    links: Mutex<Links>,
+    linked: Mutex<Linked>,
+    elsewhere: Option<Arc<Mutex<Changes>>>,
     shared: Mutex<Shared>,
     given: Condvar,
     /// Walkers that have nothing to do.
     idle: AtomicUsize,
-}
-
-/// Inodes with several names, of which not all were met.
-#[derive(Debug, Default)]
-struct Links {
-    met: HashMap<Identity, Seen>,
-    next_group: u64,
-}
-
-#[derive(Debug)]
-struct Seen {
-    group: u64,
-    met: u32,
 }
 
 /// Directories that any walker may take.
@@ -164,6 +150,10 @@ struct Walker<'a> {
     stack: Vec<Pending>,
     /// Whether the directory that it is in was in the walk that `changed_since` is about.
     in_known: bool,
+    /// That directory.
+    directory: Option<Identity>,
+    /// Whether names of inodes that have several are met there for the first time; none if there was none yet.
+    meets_first: Option<bool>,
 }
 
 /// What a look at a name gave.
@@ -221,7 +211,8 @@ impl Walk {
             plan: options.plan.clone(),
             neighbour: Neighbour::new(options.calm),
             notes: Mutex::default(),
-            links: Mutex::default(),
+            linked: Mutex::default(),
+            elsewhere: options.elsewhere.clone(),
             shared: Mutex::new(Shared { pending: vec![root], busy: 0 }),
             given: Condvar::new(),
             idle: AtomicUsize::new(0),
@@ -240,14 +231,17 @@ impl Walk {
             for _ in 0..walkers {
                 let out = outbox();
                 scope.spawn(move || {
-                    let walker = Walker { walk: self, out, stack: Vec::new(), in_known: false };
-                    if let Err(fault) = walker.run() {
+                    if let Err(fault) = Walker::new(self, out).run() {
                         self.halt.stop(fault);
                     }
                 });
             }
         });
         self.halt.check()?;
+        if let Some(elsewhere) = &self.elsewhere {
+            let had = self.plan.as_ref().is_some_and(|plan| plan.has_links());
+            *lock(elsewhere) = lock(&self.linked).elsewhere(had);
+        }
         out.put(&Frame::WalkEnd)?;
         out.flush()?;
         self.window.all_listed();
@@ -323,7 +317,12 @@ impl Walk {
     }
 }
 
-impl Walker<'_> {
+impl<'a> Walker<'a> {
+    fn new(walk: &'a Walk, out: Outbox) -> Self {
+        let (directory, meets_first) = (None, None);
+        Self { walk, out, stack: Vec::new(), in_known: false, directory, meets_first }
+    }
+
     fn run(mut self) -> Result<(), Fault> {
         let mut turn = self.walk.neighbour.turn();
         while let Some(next) = self.walk.take()? {
@@ -379,6 +378,7 @@ impl Walker<'_> {
             Ok(opened) => opened,
             Err(errno) => return self.unlisted(&node, listed, errno),
         };
+        (self.directory, self.meets_first) = (Some(identity), None);
         self.in_known = pending.in_known;
         self.enter(&node, identity)?;
         let first = self.stack.len();
@@ -581,40 +581,22 @@ impl Walker<'_> {
         };
         let linkable = !matches!(entry.what, What::Directory | What::Withheld(_));
         if linkable && stat.nlink > 1 {
-            entry.link = self.walk.link(&stat);
+            entry.link = self.link(&stat);
         }
         Ok(Look::Entry(Box::new((entry, Some(stat)))))
+    }
+
+    /// The group of an inode with several names.
+    fn link(&mut self, stat: &Stat) -> Option<Link> {
+        let mut linked = lock(&self.walk.linked);
+        let directory = self.directory;
+        let is_first =
+            self.meets_first.get_or_insert_with(|| directory.is_none_or(|d| linked.enter(d)));
+        linked.meet(stat, *is_first)
     }
 }
 
 impl Walk {
-    /// The group of an inode with several names.
-    fn link(&self, stat: &Stat) -> Option<Link> {
-        let names = stat.nlink;
-        let mut links = lock(&self.links);
-        let Links { met, next_group } = &mut *links;
-        let full = met.len() >= MAX_LINKS;
-        match met.entry(stat.identity()) {
-            std::collections::hash_map::Entry::Occupied(mut seen) => {
-                let Seen { group, met } = seen.get_mut();
-                *met += 1;
-                let link = Link { group: *group, names };
-                if *met >= names {
-                    seen.remove();
-                }
-                Some(link)
-            }
-            // Beyond the bound names become files of their own; the comparison shows it.
-            std::collections::hash_map::Entry::Vacant(_) if full => None,
-            std::collections::hash_map::Entry::Vacant(free) => {
-                let group = *next_group;
-                *next_group += 1;
-                free.insert(Seen { group, met: 1 });
-                Some(Link { group, names })
-            }
-        }
-    }
-
     fn note(&self, kind: NoteKind, node: &Node, name: &[u8], text: &str) {
         let note = Note { kind, path: show(&node.path_of(name)), text: text.to_owned() };
         lock(&self.notes).push(note);

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::Args;
-use ferry_files::journal::Plan;
+use ferry_files::journal::{Changes, Plan};
 use ferry_files::{Bounded, Note, PassReport, Progress, Rates, Refusal, SourceOptions, Streams};
 use ferry_proto::Fault;
 use ferry_proto::channel::{Connections, Identity, Limits, SecureStream};
@@ -109,7 +109,7 @@ impl Copying {
     /// Makes the target equal.
     pub async fn copy(self, config: &Config) -> Result<i32, Fault> {
         if !self.again {
-            let report = self.pass(config, None, None).await?;
+            let report = self.pass(config, None, None, None).await?;
             return self.show(&Told { report: &report, journal: None, partial: false });
         }
         let journal =
@@ -121,10 +121,14 @@ impl Copying {
                 journal.as_ref().map(|journal| journal.pass(&BTreeSet::new())).transpose()?;
             let plan = plan.flatten();
             let partial = plan.is_some();
-            let report = self.pass(config, plan, since).await?;
+            let elsewhere = Arc::<Mutex<Changes>>::default();
+            let report = self.pass(config, plan, since, Some(Arc::clone(&elsewhere))).await?;
             // What was written while it was read may have the time that was read.
             since = report.started.and_then(|at| at.checked_sub(MARGIN));
-            journal.iter().for_each(Journal::passed);
+            if let Some(journal) = &journal {
+                let mut elsewhere = elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+                journal.passed(std::mem::take(&mut *elsewhere));
+            }
             let backend = journal.as_ref().map(|journal| journal.backend().name());
             let code = self.show(&Told { report: &report, journal: backend, partial })?;
             let line = lines.next_line().await;
@@ -134,12 +138,14 @@ impl Copying {
         }
     }
 
-    /// One pass: of what the plan says, and with the contents of what has changed since.
+    /// One pass: of what the plan says, and with the contents of what has changed since. `elsewhere`: where to note what
+    /// the next one has to look at.
     async fn pass(
         &self,
         config: &Config,
         plan: Option<Plan>,
         changed_since: Option<SystemTime>,
+        elsewhere: Option<Arc<Mutex<Changes>>>,
     ) -> Result<PassReport, Fault> {
         let (delete, allow_emptied, calm) = (!self.keep_extra, self.allow_emptied, self.calm);
         let directory = self.ends.target.directory.clone();
@@ -156,7 +162,7 @@ impl Copying {
         let (progress, telling) = self.ends.telling(pace::WRITING);
         let cancel = CancellationToken::new();
         let plan = plan.map(Arc::new);
-        let options = SourceOptions { plan, changed_since, calm, ..self.ends.options() };
+        let options = SourceOptions { plan, changed_since, elsewhere, calm, ..self.ends.options() };
         let report =
             ferry_files::send_pass(&self.ends.source, streams, options, progress, cancel).await;
         telling.await.map_err(|e| Fault::bug("progress failed").caused_by(&e))?;

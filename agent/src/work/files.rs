@@ -159,8 +159,8 @@ async fn believe(job: &Job, journal: Arc<Journal>, found: &Comparison) -> Result
     Ok(())
 }
 
-fn taken(directories: &Mutex<Directories>) -> Directories {
-    std::mem::take(&mut *directories.lock().unwrap_or_else(PoisonError::into_inner))
+fn taken<T: Default>(noted: &Mutex<T>) -> T {
+    std::mem::take(&mut *noted.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// A pass of the live account, noted as the last one.
@@ -233,6 +233,8 @@ async fn pass(
     }
     let directories = Arc::new(Mutex::new(Directories::default()));
     options.seen = Some(Arc::clone(&directories));
+    let elsewhere = Arc::default();
+    options.elsewhere = Some(Arc::clone(&elsewhere));
     let journal = journal(job, account).await?;
     let mut mark = Mark::now();
     if let Some(journal) = journal.clone() {
@@ -255,7 +257,9 @@ async fn pass(
     for note in report.notes.items.iter().take(NAMED) {
         tracing::info!(account = %job.of.account, path = %note.path, kind = ?note.kind, "noted");
     }
-    journal.iter().for_each(|journal| journal.passed());
+    if let Some(journal) = journal {
+        journal.passed(taken(&elsewhere));
+    }
     mark.left(&report.notes);
     mark.directories = match last {
         Some(last) if is_partial => last.directories.clone(),

@@ -66,6 +66,10 @@ pub struct Changes {
     /// Files that changed, by their own handles: one may have lost the name that it was changed by, and have
     /// another one.
     files: HashSet<Handle>,
+    /// Something may have left the tree with files in it of which others have stayed under other names.
+    has_left: bool,
+    /// The tree had files with several names.
+    has_links: bool,
     bytes: usize,
     lost: Option<Lost>,
 }
@@ -167,6 +171,29 @@ impl Changes {
         }
     }
 
+    /// A directory has left the tree, or may have: a file in it that has another name here can be changed from there.
+    pub fn note_left(&mut self) {
+        self.has_left = true;
+        self.lose_if_divided();
+    }
+
+    /// There are files with several names.
+    pub fn note_links(&mut self) {
+        self.has_links = true;
+        self.lose_if_divided();
+    }
+
+    fn lose_if_divided(&mut self) {
+        if self.has_left && self.has_links {
+            self.lose(Lost::Unplaced);
+        }
+    }
+
+    /// Whether there are files with several names.
+    pub fn has_links(&self) -> bool {
+        self.has_links
+    }
+
     /// More may have changed than is noted.
     pub fn lose(&mut self, why: Lost) {
         *self = Self { lost: Some(self.lost.unwrap_or(why)), ..Self::default() };
@@ -213,6 +240,7 @@ impl Changes {
 
     /// Adds what had been taken before, which was not dealt with after all.
     pub fn put_back(&mut self, earlier: Self) {
+        self.has_links |= earlier.has_links;
         if let Some(why) = earlier.lost {
             return self.lose(why);
         }
@@ -236,6 +264,8 @@ impl Changes {
         if self.without_moves {
             self.shrink();
         }
+        self.has_left |= earlier.has_left;
+        self.lose_if_divided();
     }
 
     fn forget_move(&mut self, own: &[u8]) {
@@ -301,6 +331,19 @@ mod tests {
         assert_eq!(changes.lost(), Some(Lost::TooMany));
         changes.note(b"dir", b"x");
         assert_eq!(changes.directories().count(), 0);
+    }
+
+    #[test]
+    fn what_has_left_a_tree_of_files_with_several_names_is_lost() {
+        let (mut left, mut links) = (Changes::default(), Changes::default());
+        left.note_left();
+        links.note_links();
+        assert_eq!((left.lost(), links.lost()), (None, None));
+        let mut both = links.clone();
+        both.put_back(left.clone());
+        assert_eq!(both.lost(), Some(Lost::Unplaced));
+        left.put_back(links);
+        assert_eq!(left.lost(), Some(Lost::Unplaced));
     }
 
     #[test]

@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use fanotify_fid::consts::{
     FAN_ATTRIB, FAN_CLASS_NOTIF, FAN_CLOEXEC, FAN_CLOSE_WRITE, FAN_CREATE, FAN_DELETE,
-    FAN_MARK_ADD, FAN_MARK_FILESYSTEM, FAN_MODIFY, FAN_MOVED_FROM, FAN_MOVED_TO, FAN_NONBLOCK,
-    FAN_ONDIR, FAN_RENAME, FAN_REPORT_DFID_NAME, FAN_REPORT_DFID_NAME_TARGET, FAN_REPORT_FID,
-    FAN_UNLIMITED_QUEUE,
+    FAN_MARK_ADD, FAN_MARK_FILESYSTEM, FAN_MODIFY, FAN_MOVE_SELF, FAN_MOVED_FROM, FAN_MOVED_TO,
+    FAN_NONBLOCK, FAN_ONDIR, FAN_RENAME, FAN_REPORT_DFID_NAME, FAN_REPORT_DFID_NAME_TARGET,
+    FAN_REPORT_FID, FAN_UNLIMITED_QUEUE,
 };
 use fanotify_fid::handle::{handle_from_fd, open_by_handle_at};
-use fanotify_fid::{EventStop, Fanotify, FanotifyError, FidEvent};
+use fanotify_fid::{EventStop, Fanotify, FanotifyError, FidEvent, RenameSide};
 use ferry_proto::Fault;
 use rustix::io::Errno;
 
@@ -138,7 +138,10 @@ impl Drop for Part {
 fn group(root: &OwnedFd, backend: Backend, queue: u32) -> Result<Fanotify, Fault> {
     let (report, renames) = match backend {
         Backend::Renames => (FAN_REPORT_DFID_NAME_TARGET, FAN_RENAME),
-        Backend::Names => (FAN_REPORT_DFID_NAME | FAN_REPORT_FID, FAN_MOVED_FROM | FAN_MOVED_TO),
+        // Only by the last is it known which file was renamed.
+        Backend::Names => {
+            (FAN_REPORT_DFID_NAME | FAN_REPORT_FID, FAN_MOVED_FROM | FAN_MOVED_TO | FAN_MOVE_SELF)
+        }
         Backend::Inotify => return Err(Fault::bug("inotify was asked for as fanotify")),
     };
     let flags = FAN_CLASS_NOTIF | FAN_CLOEXEC | FAN_NONBLOCK | queue | report;
@@ -265,35 +268,28 @@ impl Noting {
         let is_directory = mask & FAN_ONDIR != 0;
         let own = event.self_handle().filter(|_| is_directory);
         if let (Some(from), Some(to)) = (event.rename_source(), event.rename_target()) {
-            if is_directory {
-                self.known.clear();
-            }
-            let (was, is) = (self.within(from.handle()), self.within(to.handle()));
-            self.changes(&was).for_each(|c| c.note(from.handle(), from.name().as_bytes()));
-            self.changes(&is).for_each(|c| c.note(to.handle(), to.name().as_bytes()));
-            match own {
-                Some(own) if was == is => {
-                    let name = from.name().as_bytes();
-                    self.changes(&is).for_each(|c| c.note_moved(own, from.handle(), name));
-                }
-                Some(own) => self.changes(&is).for_each(|c| c.note_fresh(own)),
-                None => {}
-            }
-            return;
+            return self.renamed(from, to, event.self_handle(), is_directory);
         }
         if is_directory && mask & (FAN_MOVED_FROM | FAN_MOVED_TO) != 0 {
             self.known.clear();
         }
+        // Its names are told.
+        if mask == FAN_ONDIR | FAN_MOVE_SELF {
+            return;
+        }
         let (directory, name) = match (event.dfid_name_handle(), event.self_handle()) {
             (Some(directory), _) => (directory, event.dfid_name_raw()),
             (None, Some(own)) if is_directory => (own, b"".as_slice()),
-            // Its number of names has changed, or it was reached without a name: that may be in any tree.
+            // Its number of names has changed, it was renamed, or it was reached without a name: that may be in any tree.
             (None, Some(own)) => {
                 return self.trees.iter_mut().for_each(|tree| tree.changes.note_file(own));
             }
             (None, None) => return self.lose(Lost::Unplaced),
         };
         let within = self.within(directory);
+        if is_directory && mask & FAN_MOVED_FROM != 0 {
+            self.changes(&within).for_each(Changes::note_left);
+        }
         if let Some(own) = own.filter(|_| mask & FAN_CREATE != 0) {
             self.changes(&within).for_each(|changes| changes.note_fresh(own));
         }
@@ -302,6 +298,35 @@ impl Noting {
         }
         let name = if name.is_empty() { b"." } else { name };
         self.changes(&within).for_each(|changes| changes.note(directory, name));
+    }
+
+    /// `own` was renamed. What leaves a tree can be changed from outside by its other names in it.
+    fn renamed(
+        &mut self,
+        from: &RenameSide<'_>,
+        to: &RenameSide<'_>,
+        own: Option<&[u8]>,
+        is_directory: bool,
+    ) {
+        if is_directory {
+            self.known.clear();
+        }
+        let (was, is) = (self.within(from.handle()), self.within(to.handle()));
+        self.changes(&was).for_each(|c| c.note(from.handle(), from.name().as_bytes()));
+        self.changes(&is).for_each(|c| c.note(to.handle(), to.name().as_bytes()));
+        let stays = was == is && was != Within::Any;
+        if is_directory && !stays {
+            self.changes(&was).for_each(Changes::note_left);
+        }
+        match own {
+            Some(own) if is_directory && was == is => {
+                let name = from.name().as_bytes();
+                self.changes(&is).for_each(|c| c.note_moved(own, from.handle(), name));
+            }
+            Some(own) if is_directory => self.changes(&is).for_each(|c| c.note_fresh(own)),
+            Some(own) if !stays => self.changes(&was).for_each(|c| c.note_file(own)),
+            _ => {}
+        }
     }
 
     /// The changes of the trees that something in such a directory is in.

@@ -13,6 +13,7 @@ mod watch;
 
 pub use changes::{Changes, Handle, Lost, Names, Place};
 pub use handed::{Handed, handle_of};
+pub(crate) use key::of_inode;
 pub use plan::Plan;
 pub(crate) use plan::{MAX_MOVES, Scope, Step};
 pub use watch::{Backend, Watch, Watched, Whose};

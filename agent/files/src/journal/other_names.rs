@@ -19,6 +19,8 @@ pub struct Inodes {
     met: HashSet<Identity>,
     /// Those that have names that it does not go to, and those of their names that are known.
     several: HashMap<u64, Known>,
+    /// Two have one number, as in subvolumes: directories do not tell which is which.
+    are_alike: bool,
 }
 
 #[derive(Debug)]
@@ -26,6 +28,8 @@ struct Known {
     identity: Identity,
     names: u32,
     paths: Vec<Vec<u8>>,
+    /// It was in this tree.
+    was_here: bool,
 }
 
 impl Inodes {
@@ -37,17 +41,29 @@ impl Inodes {
         let (identity, names) = (found.identity(), found.nlink);
         self.met.insert(identity);
         if names > 1 {
-            let known = self.several.entry(identity.ino);
-            known.or_insert(Known { identity, names, paths: Vec::new() }).paths.push(path);
+            self.known(identity, names).paths.push(path);
         }
     }
 
-    /// One that has changed, under whichever names.
+    /// One that has changed, under whichever names; it need not be in this tree.
     pub fn changed(&mut self, identity: Identity, names: u32) {
         if names > 0 && !self.met.contains(&identity) {
-            let none = Known { identity, names, paths: Vec::new() };
-            self.several.entry(identity.ino).or_insert(none);
+            self.known(identity, names);
         }
+    }
+
+    /// One that was in this tree and may have changed, under whichever names.
+    pub fn was_here(&mut self, identity: Identity) {
+        if !self.met.contains(&identity) {
+            self.known(identity, u32::MAX).was_here = true;
+        }
+    }
+
+    fn known(&mut self, identity: Identity, names: u32) -> &mut Known {
+        let none = Known { identity, names, paths: Vec::new(), was_here: false };
+        let known = self.several.entry(identity.ino).or_insert(none);
+        self.are_alike |= known.identity != identity;
+        known
     }
 
     /// All that are named in or below this directory, but for what is below those of its names that are not
@@ -75,6 +91,9 @@ impl Inodes {
     /// # Errors
     /// The tree cannot be read; [`Errno::NODATA`] where its directories tell other numbers than its files.
     pub fn missing(mut self, tree: &Tree) -> Result<Vec<Components>, Errno> {
+        if self.are_alike {
+            return Err(Errno::NODATA);
+        }
         // A name can have been met twice.
         self.several.values_mut().for_each(|known| {
             known.paths.sort_unstable();
@@ -84,23 +103,27 @@ impl Inodes {
         if self.several.is_empty() {
             return Ok(Vec::new());
         }
-        let (mut missing, mut met) = (Vec::new(), HashMap::<u64, usize>::new());
+        let (mut missing, mut met) = (Vec::new(), HashSet::new());
         every_directory(tree, Node::root(), &|_| true, |directory, node, numbered| {
             for (name, ino) in numbered.iter() {
                 let Some(known) = self.several.get(&ino) else { continue };
                 let path = node.path_of(name);
                 if known.paths.contains(&path) {
-                    *met.entry(ino).or_default() += 1;
+                    met.insert(ino);
                 } else if Stat::of(directory, name).is_ok_and(|s| s.identity() == known.identity) {
                     missing.push(path.split(|byte| *byte == b'/').map(Box::from).collect());
+                    if known.paths.is_empty() {
+                        met.insert(ino);
+                    }
                 }
             }
             Ok(())
         })?;
-        // Overlays may number a file otherwise in its directory: then nothing is found, and that is not known.
+        // Overlays may number a file otherwise in its directory: then nothing is found, and that is not known. One that
+        // was here and is not found may as well be gone.
         let told = |(ino, known): (&u64, &Known)| {
             let gone = || known.paths.iter().all(|path| !exists(tree, path, known.identity));
-            met.contains_key(ino) || gone()
+            met.contains(ino) || (!(known.was_here && known.paths.is_empty()) && gone())
         };
         if self.several.iter().all(told) { Ok(missing) } else { Err(Errno::NODATA) }
     }

@@ -75,6 +75,8 @@ pub struct Plan {
     steps: Vec<Step>,
     /// Where the directories that have another place were, by their numbers.
     moves: Vec<Components>,
+    /// The pass before, or one before that, has met files with several names.
+    has_links: bool,
 }
 
 impl Plan {
@@ -108,6 +110,10 @@ impl Plan {
             Scope::Part(number) => self.steps.get(number),
             Scope::Whole | Scope::Untouched => None,
         }
+    }
+
+    pub(crate) fn has_links(&self) -> bool {
+        self.has_links
     }
 
     /// Where each directory was that has another place now.
@@ -203,9 +209,6 @@ impl From<Errno> for Unsure {
     }
 }
 
-/// How many names a file has of which only the inode is known.
-const ANY: u32 = u32::MAX;
-
 /// Whether what a handle stood for is gone.
 fn is_stale(error: &std::io::Error) -> bool {
     error.raw_os_error() == Some(Errno::STALE.raw_os_error())
@@ -233,7 +236,8 @@ struct Making<'a> {
 impl<'a> Making<'a> {
     fn new(changes: &'a Changes, tree: &'a Tree) -> Result<Self, Unsure> {
         let prefix = rustix::fs::readlink(proc_path(tree.root_fd()), Vec::new())?.into_bytes();
-        let plan = Plan { steps: vec![Step::default()], moves: Vec::new() };
+        let has_links = changes.has_links();
+        let plan = Plan { steps: vec![Step::default()], moves: Vec::new(), has_links };
         let (places, renamed) = (HashMap::new(), BTreeMap::new());
         Ok(Self { changes, tree, prefix, places, renamed, plan })
     }
@@ -343,7 +347,7 @@ impl<'a> Making<'a> {
         for file in self.changes.files() {
             match Key::of(file) {
                 Key::Handle(file) => self.changed(file, &mut inodes)?,
-                Key::Inode(identity) => inodes.changed(identity, ANY),
+                Key::Inode(identity) => inodes.was_here(identity),
                 Key::Path(_) => return Err(Unsure),
             }
         }

@@ -369,6 +369,23 @@ fn agents_that_were_restarted_look_only_at_what_changed_behind_the_fence() {
     only_what_changed_is_looked_at(|server| handover::restart(&server.agent));
 }
 
+#[test]
+fn what_is_written_by_a_name_outside_the_home_reaches_the_target() {
+    alone(async |world| {
+        let (source, target, job) = pair(&world).await;
+        let outside = source.dir.join("outside");
+        fs::hard_link(source.home().join("page"), &outside).unwrap();
+        precopy(&job).await;
+        handover::restart(&source.agent);
+        fs::write(&outside, "CONTENT").unwrap();
+        fence::fence(&job, 600, 0).await.unwrap();
+        let sent = files::final_pass(&job).await.unwrap();
+        assert_eq!(figure(&sent, "entries"), "1", "the journal has begun anew");
+        verify::verify(&job).await.unwrap();
+        assert_eq!(read(&target.home().join("page")), "CONTENT");
+    });
+}
+
 /// `between`: what happens to each server before the fence.
 fn only_what_changed_is_looked_at(between: fn(&Server)) {
     alone(async move |world| {

@@ -14,7 +14,9 @@ impl Changes {
         let mut to = Writer::new(&mut bytes);
         let lost = LOST.iter().position(|why| Some(*why) == self.lost);
         to.u8(lost.map_or(0, |position| position as u8 + 1));
-        to.u8(self.without_moves.into());
+        for is in [self.without_moves, self.has_left, self.has_links] {
+            to.u8(is.into());
+        }
         to.varint(self.directories.len() as u64);
         for (directory, names) in &self.directories {
             to.bytes(directory);
@@ -49,6 +51,7 @@ impl Changes {
             number => Some(LOST.get(usize::from(number) - 1).ok_or(UNKNOWN)?),
         };
         let without_moves = from.u8()? != 0;
+        let (has_left, has_links) = (from.u8()? != 0, from.u8()? != 0);
         for _ in 0..from.count(MAX_BYTES)? {
             let directory = from.bytes(MAX_BYTES)?;
             match from.count(MAX_BYTES)?.checked_sub(1) {
@@ -74,6 +77,7 @@ impl Changes {
         }
         from.end()?;
         changes.without_moves |= without_moves;
+        (changes.has_left, changes.has_links) = (has_left, has_links);
         lost.into_iter().for_each(|why| changes.lose(*why));
         Ok(changes)
     }
@@ -94,6 +98,7 @@ mod tests {
         changes.note_moved(b"own", b"dir", b"was");
         changes.note_fresh(b"made");
         changes.note_file(b"file");
+        changes.note_links();
         changes
     }
 
@@ -102,7 +107,8 @@ mod tests {
         let mut lost = some();
         lost.lose(Lost::Unwatched);
         let without_moves = Changes { without_moves: true, ..some() };
-        for changes in [Changes::default(), some(), lost, without_moves] {
+        let has_left = Changes { has_left: true, has_links: false, ..some() };
+        for changes in [Changes::default(), some(), lost, without_moves, has_left] {
             assert_eq!(Changes::saved(&changes.save()), Some(changes));
         }
     }
@@ -114,6 +120,6 @@ mod tests {
             assert_eq!(Changes::saved(&whole[..length]), None, "{length}");
         }
         assert_eq!(Changes::saved(&[whole.as_slice(), b"x"].concat()), None);
-        assert_eq!(Changes::saved(&[9, 0, 0, 0, 0, 0]), None);
+        assert_eq!(Changes::saved(&[9, 0, 0, 0, 0, 0, 0, 0]), None);
     }
 }
