@@ -200,6 +200,11 @@ impl Journal {
         self.tree.backend()
     }
 
+    /// Watches anew what was given up because it got too much. Not behind a fence: it takes time.
+    pub fn renew(&self) {
+        self.tree.renew();
+    }
+
     /// What a pass that begins now has to look at; none: everything. Until [`Self::passed`] is called the next
     /// pass looks at everything.
     ///

@@ -117,6 +117,7 @@ impl Copying {
         let mut lines = BufReader::new(tokio::io::stdin()).lines();
         let mut since = None;
         loop {
+            journal.iter().for_each(Journal::renew);
             let plan =
                 journal.as_ref().map(|journal| journal.pass(&BTreeSet::new())).transpose()?;
             let plan = plan.flatten();

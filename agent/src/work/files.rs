@@ -239,7 +239,13 @@ async fn pass(
     let mut mark = Mark::now();
     if let Some(journal) = journal.clone() {
         let doubted = options.doubted.clone();
-        let plan = blocking(move || journal.pass(&doubted)).await?;
+        let renewed = move || {
+            if is_calm {
+                journal.renew();
+            }
+            journal.pass(&doubted)
+        };
+        let plan = blocking(renewed).await?;
         // Where more is in doubt than is named, the pass has to find it.
         options.plan = plan.filter(|_| doubt.is_named()).map(Arc::new);
     }

@@ -1,13 +1,14 @@
 //! Watching one tree with inotify, where its file system cannot be watched as a whole: a watch on each directory. It
 //! tells names alone, and of no directory that is renamed what it was: such a one is watched anew in its new place,
-//! and all that is in it counts as changed. It must not know what is made of the changes.
+//! and all that is in it counts as changed. Where it gets too much it stops, and is begun anew by who looks at
+//! everything then. It must not know what is made of the changes.
 
 mod directories;
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ferry_proto::Fault;
 use rustix::fs::inotify::{self, CreateFlags, Event, ReadFlags, Reader};
@@ -24,6 +25,9 @@ use crate::names::Numbered;
 
 /// The read buffer: some thousand events.
 const BUFFER: usize = 256 * 1024;
+/// So many directories are watched anew because they, or one that they are in, were renamed. Each costs the kernel's
+/// queue an event, and whoever waits for what is noted some time.
+const MAX_RENAMED: usize = 5_000;
 /// What changes a file itself, or the directory that is watched.
 const CHANGES: ReadFlags = ReadFlags::MODIFY.union(ReadFlags::CLOSE_WRITE).union(ReadFlags::ATTRIB);
 /// A name has another inode now.
@@ -60,7 +64,10 @@ pub fn can_watch(root: BorrowedFd<'_>, whose: Whose) -> Result<(), Fault> {
 
 /// A tree that is watched.
 #[derive(Debug)]
-pub struct Watching(Reading<Noted>);
+pub struct Watching {
+    root: PathBuf,
+    reading: Mutex<Reading<Noted>>,
+}
 
 impl Watching {
     /// Watches the tree at `root`, from now on.
@@ -74,21 +81,47 @@ impl Watching {
                 "not all directories of the tree can be watched (fs.inotify.max_user_watches)",
             ));
         }
-        Ok(Self(Reading::start(queue, noted)?))
+        let reading = Mutex::new(Reading::start(queue, noted)?);
+        Ok(Self { root: root.to_owned(), reading })
     }
 
     /// See [`super::Watched::take`].
     pub fn take(&self) -> Changes {
-        let mut noted = self.0.drained();
+        let reading = self.reading();
+        let mut noted = reading.drained();
         if let Some(why) = noted.failed {
             noted.changes.lose(why);
         }
+        noted.renamed = 0;
         std::mem::take(&mut noted.changes)
     }
 
     /// See [`super::Watched::put_back`].
     pub fn put_back(&self, changes: Changes) {
-        self.0.noting().changes.put_back(changes);
+        self.reading().noting().changes.put_back(changes);
+    }
+
+    /// See [`super::Watched::renew`].
+    pub fn renew(&self) {
+        let mut reading = self.reading();
+        let why = reading.noting().failed;
+        let Some(why @ (Lost::Overflow | Lost::TooMany)) = why else { return };
+        // By a queue of its own: of the old one the kernel tells no more than that it is full.
+        let Ok((queue, mut noted)) = Noted::of(&self.root) else { return };
+        if noted.failed.is_some() {
+            // Nor will it do the next time.
+            reading.noting().failed = noted.failed;
+            return;
+        }
+        noted.changes.lose(why);
+        if let Ok(new) = Reading::start(queue, noted) {
+            *reading = new;
+        }
+    }
+
+    fn reading(&self) -> MutexGuard<'_, Reading<Noted>> {
+        // It is replaced as a whole.
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -100,6 +133,8 @@ struct Noted {
     changes: Changes,
     /// Files with several names have been met in it.
     has_links: bool,
+    /// How many directories have another place since somebody last asked.
+    renamed: usize,
     buffer: Vec<MaybeUninit<u8>>,
     /// It is not watched any more, and why.
     failed: Option<Lost>,
@@ -170,6 +205,7 @@ impl Noted {
             directories: Directories::default(),
             changes: Changes::default(),
             has_links: false,
+            renamed: 0,
             buffer: vec![MaybeUninit::uninit(); BUFFER],
             failed: None,
         };
@@ -179,7 +215,7 @@ impl Noted {
 
     fn take(&mut self, queue: &OwnedFd, told: &Told) {
         if told.what.contains(ReadFlags::QUEUE_OVERFLOW) {
-            return self.begin_anew(queue);
+            return self.give_up(queue, Lost::Overflow);
         }
         // Of one that is not watched any more; where it is now it is looked at wholly.
         let Some(node) = self.directories.node(told.watch) else { return };
@@ -200,10 +236,12 @@ impl Noted {
             return;
         }
         self.changes.note(&directory, &told.name);
-        if told.what.contains(ReadFlags::ISDIR) {
-            let unwatch = |watch| unwatch(queue, watch);
-            self.directories.forget_name(told.watch, &told.name, unwatch);
-            if told.what.intersects(COMES) {
+        if told.what.contains(ReadFlags::DELETE | ReadFlags::ISDIR) {
+            // Its watch has gone with it.
+            self.directories.forget_name(told.watch, &told.name, |_| {});
+        } else if told.what.contains(ReadFlags::ISDIR) {
+            self.went(queue, told);
+            if told.what.intersects(COMES) && self.failed.is_none() {
                 self.watch(queue, Some(told.watch), node.child(&told.name));
             }
         }
@@ -273,11 +311,17 @@ impl Noted {
         Ok(names.directories().map(below).collect())
     }
 
-    /// Events were lost: what is watched is found out anew.
-    fn begin_anew(&mut self, queue: &OwnedFd) {
-        self.changes.lose(Lost::Overflow);
-        self.directories.forget_all(|watch| unwatch(queue, watch));
-        self.watch(queue, None, Node::root());
+    /// A directory has another place than before, or is not in the tree any more.
+    fn went(&mut self, queue: &OwnedFd, told: &Told) {
+        let mut renamed = 0;
+        self.directories.forget_name(told.watch, &told.name, |watch| {
+            renamed += 1;
+            unwatch(queue, watch);
+        });
+        self.renamed += renamed;
+        if self.renamed > MAX_RENAMED {
+            self.give_up(queue, Lost::TooMany);
+        }
     }
 
     /// It is not watched any more.
@@ -297,10 +341,16 @@ mod tests {
     use super::*;
     use crate::journal::reading::drain;
 
-    #[test]
-    fn what_the_kernel_could_not_keep_is_lost_and_all_is_watched_again() {
+    /// A tree in memory, and where it is.
+    fn a_tree() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let root = dir.path().canonicalize().unwrap();
+        (dir, root)
+    }
+
+    #[test]
+    fn what_the_kernel_could_not_keep_is_lost_and_nobody_begins_anew_while_events_come() {
+        let (_dir, root) = a_tree();
         std::fs::create_dir(root.join("a")).unwrap();
         let limit = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
         let limit: u32 = limit.trim().parse().unwrap();
@@ -308,14 +358,62 @@ mod tests {
         for file in 0..=limit {
             std::fs::write(root.join(format!("a/{file}")), "").unwrap();
         }
+        drain(&mut noted, &queue);
+        // To begin anew with the same queue would fill it with what is told of each directory that was watched.
+        assert_eq!(noted.failed, Some(Lost::Overflow));
+    }
+
+    #[test]
+    fn what_was_given_up_is_watched_again_by_who_looks_at_everything() {
+        let (_dir, root) = a_tree();
         std::fs::create_dir_all(root.join("b/c")).unwrap();
-        drain(&mut noted, &queue);
-        assert_eq!(std::mem::take(&mut noted.changes).lost(), Some(Lost::Overflow));
+        let watching = Watching::start(&root).unwrap();
+        {
+            let reading = watching.reading();
+            let what = ReadFlags::QUEUE_OVERFLOW;
+            let full = Told { watch: -1, what, name: Box::default() };
+            let queue = inotify::init(CreateFlags::CLOEXEC).unwrap();
+            reading.noting().take(&queue, &full);
+        }
+        for _ in 0..2 {
+            assert_eq!(watching.take().lost(), Some(Lost::Overflow), "it is not watched");
+        }
+        watching.renew();
+        assert_eq!(watching.take().lost(), Some(Lost::Overflow), "what happened until now");
+        watching.renew();
         std::fs::write(root.join("b/c/new"), "").unwrap();
-        drain(&mut noted, &queue);
-        assert_eq!(noted.changes.lost(), None);
-        assert!(noted.changes.is_noted(&key::of_path(b"b/c"), b"new"));
-        assert_eq!(noted.changes.directories().count(), 1);
+        let changes = watching.take();
+        assert_eq!(changes.lost(), None);
+        assert!(changes.is_noted(&key::of_path(b"b/c"), b"new"));
+        assert_eq!(changes.directories().count(), 1);
+    }
+
+    #[test]
+    fn many_directories_that_are_renamed_are_too_many() {
+        let (_dir, root) = a_tree();
+        (0..MAX_RENAMED / 2).for_each(|number| {
+            std::fs::create_dir_all(root.join(format!("0/{number}"))).unwrap();
+        });
+        let watching = Watching::start(&root).unwrap();
+        let rename = |from: u32| {
+            let name = |number: u32| root.join(number.to_string());
+            std::fs::rename(name(from), name(from + 1)).unwrap();
+        };
+        rename(0);
+        assert_eq!(watching.take().lost(), None);
+        (1..4).for_each(rename);
+        assert_eq!(watching.take().lost(), Some(Lost::TooMany));
+        watching.renew();
+        watching.take();
+        rename(4);
+        assert_eq!(watching.take().lost(), None);
+        // Those that are removed cost nothing.
+        for from in 5..9 {
+            rename(from);
+            watching.take();
+        }
+        std::fs::remove_dir_all(root.join("9")).unwrap();
+        assert_eq!(watching.take().lost(), None);
     }
 
     #[test]

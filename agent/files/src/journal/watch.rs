@@ -177,6 +177,13 @@ impl Watched {
         }
     }
 
+    /// Watches anew what was given up because it got too much, for a pass that looks at everything. It takes time.
+    pub fn renew(&self) {
+        if let Of::Alone(watching) = &self.of {
+            watching.renew();
+        }
+    }
+
     /// What was taken was not dealt with.
     pub fn put_back(&self, changes: Changes) {
         match &self.of {

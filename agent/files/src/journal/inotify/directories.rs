@@ -57,7 +57,7 @@ impl Directories {
         watch: i32,
         place: Option<(i32, &[u8])>,
         node: Arc<Node>,
-        unwatch: impl Fn(i32),
+        unwatch: impl FnMut(i32),
     ) -> bool {
         if self.0.len() >= MAX {
             return false;
@@ -74,7 +74,7 @@ impl Directories {
     }
 
     /// What has this name in a directory is there no more, with all below.
-    pub fn forget_name(&mut self, parent: i32, name: &[u8], unwatch: impl Fn(i32)) {
+    pub fn forget_name(&mut self, parent: i32, name: &[u8], unwatch: impl FnMut(i32)) {
         let below = self.0.get(&parent).and_then(|parent| parent.below.get(name));
         if let Some(watch) = below.copied() {
             self.forget(watch, unwatch);
@@ -82,7 +82,7 @@ impl Directories {
     }
 
     /// A directory is there no more, with all below.
-    pub fn forget(&mut self, watch: i32, unwatch: impl Fn(i32)) {
+    pub fn forget(&mut self, watch: i32, mut unwatch: impl FnMut(i32)) {
         let place =
             self.0.get(&watch).and_then(|directory| Some((directory.parent?, &directory.node)));
         if let Some((parent, node)) = place {
@@ -102,7 +102,7 @@ impl Directories {
     }
 
     /// None is watched any more.
-    pub fn forget_all(&mut self, unwatch: impl Fn(i32)) {
+    pub fn forget_all(&mut self, mut unwatch: impl FnMut(i32)) {
         self.0.drain().for_each(|(watch, _)| unwatch(watch));
     }
 }
