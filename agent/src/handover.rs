@@ -20,7 +20,7 @@ use crate::journals::KeptWatch;
 use crate::small_file::{self, Lasting};
 
 /// Of the file. It changes with what any of it means.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// What is longer is not read: 256 MiB of changes, as text.
 const MAX_BYTES: u64 = 400 << 20;
 /// How long an agent that stops or starts waits for it: a disk may hang.
@@ -245,6 +245,25 @@ mod tests {
         // A pass that was cut off is none.
         restart(&all.agent);
         assert!(all.plan().is_none());
+    }
+
+    #[test]
+    fn mounts_that_have_other_numbers_are_the_same() {
+        let all = Journaled::new();
+        let kept = left(&all.agent);
+        all.does("echo 1 > meanwhile");
+        // As systemd does it for a service with protected directories, each time that it starts one.
+        let plan = std::thread::scope(|scope| {
+            let started = scope.spawn(|| {
+                nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+                take_at(&all.agent, kept).unwrap();
+                all.does("echo 2 > afterwards");
+                all.plan()
+            });
+            started.join().unwrap()
+        });
+        let plan = plan.expect("what has changed");
+        assert_eq!(goes_to(&plan, ["meanwhile", "afterwards", "other"]), [true, true, false]);
     }
 
     #[test]

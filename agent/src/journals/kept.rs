@@ -8,8 +8,6 @@ use ferry_files::journal::Whose;
 use ferry_proto::ids::{AccountName, JobId};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::Mount;
-
 /// A file system that is watched.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptWatch {
@@ -19,8 +17,8 @@ pub struct KeptWatch {
     pub backend: String,
     /// What the queue is marked for.
     pub marks: String,
-    /// Through which mount.
-    pub mount: Mount,
+    /// Which device it is.
+    pub device: (u32, u32),
     /// Only others' changes are noted.
     pub others: bool,
     /// The trees on it.

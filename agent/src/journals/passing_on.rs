@@ -11,7 +11,7 @@ use ferry_proto::Fault;
 use ferry_proto::ids::AccountName;
 
 use super::kept::{Bytes, KeptJournal, KeptWatch};
-use super::{Journal, Journals, OfMove, State, lock, mount, opened};
+use super::{Journal, Journals, Mount, OfMove, State, lock, mount, opened};
 
 /// Most queues: FileDescriptorStoreMax= leaves room for one more.
 const MAX_QUEUES: usize = 63;
@@ -43,7 +43,7 @@ impl Journals {
                 queue: queue.clone(),
                 backend: handed.backend.name().to_owned(),
                 marks: handed.marks,
-                mount: *mount,
+                device: device(*mount),
                 others: *whose == Whose::Others,
                 journals,
             });
@@ -73,21 +73,23 @@ impl Journals {
         let queue = queues.remove(&kept.queue).ok_or_else(lost)?;
         let unknown = || Fault::precondition(format!("{:?} is not known here", kept.backend));
         let backend = Backend::named(&kept.backend).ok_or_else(unknown)?;
-        let (at, whose) = (kept.mount, kept.whose());
+        let whose = kept.whose();
         let handed = Handed { queue, backend, marks: kept.marks };
-        let mut root = None;
+        let mut through: Option<(Mount, File)> = None;
         let (mut trees, mut journals) = (Vec::new(), Vec::new());
         for journal in kept.journals {
             let opened = opened(&journal.root)?;
             let Some((changes, state)) = read(&journal, &opened) else { continue };
-            if mount(&opened).is_ok_and(|mount| mount == at) {
-                root.get_or_insert(opened);
+            let Ok(mount) = mount(&opened) else { continue };
+            // A service that is started anew has mounts of its own: the same ones by other numbers.
+            if device(mount) == kept.device && through.as_ref().is_none_or(|(at, _)| *at == mount) {
+                through.get_or_insert((mount, opened));
                 trees.push((journal.root.clone(), changes));
                 journals.push((journal, state));
             }
         }
         let moved = || Fault::precondition("other directories are there now");
-        let root = root.ok_or_else(moved)?;
+        let (at, root) = through.ok_or_else(moved)?;
         let (watch, watched) = Watch::take_over(root.into(), handed, whose, trees)?;
         let mut all = lock(&self.0);
         all.watches.insert((at, whose), Arc::downgrade(&watch));
@@ -123,6 +125,10 @@ impl OfMove {
         let handle = Bytes(handle.into());
         Some(KeptJournal { account, job: self.of, root, handle, follows, changes, compared })
     }
+}
+
+fn device((_, major, minor): Mount) -> (u32, u32) {
+    (major, minor)
 }
 
 /// What is known of a journal, if the directory at its root is the same.
