@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use ferry_files::journal::{Backend, Changes, Plan, Watch, Watched, Whose};
+use ferry_files::journal::{Backend, Changes, Lost, Plan, Watch, Watched, Whose};
 use support::{Trees, mkdir, run, write};
 
 fn open(path: &Path) -> OwnedFd {
@@ -112,7 +112,10 @@ fn a_file_that_changed_is_looked_for_under_its_other_names() {
     let watched = watch(root);
     does(root, "echo 1 >> a/one");
     expect(root, &watched.take(), &[("a/one", true), ("b/two", true), ("b/other", false)]);
+    // What a name was given to may have been written by it, and lost it again.
     does(root, "ln b/other a/third");
+    assert_eq!(watched.take().lost(), Some(Lost::Unplaced));
+    does(root, "echo 2 >> b/other");
     expect(root, &watched.take(), &[("a/third", true), ("b/other", true), ("b/two", false)]);
 }
 

@@ -49,11 +49,12 @@ impl Journaled {
         Plan::of(&self.watch.take(), &self.trees.source, []).expect("the root is there")
     }
 
-    /// What a pass does after `script`; it looks only at what the journal tells.
+    /// What a pass does after `script`; it looks only at what the journal tells. inotify may miss some of it, and say so.
     async fn after(&self, script: &str) -> PassReport {
         does(&self.trees.source, script);
-        let plan = self.plan().expect("all that changed is known");
-        self.follows(Some(plan)).await
+        let plan = self.plan();
+        assert!(plan.is_some() || !self.watch.backend().is_complete(), "all that changed is known");
+        self.follows(plan).await
     }
 
     /// The same, where the journal may as well say that it has missed something.
@@ -200,7 +201,7 @@ async fn a_name_that_is_given_outside_the_tree_later_is_told() {
 
 #[tokio::test]
 async fn a_file_that_leaves_the_tree_with_one_of_its_names_is_looked_at_from_then_on() {
-    for backend in [Backend::Renames, Backend::Names] {
+    for backend in BACKENDS {
         for leaves in ["a/one", "d/e"] {
             let all = Journaled::new(backend, TREE).await;
             // There are files with several names: a pass that looks at little does not forget it.
@@ -252,11 +253,6 @@ async fn a_target_that_is_not_as_it_was_left_is_told() {
     }
 }
 
-/// Whether a file gets another name by it.
-fn makes_names(deed: &str) -> bool {
-    deed.starts_with("ln ") && !deed.starts_with("ln -s") || deed.starts_with("cp -al")
-}
-
 /// Something that the account does, among few names, so that they meet.
 fn deed() -> impl Strategy<Value = String> {
     let name = || prop::sample::select(vec!["a", "b", "c", "a/b", "a/c", "b/a", "c/c", "a/b/c"]);
@@ -290,8 +286,7 @@ proptest! {
             let all = Journaled::new(backend, TREE).await;
             for deeds in passes {
                 // Most of them fail now and then.
-                let of = |deed: &&String| backend.is_complete() || !makes_names(deed);
-                let deeds = deeds.iter().filter(of);
+                let deeds = deeds.iter();
                 let script: String = deeds.map(|d| format!("({d}) 2>/dev/null || :\n")).collect();
                 if backend == Backend::Renames {
                     all.after(&script).await;

@@ -5,6 +5,7 @@
 
 mod directories;
 
+use std::collections::HashSet;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -28,6 +29,8 @@ const BUFFER: usize = 256 * 1024;
 /// So many directories are watched anew because they, or one that they are in, were renamed. Each costs the kernel's
 /// queue an event, and whoever waits for what is noted some time.
 const MAX_RENAMED: usize = 5_000;
+/// So many names, and renames, are remembered until the queue is empty.
+const MAX_PENDING: usize = 100_000;
 /// What changes a file itself, or the directory that is watched.
 const CHANGES: ReadFlags = ReadFlags::MODIFY.union(ReadFlags::CLOSE_WRITE).union(ReadFlags::ATTRIB);
 /// A name has another inode now.
@@ -92,6 +95,7 @@ impl Watching {
         if let Some(why) = noted.failed {
             noted.changes.lose(why);
         }
+        noted.end_renames();
         noted.renamed = 0;
         std::mem::take(&mut noted.changes)
     }
@@ -135,6 +139,10 @@ struct Noted {
     has_links: bool,
     /// How many directories have another place since somebody last asked.
     renamed: usize,
+    /// The names that were looked at since the queue was empty: what was found there may be what came afterwards.
+    examined: HashSet<(i32, Box<[u8]>)>,
+    /// The renames of which only the beginning was told.
+    leaving: HashSet<u32>,
     buffer: Vec<MaybeUninit<u8>>,
     /// It is not watched any more, and why.
     failed: Option<Lost>,
@@ -154,6 +162,8 @@ struct Told {
     what: ReadFlags,
     /// Empty: it is about the directory that is watched.
     name: Box<[u8]>,
+    /// Both ends of a rename have the same.
+    cookie: u32,
 }
 
 impl Noting for Noted {
@@ -169,7 +179,12 @@ impl Noting for Noted {
                     taken += 1;
                     self.take(queue, &told);
                 }
-                Err(Errno::AGAIN | Errno::INTR) => break,
+                Err(Errno::AGAIN) => {
+                    self.end_renames();
+                    self.examined.clear();
+                    break;
+                }
+                Err(Errno::INTR) => break,
                 Err(_) => {
                     self.give_up(queue, Lost::Unreadable);
                     break;
@@ -191,7 +206,8 @@ impl Noting for Noted {
 impl From<&Event<'_>> for Told {
     fn from(event: &Event<'_>) -> Self {
         let name = event.file_name().map_or(b"".as_slice(), |name| name.to_bytes());
-        Self { watch: event.wd(), what: event.events(), name: name.into() }
+        let (watch, what, cookie) = (event.wd(), event.events(), event.cookie());
+        Self { watch, what, name: name.into(), cookie }
     }
 }
 
@@ -206,6 +222,8 @@ impl Noted {
             changes: Changes::default(),
             has_links: false,
             renamed: 0,
+            examined: HashSet::new(),
+            leaving: HashSet::new(),
             buffer: vec![MaybeUninit::uninit(); BUFFER],
             failed: None,
         };
@@ -225,12 +243,20 @@ impl Noted {
         if told.what.contains(ReadFlags::IGNORED) {
             return self.directories.forget(told.watch, |_| {});
         }
+        if self.examined.len().max(self.leaving.len()) > MAX_PENDING {
+            return self.give_up(queue, Lost::TooMany);
+        }
+        if told.what.contains(ReadFlags::MOVED_FROM) {
+            self.leaving.insert(told.cookie);
+        } else if told.what.contains(ReadFlags::MOVED_TO) {
+            self.leaving.remove(&told.cookie);
+        }
         let directory = key::of_path(&node.path());
         if told.name.is_empty() {
             return self.changes.note(&directory, b".");
         }
         if !told.what.contains(ReadFlags::ISDIR) {
-            self.file(&node, &directory, told);
+            self.file(&node, told);
         } else if !told.what.intersects(COMES | GOES) {
             // It is told by its own watch.
             return;
@@ -247,28 +273,38 @@ impl Noted {
         }
     }
 
-    /// A file that changed may have other names, which nobody tells.
-    fn file(&mut self, node: &Arc<Node>, directory: &[u8], told: &Told) {
-        let is_new = told.what.intersects(COMES);
-        let is_changed = told.what.intersects(CHANGES);
-        if !is_new && (!is_changed || self.changes.is_noted(directory, &told.name)) {
+    /// A file that came or changed may have other names, which nobody tells; it is looked for under its name, and
+    /// that may have gone, or be another's by now. Then which file it was is not known any more.
+    fn file(&mut self, node: &Arc<Node>, told: &Told) {
+        let comes = told.what.intersects(COMES);
+        if !comes && !told.what.intersects(CHANGES) {
             return;
         }
+        let is_again = !self.examined.insert((told.watch, told.name.clone()));
         let found = self.tree.open(node).and_then(|fd| Stat::of(&fd, &told.name));
         match found {
-            Ok(found) if found.kind != Kind::Directory && found.nlink > 1 => {
+            Ok(found) if found.kind == Kind::Directory || (comes && is_again) => {
+                self.changes.lose(Lost::Unplaced);
+            }
+            Ok(found) if found.nlink > 1 => {
                 self.has_links = true;
                 self.changes.note_file(&key::of_inode(found.identity()));
-            }
-            Ok(_) => {}
-            Err(errno) if has_vanished(errno) => {
-                // Which file that was is not known any more. What has come since has no name that is not noted.
-                if !is_new && self.has_links {
+                if told.what.contains(ReadFlags::CREATE) {
                     self.changes.lose(Lost::Unplaced);
                 }
             }
+            Ok(_) => {}
+            Err(errno) if has_vanished(errno) => self.changes.lose(Lost::Unplaced),
             Err(_) => self.changes.lose(Lost::Unreadable),
         }
+    }
+
+    /// What has left the tree can be changed from outside, with what has other names here.
+    fn end_renames(&mut self) {
+        if !self.leaving.is_empty() && self.has_links {
+            self.changes.lose(Lost::Unplaced);
+        }
+        self.leaving.clear();
     }
 
     /// Watches a directory and all below: first it, then what is in it, so that nothing comes unseen. `parent`: the
@@ -278,7 +314,9 @@ impl Noted {
         while let Some(next) = stack.pop() {
             match self.watch_one(queue, &next) {
                 Ok(below) => stack.extend(below),
-                Err(errno) if has_vanished(errno) || errno == Errno::XDEV => {}
+                // What was done in it, to files that have other names, was not told.
+                Err(errno) if has_vanished(errno) => self.changes.lose(Lost::Unplaced),
+                Err(Errno::XDEV) => {}
                 Err(Errno::NOSPC) => return self.give_up(queue, Lost::Unwatched),
                 Err(_) => return self.give_up(queue, Lost::Unreadable),
             }
@@ -371,7 +409,7 @@ mod tests {
         {
             let reading = watching.reading();
             let what = ReadFlags::QUEUE_OVERFLOW;
-            let full = Told { watch: -1, what, name: Box::default() };
+            let full = Told { watch: -1, what, name: Box::default(), cookie: 0 };
             let queue = inotify::init(CreateFlags::CLOEXEC).unwrap();
             reading.noting().take(&queue, &full);
         }
@@ -394,50 +432,156 @@ mod tests {
         (0..MAX_RENAMED / 2).for_each(|number| {
             std::fs::create_dir_all(root.join(format!("0/{number}"))).unwrap();
         });
-        let watching = Watching::start(&root).unwrap();
         let rename = |from: u32| {
             let name = |number: u32| root.join(number.to_string());
             std::fs::rename(name(from), name(from + 1)).unwrap();
         };
-        rename(0);
-        assert_eq!(watching.take().lost(), None);
-        (1..4).for_each(rename);
-        assert_eq!(watching.take().lost(), Some(Lost::TooMany));
-        watching.renew();
-        watching.take();
-        rename(4);
-        assert_eq!(watching.take().lost(), None);
-        // Those that are removed cost nothing.
-        for from in 5..9 {
+        let (queue, mut noted) = Noted::of(&root).unwrap();
+        for (from, failed) in [(0, None), (1, Some(Lost::TooMany))] {
             rename(from);
-            watching.take();
+            drain(&mut noted, &queue);
+            assert_eq!(noted.failed, failed);
         }
-        std::fs::remove_dir_all(root.join("9")).unwrap();
+        let watching = Watching::start(&root).unwrap();
+        for from in 2..5 {
+            rename(from);
+            assert_eq!(watching.take().lost(), None, "they were not many since it was taken");
+        }
+        // Those that are removed cost nothing.
+        std::fs::remove_dir_all(root.join("5")).unwrap();
         assert_eq!(watching.take().lost(), None);
     }
 
-    #[test]
-    fn of_a_file_that_changed_and_went_the_other_names_are_not_known() {
-        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-        let root = dir.path().canonicalize().unwrap();
+    /// What is lost after `does`, which nobody has looked at while it went on; `before` was looked at.
+    fn lost_after(before: impl Fn(&Path), does: impl Fn(&Path)) -> Option<Lost> {
+        let (_dir, root) = a_tree();
         for name in ["file", "linked"] {
             std::fs::write(root.join(name), "").unwrap();
         }
-        let goes = |noted: &mut Noted, queue: &OwnedFd| {
-            std::fs::write(root.join("file"), "more").unwrap();
-            std::fs::remove_file(root.join("file")).unwrap();
-            drain(noted, queue);
-            std::mem::take(&mut noted.changes).lost()
-        };
         let (queue, mut noted) = Noted::of(&root).unwrap();
-        assert_eq!(goes(&mut noted, &queue), None, "no file has two names");
-        // One that was made since it was asked has no name that nobody told.
+        before(&root);
+        for _ in 0..2 {
+            drain(&mut noted, &queue);
+            noted.batch(&queue);
+        }
+        noted.changes = Changes::default();
+        does(&root);
+        drain(&mut noted, &queue);
+        noted.end_renames();
+        noted.changes.lost()
+    }
+
+    fn append(path: &Path) {
+        let file = std::fs::File::options().append(true).open(path).unwrap();
+        std::io::Write::write_all(&mut &file, b"more").unwrap();
+    }
+
+    fn link(root: &Path) {
         std::fs::hard_link(root.join("linked"), root.join("another")).unwrap();
-        std::fs::write(root.join("file"), "").unwrap();
-        assert_eq!(goes(&mut noted, &queue), None);
-        std::fs::write(root.join("file"), "").unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_changed_where_it_is_is_known() {
+        let appends = |root: &Path| append(&root.join("file"));
+        assert_eq!(lost_after(|_| (), appends), None);
+        assert_eq!(lost_after(link, |root| append(&root.join("linked"))), None);
+        let comes = |root: &Path| {
+            std::fs::write(root.join("new"), "").unwrap();
+            std::fs::rename(root.join("file"), root.join("renamed")).unwrap();
+        };
+        assert_eq!(lost_after(link, comes), None);
+        assert_eq!(
+            lost_after(|_| (), |root| std::fs::remove_file(root.join("file")).unwrap()),
+            None
+        );
+    }
+
+    #[test]
+    fn what_changed_by_a_name_that_has_gone_is_not_known() {
+        let through = |root: &Path, name: &str| {
+            append(&root.join(name));
+            std::fs::remove_file(root.join(name)).unwrap();
+        };
+        // By a link that was there for a moment.
+        let lost = lost_after(
+            |_| (),
+            |root| {
+                link(root);
+                through(root, "another");
+            },
+        );
+        assert_eq!(lost, Some(Lost::Unplaced));
+        // Under another name than it had.
+        let lost = lost_after(link, |root| {
+            std::fs::rename(root.join("another"), root.join("renamed")).unwrap();
+            through(root, "renamed");
+        });
+        assert_eq!(lost, Some(Lost::Unplaced));
+        // Where more names have changed than are kept.
+        let (_dir, root) = a_tree();
+        std::fs::write(root.join("linked"), "").unwrap();
+        link(&root);
+        let (queue, mut noted) = Noted::of(&root).unwrap();
+        let top = key::of_path(b"");
+        (0..=10_000_u32).for_each(|number| noted.changes.note(&top, &number.to_le_bytes()));
+        assert!(noted.changes.is_noted(&top, b"another"), "it is kept by name");
+        through(&root, "another");
+        drain(&mut noted, &queue);
+        assert_eq!(noted.changes.lost(), Some(Lost::Unplaced));
+        // In a directory that was there for a moment.
+        let lost = lost_after(
+            |_| (),
+            |root| {
+                std::fs::create_dir(root.join("dir")).unwrap();
+                std::fs::hard_link(root.join("linked"), root.join("dir/link")).unwrap();
+                append(&root.join("dir/link"));
+                std::fs::remove_dir_all(root.join("dir")).unwrap();
+            },
+        );
+        assert_eq!(lost, Some(Lost::Unplaced));
+    }
+
+    #[test]
+    fn what_changed_by_a_name_that_is_anothers_by_now_is_not_known() {
+        let lost = lost_after(link, |root| {
+            append(&root.join("another"));
+            std::fs::rename(root.join("file"), root.join("another")).unwrap();
+        });
+        assert_eq!(lost, Some(Lost::Unplaced));
+        let lost = lost_after(
+            |_| (),
+            |root| {
+                link(root);
+                append(&root.join("another"));
+                std::fs::rename(root.join("file"), root.join("another")).unwrap();
+            },
+        );
+        assert_eq!(lost, Some(Lost::Unplaced));
+    }
+
+    #[test]
+    fn what_is_written_by_a_descriptor_that_has_no_name_is_not_known() {
+        use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, open};
+        let (_dir, root) = a_tree();
+        let (queue, mut noted) = Noted::of(&root).unwrap();
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = open(&root, flags, Mode::RUSR).unwrap();
+        let path = crate::metadata::proc_path(file.as_fd());
+        linkat(CWD, path, CWD, root.join("named"), AtFlags::SYMLINK_FOLLOW).unwrap();
         drain(&mut noted, &queue);
         noted.changes = Changes::default();
-        assert_eq!(goes(&mut noted, &queue), Some(Lost::Unplaced));
+        rustix::io::write(&file, b"more").unwrap();
+        drain(&mut noted, &queue);
+        assert_eq!(noted.changes.lost(), Some(Lost::Unplaced));
+    }
+
+    #[test]
+    fn what_leaves_a_tree_of_files_with_several_names_is_lost() {
+        let (outside, _) = a_tree();
+        let leaves = |root: &Path| {
+            std::fs::rename(root.join("linked"), outside.path().join("left")).unwrap();
+        };
+        assert_eq!(lost_after(|_| (), leaves), None);
+        assert_eq!(lost_after(link, leaves), Some(Lost::Unplaced));
     }
 }
