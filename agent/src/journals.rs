@@ -40,7 +40,7 @@ type Mount = (u64, u32, u32);
 struct OfMove {
     of: JobId,
     whose: Whose,
-    /// None: it was given up.
+    /// None: it was given up, or there cannot be one.
     journal: Option<Arc<Journal>>,
 }
 
@@ -89,14 +89,15 @@ impl Journals {
         let journal = watch.and_then(|watch| Journal::of(&watch, root)).inspect_err(|fault| {
             tracing::info!(%account, "no change journal, every pass looks at everything: {fault}");
         });
-        let journal = Arc::new(journal.ok()?);
+        let journal = journal.ok().map(Arc::new);
         let mut all = lock(&self.0);
         if let Some(other) = all.same(account, root, &begins) {
             return other.journal.clone();
         }
-        let of_move = OfMove { journal: Some(Arc::clone(&journal)), ..begins };
+        // Where there is none the next pass does not try again: a tree may have to be looked through for that, too.
+        let of_move = OfMove { journal: journal.clone(), ..begins };
         all.journals.insert(account.clone(), of_move);
-        Some(journal)
+        journal
     }
 
     /// From now on nothing is watched.
@@ -277,5 +278,23 @@ impl Journal {
         let mut changes = self.tree.take();
         changes.put_back(compared);
         state.compared.insert(changes).is_empty() && self.is_there()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::a_move;
+
+    #[test]
+    fn what_could_not_be_watched_is_not_tried_again_by_the_same_move() {
+        let (journals, dir) = (Journals::default(), tempfile::tempdir_in("/dev/shm").unwrap());
+        let (of, root) = (a_move(), dir.path().join("home"));
+        let begins = |job| journals.of(&of.account, &root, job, Whose::Everybodys).is_some();
+        assert!(!begins(of.job));
+        std::fs::create_dir(&root).unwrap();
+        assert!(!begins(of.job), "it was tried again");
+        journals.forget(&of.account);
+        assert!(begins(of.job));
     }
 }

@@ -386,6 +386,22 @@ fn what_is_written_by_a_name_outside_the_home_reaches_the_target() {
     });
 }
 
+#[test]
+fn behind_the_fence_no_journal_begins() {
+    alone(async |world| {
+        let (_source, _target, job) = pair(&world).await;
+        precopy(&job).await;
+        let journal = || job.agent.journals.existing(&job.of.account, job.of.job);
+        assert!(journal().is_some());
+        // As after the agent was killed.
+        job.agent.journals.forget(&job.of.account);
+        fence::fence(&job, 600, 0).await.unwrap();
+        files::final_pass(&job).await.unwrap();
+        assert!(journal().is_none());
+        verify::verify(&job).await.unwrap();
+    });
+}
+
 /// `between`: what happens to each server before the fence.
 fn only_what_changed_is_looked_at(between: fn(&Server)) {
     alone(async move |world| {
