@@ -15,8 +15,6 @@ pub struct KeptWatch {
     pub queue: String,
     /// By what it is told.
     pub backend: String,
-    /// What the queue is marked for.
-    pub marks: String,
     /// Which device it is.
     pub device: (u32, u32),
     /// Only others' changes are noted.

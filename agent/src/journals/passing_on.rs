@@ -42,7 +42,6 @@ impl Journals {
             kept.push(KeptWatch {
                 queue: queue.clone(),
                 backend: handed.backend.name().to_owned(),
-                marks: handed.marks,
                 device: device(*mount),
                 others: *whose == Whose::Others,
                 journals,
@@ -74,7 +73,7 @@ impl Journals {
         let unknown = || Fault::precondition(format!("{:?} is not known here", kept.backend));
         let backend = Backend::named(&kept.backend).ok_or_else(unknown)?;
         let whose = kept.whose();
-        let handed = Handed { queue, backend, marks: kept.marks };
+        let handed = Handed { queue, backend };
         let mut through: Option<(Mount, File)> = None;
         let (mut trees, mut journals) = (Vec::new(), Vec::new());
         for journal in kept.journals {

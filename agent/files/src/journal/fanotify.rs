@@ -20,7 +20,7 @@ use ferry_proto::Fault;
 use rustix::io::Errno;
 
 use super::changes::{Changes, Lost};
-use super::handed::{self, Handed};
+use super::handed::Handed;
 use super::reading::{Reading, drain};
 use super::watch::{Backend, Whose};
 use crate::metadata::proc_path;
@@ -71,7 +71,7 @@ impl FileSystem {
         let mut noting = Noting::of(root, whose);
         let numbers: Vec<u64> =
             trees.into_iter().map(|(path, changes)| noting.add(path, changes)).collect();
-        drain(&mut noting, &handed.group()?);
+        drain(&mut noting, &handed.group_like(&group)?);
         noting.lose_if_failed();
         let this = Arc::new(Self { backend, reading: Reading::start(group, noting)? });
         let part = |number| Part { of: Arc::clone(&this), number };
@@ -85,9 +85,7 @@ impl FileSystem {
     /// The kernel has no room for another queue.
     pub fn hand_over(&self) -> Result<Handed, Fault> {
         let group = group(&self.reading.noting().mount, self.backend, 0)?;
-        let marks = handed::marks(group.as_fd())
-            .map_err(|e| Fault::io("the marks of a queue cannot be read", &e))?;
-        Ok(Handed { queue: group.into_inner(), backend: self.backend, marks })
+        Ok(Handed { queue: group.into_inner(), backend: self.backend })
     }
 
     /// What the kernel tells.
@@ -370,6 +368,23 @@ impl Noting {
 mod tests {
     use super::*;
     use crate::journal::changes::Names;
+
+    #[test]
+    fn a_queue_that_was_told_less_is_not_believed() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let root = || OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
+        let backend = Backend::Renames;
+        let marked_for = |mask| {
+            let flags = FAN_CLASS_NOTIF | FAN_CLOEXEC | FAN_NONBLOCK | FAN_REPORT_DFID_NAME_TARGET;
+            let group = Fanotify::new(flags).unwrap();
+            group.mark_at(root(), FAN_MARK_ADD | FAN_MARK_FILESYSTEM, mask, ".").unwrap();
+            Handed { queue: group.into_inner(), backend }
+        };
+        let take_over = |handed| FileSystem::take_over(root(), handed, Whose::Others, Vec::new());
+        take_over(marked_for(WATCHED | FAN_RENAME)).unwrap();
+        // As by an agent that did not know that one of them is needed.
+        take_over(marked_for((WATCHED | FAN_RENAME) & !FAN_ATTRIB)).unwrap_err();
+    }
 
     #[test]
     fn a_queue_is_emptied_however_long_it_is() {

@@ -18,17 +18,16 @@ pub struct Handed {
     pub queue: OwnedFd,
     /// What the kernel tells by it.
     pub backend: Backend,
-    /// What it was marked for when it was handed over, in the kernel's words. A mark goes with its file system: one that
-    /// was mounted anew is not watched.
-    pub marks: String,
 }
 
 impl Handed {
-    /// The group, if it is still what it was.
-    pub(super) fn group(self) -> Result<Fanotify, Fault> {
-        let marks = marks(self.queue.as_fd())
-            .map_err(|e| Fault::io("the marks of a queue cannot be read", &e))?;
-        if marks.is_empty() || marks != self.marks {
+    /// The group, if it is marked for the same as this one. A mark goes with its file system: one that was mounted anew is
+    /// not watched; and an agent of another version may have wanted to know less.
+    pub(super) fn group_like(self, like: &Fanotify) -> Result<Fanotify, Fault> {
+        let marks =
+            |queue| marks(queue).map_err(|e| Fault::io("the marks of a queue cannot be read", &e));
+        let known = marks(self.queue.as_fd())?;
+        if known.is_empty() || known != marks(like.as_fd())? {
             return Err(Fault::precondition("the file system has not been watched all the time"));
         }
         // SAFETY: only of a fanotify group the kernel tells such marks.
@@ -38,7 +37,7 @@ impl Handed {
 }
 
 /// What a group is marked for; empty for all that is no group.
-pub(super) fn marks(queue: BorrowedFd<'_>) -> io::Result<String> {
+fn marks(queue: BorrowedFd<'_>) -> io::Result<String> {
     let told = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", queue.as_raw_fd()))?;
     let marks = told.lines().filter(|line| line.starts_with("fanotify sdev:"));
     Ok(marks.collect::<Vec<_>>().join("\n"))

@@ -3,6 +3,8 @@
 use super::{Changes, Lost, MAX_BYTES, Names};
 use crate::codec::{Malformed, Reader, Writer};
 
+/// The first byte. It changes with what any of the others means.
+const VERSION: u8 = 1;
 /// Why more may have changed than was noted, by number; 0 if not.
 const LOST: [Lost; 5] =
     [Lost::Overflow, Lost::TooMany, Lost::Unplaced, Lost::Unreadable, Lost::Unwatched];
@@ -12,6 +14,7 @@ impl Changes {
     pub fn save(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.bytes);
         let mut to = Writer::new(&mut bytes);
+        to.u8(VERSION);
         let lost = LOST.iter().position(|why| Some(*why) == self.lost);
         to.u8(lost.map_or(0, |position| position as u8 + 1));
         for is in [self.without_moves, self.has_left, self.has_links] {
@@ -46,6 +49,9 @@ impl Changes {
 
     fn read(bytes: &[u8]) -> Result<Self, Malformed> {
         let (mut from, mut changes) = (Reader::new(bytes), Self::default());
+        if from.u8()? != VERSION {
+            return Err(UNKNOWN);
+        }
         let lost = match from.u8()? {
             0 => None,
             number => Some(LOST.get(usize::from(number) - 1).ok_or(UNKNOWN)?),
@@ -83,7 +89,7 @@ impl Changes {
     }
 }
 
-const UNKNOWN: Malformed = Malformed("a loss that is not known");
+const UNKNOWN: Malformed = Malformed("changes of another version");
 
 #[cfg(test)]
 mod tests {
@@ -120,6 +126,8 @@ mod tests {
             assert_eq!(Changes::saved(&whole[..length]), None, "{length}");
         }
         assert_eq!(Changes::saved(&[whole.as_slice(), b"x"].concat()), None);
-        assert_eq!(Changes::saved(&[9, 0, 0, 0, 0, 0, 0, 0]), None);
+        assert_eq!(Changes::saved(&[VERSION, 9, 0, 0, 0, 0, 0, 0, 0, 0]), None);
+        let later = [&[VERSION + 1], &whole[1..]].concat();
+        assert_eq!(Changes::saved(&later), None);
     }
 }
