@@ -51,13 +51,12 @@ pub async fn leave(agent: &Arc<Agent>) {
     }
 }
 
-/// The agent starts, and does nothing yet that is noted: takes what the one before has left.
-pub async fn take(agent: &Arc<Agent>) {
+/// The agent starts, and does nothing yet that is noted: takes what the one before has left. `kept`: what the service
+/// manager has passed on.
+pub async fn take(agent: &Arc<Agent>, kept: Result<HashMap<String, OwnedFd>, Fault>) {
     let agent = Arc::clone(agent);
-    let take = move || {
-        let kept = fd_store::take().inspect_err(|fault| tracing::warn!("{fault}"));
-        take_at(&agent, kept.unwrap_or_default())
-    };
+    let kept = kept.inspect_err(|fault| tracing::warn!("{fault}")).unwrap_or_default();
+    let take = move || take_at(&agent, kept);
     within(async { blocking(take).await }).await;
 }
 

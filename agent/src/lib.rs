@@ -274,6 +274,8 @@ fn start_plain_log(config: &Config) -> anyhow::Result<()> {
 }
 
 async fn run(config: Config, path: PathBuf) -> anyhow::Result<()> {
+    // Before anything is started that has children: they would inherit what the process before has left.
+    let kept = fd_store::take();
     // Before anybody may ask for it: what is not listened for ends the process.
     let hangup = signal(SignalKind::hangup())?;
     let enrolled = Enrolled::load(&config)?;
@@ -295,7 +297,7 @@ async fn run(config: Config, path: PathBuf) -> anyhow::Result<()> {
     parts.spawn("watchdog", watchdog(agent.clone(), pulse, stop.clone()));
     let metrics = status::record()?;
     // Before anybody asks for a journal.
-    handover::take(&agent).await;
+    handover::take(&agent, kept).await;
     let (told, heard) = mpsc::channel(TOLD);
     let (connected, connection) = watch::channel(false);
     let commands = Commands::new(agent.clone(), told, stop.clone());
