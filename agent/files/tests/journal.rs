@@ -216,6 +216,19 @@ fn whoever_takes_over_is_told_what_happened_before_meanwhile_and_afterwards() {
 }
 
 #[test]
+fn whoever_had_our_number_before_us_was_somebody_else() {
+    let trees = Trees::quick();
+    let root = &trees.source;
+    let (handed, changes) = handed_over(root, Backend::Renames, ":");
+    write(&root.join("meanwhile"), "by a process of this number");
+    let trees = vec![(root.clone(), changes)];
+    let (_watch, trees) =
+        Watch::take_over(open(root), handed, Whose::Others, trees).expect("the same queue");
+    write(&root.join("afterwards"), "by this process");
+    expect(root, &trees[0].take(), &[("", &["meanwhile"])]);
+}
+
+#[test]
 fn nobody_who_stays_away_fills_the_kernel() {
     let trees = Trees::quick();
     let root = &trees.source;

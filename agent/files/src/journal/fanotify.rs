@@ -71,7 +71,10 @@ impl FileSystem {
         let mut noting = Noting::of(root, whose);
         let numbers: Vec<u64> =
             trees.into_iter().map(|(path, changes)| noting.add(path, changes)).collect();
+        // Whoever had our number then was somebody else.
+        let us = noting.us.take();
         drain(&mut noting, &handed.group_like(&group)?);
+        noting.us = us;
         noting.lose_if_failed();
         let this = Arc::new(Self { backend, reading: Reading::start(group, noting)? });
         let part = |number| Part { of: Arc::clone(&this), number };
