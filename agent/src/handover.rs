@@ -21,8 +21,8 @@ use crate::small_file::{self, Lasting};
 
 /// Of the file. It changes with what any of it means.
 const FORMAT: u32 = 2;
-/// What is longer is not read: 256 MiB of changes, as text.
-const MAX_BYTES: u64 = 400 << 20;
+/// What is longer is not read: 32 MiB of changes, as text.
+const MAX_BYTES: u64 = 50 << 20;
 /// How long an agent that stops or starts waits for it: a disk may hang.
 const WITHIN: Duration = Duration::from_secs(2);
 

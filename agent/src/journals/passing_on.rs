@@ -15,8 +15,8 @@ use super::{Journal, Journals, Mount, OfMove, State, lock, mount, opened};
 
 /// Most queues: FileDescriptorStoreMax= leaves room for one more.
 const MAX_QUEUES: usize = 63;
-/// Bytes of changes that are kept; journals beyond begin anew.
-const MAX_BYTES: usize = 256 << 20;
+/// Bytes of changes that are kept; journals beyond begin anew. Whoever stops or starts has two seconds, and no gigabyte.
+const MAX_BYTES: usize = 32 << 20;
 
 impl Journals {
     /// Ends all journals. Answers what the next process needs to go on, and the queues by their names.
