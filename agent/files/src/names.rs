@@ -92,8 +92,8 @@ impl Names {
 #[derive(Debug, Default)]
 pub struct Numbered {
     names: Names,
-    /// The number of each, and whether it may be a directory.
-    numbers: Vec<(u64, bool)>,
+    /// The number of each, and what it is, if the file system says.
+    numbers: Vec<(u64, FileType)>,
 }
 
 impl Numbered {
@@ -101,8 +101,7 @@ impl Numbered {
     pub fn read(dir: impl AsFd) -> Result<Self> {
         let mut numbered = Self::default();
         for_each_name(dir.as_fd(), |entry| {
-            let may_be = matches!(entry.file_type(), FileType::Directory | FileType::Unknown);
-            numbered.numbers.push((entry.ino(), may_be));
+            numbered.numbers.push((entry.ino(), entry.file_type()));
             numbered.names.push(entry.file_name().to_bytes())
         })?;
         Ok(numbered)
@@ -113,14 +112,19 @@ impl Numbered {
         self.names.iter().zip(&self.numbers).map(|(name, (ino, _))| (name, *ino))
     }
 
-    /// Each, and whether it may be a directory: not every file system says.
-    pub fn kinds(&self) -> impl Iterator<Item = (&[u8], bool)> {
-        self.names.iter().zip(&self.numbers).map(|(name, (_, may_be))| (name, *may_be))
+    /// Those that may be directories: not every file system says.
+    pub fn directories(&self) -> impl Iterator<Item = &[u8]> {
+        self.of(|kind| matches!(kind, FileType::Directory | FileType::Unknown))
     }
 
-    /// Those that may be directories.
-    pub fn directories(&self) -> impl Iterator<Item = &[u8]> {
-        self.kinds().filter(|(_, may_be)| *may_be).map(|(name, _)| name)
+    /// Those that may be something else.
+    pub fn others(&self) -> impl Iterator<Item = &[u8]> {
+        self.of(|kind| kind != FileType::Directory)
+    }
+
+    fn of(&self, is: impl Fn(FileType) -> bool) -> impl Iterator<Item = &[u8]> {
+        let all = self.names.iter().zip(&self.numbers);
+        all.filter(move |(_, (_, kind))| is(*kind)).map(|(name, _)| name)
     }
 }
 
@@ -159,6 +163,18 @@ mod tests {
         for good in [b"...".as_slice(), b"a b", b"\xff\xfe", b"a\nb", &[b'x'; 255]] {
             assert!(is_valid(good), "{good:?}");
         }
+    }
+
+    #[test]
+    fn what_a_file_system_does_not_say_may_be_either() {
+        let mut numbered = Numbered::default();
+        let kinds = [FileType::Directory, FileType::Unknown, FileType::RegularFile];
+        for (name, kind) in [b"d".as_slice(), b"u", b"f"].into_iter().zip(kinds) {
+            numbered.names.push(name).unwrap();
+            numbered.numbers.push((1, kind));
+        }
+        assert_eq!(numbered.directories().collect::<Vec<_>>(), [b"d", b"u"]);
+        assert_eq!(numbered.others().collect::<Vec<_>>(), [b"u", b"f"]);
     }
 
     #[test]

@@ -342,9 +342,9 @@ impl Noted {
             return Err(Errno::NOSPC);
         }
         let names = Numbered::read(&fd)?;
-        let has_several = |name| Stat::of(&fd, name).is_ok_and(|found| found.nlink > 1);
-        let mut files = names.kinds().filter(|(_, may_be)| !may_be).map(|(name, _)| name);
-        self.has_links = self.has_links || files.any(has_several);
+        let has_several =
+            |name| Stat::of(&fd, name).is_ok_and(|s| s.kind != Kind::Directory && s.nlink > 1);
+        self.has_links = self.has_links || names.others().any(has_several);
         let below = |name| Unwatched { parent: Some(watch), node: node.child(name) };
         Ok(names.directories().map(below).collect())
     }
