@@ -49,7 +49,7 @@ impl Journaled {
         Plan::of(&self.watch.take(), &self.trees.source, []).expect("the root is there")
     }
 
-    /// What a pass does after `script`; it looks only at what the journal tells. inotify may miss some of it, and say so.
+    /// What a pass does after `script`; it looks only at what the journal tells. inotify may say that it does not know.
     async fn after(&self, script: &str) -> PassReport {
         does(&self.trees.source, script);
         let plan = self.plan();

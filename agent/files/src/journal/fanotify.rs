@@ -281,7 +281,7 @@ impl Noting {
         let (directory, name) = match (event.dfid_name_handle(), event.self_handle()) {
             (Some(directory), _) => (directory, event.dfid_name_raw()),
             (None, Some(own)) if is_directory => (own, b"".as_slice()),
-            // Its number of names has changed, it was renamed, or it was reached without a name: that may be in any tree.
+            // It has another number of names, was renamed, or was reached without one: that may be in any tree.
             (None, Some(own)) => {
                 return self.trees.iter_mut().for_each(|tree| tree.changes.note_file(own));
             }

@@ -21,8 +21,8 @@ pub struct Handed {
 }
 
 impl Handed {
-    /// The group, if it is marked for the same as this one. A mark goes with its file system: one that was mounted anew is
-    /// not watched; and an agent of another version may have wanted to know less.
+    /// The group, if it is marked for the same as this one. A mark goes with its file system: one that was mounted anew
+    /// is not watched; and an agent of another version may have wanted to know less.
     pub(super) fn group_like(self, like: &Fanotify) -> Result<Fanotify, Fault> {
         let marks =
             |queue| marks(queue).map_err(|e| Fault::io("the marks of a queue cannot be read", &e));

@@ -235,8 +235,14 @@ impl Noted {
         if told.what.contains(ReadFlags::QUEUE_OVERFLOW) {
             return self.give_up(queue, Lost::Overflow);
         }
-        // Of one that is not watched any more; where it is now it is looked at wholly.
-        let Some(node) = self.directories.node(told.watch) else { return };
+        let Some(node) = self.directories.node(told.watch) else {
+            // Of one that is not watched there any more. Where it is now it is looked at wholly; not so other names of
+            // what may have changed in it and gone.
+            if self.has_links && !told.what.contains(ReadFlags::IGNORED) {
+                self.changes.lose(Lost::Unplaced);
+            }
+            return;
+        };
         if told.what.contains(ReadFlags::UNMOUNT) {
             return self.give_up(queue, Lost::Unreadable);
         }
@@ -503,14 +509,11 @@ mod tests {
             std::fs::remove_file(root.join(name)).unwrap();
         };
         // By a link that was there for a moment.
-        let lost = lost_after(
-            |_| (),
-            |root| {
-                link(root);
-                through(root, "another");
-            },
-        );
-        assert_eq!(lost, Some(Lost::Unplaced));
+        let by_a_link = |root: &Path| {
+            link(root);
+            through(root, "another");
+        };
+        assert_eq!(lost_after(|_| (), by_a_link), Some(Lost::Unplaced));
         // Under another name than it had.
         let lost = lost_after(link, |root| {
             std::fs::rename(root.join("another"), root.join("renamed")).unwrap();
@@ -528,17 +531,23 @@ mod tests {
         through(&root, "another");
         drain(&mut noted, &queue);
         assert_eq!(noted.changes.lost(), Some(Lost::Unplaced));
-        // In a directory that was there for a moment.
-        let lost = lost_after(
-            |_| (),
-            |root| {
-                std::fs::create_dir(root.join("dir")).unwrap();
-                std::fs::hard_link(root.join("linked"), root.join("dir/link")).unwrap();
-                append(&root.join("dir/link"));
-                std::fs::remove_dir_all(root.join("dir")).unwrap();
-            },
-        );
+        // In a directory that has another name by now.
+        let in_directory = |root: &Path| {
+            std::fs::create_dir(root.join("dir")).unwrap();
+            std::fs::hard_link(root.join("linked"), root.join("dir/link")).unwrap();
+        };
+        let lost = lost_after(in_directory, |root| {
+            std::fs::rename(root.join("dir"), root.join("renamed")).unwrap();
+            through(root, "renamed/link");
+        });
         assert_eq!(lost, Some(Lost::Unplaced));
+        // In a directory that was there for a moment.
+        let in_one = |root: &Path| {
+            in_directory(root);
+            append(&root.join("dir/link"));
+            std::fs::remove_dir_all(root.join("dir")).unwrap();
+        };
+        assert_eq!(lost_after(|_| (), in_one), Some(Lost::Unplaced));
     }
 
     #[test]
