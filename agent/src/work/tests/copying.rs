@@ -306,7 +306,7 @@ fn a_directory_that_was_away_when_all_was_compared_is_compared_behind_the_fence(
         put(&target, &world, "dir/page", "OLDDATA");
         let account = job.account().unwrap();
         let comparing = files::compare_live(&job, &account, copied.last.clone());
-        let compared = while_renamed(&source, comparing).await.unwrap();
+        let compared = Box::pin(while_renamed(&source, comparing)).await.unwrap();
         files::live_pass(&job, &account, 9, &mut copied, &compared.doubt).await.unwrap();
         assert!(copied.prove(compared));
         copied.keep(&job).await.unwrap();
