@@ -75,11 +75,13 @@ struct Whereabouts {
     claimants: Vec<ServerName>,
 }
 
-/// A move that this controller led to its commit: from where to where.
+/// A move that this controller led, to its commit or until it was overtaken: from where to where.
 #[derive(Debug, Clone)]
 struct PassedOn {
     from: ServerName,
     to: ServerName,
+    /// Else it was overtaken, and may have come to nothing.
+    committed: bool,
     /// What was approved for it.
     approvals: Vec<Approval>,
 }
@@ -216,8 +218,9 @@ impl Planner {
             // What became of a job that was overtaken, its source says.
             let came_there = view.committed || view.phase == JobPhase::Overtaken;
             if came_there && passed_on.iter().all(|known| known.to != view.target) {
-                let approvals = read_plan(&row)?.approvals;
-                passed_on.push(PassedOn { from: view.source, to: view.target, approvals });
+                let (approvals, committed) = (read_plan(&row)?.approvals, view.committed);
+                let (from, to) = (view.source, view.target);
+                passed_on.push(PassedOn { from, to, committed, approvals });
             }
         }
         Ok(passed_on)
@@ -228,9 +231,7 @@ impl Planner {
         if of.direction == Direction::Outbound {
             return Ok(Vec::new());
         }
-        let moves = self.passed_on(&of.account).await?;
-        let last = moves.into_iter().find(|known| known.to == of.source);
-        Ok(last.map(|known| known.approvals).unwrap_or_default())
+        Ok(inherited(of, self.passed_on(&of.account).await?))
     }
 
     async fn peer_address(&self, server: &ServerName) -> Result<SocketAddr, Fault> {
@@ -348,6 +349,14 @@ fn without_outdated(
     let current: Vec<_> =
         all.iter().map(|(s, state)| !is_leaving(&state.standing) || !arrived(s, state)).collect();
     all.into_iter().zip(current).filter_map(|(known, is)| is.then_some(known)).collect()
+}
+
+/// What was approved of the last move to where the account is, if it goes back where that came from: the word was
+/// given for these two servers.
+fn inherited(of: &Move, passed_on: Vec<PassedOn>) -> Vec<Approval> {
+    let last = passed_on.into_iter().find(|known| known.to == of.source);
+    let is_way_back = |last: &PassedOn| last.committed && last.from == of.target;
+    last.filter(is_way_back).map(|last| last.approvals).unwrap_or_default()
 }
 
 /// Picks the server that serves the account, and the one that passed it on to it.
@@ -510,6 +519,7 @@ mod tests {
         let known = |(from, to): &(&str, &str)| PassedOn {
             from: from.parse().unwrap(),
             to: to.parse().unwrap(),
+            committed: true,
             approvals: Vec::new(),
         };
         passed_on.iter().map(known).collect()
@@ -607,6 +617,40 @@ mod tests {
             }
         }
         assert_eq!(back(&all, &[("c", "t")]).unwrap(), "c");
+    }
+
+    #[test]
+    fn what_was_approved_is_inherited_only_by_the_way_back_of_the_last_move() {
+        let approval = |path: &str| {
+            serde_json::from_value::<Approval>(serde_json::json!({
+                "what": {"path": path, "seen": {"kind": "fifo", "mode": 0, "uid": 0, "gid": 0}},
+                "by": "an operator", "at_unix_ms": 7,
+            }))
+            .unwrap()
+        };
+        let mut moves = known(&[("c", "t"), ("t", "u"), ("b", "t")]);
+        for (number, known) in moves.iter_mut().enumerate() {
+            known.approvals = vec![approval(&format!("path{number}"))];
+        }
+        let back = |moves: &[PassedOn], source: &str, target: &str| {
+            let of = Move {
+                job: JobId::new_now(),
+                account: "shop".parse().unwrap(),
+                direction: Direction::Return,
+                source: source.parse().unwrap(),
+                target: target.parse().unwrap(),
+                source_peer: "127.0.0.1:1".parse().unwrap(),
+                target_peer: "127.0.0.1:2".parse().unwrap(),
+                epoch: Epoch(3),
+            };
+            inherited(&of, moves.to_vec())
+        };
+        assert_eq!(back(&moves, "t", "c"), [approval("path0")]);
+        for (source, target) in [("t", "u"), ("t", "b"), ("c", "t"), ("u", "c")] {
+            assert_eq!(back(&moves, source, target), [], "{source} {target}");
+        }
+        moves[0].committed = false;
+        assert_eq!(back(&moves, "t", "c"), [], "overtaken");
     }
 
     #[test]
