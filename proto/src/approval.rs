@@ -18,6 +18,15 @@ pub const MAX_LEN: usize = 32 * 1024;
 /// Most bytes of a file that can be approved: it is read whole, at both ends.
 pub const MAX_CONTENT: u64 = 64 << 20;
 
+/// Numbers below this mean the same user, or group, on every Debian server: base-passwd gives them out once and for
+/// all. What else an approval names must be the account's, which the target translates.
+pub const FIXED_IDS: u32 = 100;
+
+/// Character devices whose numbers the kernel gives out once and for all, and that give no power over a server:
+/// null, zero, full, random, urandom, tty, ptmx, tun, fuse.
+const HARMLESS: [(u32, u32); 9] =
+    [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (10, 200), (10, 229)];
+
 /// A device's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,6 +37,13 @@ pub struct Device {
     pub major: u32,
     /// Which of its devices.
     pub minor: u32,
+}
+
+impl Device {
+    /// Whether it is the same device on every server, and one that may be had anywhere.
+    pub fn is_harmless(self) -> bool {
+        !self.block && HARMLESS.contains(&(self.major, self.minor))
+    }
 }
 
 impl fmt::Display for Device {
@@ -95,32 +111,116 @@ impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, mode, uid, gid, attributes } = self;
         write!(f, "{kind}, owner {uid}, group {gid}, mode {mode:04o}")?;
-        if *kind != Kind::Directory && mode & 0o4000 != 0 {
+        if self.is_set(0o4000) {
             write!(f, ", setuid to user {uid}")?;
         }
-        if *kind != Kind::Directory && mode & 0o2000 != 0 {
+        if self.is_set(0o2000) {
             write!(f, ", setgid to group {gid}")?;
         }
         for (name, value) in attributes {
-            match name.as_str() {
-                "security.capability" => write!(f, ", capabilities {}", permitted(value))?,
-                name => write!(f, ", {name}")?,
-            }
+            write!(f, ", {}", attribute(name, value))?;
         }
-        Ok(())
+        let writers = self.writers();
+        if writers.is_empty() {
+            return Ok(());
+        }
+        write!(f, "; it may be written by {}", writers.join(", "))
     }
 }
 
-/// The mask of the capabilities that a file has, as `/proc` has masks; the whole value if it is in no known form.
-fn permitted(value: &str) -> String {
-    let word = |at: usize| {
-        let digits = value.get(2 * at..2 * at + 8)?;
-        u32::from_str_radix(digits, 16).ok().map(u32::swap_bytes)
-    };
-    match (word(4), word(12)) {
-        (Some(low), Some(high)) => format!("{high:08x}{low:08x}"),
-        _ => value.to_owned(),
+impl Fingerprint {
+    /// Whether it runs with the rights of that bit. On a directory it means something else.
+    fn is_set(&self, bit: u16) -> bool {
+        self.kind != Kind::Directory && self.mode & bit != 0
     }
+
+    /// Who but root may change what runs with the rights that it gives, if it gives any.
+    fn writers(&self) -> Vec<String> {
+        let Self { mode, uid, gid, attributes, .. } = self;
+        if !self.is_set(0o6000) && !attributes.contains_key(CAPABILITY) {
+            return Vec::new();
+        }
+        // The group's bits are those of all whom an ACL names.
+        let is_listed = attributes.contains_key(ACL);
+        [
+            (*uid != 0, format!("user {uid}")),
+            (mode & 0o020 != 0 && *gid != 0, format!("group {gid}")),
+            (mode & 0o020 != 0 && is_listed, "whom its ACL names".to_owned()),
+            (mode & 0o002 != 0, "everybody".to_owned()),
+        ]
+        .into_iter()
+        .filter_map(|(may, who)| may.then_some(who))
+        .collect()
+    }
+
+    /// Whether it can have been seen by an agent: it comes from the source.
+    fn is_plausible(&self) -> bool {
+        let is_whole = match &self.kind {
+            Kind::File { size, digest } => {
+                *size <= MAX_CONTENT && digest.len() == 64 && is_hex(digest)
+            }
+            Kind::Symlink { to } => to == "." || is_shown(to),
+            Kind::Directory | Kind::Fifo | Kind::Device(_) => true,
+        };
+        let is_attribute = |(name, value): (&String, &String)| is_shown(name) && is_hex(value);
+        is_whole && self.mode <= 0o7777 && self.attributes.iter().all(is_attribute)
+    }
+}
+
+fn is_hex(text: &str) -> bool {
+    text.len() % 2 == 0 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn is_shown(text: &str) -> bool {
+    shown::read(text).is_some_and(|bytes| shown::text(&bytes) == text)
+}
+
+const CAPABILITY: &str = "security.capability";
+const ACL: &str = "system.posix_acl_access";
+
+/// An attribute as people read it; with its value in hex if that is in no known form.
+fn attribute(name: &str, value: &str) -> String {
+    let meaning = match name {
+        CAPABILITY => capabilities(value).map(|masks| format!("capabilities {masks}")),
+        ACL => acl(value).map(|text| format!("ACL {text}")),
+        "system.posix_acl_default" => acl(value).map(|text| format!("default ACL {text}")),
+        _ => None,
+    };
+    meaning.unwrap_or_else(|| format!("{name}={value}"))
+}
+
+/// The number in hex digits that the kernel keeps from byte `at` on, least byte first.
+fn word(value: &str, at: usize) -> Option<u32> {
+    let digits = value.get(2 * at..2 * at + 8)?;
+    u32::from_str_radix(digits, 16).ok().map(u32::swap_bytes)
+}
+
+/// The masks of the capabilities that a file has, as `/proc` has them: linux/capability.h.
+fn capabilities(value: &str) -> Option<String> {
+    let mask = |at| Some(format!("{:08x}{:08x}", word(value, at + 8)?, word(value, at)?));
+    let effective = if word(value, 0)? & 1 == 0 { "" } else { " effective" };
+    Some(format!("permitted {} inheritable {}{effective}", mask(4)?, mask(8)?))
+}
+
+/// An ACL as getfacl writes it in short: acl(5), and linux/posix_acl_xattr.h.
+fn acl(value: &str) -> Option<String> {
+    let entry = |at| {
+        let (head, id) = (word(value, at)?, word(value, at + 4)?);
+        let who = match head & 0xffff {
+            0x01 => "user:".to_owned(),
+            0x02 => format!("user:{id}"),
+            0x04 => "group:".to_owned(),
+            0x08 => format!("group:{id}"),
+            0x10 => "mask:".to_owned(),
+            0x20 => "other:".to_owned(),
+            _ => return None,
+        };
+        let may = |bit: u32, letter| if head >> 16 & bit == 0 { '-' } else { letter };
+        Some(format!("{who}:{}{}{}", may(4, 'r'), may(2, 'w'), may(1, 'x')))
+    };
+    word(value, 0).filter(|version| *version == 2)?;
+    let entries = (4..value.len() / 2).step_by(8).map(entry).collect::<Option<Vec<_>>>()?;
+    Some(entries.join(","))
 }
 
 /// Something that was looked at.
@@ -139,6 +239,13 @@ impl fmt::Display for Sight {
     }
 }
 
+impl Sight {
+    fn is_plausible(&self) -> bool {
+        let is_path = shown::read(&self.path).is_some_and(|bytes| shown::path(&bytes) == self.path);
+        is_path && self.seen.is_plausible()
+    }
+}
+
 /// A person's word that it may go to the target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -151,7 +258,8 @@ pub struct Approval {
     pub at_unix_ms: i64,
 }
 
-/// Whether these may be a move's: each of another path, and neither too many nor too long.
+/// Whether these may be a move's: each of another path, as an agent can have seen it, and neither too many nor
+/// too long.
 ///
 /// # Errors
 /// They are not.
@@ -173,6 +281,10 @@ pub fn check(approvals: &[Approval]) -> Result<(), Fault> {
     let paths: BTreeSet<_> = approvals.iter().map(|a| shown::read(&a.what.path)).collect();
     if paths.len() != approvals.len() || paths.contains(&None) {
         return fault("a path is approved twice, or is none".to_owned());
+    }
+    if approvals.iter().any(|approval| !approval.what.is_plausible()) {
+        return Err(Fault::permanent("no agent sees things as the source says that it does")
+            .remedy("bring its agent to the controller's version"));
     }
     Ok(())
 }
@@ -199,13 +311,110 @@ mod tests {
         assert_eq!(
             seen.to_string(),
             "file of 5 bytes, owner 0, group 0, mode 6755, setuid to user 0, setgid to group 0, \
-             capabilities 0000000000000400, trusted.secret"
+             capabilities permitted 0000000000000400 inheritable 0000000000000000 effective, \
+             trusted.secret=00"
         );
         let device = Device { block: false, major: 1, minor: 3 };
         let node =
             Fingerprint { kind: Kind::Device(device), mode: 0o666, ..approval("x").what.seen };
         assert_eq!(node.to_string(), "character device 1:3, owner 0, group 0, mode 0666");
-        assert_eq!(permitted("01"), "01");
+    }
+
+    #[test]
+    fn inheritable_capabilities_and_acls_are_said_and_odd_ones_shown_as_they_are() {
+        let inheritable = "0000000200000000000400000000000000000000";
+        let masks = "permitted 0000000000000000 inheritable 0000000000000400";
+        assert_eq!(capabilities(inheritable).as_deref(), Some(masks));
+        let acl = "02000000\
+                   01000700ffffffff 02000600e9030000 04000500ffffffff 080007000a000000 \
+                   10000700ffffffff 20000400ffffffff";
+        assert_eq!(
+            attribute(ACL, &acl.replace(' ', "")),
+            "ACL user::rwx,user:1001:rw-,group::r-x,group:10:rwx,mask::rwx,other::r--"
+        );
+        for odd in ["01", "\u{e4}\u{e4}\u{e4}\u{e4}", "0200000003000700ffffffff", "02000000010007"]
+        {
+            assert_eq!(attribute(ACL, odd), format!("{ACL}={odd}"));
+            assert_eq!(attribute(CAPABILITY, odd), format!("{CAPABILITY}={odd}"));
+        }
+    }
+
+    #[test]
+    fn who_may_write_what_has_rights_is_said() {
+        let plain = Fingerprint { mode: 0o4755, ..approval("x").what.seen };
+        let acl = BTreeMap::from([(ACL.to_owned(), "02000000".to_owned())]);
+        let capable = BTreeMap::from([(CAPABILITY.to_owned(), "01".to_owned())]);
+        for (seen, writers) in [
+            (plain.clone(), ""),
+            (Fingerprint { mode: 0o777, uid: 7, gid: 7, ..plain.clone() }, ""),
+            (Fingerprint { uid: 1001, ..plain.clone() }, "user 1001"),
+            (Fingerprint { gid: 1001, ..plain.clone() }, ""),
+            (Fingerprint { gid: 1001, mode: 0o2772, ..plain.clone() }, "group 1001, everybody"),
+            (Fingerprint { mode: 0o4775, ..plain.clone() }, ""),
+            (Fingerprint { mode: 0o4775, attributes: acl, ..plain.clone() }, "whom its ACL names"),
+            (Fingerprint { mode: 0o757, attributes: capable, ..plain }, "everybody"),
+        ] {
+            assert_eq!(seen.writers().join(", "), writers, "{seen}");
+            assert_eq!(
+                seen.to_string().contains("may be written by"),
+                !writers.is_empty(),
+                "{seen}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_no_agent_can_have_seen_is_no_approval() {
+        let of = |path: &str, change: fn(&mut Fingerprint)| {
+            let mut one = approval(path);
+            change(&mut one.what.seen);
+            check(&[one]).map_err(|fault| fault.class)
+        };
+        let refused = Err(crate::FaultClass::Permanent);
+        for path in [".", "a\\xff", "\u{e4}"] {
+            assert_eq!(of(path, |_| ()), Ok(()), "{path}");
+        }
+        for path in ["\\x61", "a\\xFF", "a\u{202e}", " a", ""] {
+            assert!(of(path, |_| ()).is_err(), "{path}");
+        }
+        let file = |size, digest: &str| Kind::File { size, digest: digest.to_owned() };
+        let link = |to: &str| Kind::Symlink { to: to.to_owned() };
+        let digest = "00".repeat(32);
+        for kind in [file(MAX_CONTENT, &digest), link("."), link("../a"), Kind::Fifo] {
+            let mut one = approval("a");
+            one.what.seen.kind = kind;
+            check(&[one]).unwrap();
+        }
+        let long = "0".repeat(62) + "zz";
+        for kind in [
+            file(MAX_CONTENT + 1, &digest),
+            file(1 << 50, &digest),
+            file(5, "00"),
+            file(5, &long),
+            file(5, &"AA".repeat(32)),
+            link("a\n"),
+        ] {
+            let mut one = approval("a");
+            one.what.seen.kind = kind;
+            assert!(check(&[one.clone()]).is_err(), "{one:?}");
+        }
+        assert_eq!(of("a", |seen| seen.mode = 0o10755), refused);
+        assert_eq!(
+            of("a", |seen| drop(seen.attributes.insert("a\n".into(), "00".into()))),
+            refused
+        );
+        assert_eq!(of("a", |seen| drop(seen.attributes.insert("a".into(), "0".into()))), refused);
+        assert_eq!(of("a", |seen| drop(seen.attributes.insert("a".into(), "x0".into()))), refused);
+    }
+
+    #[test]
+    fn only_what_is_the_same_device_everywhere_and_harmless_is() {
+        let is = |block, major, minor| Device { block, major, minor }.is_harmless();
+        assert!(is(false, 1, 5) && is(false, 1, 3) && is(false, 10, 229));
+        // Memory, ports, another's disk; and a disk of a harmless device's numbers.
+        for (block, major, minor) in [(false, 1, 1), (false, 1, 4), (true, 253, 3), (true, 1, 3)] {
+            assert!(!is(block, major, minor), "{major}:{minor}");
+        }
     }
 
     #[test]

@@ -293,7 +293,8 @@ mod tests {
         assert!(!String::from_utf8_lossy(&plain.bytes).contains("approvals"));
         let approval: Approval = serde_json::from_value(serde_json::json!({
             "what": {"path": "bin/tool", "seen": {
-                "kind": {"file": {"size": 5, "digest": "00"}}, "mode": 0o4755, "uid": 0, "gid": 0}},
+                "kind": {"file": {"size": 5, "digest": "00".repeat(32)}}, "mode": 0o4755, "uid": 0,
+                "gid": 0}},
             "by": "an operator", "at_unix_ms": 7,
         }))
         .unwrap();

@@ -37,7 +37,9 @@ pub fn approve(
 ) -> Result<Vec<Sight>, Fault> {
     let tree = Tree::open_root(root)?;
     let (mut sights, mut problems) = (Vec::new(), Vec::new());
-    for path in paths.iter().collect::<BTreeSet<_>>() {
+    // One path may be typed in several ways.
+    let mut typed = BTreeSet::new();
+    for path in paths.iter().filter(|path| typed.insert(shown::read(path).ok_or(*path))) {
         unless_cancelled(cancel)?;
         match look(&tree, path, ids) {
             Ok(sight) => sights.push(sight),
@@ -90,6 +92,7 @@ fn look(tree: &Tree, path: &str, ids: &IdMap) -> Result<Sight, String> {
         return Err("it is not refused: it needs no approval".to_owned());
     }
     let seen = seen(&entry, &digest).ok_or("it cannot be approved")?;
+    guard::admit(&entry, Some(&seen), ids)?;
     Ok(Sight { path: shown::path(&bytes), seen })
 }
 

@@ -48,7 +48,8 @@ impl Wanted {
     }
 }
 
-/// Translates an entry's metadata. Where something was `approved` it must be that, and nothing else.
+/// Translates an entry's metadata. Where something was `approved` it must be that, and nothing else, and something
+/// that is the same on every server.
 ///
 /// # Errors
 /// Why the entry is refused, as a sentence.
@@ -67,7 +68,10 @@ pub fn admit(entry: &Entry, approved: Option<&Fingerprint>, ids: &IdMap) -> Resu
     match difference {
         Some(why) => Err(no_longer(&why)),
         None => {
-            let wanted = translated(entry, &ids.keeping_others())?;
+            refuse_unapprovable(entry)?;
+            let wanted = translated(entry, &ids.with_fixed()).map_err(|why| {
+                format!("{why}, and such a number means somebody else on another server: give it to the account or to root")
+            })?;
             Ok(Wanted { approved: Some(Box::new(approved.clone())), ..wanted })
         }
     }
@@ -115,6 +119,26 @@ fn refuse_privileges(entry: &Entry, wanted: &Wanted, ids: &IdMap) -> Result<(), 
             Err(format!("it has the privileged attribute {name}"))
         }
     })
+}
+
+/// Refuses what is something else on another server, or gives power over one, whoever has approved it.
+fn refuse_unapprovable(entry: &Entry) -> Result<(), String> {
+    /// Length of a capability that names the root of a user namespace: linux/capability.h.
+    const NAMESPACED: usize = 24;
+    if let What::Device(device) = entry.what
+        && !device.is_harmless()
+    {
+        return Err(format!(
+            "it is a {device}, which may be another device on another server, or gives power over it: make it there"
+        ));
+    }
+    let is_namespaced =
+        |a: &Attribute| class(&a.name) == Class::Capability && a.value.len() == NAMESPACED;
+    if entry.attributes.iter().any(is_namespaced) {
+        return Err("its capabilities are for the root of a user namespace, which is somebody else on another server"
+            .to_owned());
+    }
+    Ok(())
 }
 
 /// Why the source did not offer an entry, as a sentence.
@@ -210,6 +234,57 @@ mod tests {
         let approved = approvals::seen(&device, "").expect("a device");
         let wanted = admit(&device, Some(&approved), &ids()).expect("as it was approved");
         assert_eq!((wanted.uid, wanted.gid, wanted.digest()), (7, 3000, None));
+    }
+
+    #[test]
+    fn what_is_something_else_on_another_server_is_not_admitted_though_it_was_approved() {
+        let acl = |id: u8| {
+            let value = vec![2, 0, 0, 0, 2, 0, 7, 0, id, 0, 0, 0];
+            vec![Attribute { name: b"system.posix_acl_access".to_vec(), value }]
+        };
+        let capability = |length| {
+            vec![Attribute { name: b"security.capability".to_vec(), value: vec![2; length] }]
+        };
+        let device = |block, major, minor| Entry {
+            uid: 0,
+            ..Entry::of(What::Device(Device { block, major, minor }))
+        };
+        let mut ids = ids();
+        // What a source may claim of the web server, and of another's group.
+        ids.uids.extend([(1002, 33), (7, 1234)]);
+        ids.gids.extend([(8, 5000), (5000, 8)]);
+        let admitted = |entry: &Entry| {
+            let approved = approvals::seen(entry, "digest").expect("something to see");
+            admit(entry, Some(&approved), &ids)
+        };
+        for (entry, word) in [
+            (file(1001, 0, 0o4755), "owner 1001"),
+            // The account's number here is nobody's there.
+            (file(2000, 0, 0o755), "owner 2000"),
+            (file(100, 0, 0o755), "owner 100"),
+            (file(1002, 0, 0o4755), "owner 1002"),
+            (file(0, 999, 0o2755), "group 999"),
+            (file(0, 3000, 0o644), "group 3000"),
+            (file(0, 5000, 0o644), "group 5000"),
+            (Entry { attributes: acl(200), ..file(0, 0, 0o4755) }, "names user 200"),
+            (Entry { attributes: capability(24), ..file(0, 0, 0o755) }, "user namespace"),
+            (device(true, 253, 3), "block device 253:3"),
+            (device(true, 1, 3), "block device 1:3"),
+            (device(false, 1, 1), "character device 1:1"),
+        ] {
+            let refusal = admitted(&entry).expect_err(word);
+            assert!(refusal.contains(word) && refusal.contains("another server"), "{refusal}");
+        }
+        for (entry, uid, gid) in [
+            (file(7, 8, 0o6755), 7, 8),
+            (file(99, 33, 0o755), 99, 33),
+            (file(1000, 0, 0o2755), 2000, 0),
+            (Entry { attributes: acl(33), ..file(0, 1000, 0o4755) }, 0, 3000),
+            (Entry { attributes: capability(20), ..file(0, 1000, 0o755) }, 0, 3000),
+        ] {
+            let wanted = admitted(&entry).expect("the same everywhere");
+            assert_eq!((wanted.uid, wanted.gid), (uid, gid));
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
+use ferry_proto::approval::FIXED_IDS;
 use serde::{Deserialize, Serialize};
 
 use crate::approvals::Approvals;
@@ -56,9 +57,18 @@ impl IdMap {
         Self { others: Others::Kept, ..Self::default() }
     }
 
-    /// The same, where what is in no map keeps its number.
-    pub(crate) fn keeping_others(&self) -> Self {
-        Self { others: Others::Kept, ..self.clone() }
+    /// The same for what was approved: numbers that mean the same on every server are what they are, whatever a
+    /// peer says of them.
+    pub(crate) fn with_fixed(&self) -> Self {
+        let with_fixed = |map: &BTreeMap<u32, u32>| {
+            let own =
+                map.iter().filter(|(there, here)| **there >= FIXED_IDS && **here >= FIXED_IDS);
+            own.map(|(there, here)| (*there, *here))
+                .chain((0..FIXED_IDS).map(|id| (id, id)))
+                .collect()
+        };
+        let (uids, gids) = (with_fixed(&self.uids), with_fixed(&self.gids));
+        Self { uids, gids, others: Others::Refused, ..self.clone() }
     }
 
     /// What the source's user `uid` is at the target; none if it is foreign.

@@ -14,6 +14,8 @@ use crate::halt::Halt;
 
 const CONTENT: &[u8] = b"approved";
 const TOOL: &[u8] = b"tool";
+/// What the account's number is here, where it is another.
+const HERE: u32 = 64_201;
 
 /// A program of root's that is setuid.
 fn tool() -> Entry {
@@ -133,6 +135,26 @@ async fn what_is_claimed_otherwise_than_it_was_approved_is_refused() {
         let report = received_with(&place.root, options(&approved), said).await;
         let report = report.expect("the pass goes on");
         assert!(report.refused.items[0].reason.contains("approved any more"), "{report:?}");
+        assert_eq!(std::fs::read_dir(&place.root).expect("readdir").count(), 0);
+    }
+}
+
+#[tokio::test]
+async fn what_means_somebody_else_here_is_refused_though_it_is_approved() {
+    let device = |major, minor| What::Device(Device { block: true, major, minor });
+    // Another customer's number; the account's own here, which is nobody's there; a disk of this server.
+    for claimed in [
+        Entry { uid: 1001, ..tool() },
+        Entry { gid: HERE, ..tool() },
+        Entry { mode: 0o600, uid: 0, ..entry(TOOL, device(253, 3)) },
+    ] {
+        let place = place();
+        std::os::unix::fs::chown(&place.root, Some(HERE), Some(HERE)).expect("chown");
+        let ids = IdMap::of((UID, HERE), (UID, HERE));
+        let options = TargetOptions { ids, ..options(&claimed) };
+        let said = pass(vec![claimed], &[]);
+        let report = received_with(&place.root, options, said).await.expect("the pass goes on");
+        assert!(report.refused.items[0].reason.contains("another server"), "{report:?}");
         assert_eq!(std::fs::read_dir(&place.root).expect("readdir").count(), 0);
     }
 }
