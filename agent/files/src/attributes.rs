@@ -167,14 +167,12 @@ fn value(path: &str, name: &[u8]) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Makes the attributes of `inode` those of `wanted`, given what it has. Only what an account may
-/// have is removed. Answers whether anything was done.
+/// Makes the attributes of `inode` those of `wanted`, given what it has. Answers whether anything was done.
 pub fn replace(inode: Handle<'_>, have: &[Attribute], wanted: &[Attribute]) -> Result<bool> {
     let path = proc_path(inode.fd());
     let mut changed = false;
     for old in have {
-        let ours = matches!(class(&old.name), Class::User | Class::Acl | Class::Capability);
-        if ours && !wanted.iter().any(|w| w.name == old.name) {
+        if !wanted.iter().any(|w| w.name == old.name) {
             match rustix::fs::removexattr(&path, old.name.as_slice()) {
                 Ok(()) | Err(Errno::NODATA) => changed = true,
                 Err(errno) => return Err(errno),

@@ -487,8 +487,14 @@ impl Applier {
     /// Why a content is not the one that was approved, if one was. So far it is ours alone, and plain.
     fn is_another(&self, awaited: &Awaited, fresh: &Fresh) -> Result<Option<String>, Fault> {
         let Some(approved) = awaited.wanted.digest() else { return Ok(None) };
-        match digest::in_hex(&fresh.fd, &self.halt, |bytes| self.disks.used(bytes)) {
-            Ok(digest) if digest == approved => Ok(None),
+        let digest = Stat::of_fd(&fresh.fd).map_err(Undigested::from).and_then(|stat| {
+            // What has another length is not read: it may be as long as the disk has room.
+            let has_length = stat.size == awaited.listed;
+            let digest = || digest::in_hex(&fresh.fd, &self.halt, |bytes| self.disks.used(bytes));
+            has_length.then(digest).transpose()
+        });
+        match digest {
+            Ok(Some(digest)) if digest == approved => Ok(None),
             Ok(_) => Ok(Some(approvals::another_content())),
             Err(Undigested::Stopped) => Err(self.halt.ended()),
             Err(Undigested::Failed(errno)) => {

@@ -55,7 +55,7 @@ pub fn clothed(file: BorrowedFd<'_>, wanted: &Wanted, mtime: Time, inherits: boo
     inode.chown(wanted.uid, wanted.gid)?;
     if inherits || !wanted.attributes.is_empty() {
         let have = match inherits.then(|| attributes::read_all(inode)).transpose() {
-            Ok(have) => comparable(have.unwrap_or_default(), wanted),
+            Ok(have) => comparable(have.unwrap_or_default()),
             Err(Unread::TooLarge) => return Err(Errno::TOOBIG),
             Err(Unread::Failed(errno)) => return Err(errno),
         };
@@ -130,6 +130,31 @@ pub fn discard(dir: BorrowedFd<'_>, name: &[u8]) {
 
 /// Whether `found` in `dir` already is as `wanted`.
 pub fn is_dressed(dir: BorrowedFd<'_>, name: &[u8], found: &Stat, wanted: &Wanted) -> Result<bool> {
+    dressed(dir, name, found, wanted, || attributes::read_at(dir, name, found))
+}
+
+/// The same, of the very inode that was found: no other that had its name for a moment counts.
+pub fn is_dressed_itself(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    found: &Stat,
+    wanted: &Wanted,
+) -> Result<bool> {
+    let inode = confine::open_handle(dir, name)?;
+    let now = Stat::of_fd(&inode)?;
+    if now.identity() != found.identity() || now.nlink != 1 {
+        return Ok(false);
+    }
+    dressed(dir, name, &now, wanted, || attributes::read_all(Handle::Named(inode.as_fd())))
+}
+
+fn dressed(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    found: &Stat,
+    wanted: &Wanted,
+    attributes: impl FnOnce() -> std::result::Result<Vec<Attribute>, Unread>,
+) -> Result<bool> {
     if !same_stat(found, wanted) {
         return Ok(false);
     }
@@ -141,8 +166,8 @@ pub fn is_dressed(dir: BorrowedFd<'_>, name: &[u8], found: &Stat, wanted: &Wante
     {
         return Ok(false);
     }
-    match attributes::read_at(dir, name, found) {
-        Ok(have) => Ok(comparable(have, wanted) == wanted.attributes),
+    match attributes() {
+        Ok(have) => Ok(comparable(have) == wanted.attributes),
         Err(Unread::TooLarge) => Ok(false),
         Err(Unread::Failed(errno)) => Err(errno),
     }
@@ -188,7 +213,7 @@ pub fn dress_unlocked(inode: Handle<'_>, found: Locks, wanted: &Wanted) -> Resul
     }
     if stat.kind != Kind::Symlink {
         let have = match attributes::read_all(inode) {
-            Ok(have) => comparable(have, wanted),
+            Ok(have) => comparable(have),
             Err(Unread::TooLarge) => return Err(Errno::TOOBIG),
             Err(Unread::Failed(errno)) => return Err(errno),
         };
@@ -219,12 +244,9 @@ fn same_stat(found: &Stat, wanted: &Wanted) -> bool {
         && (found.kind == Kind::Symlink || found.mode == wanted.mode)
 }
 
-/// What we have, in the form in which it is compared with what is `wanted`.
-pub fn comparable(mut have: Vec<Attribute>, wanted: &Wanted) -> Vec<Attribute> {
-    let is_wanted = |have: &Attribute| wanted.attributes.iter().any(|a| a.name == have.name);
-    have.retain(|a| {
-        matches!(class(&a.name), Class::User | Class::Acl | Class::Capability) || is_wanted(a)
-    });
+/// What we have, in the form in which it is compared with what is wanted. What is privileged belongs to it: it may
+/// have been approved once, and is not any more.
+pub fn comparable(mut have: Vec<Attribute>) -> Vec<Attribute> {
     for attribute in &mut have {
         if class(&attribute.name) == Class::Acl {
             attribute.value = acl::canonical(&attribute.value);

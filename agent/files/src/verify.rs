@@ -196,7 +196,7 @@ impl Verifier {
         have: Result<Vec<Attribute>, Unread>,
     ) {
         let have = match have {
-            Ok(have) => make::comparable(have, wanted),
+            Ok(have) => make::comparable(have),
             Err(why) => {
                 self.differ(path, "attributes", "readable", format!("{why:?}"));
                 return;
@@ -214,7 +214,18 @@ impl Verifier {
     }
 
     /// Whether names of one inode there are names of one inode here, and the other way round.
-    fn compare_links(&self, path: &[u8], entry: &Entry, found: &Stat) -> Result<(), Fault> {
+    fn compare_links(
+        &self,
+        path: &[u8],
+        entry: &Entry,
+        wanted: &Wanted,
+        found: &Stat,
+    ) -> Result<(), Fault> {
+        if wanted.approved.is_some() && found.nlink > 1 {
+            // The other name may be anywhere.
+            self.differ(path, "hard link", "a file of its own", "to another name");
+            return Ok(());
+        }
         if entry.link.is_none() && found.nlink <= 1 {
             return Ok(());
         }
@@ -448,7 +459,7 @@ impl Visitor for Verifier {
             let have = attributes::read_at(here.fd.as_fd(), &entry.name, &found);
             self.compare_attributes(&path, &wanted, have);
         }
-        self.compare_links(&path, &entry, &found)?;
+        self.compare_links(&path, &entry, &wanted, &found)?;
         let want = self.compare_content(here, place, entry, found, wanted.approved)?;
         Ok(if want { Verdict::want(Want::All) } else { Verdict::NOTHING })
     }

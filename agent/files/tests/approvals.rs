@@ -176,8 +176,9 @@ async fn what_stands_at_the_target_is_made_anew_unless_it_is_what_was_approved()
     tool(&trees.source);
     let approved = approved(&trees, &["tool"]);
     let at = trees.target.join("tool");
-    // Of the same size and time, as somebody may have put there; and another name of a system's file.
-    for spoil in 0..3 {
+    // Of the same size and time, as somebody may have put there; another name of a system's file; what is not
+    // privileged; and what has more than was approved.
+    for spoil in 0..4 {
         let outside = trees.dir.path().join("outside");
         tool(trees.dir.path());
         std::fs::rename(trees.dir.path().join("tool"), &outside).expect("rename");
@@ -189,8 +190,14 @@ async fn what_stands_at_the_target_is_made_anew_unless_it_is_what_was_approved()
                 run(Command::new("touch").args(["-d", "2020-01-01"]).arg(&at));
             }
             1 => std::fs::hard_link(&outside, &at).expect("link"),
-            _ => write(&at, "#!/bin/true\n"),
+            2 => write(&at, "#!/bin/true\n"),
+            _ => {
+                tool(&trees.target);
+                xattr::set(&at, "trusted.secret", b"x").expect("xattr");
+            }
         }
+        let found = compare(&trees, &approved).await;
+        assert!(!found.differences.items.is_empty(), "{spoil}: {found:?}");
         let before = at.metadata().expect("metadata").ino();
         let report = pass(&trees, &approved).await;
         assert_eq!((report.files_sent, report.refused.total), (1, 0), "{spoil}: {report:?}");
@@ -198,6 +205,38 @@ async fn what_stands_at_the_target_is_made_anew_unless_it_is_what_was_approved()
         assert_eq!(outside.metadata().expect("metadata").nlink(), 1, "{spoil}");
         trees.assert_equal();
     }
+}
+
+#[tokio::test]
+async fn what_was_approved_and_is_not_privileged_any_more_is_neither_at_the_target() {
+    let trees = Trees::new();
+    let old = "2020-01-01";
+    write(&trees.source.join("file"), "x");
+    run(Command::new("touch").args(["-d", old]).arg(trees.source.join("file")));
+    trees.pass().await;
+    // What a move has left that brought it as it was approved then.
+    for name in ["trusted.secret", "security.other", "user.own"] {
+        xattr::set(trees.target.join("file"), name, b"x").expect("xattr");
+    }
+    let found = trees.compare().await.differences;
+    assert_eq!(found.items.iter().map(|d| d.what.as_str()).collect::<Vec<_>>(), ["attributes"]);
+    let report = trees.pass().await;
+    assert_eq!((report.metadata_changed, report.files_sent), (1, 0), "{report:?}");
+    trees.assert_equal();
+}
+
+#[tokio::test]
+async fn another_name_of_what_was_approved_is_a_difference_wherever_it_is() {
+    let trees = Trees::new();
+    write(&trees.source.join("capable"), "c");
+    run(Command::new("setcap").arg("cap_net_raw+ep").arg(trees.source.join("capable")));
+    let approved = approved(&trees, &["capable"]);
+    pass(&trees, &approved).await;
+    assert!(compare(&trees, &approved).await.is_equal());
+    let (at, outside) = (trees.target.join("capable"), trees.dir.path().join("outside"));
+    std::fs::hard_link(&at, outside).expect("link");
+    let found = compare(&trees, &approved).await.differences;
+    assert_eq!(found.items.iter().map(|d| d.what.as_str()).collect::<Vec<_>>(), ["hard link"]);
 }
 
 #[tokio::test]
