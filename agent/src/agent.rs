@@ -13,7 +13,7 @@ use ferry_host::Layout;
 use ferry_proto::account::EngineKind;
 use ferry_proto::channel::{Connections, Identity, Revocations};
 use ferry_proto::grant::GrantKey;
-use ferry_proto::ids::{AccountName, ServerName};
+use ferry_proto::ids::{AccountName, JobId, ServerName};
 use ferry_proto::{Fault, FaultClass};
 use ferry_traffic::client::Redirector;
 use ferry_traffic::mail::{Mail, MailConfig};
@@ -78,6 +78,8 @@ struct PerAccount {
     delivery: Arc<tokio::sync::Mutex<()>>,
     /// Whoever does what follows an open holds it.
     following: Arc<tokio::sync::Mutex<()>>,
+    /// The last job of which it was told what is approved.
+    told: Mutex<Option<JobId>>,
 }
 
 impl Agent {
@@ -202,6 +204,13 @@ impl Agent {
         activity.child_token()
     }
 
+    /// Whether nothing has been told yet of what is approved for this job of the account.
+    pub fn is_untold(&self, name: &AccountName, job: JobId) -> bool {
+        let per = self.per_account(name);
+        let mut told = per.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.replace(job) != Some(job)
+    }
+
     /// Stops what runs for the account: copies, dumps, loads, comparisons.
     pub fn stop_activity(&self, name: &AccountName) {
         let per = self.per_account(name);
@@ -243,6 +252,7 @@ impl Agent {
                     copying: Arc::default(),
                     delivery: Arc::default(),
                     following: Arc::default(),
+                    told: Mutex::default(),
                 })
             })
             .clone()

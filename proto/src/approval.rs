@@ -246,12 +246,25 @@ impl Sight {
     }
 }
 
+/// An account's numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ids {
+    /// Its user's.
+    pub uid: u32,
+    /// Its primary group's.
+    pub gid: u32,
+}
+
 /// A person's word that it may go to the target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Approval {
     /// What.
     pub what: Sight,
+    /// The account's numbers at the source, when it was planned: a source that says others later translates what
+    /// was approved to somebody else.
+    pub ids: Ids,
     /// Who said so, as the controller knows them.
     pub by: String,
     /// When, by the controller's clock, Unix milliseconds.
@@ -297,7 +310,8 @@ mod tests {
         let kind = Kind::File { size: 5, digest: "00".repeat(32) };
         let seen = Fingerprint { kind, mode: 0o755, uid: 0, gid: 0, attributes: BTreeMap::new() };
         let what = Sight { path: path.to_owned(), seen };
-        Approval { what, by: "an operator".to_owned(), at_unix_ms: 7 }
+        let ids = Ids { uid: 1001, gid: 1001 };
+        Approval { what, ids, by: "an operator".to_owned(), at_unix_ms: 7 }
     }
 
     #[test]

@@ -295,7 +295,7 @@ mod tests {
             "what": {"path": "bin/tool", "seen": {
                 "kind": {"file": {"size": 5, "digest": "00".repeat(32)}}, "mode": 0o4755, "uid": 0,
                 "gid": 0}},
-            "by": "an operator", "at_unix_ms": 7,
+            "ids": {"uid": 1001, "gid": 1001}, "by": "an operator", "at_unix_ms": 7,
         }))
         .unwrap();
         let approvals = vec![approval.clone()];

@@ -22,6 +22,7 @@ use std::path::PathBuf;
 
 use ferry_proto::Fault;
 use ferry_proto::account::Definition;
+use ferry_proto::approval::FIXED_IDS;
 use ferry_proto::ids::UnixName;
 use serde::{Deserialize, Serialize};
 
@@ -138,7 +139,7 @@ pub fn describe(layout: &Layout, definition: &Definition) -> Result<UserRecord, 
         ))
         .remedy("make the user, or correct `user` in the account's definition")
     })?;
-    if user.uid < 100 {
+    if user.uid < FIXED_IDS {
         return Err(Fault::precondition(format!(
             "account {}: user {name} has id {} and belongs to the system",
             definition.name, user.uid

@@ -145,10 +145,10 @@ async fn granted(
     send(&mut stream, &told).await?;
     let (account, source) = begun?;
     let root = account.definition.home.clone();
-    let here = agent.clone();
-    let ids = blocking(move || work::id_map(&here, &account, &source)).await?;
+    let (here, approvals) = (agent.clone(), grant.approvals.clone());
+    let ids = blocking(move || work::id_map(&here, &account, &source, &approvals)).await?;
     let mut options = TargetOptions::new(ids);
-    options.approved = work::approved(&grant)?;
+    options.approved = work::approved(agent, &grant)?;
     match purpose {
         Purpose::Pass { allow_emptied, .. } => options.allow_emptied = allow_emptied,
         Purpose::Compare { partial, .. } => watch_copy(agent, &grant, &root, partial).await?,

@@ -23,7 +23,7 @@ mod tests;
 pub mod unfence;
 pub mod verify;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ferry_databases as databases_engine;
@@ -31,7 +31,7 @@ use ferry_failpoints::{Promise, broken};
 use ferry_files::{Approvals, IdMap, SourceOptions};
 use ferry_host::users;
 use ferry_proto::account::{Definition, EngineKind};
-use ferry_proto::approval::Approval;
+use ferry_proto::approval::{Approval, Ids};
 use ferry_proto::command::{Move, Progress, Receipt};
 use ferry_proto::grant::{Grant, SignedGrant};
 use ferry_proto::ids::Epoch;
@@ -85,7 +85,7 @@ impl Job {
         let mut options = source_options(&self.agent.layout, account.uid)?;
         if let Some(grant) = &self.grant {
             let grant = grant.verify_signature(&self.agent.grant_key)?;
-            options.approved = approved(&grant)?;
+            options.approved = approved(&self.agent, &grant)?;
         }
         Ok(options)
     }
@@ -211,15 +211,36 @@ pub fn database_record(
 /// shared: it owns files in many homes, but no setuid file of it is taken, and no other name of one.
 ///
 /// # Errors
-/// If the account's user is not here.
-pub fn id_map(agent: &Agent, account: &Account, source: &SourceRecord) -> Result<IdMap, Fault> {
+/// If the account's user is not here; Precondition if the source says what these ids cannot be, or other ones than
+/// when what is approved was.
+pub fn id_map(
+    agent: &Agent,
+    account: &Account,
+    source: &SourceRecord,
+    approvals: &[Approval],
+) -> Result<IdMap, Fault> {
+    let (name, there) = (&account.definition.name, &source.user);
     let here = users::describe(&agent.layout, &account.definition)?;
-    let mut map = IdMap::of((source.user.uid, account.uid), (source.user.group.gid, account.gid));
-    for group in &source.user.groups {
+    let (uid, gid) = (there.uid, there.group.gid);
+    if approvals.iter().any(|approval| approval.ids != Ids { uid, gid }) {
+        return Err(Fault::precondition(format!(
+            "account {name} is {uid}:{gid} at the source now, and was not when it was approved what comes along"
+        ))
+        .remedy("move it again"));
+    }
+    let mut map = IdMap::of((uid, account.uid), (gid, account.gid));
+    for group in &there.groups {
         if let Some(known) = here.groups.iter().find(|g| g.name == group.name) {
-            map.gids.insert(group.gid, known.gid);
+            // Its own group stays its own, whatever else the source calls it.
+            map.gids.entry(group.gid).or_insert(known.gid);
             map.shared_gids.insert(known.gid);
         }
+    }
+    if map.gids.values().collect::<BTreeSet<_>>().len() < map.gids.len() {
+        return Err(Fault::precondition(format!(
+            "two groups of account {name} at the source are one here"
+        ))
+        .remedy("give each group a number of its own on both servers"));
     }
     if let (Some(there), Some(here)) = (source.web, users::web_ids(&agent.layout)?) {
         share_web(&mut map, there, here);
@@ -246,13 +267,15 @@ pub fn source_options(layout: &ferry_host::Layout, uid: u32) -> Result<SourceOpt
     Ok(options)
 }
 
-/// What the controller's grant says is approved.
+/// What the controller's grant says is approved, which the log tells once a job.
 ///
 /// # Errors
 /// If a path of it is none.
-pub fn approved(grant: &Grant) -> Result<Arc<Approvals>, Fault> {
-    for Approval { what, by, at_unix_ms } in &grant.approvals {
-        tracing::info!(account = %grant.account, by, at_unix_ms, "approved: {what}");
+pub fn approved(agent: &Agent, grant: &Grant) -> Result<Arc<Approvals>, Fault> {
+    if !grant.approvals.is_empty() && agent.is_untold(&grant.account, grant.job) {
+        for Approval { what, by, at_unix_ms, .. } in &grant.approvals {
+            tracing::info!(account = %grant.account, by, at_unix_ms, "approved: {what}");
+        }
     }
     Approvals::of(grant.approvals.iter().map(|approval| &approval.what)).map(Arc::new)
 }

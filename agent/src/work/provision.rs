@@ -60,7 +60,10 @@ async fn plan(agent: &Arc<Agent>, of: &Move, source: SourceRecord) -> Result<Acc
     let known = agent.account(&of.account);
     let before = match known.as_ref().map(|a| &a.standing) {
         None => None,
-        Some(Standing::Receiving { of: was, before, .. }) if was.job == of.job => before.clone(),
+        Some(Standing::Receiving { of: was, source: said, before }) if was.job == of.job => {
+            check_ids(said, &source)?;
+            before.clone()
+        }
         Some(Standing::Finalized { erasing: true, .. }) => {
             return Err(Fault::precondition(format!(
                 "the copy of account {} on {} is half erased",
@@ -159,6 +162,23 @@ pub fn check_definition(
     .remedy(remedy))
 }
 
+/// What the source has said of the account's ids stands as long as the move does: by them it is decided whose
+/// everything becomes that comes.
+fn check_ids(said: &SourceRecord, now: &SourceRecord) -> Result<(), Fault> {
+    let ids = |record: &SourceRecord| {
+        let user = &record.user;
+        (user.uid, user.group.clone(), user.groups.clone(), record.web)
+    };
+    if ids(said) == ids(now) {
+        return Ok(());
+    }
+    Err(Fault::precondition(format!(
+        "the user's or a group's number of account {} was changed at the source during the move",
+        now.definition.name
+    ))
+    .remedy("move it again"))
+}
+
 /// The definition as this server will serve it: the same, but with the files rendered here as the
 /// configuration that a fence moves aside.
 fn served_here(agent: &Agent, source: &SourceRecord, plan: &sites::SitesPlan) -> Definition {
@@ -234,6 +254,7 @@ pub async fn update(agent: &Arc<Agent>, grant: &Grant, record: SourceRecord) -> 
         ))
         .remedy("move it again"));
     }
+    check_ids(source, &record)?;
     **source = record.clone();
     let planning = PLANNING.lock().await;
     let user = user::plan(agent, Some(&account), &record).await?;

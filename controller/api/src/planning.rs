@@ -7,7 +7,7 @@ use std::time::Duration;
 use ferry_fleet::commands::{Order, Stop};
 use ferry_fleet::{Fleet, now_ms};
 use ferry_plan::{Heard, Inputs, Plan, Policy, plan};
-use ferry_proto::approval::Approval;
+use ferry_proto::approval::{Approval, Ids};
 use ferry_proto::command::{
     AccountFacts, AccountState, Direction, End, Intent, Move, Receipt, StandingKind, TargetFacts,
 };
@@ -126,7 +126,8 @@ impl Planner {
         }
         let inherited = self.inherited(&of).await?;
         let facts = self.inspect_source(&of, &wish.approve, &inherited).await?;
-        let approvals = approvals::of(wish, &inherited, &facts.approvable, now_ms())?;
+        let ids = Ids { uid: facts.uid, gid: facts.gid };
+        let approvals = approvals::of(wish, &inherited, &facts.approvable, ids, now_ms())?;
         let source_unix_ms = now_ms();
         let target = self.inspect_target(&of, &facts).await?;
         let heard = Heard { source_unix_ms, target_unix_ms: now_ms() };
@@ -624,7 +625,7 @@ mod tests {
         let approval = |path: &str| {
             serde_json::from_value::<Approval>(serde_json::json!({
                 "what": {"path": path, "seen": {"kind": "fifo", "mode": 0, "uid": 0, "gid": 0}},
-                "by": "an operator", "at_unix_ms": 7,
+                "ids": {"uid": 1000, "gid": 1000}, "by": "an operator", "at_unix_ms": 7,
             }))
             .unwrap()
         };

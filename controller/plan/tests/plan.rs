@@ -107,7 +107,7 @@ fn what_is_approved_is_warned_of_and_goes_with_the_steps_that_see_files() {
     let approval: Approval = serde_json::from_value(serde_json::json!({
         "what": {"path": "bin/tool", "seen": {
             "kind": {"file": {"size": 5, "digest": "00"}}, "mode": 0o4755, "uid": 0, "gid": 0}},
-        "by": "an operator", "at_unix_ms": 7,
+        "ids": {"uid": 1000, "gid": 1000}, "by": "an operator", "at_unix_ms": 7,
     }))
     .unwrap();
     let mut inputs = inputs();

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use ferry_proto::Fault;
 use ferry_proto::account::Definition;
+use ferry_proto::approval::FIXED_IDS;
 use ferry_proto::ids::UnixName;
 use serde::{Deserialize, Serialize};
 
@@ -92,6 +93,7 @@ pub fn plan_provision(
             definition.name
         )));
     }
+    check_ids(record)?;
     check_text(record)?;
     let mut findings = Vec::new();
     let mut taken: BTreeSet<u32> = policy.reserved_ids.iter().copied().collect();
@@ -159,6 +161,19 @@ fn refuse_taken(layout: &Layout, database: &Database, record: &UserRecord) -> Re
         .remedy("move it away at the target if it is not needed"));
     }
     Ok(())
+}
+
+/// No numbers of the system: what is root's there would be the account's here.
+fn check_ids(record: &UserRecord) -> Result<(), Fault> {
+    let (uid, gid) = (record.uid, record.group.gid);
+    if uid.min(gid) >= FIXED_IDS {
+        return Ok(());
+    }
+    Err(Fault::precondition(format!(
+        "user {} is {uid}:{gid} at the source, which is the system's",
+        record.name
+    ))
+    .remedy("give the account a user and a primary group of its own at the source"))
 }
 
 /// Nothing that could add a field or a line to the user database.

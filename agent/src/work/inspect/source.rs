@@ -237,6 +237,7 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, lchown};
 
+    use ferry_proto::approval::Ids;
     use ferry_proto::command::Finding;
 
     use super::*;
@@ -347,7 +348,12 @@ mod tests {
         let approve = Asked { approve: vec!["tool".to_owned()], ..Asked::default() };
         let (_, sights) = found_where(&layout, &account, approve).unwrap();
         let by = "an operator".to_owned();
-        let inherited = vec![Approval { what: sights[0].clone(), by, at_unix_ms: 7 }];
+        let inherited = vec![Approval {
+            what: sights[0].clone(),
+            ids: Ids { uid: UID, gid: UID },
+            by,
+            at_unix_ms: 7,
+        }];
         let again = || {
             let asked = Asked { inherited: inherited.clone(), ..Asked::default() };
             found_where(&layout, &account, asked).unwrap()

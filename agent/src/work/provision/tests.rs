@@ -272,6 +272,83 @@ async fn a_definition_that_changes_during_the_move_is_not_taken() {
     assert_eq!(server.crontab(), "5 * * * * theirs\n");
 }
 
+#[tokio::test]
+async fn ids_that_change_during_the_move_are_not_taken() {
+    let server = Server::new(true).await;
+    let said = at_the_source(true, "$y$there");
+    server.provision(&said).await.unwrap();
+    let changes: [fn(&mut SourceRecord); 5] = [
+        |now| now.user.uid = 5555,
+        |now| now.user.group.gid = 5555,
+        |now| now.user.groups[0].gid = 5555,
+        |now| now.user.groups.clear(),
+        |now| now.web = Some(ferry_host::users::WebIds { uid: 1001, gid: 1001 }),
+    ];
+    for change in changes {
+        let mut now = said.clone();
+        change(&mut now);
+        for fault in [server.update(&now).await, server.provision(&now).await] {
+            let fault = fault.unwrap_err();
+            assert_eq!(fault.class, FaultClass::Precondition);
+            assert!(fault.message.contains("number"), "{fault}");
+        }
+    }
+    server.update(&said).await.unwrap();
+    // The next move may bring other ones.
+    server.undo().await;
+    let mut now = said;
+    now.user.uid = 5555;
+    server.provision(&now).await.unwrap();
+}
+
+#[tokio::test]
+async fn no_account_is_the_systems_at_its_source() {
+    let server = Server::new(true).await;
+    let changes: [fn(&mut SourceRecord); 3] = [
+        |record| record.user.uid = 0,
+        |record| record.user.uid = 99,
+        |record| record.user.group.gid = 8,
+    ];
+    for change in changes {
+        let mut record = at_the_source(true, "$y$there");
+        change(&mut record);
+        let fault = server.provision(&record).await.unwrap_err();
+        assert_eq!(fault.class, FaultClass::Precondition);
+        assert!(fault.message.contains("the system's"), "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_source_says_of_ids_makes_no_two_one_and_is_what_was_approved() {
+    let server = Server::new(true).await;
+    let account = server.account();
+    let map = |record: &SourceRecord, approvals: &[_]| {
+        crate::work::id_map(&server.agent, &account, record, approvals)
+    };
+    let said = at_the_source(true, "$y$there");
+    // A group of the number of its own is its own.
+    assert_eq!(map(&said, &[]).unwrap().gids, BTreeMap::from([(1001, 1777)]));
+    let mut other = said.clone();
+    other.user.groups[0].gid = 1002;
+    assert_eq!(map(&other, &[]).unwrap().gids, BTreeMap::from([(1001, 1777), (1002, 990)]));
+    let again = other.user.groups[0].clone();
+    other.user.groups.push(ferry_host::users::Group { gid: 1003, ..again });
+    let fault = map(&other, &[]).unwrap_err();
+    assert!(fault.message.contains("two groups"), "{fault}");
+    let approval = |uid, gid| {
+        let approval = json!({
+            "what": {"path": "a", "seen": {"kind": "fifo", "mode": 0, "uid": 0, "gid": 0}},
+            "ids": {"uid": uid, "gid": gid}, "by": "an operator", "at_unix_ms": 7,
+        });
+        serde_json::from_value::<ferry_proto::approval::Approval>(approval).unwrap()
+    };
+    map(&said, &[approval(1001, 1001)]).unwrap();
+    for (uid, gid) in [(1002, 1001), (1001, 1002)] {
+        let fault = map(&said, &[approval(1001, 1001), approval(uid, gid)]).unwrap_err();
+        assert!(fault.message.contains("is 1001:1001 at the source now"), "{fault}");
+    }
+}
+
 #[test]
 fn ids_that_other_moves_have_planned_are_reserved() {
     let of = a_move();
