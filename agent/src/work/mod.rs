@@ -224,7 +224,7 @@ pub fn id_map(
     let (uid, gid) = (there.uid, there.group.gid);
     if approvals.iter().any(|approval| approval.ids != Ids { uid, gid }) {
         return Err(Fault::precondition(format!(
-            "account {name} is {uid}:{gid} at the source now, and was not when it was approved what comes along"
+            "account {name} is {uid}:{gid} at the source now, but was not when what comes along was approved"
         ))
         .remedy("move it again"));
     }

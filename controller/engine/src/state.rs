@@ -285,13 +285,10 @@ impl JobState {
                     _ => None,
                 },
             ),
-            Event::CommitForced { step, receipt, .. } => (
-                *step,
-                self.steps
-                    .get(*step)
-                    .filter(|commit| is_unknown(commit))
-                    .map(|_| S::Done { receipt: receipt.clone() }),
-            ),
+            Event::CommitForced { step, receipt, .. } => {
+                let commit = self.steps.get(*step).filter(|commit| is_unknown(commit));
+                (*step, commit.map(|_| S::Done { receipt: receipt.clone() }))
+            }
             Event::StepFailed { step, fault } => (
                 *step,
                 match self.steps.get(*step) {
