@@ -267,10 +267,15 @@ impl JobState {
     /// # Errors
     /// If the event cannot follow from this state; the state is then unchanged.
     pub fn apply(&mut self, spec: &JobSpec, entry: &Entry) -> Result<(), IllegalEvent> {
-        if self.take_wish(spec, entry) {
-            self.note_stop(spec, &entry.event);
-            return Ok(());
+        if !self.take_wish(spec, entry) {
+            self.take_outcome(spec, entry)?;
         }
+        self.note_stop(spec, &entry.event);
+        Ok(())
+    }
+
+    /// Takes what became of a step; a wish that comes here cannot be granted.
+    fn take_outcome(&mut self, spec: &JobSpec, entry: &Entry) -> Result<(), IllegalEvent> {
         let event = &entry.event;
         use StepState as S;
         let (step, next) = match event {
@@ -336,7 +341,6 @@ impl JobState {
                 *slot = next;
                 self.cut_off[step].take(event);
                 self.count(spec, entry);
-                self.note_stop(spec, event);
                 Ok(())
             }
             (_, slot) => Err(IllegalEvent {
