@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use ferry_files::journal::{Backend, Changes, Plan, Watch, Watched, Whose};
+use ferry_files::journal::{Backend, Changes, Extent, Plan, Watch, Watched, Whose};
 use ferry_proto::Fault;
 use ferry_proto::ids::{AccountName, JobId};
 use rustix::fs::{AtFlags, StatxFlags};
@@ -230,6 +230,14 @@ impl Journal {
         let mut state = lock(&self.state);
         self.tree.put_back(elsewhere);
         state.follows = true;
+    }
+
+    /// How much has changed since the last pass began; none: more than is noted, and the next one looks at everything.
+    ///
+    /// # Errors
+    /// The root is not there.
+    pub fn changed(&self) -> Result<Option<Extent>, Fault> {
+        if self.is_there() { Extent::of(&self.tree, &self.root) } else { Ok(None) }
     }
 
     /// A comparison of everything begins.

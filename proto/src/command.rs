@@ -451,6 +451,18 @@ pub struct Progress {
     pub seconds_left: Option<u64>,
     /// What takes most of the time, if something does.
     pub slow: Option<String>,
+    /// While an account is copied ahead: how long its final pass is going to take, if known.
+    pub final_pass: Option<FinalPass>,
+}
+
+/// How long the final pass behind the fence is going to take, as things are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FinalPass {
+    /// Milliseconds, about.
+    pub ms: u64,
+    /// The same and why, in a sentence.
+    pub words: String,
 }
 
 /// How grave a finding is.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use ferry_files::journal::{Backend, Changes, Lost, Plan, Watch, Watched, Whose};
+use ferry_files::journal::{Backend, Changes, Extent, Lost, Plan, Watch, Watched, Whose};
 use support::{Trees, mkdir, run, write};
 
 fn open(path: &Path) -> OwnedFd {
@@ -127,4 +127,19 @@ fn it_is_not_asked_for_what_it_cannot_tell() {
     assert!(ours.to_string().contains("whose"), "{ours}");
     let others = start(Path::new("/proc"), Whose::Everybodys).expect("a fault");
     assert!(others.to_string().contains("others than this kernel"), "{others}");
+}
+
+#[test]
+fn how_much_has_changed_is_told_without_taking_it() {
+    let trees = Trees::quick();
+    let root = &trees.source;
+    mkdir(&root.join("a/b"));
+    write(&root.join("a/gone"), "gone");
+    let watched = watch(root);
+    let extent = || Extent::of(&watched, root).expect("the root");
+    assert_eq!(extent(), Some(Extent::default()));
+    does(root, "rm a/gone; printf 12345 > a/b/new; printf 123 > more");
+    assert_eq!(extent(), Some(Extent { paths: 3, bytes: 8, is_least: false }));
+    assert!(!watched.take().is_empty());
+    assert_eq!(extent(), Some(Extent::default()));
 }

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use ferry_files::journal::{
-    Backend, Changes, Handed, Lost, Names, Watch, Watched, Whose, handle_of,
+    Backend, Changes, Extent, Handed, Lost, Names, Watch, Watched, Whose, handle_of,
 };
 use support::{Trees, in_own_mounts, mkdir, run, write};
 
@@ -259,4 +259,24 @@ fn a_queue_is_not_believed_that_was_not_marked_all_the_time() {
         let other = Handed { queue: open(root), ..handed };
         assert_eq!(taken_over(root, other, changes), None);
     });
+}
+
+#[test]
+fn how_much_has_changed_is_told_without_taking_it() {
+    for backend in BACKENDS {
+        let trees = Trees::quick();
+        let root = &trees.source;
+        mkdir(&root.join("a/b"));
+        write(&root.join("a/gone"), "gone");
+        write(&root.join("a/same"), "the same");
+        let watch = watch(root, backend);
+        let extent = || Extent::of(&watch, root).expect("the root");
+        assert_eq!(extent(), Some(Extent::default()));
+        does(root, "rm a/gone; printf 12345 > a/b/new; printf 123 > more; printf x > more");
+        let told = extent().expect("noted");
+        assert_eq!(told, Extent { paths: 3, bytes: 6, is_least: false });
+        assert_eq!(extent(), Some(told));
+        assert!(!watch.take().is_empty());
+        assert_eq!(extent(), Some(Extent::default()));
+    }
 }

@@ -71,6 +71,8 @@ pub struct Compared {
     pub directories: Directories,
     /// What it leaves in doubt.
     pub doubt: Doubt,
+    /// How many entries there were.
+    pub entries: u64,
     /// How many bytes were compared.
     pub bytes: u64,
 }

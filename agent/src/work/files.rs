@@ -18,6 +18,7 @@ use crate::agent::blocking;
 use crate::journals::Journal;
 use crate::ledger::Account;
 use crate::work::copied::{Compared, Copied, Doubt, Mark, as_shown};
+use crate::work::forecast::Forecast;
 use crate::work::pace::{self, Doing, LastPass};
 use crate::work::record::here;
 use crate::work::{Job, done_with, unless_cancelled, verify};
@@ -28,7 +29,7 @@ const NAMED: usize = 5;
 const PROVING: u32 = 3;
 
 /// Repeats passes until little is left; then proves that what was copied is equal, and makes up for
-/// what that took.
+/// what that took. Tells meanwhile how long the final pass is going to take.
 ///
 /// # Errors
 /// Precondition if the target refuses something, with the paths; else what ended a pass.
@@ -36,6 +37,19 @@ pub async fn precopy(job: &Job, max_passes: u32, converged_bytes: u64) -> Result
     // What one that is being stopped still tells the journal would count for this one's passes.
     let alone = async { Ok(job.agent.copying(&job.of.account).await) };
     let _alone = unless_cancelled(&job.cancel, alone).await?;
+    let forecast = Forecast::of(job);
+    tokio::select! {
+        copied = Box::pin(copy_ahead(job, max_passes, converged_bytes, &forecast)) => copied,
+        never = forecast.go_on() => match never {},
+    }
+}
+
+async fn copy_ahead(
+    job: &Job,
+    max_passes: u32,
+    converged_bytes: u64,
+    forecast: &Forecast<'_>,
+) -> Result<Receipt, Fault> {
     let account = here(&job.agent, &job.of.account).await?;
     let mut copied = Copied::of(job).await;
     copied.proof = None;
@@ -46,13 +60,15 @@ pub async fn precopy(job: &Job, max_passes: u32, converged_bytes: u64) -> Result
         passes += 1;
         let began = Instant::now();
         let report = live_pass(job, &account, passes, &mut copied, &Doubt::NONE).await?;
+        let took = began.elapsed();
+        forecast.passed(&report, took).await;
         files += report.files_sent;
         bytes += report.bytes_sent;
         let converged = report.bytes_sent < converged_bytes;
         // The first pass is never the last: what changed while it ran is in the second.
         if passes >= max_passes || (converged && passes > 1) {
             let since_before = before.map(|before| began.duration_since(before));
-            break LastPass { bytes: report.bytes_sent, since_before, took: began.elapsed() };
+            break LastPass { bytes: report.bytes_sent, since_before, took };
         }
         before = Some(began);
     };
@@ -60,25 +76,25 @@ pub async fn precopy(job: &Job, max_passes: u32, converged_bytes: u64) -> Result
     if let Some(text) = &outpaced {
         tracing::warn!(account = %job.of.account, "{text}");
     }
-    let (last, compared) = prove(job, &account, &mut passes, &mut copied).await?;
+    let (last, compared) = prove(job, &account, &mut passes, &mut copied, forecast).await?;
     files += last.files_sent;
     bytes += last.bytes_sent;
-    #[allow(clippy::cast_precision_loss)]
-    Ok(done_with(
-        format!(
-            "{files} files, {bytes} bytes in {passes} passes; the last sent {} bytes{}",
-            last.bytes_sent,
-            outpaced.map_or_else(String::new, |text| format!("; {text}"))
-        ),
-        [
-            ("passes", f64::from(passes)),
-            ("entries", last.entries as f64),
-            ("files_sent", files as f64),
-            ("bytes_sent", bytes as f64),
-            ("last_bytes_sent", last.bytes_sent as f64),
-            ("bytes_compared", compared as f64),
-        ],
-    ))
+    let final_pass = forecast.tell().await;
+    let sent = format!("{files} files, {bytes} bytes in {passes} passes");
+    let last_sent = format!("the last sent {} bytes", last.bytes_sent);
+    let words = final_pass.as_ref().map(|told| told.words.clone());
+    let said: Vec<String> =
+        [Some(sent), Some(last_sent), outpaced, words].into_iter().flatten().collect();
+    let figures = [
+        ("passes", f64::from(passes)),
+        ("entries", last.entries as f64),
+        ("files_sent", files as f64),
+        ("bytes_sent", bytes as f64),
+        ("last_bytes_sent", last.bytes_sent as f64),
+        ("bytes_compared", compared as f64),
+    ];
+    let seconds = final_pass.map(|told| ("final_pass_seconds", told.ms as f64 / 1000.0));
+    Ok(done_with(said.join("; "), figures.into_iter().chain(seconds)))
 }
 
 /// Compares everything while the account is live, so that behind the fence only what has changed
@@ -89,14 +105,18 @@ async fn prove(
     account: &Account,
     passes: &mut u32,
     copied: &mut Copied,
+    forecast: &Forecast<'_>,
 ) -> Result<(PassReport, u64), Fault> {
     let mut rounds = 0;
     loop {
         rounds += 1;
         let compared = compare_live(job, account, copied.last.clone()).await?;
         let bytes = compared.bytes;
+        forecast.met(compared.entries);
         *passes += 1;
+        let began = Instant::now();
         let report = live_pass(job, account, *passes, copied, &compared.doubt).await?;
+        forecast.passed(&report, began.elapsed()).await;
         if copied.prove(compared) {
             copied.keep(job).await?;
             return Ok((report, bytes));
@@ -128,7 +148,8 @@ pub(super) async fn compare_live(
         believe(job, journal, &found).await?;
     }
     let directories = taken(&directories);
-    Ok(Compared { base, directories, doubt: Doubt::of(&found), bytes: found.bytes })
+    let doubt = Doubt::of(&found);
+    Ok(Compared { base, directories, doubt, entries: found.entries, bytes: found.bytes })
 }
 
 /// Leaves the hosts to others where they are busy, and keeps to the limits that are set.

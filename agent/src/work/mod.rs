@@ -9,6 +9,7 @@ pub mod fence;
 pub mod files;
 pub mod finalize;
 mod forced;
+pub mod forecast;
 pub mod give_up;
 pub mod inspect;
 pub mod open;
@@ -167,7 +168,10 @@ pub fn done(summary: impl Into<String>) -> Receipt {
 }
 
 /// A receipt with figures.
-pub fn done_with<const N: usize>(summary: impl Into<String>, figures: [(&str, f64); N]) -> Receipt {
+pub fn done_with<'a>(
+    summary: impl Into<String>,
+    figures: impl IntoIterator<Item = (&'a str, f64)>,
+) -> Receipt {
     let figures = figures.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
     Receipt::Done { summary: summary.into(), figures }
 }

@@ -36,7 +36,10 @@ pub async fn tell(
     while seen.changed().await.is_ok() {
         let now = seen.borrow_and_update().clone();
         pace.saw(Instant::now(), now);
-        out.send_replace(pace.told(&doing));
+        // Of the final pass somebody else tells.
+        out.send_modify(|told| {
+            *told = Progress { final_pass: told.final_pass.take(), ..pace.told(&doing) };
+        });
     }
 }
 
@@ -77,6 +80,7 @@ impl Pace {
             items_per_second: ends.as_ref().map(Ends::items_per_second),
             seconds_left: ends.as_ref().and_then(Ends::seconds_left),
             slow: ends.and_then(|ends| ends.slow(doing.target)).map(str::to_owned),
+            final_pass: None,
         }
     }
 
@@ -172,7 +176,7 @@ impl LastPass {
 }
 
 /// Bytes as people say them.
-fn amount(bytes: u64) -> String {
+pub fn amount(bytes: u64) -> String {
     match bytes {
         0..10_000 => format!("{bytes} bytes"),
         10_000..1_000_000 => format!("{} kB", bytes / 1_000),

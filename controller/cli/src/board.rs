@@ -150,10 +150,15 @@ pub fn progress_text(progress: &Progress, meter: &Meter) -> String {
     }
     parts.extend(pace(progress, meter));
     let numbers = parts.join(", ");
-    match (progress.doing.as_str(), numbers.as_str()) {
+    let so_far = match (progress.doing.as_str(), numbers.as_str()) {
         ("", _) => numbers,
         (doing, "") => safe(doing),
         (doing, _) => format!("{}, {numbers}", safe(doing)),
+    };
+    match &progress.final_pass {
+        Some(last) if so_far.is_empty() => safe(&last.words),
+        Some(last) => format!("{so_far}; {}", safe(&last.words)),
+        None => so_far,
     }
 }
 
@@ -259,7 +264,7 @@ pub fn summary(step: &StepView) -> Option<String> {
 pub mod tests {
     use super::*;
     use ferry_proto::Fault;
-    use ferry_proto::command::Receipt;
+    use ferry_proto::command::{FinalPass, Receipt};
     use ferry_proto::view::{Paused, Place, PlaceKind};
 
     /// A job with a step in each of these phases.
@@ -432,6 +437,12 @@ pub mod tests {
             progress_text(&progress, &meter),
             "pass 1, 50.0 MiB of 150.0 MiB (33 %), 20.0 MiB/s, 1,500 items/s, 30 s left, slowest: the \\u{1b}[1mnetwork"
         );
+        // What is to come is said last: the line may be cut off.
+        let words = "the final pass will take about 0.3 s: 1 path has \x1b[1mchanged".to_owned();
+        progress.final_pass = Some(FinalPass { ms: 300, words });
+        assert!(progress_text(&progress, &meter).ends_with(
+            "slowest: the \\u{1b}[1mnetwork; the final pass will take about 0.3 s: 1 path has \\u{1b}[1mchanged"
+        ));
         // It cannot tell how long: then nobody can.
         (progress.seconds_left, progress.slow) = (None, None);
         assert!(!progress_text(&progress, &meter).contains("left"));

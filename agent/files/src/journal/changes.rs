@@ -70,6 +70,8 @@ pub struct Changes {
     has_left: bool,
     /// The tree had files with several names.
     has_links: bool,
+    /// Names in directories that are looked at as a whole by now: roughly, and as many as there were until then.
+    unnamed: usize,
     bytes: usize,
     lost: Option<Lost>,
 }
@@ -114,6 +116,7 @@ impl Changes {
         if let Names::Some(some) = std::mem::replace(names, Names::All) {
             let bytes: usize = some.iter().map(|name| name.len() + ITEM).sum();
             self.bytes = self.bytes.saturating_sub(bytes);
+            self.unnamed += some.len();
         }
     }
 
@@ -218,6 +221,15 @@ impl Changes {
         self.lost.is_none() && self.directories.is_empty() && self.moved.is_empty()
     }
 
+    /// How many names have changed, those of directories that are looked at as a whole as far as they were counted.
+    pub fn count(&self) -> usize {
+        let named = self.directories.values().map(|names| match names {
+            Names::Some(some) => some.len(),
+            Names::All => 0,
+        });
+        self.unnamed + named.sum::<usize>()
+    }
+
     /// The directories in which something has changed.
     pub fn directories(&self) -> impl Iterator<Item = (&[u8], &Names)> {
         self.directories.iter().map(|(handle, names)| (&**handle, names))
@@ -250,6 +262,7 @@ impl Changes {
                 Names::All => self.note_all(&directory),
             }
         }
+        self.unnamed += earlier.unnamed;
         earlier.files.iter().for_each(|own| self.note_file(own));
         self.without_moves |= earlier.without_moves;
         for (own, place) in earlier.moved {
@@ -300,6 +313,7 @@ mod tests {
         }
         let both = [b"a", b"b"].map(|name| name.as_slice().into());
         assert_eq!(names(&changes, b"dir"), Some(Names::Some(both.into())));
+        assert_eq!(changes.count(), 2);
         assert!(!changes.is_empty() && changes.lost().is_none());
     }
 
@@ -311,6 +325,7 @@ mod tests {
         }
         changes.note(b"other", b"x");
         assert_eq!(names(&changes, b"dir"), Some(Names::All));
+        assert_eq!(changes.count(), MAX_NAMES + 2, "what is looked at as a whole counts still");
         assert!(matches!(names(&changes, b"other"), Some(Names::Some(_))));
         assert!(changes.bytes < 1000, "{}", changes.bytes);
     }

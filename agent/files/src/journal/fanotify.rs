@@ -118,6 +118,16 @@ impl Part {
         noting.tree(self.number).map(|tree| std::mem::take(&mut tree.changes)).unwrap_or_default()
     }
 
+    /// Looks at what there is to take, and leaves it there.
+    pub fn look<R>(&self, at: impl FnOnce(&Changes) -> R) -> R {
+        let mut noting = self.of.reading.drained();
+        noting.lose_if_failed();
+        match noting.tree(self.number) {
+            Some(tree) => at(&tree.changes),
+            None => at(&Changes::default()),
+        }
+    }
+
     /// What was taken was not dealt with.
     pub fn put_back(&self, changes: Changes) {
         let mut noting = self.of.reading.noting();

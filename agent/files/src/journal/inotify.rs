@@ -92,12 +92,18 @@ impl Watching {
     pub fn take(&self) -> Changes {
         let reading = self.reading();
         let mut noted = reading.drained();
-        if let Some(why) = noted.failed {
-            noted.changes.lose(why);
-        }
+        noted.lose_if_failed();
         noted.end_renames();
         noted.renamed = 0;
         std::mem::take(&mut noted.changes)
+    }
+
+    /// See [`super::Watched::look`].
+    pub fn look<R>(&self, at: impl FnOnce(&Changes) -> R) -> R {
+        let reading = self.reading();
+        let mut noted = reading.drained();
+        noted.lose_if_failed();
+        at(&noted.changes)
     }
 
     /// See [`super::Watched::put_back`].
@@ -302,6 +308,12 @@ impl Noted {
             Ok(_) => {}
             Err(errno) if has_vanished(errno) => self.changes.lose(Lost::Unplaced),
             Err(_) => self.changes.lose(Lost::Unreadable),
+        }
+    }
+
+    fn lose_if_failed(&mut self) {
+        if let Some(why) = self.failed {
+            self.changes.lose(why);
         }
     }
 

@@ -2,6 +2,7 @@
 //! may have been missed is said, and then the pass looks at everything.
 
 mod changes;
+mod extent;
 mod fanotify;
 mod handed;
 mod inotify;
@@ -12,6 +13,7 @@ mod reading;
 mod watch;
 
 pub use changes::{Changes, Handle, Lost, Names, Place};
+pub use extent::Extent;
 pub use handed::{Handed, handle_of};
 pub(crate) use key::of_inode;
 pub use plan::Plan;

@@ -184,6 +184,14 @@ impl Watched {
         }
     }
 
+    /// Looks at what there is to take, and leaves it there. Nothing is noted meanwhile: it has to be short.
+    pub fn look<R>(&self, at: impl FnOnce(&Changes) -> R) -> R {
+        match &self.of {
+            Of::Part(part) => part.look(at),
+            Of::Alone(watching) => watching.look(at),
+        }
+    }
+
     /// What was taken was not dealt with.
     pub fn put_back(&self, changes: Changes) {
         match &self.of {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, UNIX_EPOCH};
 
-use ferry_files::{Rates, stamps_every_write};
+use ferry_files::{PassReport, Rates, stamps_every_write};
 use ferry_proto::FaultClass;
 use ferry_proto::command::Receipt;
 use nix::mount::{MsFlags, mount};
@@ -15,6 +15,7 @@ use nix::mount::{MsFlags, mount};
 use super::host::{Server, World, alone};
 use crate::handover;
 use crate::work::copied::Copied;
+use crate::work::forecast::Forecast;
 use crate::work::{Job, fence, files, verify};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -460,5 +461,52 @@ fn a_journal_that_has_missed_something_is_not_believed() {
         precopy(&job).await;
         assert!(job.agent.journals.existing(&job.of.account, job.of.job).is_none());
         assert_eq!(read(&target.home().join("page")), "content");
+    });
+}
+
+#[test]
+fn a_precopy_tells_how_long_the_final_pass_is_going_to_take() {
+    alone(async |world| {
+        let (_source, _target, job) = pair(&world).await;
+        let receipt = files::precopy(&job, 3, 1 << 20).await.unwrap();
+        let told = job.progress.borrow().final_pass.clone().expect("it was told in the progress");
+        assert!(told.words.contains("nothing has changed since the last pass began"), "{told:?}");
+        let Receipt::Done { summary, figures } = &receipt else { panic!("{receipt:?}") };
+        assert!(summary.ends_with(&told.words), "{summary}");
+        assert_eq!(figures["final_pass_seconds"], told.ms as f64 / 1000.0);
+    });
+}
+
+#[test]
+fn what_has_changed_since_the_last_pass_is_in_the_forecast() {
+    alone(async |world| {
+        let (source, _target, job) = pair(&world).await;
+        precopy(&job).await;
+        let forecast = Forecast::of(&job);
+        assert_eq!(forecast.tell().await, None, "no pass has told what it costs");
+        forecast.passed(&PassReport::default(), Duration::from_millis(100)).await;
+        put(&source, &world, "page", "CONTENT");
+        put(&source, &world, "other", "other");
+        let words = forecast.tell().await.expect("it can be told").words;
+        assert!(words.contains("2 paths with 12 bytes have changed since"), "{words}");
+        assert_eq!(job.progress.borrow().final_pass.as_ref().map(|told| &told.words), Some(&words));
+        // Asking takes nothing from the pass.
+        fence::fence(&job, 600, 0).await.unwrap();
+        let sent = files::final_pass(&job).await.unwrap();
+        assert_eq!(figure(&sent, "files_sent"), "2");
+    });
+}
+
+#[test]
+fn without_a_journal_the_forecast_is_a_look_at_everything() {
+    alone(async |world| {
+        let (_source, _target, job) = pair(&world).await;
+        job.agent.journals.switch_off();
+        let receipt = files::precopy(&job, 3, 1 << 20).await.unwrap();
+        let words = receipt.in_words();
+        assert!(
+            words.contains("no change journal tells what has changed, so all 2 entries"),
+            "{words}"
+        );
     });
 }
