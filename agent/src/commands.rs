@@ -1,13 +1,16 @@
 //! Commands: each is taken once, recorded before it is begun, carried out, and its outcome recorded
-//! before it is told. A repeated one is answered from the ledger.
+//! before it is told. A repeated one is answered from the ledger. It must not know what the work of a command
+//! is (`dispatch`), or how one came.
+
+mod dispatch;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ferry_proto::command::{End, Intent, Outcome, Progress};
+use ferry_proto::Fault;
+use ferry_proto::command::{Intent, Outcome, Progress};
 use ferry_proto::grant::SignedGrant;
 use ferry_proto::ids::CommandId;
-use ferry_proto::{Fault, FaultClass};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -15,8 +18,9 @@ use tokio_util::task::TaskTracker;
 use crate::agent::Agent;
 use crate::doctor::turn;
 use crate::ledger::{CommandState, Entry};
-use crate::work::inspect::Asked;
 use crate::work::{self, Job};
+
+use dispatch::{dispatch, inspect};
 
 /// Commands at once; more are refused as transient.
 const AT_ONCE: usize = 256;
@@ -251,7 +255,7 @@ impl Commands {
         let (progress, seen) = watch::channel(Progress::default());
         let telling = self.tasks.spawn(tell_progress(command.id, seen, self.told.clone()));
         let outcome = match intent.of() {
-            None => self.inspect(intent, command.grant.as_ref()).await,
+            None => inspect(&self.agent, intent, command.grant.as_ref()).await,
             Some(of) => {
                 let _turn = turn::of_command(&self.agent.config.state_directory).await?;
                 let job = Job {
@@ -267,24 +271,6 @@ impl Commands {
         // The work is gone and with it the sender of progress: nothing is told after the outcome.
         telling.abort();
         outcome
-    }
-
-    async fn inspect(&self, intent: &Intent, grant: Option<&SignedGrant>) -> Outcome {
-        let Intent::Inspect { account, end, source, peer, approve, inherited } = intent else {
-            return Err(Fault::bug("an intent of no move is no inspection"));
-        };
-        match (end, source) {
-            (End::Source, _) => {
-                let asked = Asked { approve: approve.clone(), inherited: inherited.clone() };
-                work::inspect::source(&self.agent, account, *peer, asked).await
-            }
-            (End::Target, Some(source)) => {
-                work::inspect::target(&self.agent, source, *peer, grant).await
-            }
-            (End::Target, None) => {
-                Err(Fault::bug("an inspection of the target came without the source's facts"))
-            }
-        }
     }
 
     async fn tell(&self, id: CommandId, outcome: Outcome) {
@@ -326,53 +312,6 @@ fn count(intent: &Intent, outcome: &Outcome) {
         .increment(1);
 }
 
-async fn dispatch(job: &Job, intent: &Intent) -> Outcome {
-    // A step that came to the wrong end would act on the wrong copy.
-    let at_target = matches!(
-        intent,
-        Intent::Provision { .. }
-            | Intent::Deprovision { .. }
-            | Intent::Rehearse { .. }
-            | Intent::Open { .. }
-            | Intent::Prove { .. }
-    );
-    let expected = if at_target { &job.of.target } else { &job.of.source };
-    if expected != &job.agent.name {
-        return Err(Fault::new(
-            FaultClass::Permanent,
-            format!("{} is for {expected}, not for {}", intent.kind(), job.agent.name),
-        ));
-    }
-    match intent {
-        Intent::Inspect { .. } => Err(Fault::bug("an inspection is of no move")),
-        Intent::Provision { .. } => work::provision::provision(job).await,
-        Intent::Deprovision { .. } => work::provision::deprovision(job).await,
-        Intent::Precopy { max_passes, converged_bytes, .. } => {
-            work::files::precopy(job, *max_passes, *converged_bytes).await
-        }
-        Intent::Arm { .. } => work::arm::arm(job).await,
-        Intent::Disarm { .. } => work::arm::disarm(job).await,
-        Intent::Fence { deadline_seconds, grace_ms, .. } => {
-            work::fence::fence(job, *deadline_seconds, *grace_ms).await
-        }
-        Intent::Unfence { .. } => work::unfence::unfence(job).await,
-        Intent::FinalPass { .. } => work::files::final_pass(job).await,
-        Intent::CopyDatabases { .. } => work::databases::copy(job).await,
-        Intent::Verify { .. } => work::verify::verify(job).await,
-        Intent::Rehearse { .. } => work::rehearse::rehearse(job).await,
-        Intent::Commit { .. } => work::commit::commit(job).await,
-        Intent::TakeBack { refusal, .. } => work::unfence::after_refusal(job, refusal).await,
-        Intent::Open { commit, .. } => work::open::on_command(job, commit.as_ref()).await,
-        Intent::Release { forced, .. } => match forced {
-            Some(record) => work::give_up::give_up(job, record).await,
-            None => work::release::release(job).await,
-        },
-        Intent::Prove { .. } => work::prove::prove(job).await,
-        Intent::ProveErasable { .. } => work::finalize::prove_erasable(job).await,
-        Intent::Finalize { erase, .. } => work::finalize::finalize(job, *erase).await,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -382,6 +321,7 @@ mod tests {
     use crate::ledger::failing::{ENOSPC, on_failing};
     use crate::testing::authority::Authority;
     use crate::testing::{a_move, account, agent, agent_with};
+    use ferry_proto::FaultClass;
     use ferry_proto::command::Move;
     use ferry_proto::ids::Epoch;
     use tempfile::TempDir;

@@ -1,6 +1,8 @@
 //! The link to the controller: dialled by the agent, one stream, commands in and events out. What is
 //! not acknowledged is sent again on the next stream. This is the edge where wire types become
-//! ours.
+//! ours. It must not know what a command does.
+
+mod outgoing;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -27,23 +29,19 @@ use crate::definitions::Definitions;
 use crate::ledger::{Entry, Ledger};
 use crate::work::inspect::server_facts;
 
+use outgoing::Outgoing;
+
 /// A session that lasted this long was a good one: the next wait is short again.
 const GOOD_SESSION: Duration = Duration::from_secs(60);
 /// The longest wait while a job has an account here, which may be closed and waits for the controller's
 /// next command. There are few such agents at a time.
 const LONGEST_WITH_A_JOB: Duration = Duration::from_secs(1);
-/// Outcomes kept until the controller acknowledges them. The ledger has them all; a controller that
-/// misses one asks.
-const UNACKNOWLEDGED: usize = 1024;
 /// Messages waiting to be sent.
 const QUEUE: usize = 256;
 /// How often the inventory is read anew while nothing changes.
 const INVENTORY: Duration = Duration::from_secs(60);
 /// No message of the controller is longer, and it takes none that is.
 const MAX_MESSAGE: usize = 4 << 20;
-/// No outcome that is told is longer. One that the controller refuses to read would end this session, and
-/// each later one that tries to tell it.
-const MAX_OUTCOME: usize = 2 << 20;
 
 /// The link, between sessions.
 pub struct Link {
@@ -103,7 +101,7 @@ impl Link {
             channel::connect(&self.controller, &self.agent.identity, &Party::Controller).await?;
         let mut client = AgentServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
         let (out, queue) = mpsc::channel(QUEUE);
-        let mut outgoing = Outgoing { out, number: 0, unacknowledged: VecDeque::new() };
+        let mut outgoing = Outgoing::new(out);
         outgoing.send(session_request::Body::Hello(self.hello().await?)).await?;
         let mut incoming =
             client.session(ReceiverStream::new(queue)).await.map_err(|s| lost(&s))?.into_inner();
@@ -115,7 +113,7 @@ impl Link {
             Ok(()) => self.converse(&mut incoming, &mut outgoing).await,
             Err(fault) => Err(fault),
         };
-        self.waiting = outgoing.unacknowledged.into_iter().map(|(_, id, o)| (id, o)).collect();
+        self.waiting = outgoing.left();
         ended
     }
 
@@ -158,7 +156,7 @@ impl Link {
                 outgoing.send(session_request::Body::CommandAck(number)).await
             }
             Some(Incoming::EventAck(number)) => {
-                outgoing.unacknowledged.retain(|(n, _, _)| *n > number);
+                outgoing.acknowledged(number);
                 Ok(())
             }
             Some(Incoming::CancelCommandId(id)) => {
@@ -310,90 +308,6 @@ impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-/// The sending side of one session.
-struct Outgoing {
-    out: mpsc::Sender<v1::SessionRequest>,
-    number: u64,
-    unacknowledged: VecDeque<(u64, CommandId, Outcome)>,
-}
-
-impl Outgoing {
-    async fn send(&self, body: session_request::Body) -> Result<(), Fault> {
-        self.out
-            .send(v1::SessionRequest { body: Some(body) })
-            .await
-            .map_err(|_| Fault::transient("the session with the controller ended"))
-    }
-
-    async fn event(&self, number: u64, body: event::Body) -> Result<(), Fault> {
-        self.send(session_request::Body::Event(v1::Event { number, body: Some(body) })).await
-    }
-
-    /// Numbers outcomes and keeps them until they are acknowledged.
-    fn note(&mut self, outcomes: impl IntoIterator<Item = (CommandId, Outcome)>) {
-        for (id, outcome) in outcomes {
-            self.number += 1;
-            let outcome = tellable(outcome);
-            self.unacknowledged.push_back((self.number, id, outcome));
-            if self.unacknowledged.len() > UNACKNOWLEDGED {
-                self.unacknowledged.pop_front();
-            }
-        }
-    }
-
-    /// Tells what an earlier session could not.
-    async fn tell_again(&self) -> Result<(), Fault> {
-        for (number, id, outcome) in &self.unacknowledged {
-            self.done(*number, *id, outcome).await?;
-        }
-        Ok(())
-    }
-
-    async fn ended(&mut self, id: CommandId, outcome: Outcome) -> Result<(), Fault> {
-        let outcome = tellable(outcome);
-        self.note([(id, outcome.clone())]);
-        self.done(self.number, id, &outcome).await
-    }
-
-    async fn done(&self, number: u64, id: CommandId, outcome: &Outcome) -> Result<(), Fault> {
-        let (receipt, fault) = match outcome {
-            Ok(receipt) => (json(receipt)?, Vec::new()),
-            Err(fault) => (Vec::new(), json(fault)?),
-        };
-        let done = v1::CommandDone { id: id.to_string(), receipt, fault };
-        self.event(number, event::Body::CommandDone(done)).await
-    }
-
-    async fn progress(
-        &self,
-        id: CommandId,
-        progress: &ferry_proto::command::Progress,
-    ) -> Result<(), Fault> {
-        let body = v1::CommandProgress { id: id.to_string(), progress: json(progress)? };
-        self.event(0, event::Body::CommandProgress(body)).await
-    }
-
-    async fn state(&self, id: CommandId, running: bool) -> Result<(), Fault> {
-        let body = v1::CommandState { id: id.to_string(), running };
-        self.event(0, event::Body::CommandState(body)).await
-    }
-}
-
-/// The outcome, or a fault in place of one that is too long to be told: an account can have more that is
-/// worth a word than any message holds.
-fn tellable(outcome: Outcome) -> Outcome {
-    let length = serde_json::to_vec(&outcome).map_or(0, |json| json.len());
-    if length <= MAX_OUTCOME {
-        return outcome;
-    }
-    Err(Fault::permanent(format!(
-        "what came of the command is {length} bytes long; no more than {MAX_OUTCOME} can be told"
-    ))
-    .remedy(
-        "look at the account's databases and files on this server: what is there in such numbers?",
-    ))
 }
 
 fn read_id(text: &str) -> Result<CommandId, Fault> {

@@ -1,9 +1,11 @@
 //! The target's visitor of a pass: decides for each entry what is to be done, does it at once or when
 //! its content has come, and ends each directory when all in it is done. What it may do is the guard's
-//! word; how inodes are made is `make`'s; receiving contents is `incoming`'s.
+//! word; what of the target's own may stay is `staying`'s; how inodes are made is `make`'s; receiving contents
+//! is `incoming`'s. It must not know how the two trees are followed.
+
+mod staying;
 
 use std::collections::HashSet;
-use std::convert::identity;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -13,9 +15,7 @@ use ferry_proto::Fault;
 use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
-use crate::blocks::SMALLEST;
-use crate::confine::{self, Node, Tree};
-use crate::digest;
+use crate::confine::{Node, Tree};
 use crate::entries::{Entry, What, Withheld};
 use crate::flushing::Flushing;
 use crate::guard::{self, Wanted};
@@ -29,7 +29,7 @@ use crate::mending::Mending;
 use crate::metadata::{Handle, Identity, Kind, Stat, Time};
 use crate::mirror::{Here, Verdict, Visitor, Want};
 use crate::moving::Moving;
-use crate::options::{Others, TargetOptions};
+use crate::options::TargetOptions;
 use crate::progress::Counters;
 use crate::protocol::{Frame, Place, Unlisted};
 use crate::reflink::Reflinks;
@@ -178,83 +178,6 @@ impl Applier {
             Done::Created => one(&self.tally.created),
             Done::Refused => {}
         }
-    }
-
-    /// Whether what was found holds what the entry does, as far as can be told without reading it.
-    fn is_same(&self, here: Here<'_>, entry: &Entry, found: &Stat) -> bool {
-        match (&entry.what, found.kind) {
-            (What::File(size), Kind::File) => {
-                let is_distrusted = self.distrusted_since.is_some_and(|since| found.ctime >= since);
-                found.size == *size
-                    && found.mtime == entry.mtime
-                    && !entry.doubtful
-                    && !is_distrusted
-            }
-            (What::Symlink(target), Kind::Symlink) => {
-                rustix::fs::readlinkat(here.fd, entry.name.as_slice(), Vec::new())
-                    .is_ok_and(|have| have.as_bytes() == target.as_slice())
-            }
-            (What::Fifo, Kind::Fifo) => true,
-            (What::Device(device), Kind::Device(have)) => *device == have,
-            _ => false,
-        }
-    }
-
-    /// Whether what was found is already all that was approved: nothing is made of what was there before.
-    fn stands_as_approved(
-        &self,
-        here: Here<'_>,
-        name: &[u8],
-        wanted: &Wanted,
-        found: &Stat,
-    ) -> bool {
-        let has_content = |digest: &str| {
-            let opened = confine::open_file(here.fd, name).and_then(|fd| {
-                let is_it = Stat::of_fd(&fd)?.identity() == found.identity();
-                if is_it { Ok(fd) } else { Err(Errno::STALE) }
-            });
-            let used = |bytes| self.disks.used(bytes);
-            opened.is_ok_and(|fd| {
-                digest::in_hex(&fd, &self.halt, used).is_ok_and(|have| have == digest)
-            })
-        };
-        make::is_dressed_itself(here.fd.as_fd(), name, found, wanted).is_ok_and(identity)
-            && wanted.digest().is_none_or(has_content)
-    }
-
-    /// Whether what was found may stay and be mended: it has the right content, and nobody else's
-    /// inode changes with it.
-    fn may_stay(&self, here: Here<'_>, entry: &Entry, wanted: &Wanted, found: &Stat) -> bool {
-        let ids = &self.options.ids;
-        let same = self.is_same(here, entry, found);
-        if wanted.approved.is_some() {
-            return same && self.stands_as_approved(here, &entry.name, wanted, found);
-        }
-        // A name in the home may be one of a file that is not the account's.
-        if !same || !ids.has_uid(found.uid) {
-            return false;
-        }
-        if found.nlink == 1 {
-            return true;
-        }
-        // Of the names that are one inode here the source may have listed only this one, which is its own there.
-        if entry.link.is_none() && self.is_partial.load(Ordering::Relaxed) {
-            return false;
-        }
-        let needs_nothing =
-            || make::is_dressed(here.fd.as_fd(), &entry.name, found, wanted).is_ok_and(identity);
-        if ids.is_shared_uid(found.uid) && (ids.others == Others::Refused || !needs_nothing()) {
-            return false;
-        }
-        self.claimed.lock().unwrap_or_else(PoisonError::into_inner).insert(found.identity())
-    }
-
-    /// Whether only what differs of its content need come: it is large, and nobody else's.
-    fn may_be_mended(&self, size: u64, found: &Stat) -> bool {
-        found.kind == Kind::File
-            && found.nlink == 1
-            && size.min(found.size) >= SMALLEST
-            && self.options.ids.has_uid(found.uid)
     }
 
     /// An entry that is no directory and is not another name of a known inode.

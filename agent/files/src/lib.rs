@@ -13,7 +13,8 @@
 //! decided in `guard`, and what goes beyond that, because it is as it was approved, in `approvals` (`approve` looks at
 //! it beforehand); every access goes through `confine`; all that crosses the streams is in `protocol`, `entries`,
 //! `blocks` and `shares`, and `wire` pumps it. Files that share what they hold are found by `sharing` at the source and
-//! share again by `reflink` at the target. How fast all this may be is in `limits`.
+//! share again by `reflink` at the target. How fast all this may be is in `limits`; whose files the source gives out
+//! is decided in `owners`.
 
 mod acl;
 mod apply;
@@ -54,6 +55,7 @@ mod moving;
 mod names;
 mod neighbour;
 mod options;
+mod owners;
 mod pack;
 mod placing;
 mod progress;

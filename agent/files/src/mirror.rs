@@ -1,12 +1,15 @@
 //! The target's half of the walk: it follows the source's listings through its own tree, several
-//! directories at once, checks that they keep to the protocol, and tells a visitor name by name what is on
+//! directories at once, checks that they keep to the protocol, and tells a [`Visitor`] name by name what is on
 //! either side. It must not know what the visitor makes of it.
 //!
-//! One thread reads the control stream. It knows which directories may be listed, each a [`Listing`] of its
-//! own, and hands every batch to its listing; workers take listings that have something to do. A directory's
+//! One thread reads the control stream (`reading`). It knows which directories may be listed, each a
+//! [`Listing`] of its own, and hands every batch to its listing; workers take listings that have something to do. A directory's
 //! batches are worked on in order and by one worker at a time, and only when its own entry was.
 
-use std::collections::{HashMap, VecDeque};
+mod reading;
+mod visitor;
+
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -17,147 +20,26 @@ use rustix::io::Errno;
 use tokio::sync::mpsc;
 
 use crate::codec::Malformed;
-use crate::confine::{MAX_DEPTH, Node, Tree};
+use crate::confine::{Node, Tree};
 use crate::entries::{Entry, What};
 use crate::halt::{Halt, protocol_fault};
-use crate::journal::MAX_MOVES;
 use crate::metadata::Stat;
 use crate::names::{self, Names};
 use crate::neighbour::Neighbour;
 use crate::pack::{Unpacker, Waiting};
 use crate::progress::Counters;
-use crate::protocol::{
-    Batch, Directory, Frame, MAX_BATCHES, MAX_ENTRIES, Place, Purpose, Unlisted,
-};
-use crate::send::Summary;
+use crate::protocol::{Batch, Frame, MAX_BATCHES, MAX_ENTRIES, Place, Purpose, Unlisted};
 use crate::session::Work;
 use crate::wire::{self, Channels, Outbox};
 
+use reading::Reading;
+pub use visitor::{Descent, Here, Verdict, Visitor, Want};
+
 /// Waiting threads look so often whether all was stopped.
 const LOOK: Duration = Duration::from_millis(100);
-/// Most directories whose listing is to come.
-const MAX_DIRECTORIES: usize = 4_000_000;
 /// Most contents that may be wanted and not have come: what the source may have under way, and what it has
 /// sent and we have not read yet.
 const MAX_AWAITED: usize = 16 * MAX_ENTRIES;
-
-/// A directory that both ends walk, as open as it is at the target.
-#[derive(Debug, Clone, Copy)]
-pub struct Here<'a> {
-    /// Where it is.
-    pub node: &'a Arc<Node>,
-    /// Its descriptor.
-    pub fd: &'a OwnedFd,
-}
-
-/// A directory that a visitor walks on in.
-#[derive(Debug)]
-pub struct Descent<D> {
-    /// Where it is.
-    pub node: Arc<Node>,
-    /// What the visitor keeps of it.
-    pub state: D,
-    /// It was not there before, so that all of it must come.
-    pub is_new: bool,
-}
-
-/// What the source is to send of an entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Want {
-    /// Nothing.
-    Nothing,
-    /// The content, or its digest.
-    All,
-    /// What differs of the content: it will be told the digests of our blocks.
-    Differing,
-}
-
-/// What a visitor makes of an entry.
-#[derive(Debug)]
-pub struct Verdict<D> {
-    /// What the source is to send.
-    pub want: Want,
-    /// A directory to walk on in.
-    pub descend: Option<Descent<D>>,
-}
-
-impl<D> Verdict<D> {
-    /// Nothing more to do.
-    pub const NOTHING: Self = Self { want: Want::Nothing, descend: None };
-    /// Send this.
-    pub const fn want(want: Want) -> Self {
-        Self { want, descend: None }
-    }
-
-    /// Walk on in it.
-    pub fn descend(node: Arc<Node>, state: D, is_new: bool) -> Self {
-        Self { want: Want::Nothing, descend: Some(Descent { node, state, is_new }) }
-    }
-}
-
-/// What is done with what both ends have. Its methods are called from several threads at once.
-pub trait Visitor: Send + Sync {
-    /// What it keeps of a directory while that is walked.
-    type Dir: Send + Sync;
-    /// What it keeps of a data stream.
-    type Stream: Default + Send;
-
-    /// The root, with what the source says of it; and whether only what has changed is listed.
-    fn root(&self, node: &Arc<Node>, entry: Entry, partial: bool) -> Result<Self::Dir, Fault>;
-
-    /// Where a directory was that has another place now.
-    fn moved(&self, path: Vec<Vec<u8>>) -> Result<(), Fault>;
-
-    /// All such places were told, and no entry was met yet.
-    fn depart(&self) -> Result<(), Fault>;
-
-    /// An entry of the source, and what has its name here.
-    fn entry(
-        &self,
-        dir: &Self::Dir,
-        here: Here<'_>,
-        place: Place,
-        entry: Entry,
-        found: Option<Stat>,
-    ) -> Result<Verdict<Self::Dir>, Fault>;
-
-    /// A name that only we have.
-    fn extra(&self, dir: &Self::Dir, here: Here<'_>, name: &[u8]) -> Result<(), Fault>;
-
-    /// A temporary file of a pass that was killed.
-    fn leftover(&self, dir: &Self::Dir, here: Here<'_>, name: &[u8]) -> Result<(), Fault>;
-
-    /// The source has nothing in its root, and we have so many names in ours.
-    fn emptied(&self, names: usize) -> Result<(), Fault>;
-
-    /// Whether the source is to tell which files share what they hold.
-    fn can_share(&self) -> bool;
-
-    /// The source has been told that these are only to be mended.
-    fn told(&self, mended: &mut dyn Iterator<Item = Place>);
-
-    /// What a visitor does beside, in a thread of its own, until it is told that all entries were met. What
-    /// it says goes to the control stream.
-    fn beside(&self, out: Outbox) -> Result<(), Fault>;
-
-    /// All entries were met.
-    fn met_all(&self);
-
-    /// All entries of the directory were met.
-    fn leave(&self, dir: Self::Dir) -> Result<(), Fault>;
-
-    /// The source could not list the directory.
-    fn unlisted(&self, node: &Node, dir: Self::Dir, why: Unlisted) -> Result<(), Fault>;
-
-    /// We could not.
-    fn unreadable(&self, node: &Node, dir: Self::Dir, why: Errno) -> Result<(), Fault>;
-
-    /// A frame of a data stream. Answers whether a content that was wanted is dealt with.
-    fn content(&self, stream: &mut Self::Stream, frame: Frame<'_>) -> Result<bool, Fault>;
-
-    /// All was received. Answers the report as JSON.
-    fn finish(self, summary: Summary) -> Result<Vec<u8>, Fault>;
-}
 
 /// A directory whose listing comes, or is to come.
 struct Listing<D> {
@@ -308,147 +190,6 @@ pub fn follow<V: Visitor>(
     out.put(&Frame::Report(&report))?;
     out.flush()?;
     Ok(report)
-}
-
-/// Where the conversation on the control stream stands.
-#[derive(PartialEq, Eq)]
-enum Phase {
-    Greeting,
-    Root,
-    Moves,
-    Walking,
-    Walked,
-}
-
-/// A directory that may be listed, and the last name in it that was.
-type Expected<D> = (Arc<Listing<D>>, Vec<u8>);
-
-/// The control stream's reader.
-struct Reading<'a, V: Visitor> {
-    shared: &'a Shared<V>,
-    purpose: Purpose,
-    /// Directories that may be listed.
-    expected: HashMap<Directory, Expected<V::Dir>>,
-    phase: Phase,
-    /// Only what has changed is listed.
-    is_partial: bool,
-    /// How many directories have another place.
-    moves: usize,
-}
-
-impl<'a, V: Visitor> Reading<'a, V> {
-    fn new(shared: &'a Shared<V>, purpose: Purpose) -> Self {
-        let (expected, phase) = (HashMap::new(), Phase::Greeting);
-        Self { shared, purpose, expected, phase, is_partial: false, moves: 0 }
-    }
-
-    fn run(mut self, incoming: &mut mpsc::Receiver<bytes::Bytes>) -> Result<Summary, Fault> {
-        let mut summary = None;
-        while summary.is_none() {
-            let Some(chunk) = incoming.blocking_recv() else {
-                self.shared.halt.check()?;
-                return Err(wire::cut_short());
-            };
-            wire::for_each_frame(chunk, |frame| {
-                self.shared.halt.check()?;
-                if summary.is_some() {
-                    return refuse("a frame after its last one");
-                }
-                summary = self.frame(frame)?;
-                Ok(())
-            })?;
-        }
-        summary.ok_or_else(wire::cut_short)
-    }
-
-    fn frame(&mut self, frame: Frame<'_>) -> Result<Option<Summary>, Fault> {
-        match (&self.phase, frame) {
-            (Phase::Greeting, Frame::Hello(theirs)) if theirs == self.purpose => {
-                self.phase = Phase::Root;
-            }
-            (Phase::Root, Frame::Root(entry, is_partial)) => {
-                let node = Node::root();
-                let state = self.shared.visitor.root(&node, entry, is_partial)?;
-                let listing = Listing::new(0);
-                listing.found(Side::Found(Descent { node, state, is_new: false }));
-                self.expected.insert(None, (listing, Vec::new()));
-                self.is_partial = is_partial;
-                self.phase = if is_partial { Phase::Moves } else { Phase::Walking };
-            }
-            (Phase::Moves, Frame::Moved(path)) if self.moves < MAX_MOVES => {
-                self.moves += 1;
-                self.shared.visitor.moved(path)?;
-            }
-            (Phase::Moves, frame) => {
-                self.phase = Phase::Walking;
-                self.shared.visitor.depart()?;
-                return self.frame(frame);
-            }
-            (Phase::Walking, Frame::Unlisted(_, Unlisted::Untouched)) if !self.is_partial => {
-                return refuse("a listing that must not be left out");
-            }
-            (Phase::Walking, Frame::Unlisted(directory, why)) => {
-                let Some((listing, last_name)) = self.expected.remove(&directory) else {
-                    return refuse("a directory that no listing named");
-                };
-                if !last_name.is_empty() {
-                    return refuse("a listing that is none");
-                }
-                self.shared.push(&listing, Part::Unlisted(why))?;
-            }
-            (Phase::Walking, Frame::Batch(batch)) => self.batch(batch)?,
-            (Phase::Walking, Frame::WalkEnd) if self.expected.is_empty() => {
-                self.shared.close();
-                self.phase = Phase::Walked;
-            }
-            (Phase::Walked, Frame::Summary(json)) => return wire::from_json(json).map(Some),
-            _ => return refuse("a frame out of turn"),
-        }
-        Ok(None)
-    }
-
-    fn batch(&mut self, batch: Batch) -> Result<(), Fault> {
-        if batch.partial && !self.is_partial {
-            return refuse("some names of a directory where all are to come");
-        }
-        let Some((listing, last_name)) = self.expected.get_mut(&batch.directory) else {
-            return refuse("a directory that no listing named");
-        };
-        // In a batch they rise: its decoder has seen to that.
-        if batch.entries.first().is_some_and(|first| *last_name >= first.name) {
-            return refuse("names out of order");
-        }
-        let is_told = |entry: &Entry| entry.moved.is_none_or(|n| (n as usize) < self.moves);
-        if !batch.entries.iter().all(is_told) {
-            return refuse("a move that was not told");
-        }
-        let listing = Arc::clone(listing);
-        match batch.entries.last() {
-            _ if batch.last => drop(self.expected.remove(&batch.directory)),
-            Some(last) => last_name.clone_from(&last.name),
-            None => {}
-        }
-        let mut children = Vec::new();
-        for (index, entry) in (0..).zip(&batch.entries) {
-            if entry.what != What::Directory {
-                continue;
-            }
-            if listing.depth + 1 >= MAX_DEPTH {
-                return refuse("a directory deeper than allowed");
-            }
-            let child = Listing::new(listing.depth + 1);
-            children.push(Arc::clone(&child));
-            let place = Place { batch: batch.number, index };
-            if self.expected.insert(Some(place), (child, Vec::new())).is_some() {
-                return refuse("two batches of one number");
-            }
-        }
-        if self.expected.len() > MAX_DIRECTORIES {
-            return refuse("more directories than it may leave unlisted");
-        }
-        self.shared.counters.scanned(batch.entries.len() as u64);
-        self.shared.push(&listing, Part::Batch(batch, children))
-    }
 }
 
 impl<D> Listing<D> {

@@ -20,8 +20,8 @@ use crate::linked::MAX_LINKS;
 use crate::metadata::{Handle, Kind, Stat, Time};
 use crate::names::{self, Names};
 use crate::options::{IdMap, SourceOptions};
+use crate::owners::Owners;
 use crate::report::{Bounded, Refusal, show};
-use crate::walk::Owners;
 
 /// How many of the biggest files are named.
 const BIGGEST: usize = 10;

@@ -20,13 +20,14 @@ use crate::limits::Disks;
 use crate::metadata::Time;
 use crate::neighbour::Neighbour;
 use crate::options::SourceOptions;
+use crate::owners::Owners;
 use crate::progress::Counters;
 use crate::protocol::{Frame, Purpose};
 use crate::report::{Bounded, Comparison, FromPeer, Note, PassReport, Progress};
 use crate::session::{self, Streams, Work};
 use crate::sharing::Sharing;
 use crate::supply::{Store, Supplier};
-use crate::walk::{Owners, Walk};
+use crate::walk::Walk;
 use crate::window::Window;
 use crate::wire::{self, Channels, Outbox};
 

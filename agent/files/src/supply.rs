@@ -20,11 +20,11 @@ use crate::halt::{Halt, protocol_fault};
 use crate::limits::Disks;
 use crate::metadata::{Kind, Stat, Time};
 use crate::neighbour::Neighbour;
+use crate::owners::Owners;
 use crate::pack::Pace;
 use crate::progress::Counters;
 use crate::protocol::{Ending, Frame, MAX_DATA, Place, Purpose, RANGE, Range};
 use crate::sharing::Sharing;
-use crate::walk::Owners;
 use crate::window::{Batch, Large, LargeState, Listed, Piece, Window, Wish};
 use crate::wire::{self, Outbox};
 

@@ -1,9 +1,11 @@
-//! The source's walk: several walkers, each a directory's names at a time, every entry described and put
-//! into a batch. A walker goes depth first; one that has nothing to do gets directories of another's. It
-//! reads no contents, and must not know what the target has.
+//! The source's walk: several walkers, each a directory's names at a time, every entry described
+//! (`describing`) and put into a batch. A walker goes depth first; one that has nothing to do gets directories
+//! of another's. It reads no contents, and must not know what the target has.
+
+mod describing;
 
 use std::collections::HashSet;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,80 +14,34 @@ use std::time::Duration;
 use ferry_proto::Fault;
 use rustix::io::Errno;
 
-use crate::approvals::{self, Approvals};
 use crate::attributes::{self, Unread};
-use crate::confine::{MAX_DEPTH, Node, Tree, has_vanished};
+use crate::confine::{Node, Tree, has_vanished};
 use crate::digest::{BatchDigest, Manifest};
 use crate::directories::Directories;
-use crate::entries::{Entry, Link, What, Withheld};
+use crate::entries::{Entry, What};
 use crate::halt::Halt;
 use crate::journal::{Changes, Plan, Scope, Step};
 use crate::linked::Linked;
-use crate::locks::Locks;
-use crate::metadata::{Handle, Identity, Kind, Stat, Time};
-use crate::names::{self, Names};
+use crate::metadata::{Handle, Identity, Stat, Time};
+use crate::names::Names;
 use crate::neighbour::Neighbour;
 use crate::options::SourceOptions;
+use crate::owners::Owners;
 use crate::progress::Counters;
 use crate::projects;
 use crate::protocol::{self, Directory, Frame, MAX_BATCH, Place, Purpose, Unlisted};
-use crate::report::{Bounded, Note, NoteKind, show};
+use crate::report::{Bounded, Note};
 use crate::window::{Listed, Window};
 use crate::wire::Outbox;
+
+use describing::Look;
+pub(crate) use describing::described;
 
 /// A batch is sent when its entries weigh so much, roughly in bytes.
 const BATCH_WEIGHT: usize = 48 * 1024;
 
-/// How often an inode that changes its place while it is described is looked at again.
-const LOOKS: u32 = 3;
-
 /// Waiting walkers look so often whether all was stopped.
 const LOOK: Duration = Duration::from_millis(100);
-
-/// Which owners' files the source gives out, and which others by name.
-#[derive(Debug, Clone)]
-pub struct Owners {
-    own: Option<std::collections::BTreeSet<u32>>,
-    shared: std::collections::BTreeSet<u32>,
-    approved: Arc<Approvals>,
-}
-
-impl Owners {
-    /// Those of the options.
-    pub fn of(options: &SourceOptions) -> Self {
-        Self {
-            own: options.uids.clone(),
-            shared: options.shared_uids.clone(),
-            approved: Arc::clone(&options.approved),
-        }
-    }
-
-    /// Why the inode at `path` is withheld, if it is.
-    pub fn withhold(&self, stat: &Stat, path: impl FnOnce() -> Vec<u8>) -> Option<Withheld> {
-        let withheld = self.by_owner(stat)?;
-        let approved = self.approved.at(path);
-        (!approved.is_some_and(|approved| approvals::may_leave(stat, approved))).then_some(withheld)
-    }
-
-    /// Whether something was approved at `path`.
-    pub fn is_approved(&self, path: impl FnOnce() -> Vec<u8>) -> bool {
-        self.approved.at(path).is_some()
-    }
-
-    fn by_owner(&self, stat: &Stat) -> Option<Withheld> {
-        let Some(own) = &self.own else { return None };
-        let is_own = own.contains(&stat.uid);
-        let is_shared = stat.uid == 0 || self.shared.contains(&stat.uid);
-        if !is_own && !self.shared.contains(&stat.uid) {
-            Some(Withheld::Foreign(stat.uid))
-        } else if is_shared && stat.kind != Kind::Directory && stat.nlink > 1 {
-            // The account may have given a name in its home to another's file.
-            Some(Withheld::SharedLink(stat.uid))
-        } else {
-            None
-        }
-    }
-}
 
 /// What all walkers of one pass share.
 #[derive(Debug)]
@@ -154,15 +110,6 @@ struct Walker<'a> {
     directory: Option<Identity>,
     /// Whether names of inodes that have several are met there for the first time; none if there was none yet.
     meets_first: Option<bool>,
-}
-
-/// What a look at a name gave.
-enum Look {
-    Entry(Box<(Entry, Option<Stat>)>),
-    /// Nothing that is copied has that name.
-    Nothing,
-    /// It is one of Ferry's own.
-    Reserved,
 }
 
 /// A directory that is being listed.
@@ -494,113 +441,6 @@ impl<'a> Walker<'a> {
         };
         entries.iter_mut().zip(stats).map(scope).collect()
     }
-
-    fn look(&mut self, dir: BorrowedFd<'_>, node: &Node, name: &[u8]) -> Look {
-        if names::is_reserved(name) {
-            self.walk.note(
-                NoteKind::Reserved,
-                node,
-                name,
-                "Ferry keeps this name for temporary files",
-            );
-            return Look::Reserved;
-        }
-        let withheld = |why| {
-            let entry = Entry { name: name.to_vec(), ..Entry::of(What::Withheld(why)) };
-            Look::Entry(Box::new((entry, None)))
-        };
-        if !self.walk.excludes.is_empty() && self.walk.excludes.contains(&node.path_of(name)) {
-            return withheld(Withheld::Excluded);
-        }
-        let mut looks = 0;
-        loop {
-            looks += 1;
-            let described = Stat::of(dir, name)
-                .map_err(Unread::from)
-                .and_then(|stat| self.describe(dir, node, name, stat));
-            match described {
-                Ok(look) => return look,
-                Err(Unread::TooLarge) => return withheld(Withheld::Attributes),
-                Err(Unread::Failed(Errno::NOENT)) => return Look::Nothing,
-                Err(Unread::Failed(Errno::STALE | Errno::INVAL)) if looks < LOOKS => {}
-                Err(Unread::Failed(errno)) => {
-                    return withheld(Withheld::Unreadable(errno.raw_os_error().unsigned_abs()));
-                }
-            }
-        }
-    }
-
-    fn describe(
-        &mut self,
-        dir: BorrowedFd<'_>,
-        node: &Node,
-        name: &[u8],
-        stat: Stat,
-    ) -> Result<Look, Unread> {
-        let too_deep = stat.kind == Kind::Directory && node.depth() + 1 >= MAX_DEPTH;
-        let withheld = if stat.is_mount {
-            Some(Withheld::Mount)
-        } else if too_deep {
-            Some(Withheld::TooDeep)
-        } else {
-            self.walk.owners.withhold(&stat, || node.path_of(name))
-        };
-        let what = match (withheld, stat.kind) {
-            (None, Kind::Socket) => {
-                self.walk.note(NoteKind::Socket, node, name, "a socket is not copied");
-                return Ok(Look::Nothing);
-            }
-            (Some(why), _) => What::Withheld(why),
-            (None, Kind::File) => What::File(stat.size),
-            (None, Kind::Directory) => What::Directory,
-            (None, Kind::Fifo) => What::Fifo,
-            (None, Kind::Device(device)) => What::Device(device),
-            (None, Kind::Symlink) => {
-                let target = rustix::fs::readlinkat(dir, name, Vec::new())?;
-                What::Symlink(target.into_bytes())
-            }
-        };
-        let attributes = match what {
-            What::Symlink(_) | What::Withheld(_) | What::Gone => Vec::new(),
-            _ => attributes::read_at(dir, name, &stat)?,
-        };
-        let mut entry = described(&stat, what, attributes);
-        entry.name = name.to_vec();
-        if self.walk.tree.uses_projects() && matches!(entry.what, What::File(_) | What::Directory) {
-            entry.project = projects::of_name(dir, name, &stat)?;
-        }
-        entry.doubtful = match (self.walk.purpose, self.walk.changed_since) {
-            (_, Some(since)) => {
-                stat.ctime >= since
-                    || !self.in_known
-                    || (!self.walk.doubted.is_empty()
-                        && self.walk.doubted.contains(&node.path_of(name)))
-            }
-            (Purpose::Pass, None) => false,
-            (Purpose::Verify, None) => true,
-        };
-        let linkable = !matches!(entry.what, What::Directory | What::Withheld(_));
-        if linkable && stat.nlink > 1 {
-            entry.link = self.link(&stat);
-        }
-        Ok(Look::Entry(Box::new((entry, Some(stat)))))
-    }
-
-    /// The group of an inode with several names.
-    fn link(&mut self, stat: &Stat) -> Option<Link> {
-        let mut linked = lock(&self.walk.linked);
-        let directory = self.directory;
-        let is_first =
-            self.meets_first.get_or_insert_with(|| directory.is_none_or(|d| linked.enter(d)));
-        linked.meet(stat, *is_first)
-    }
-}
-
-impl Walk {
-    fn note(&self, kind: NoteKind, node: &Node, name: &[u8], text: &str) {
-        let note = Note { kind, path: show(&node.path_of(name)), text: text.to_owned() };
-        lock(&self.notes).push(note);
-    }
 }
 
 fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -611,15 +451,6 @@ fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Whether something happened to the name itself: it is not only on the way to others.
 fn is_noted(listing: &Listing<'_>, name: &[u8]) -> bool {
     listing.step.is_some_and(|step| step.is_noted(name))
-}
-
-pub(crate) fn described(stat: &Stat, what: What, attributes: Vec<attributes::Attribute>) -> Entry {
-    let Stat { mode, uid, gid, mtime, .. } = *stat;
-    let locks = match what {
-        What::File(_) | What::Directory => stat.locks,
-        _ => Locks::NONE,
-    };
-    Entry { mode, uid, gid, mtime, attributes, locks, ..Entry::of(what) }
 }
 
 /// What is kept of an entry until it is wanted, if it is a file.

@@ -1,64 +1,34 @@
-//! Jobs that run. Each has one task that owns its runner; whoever wants to see it watches.
+//! Jobs that run. Each has one task that owns its runner (`task`); whoever wants to see it watches. It must not
+//! know what a job's steps do.
 
+mod display;
 mod force;
+mod journal;
 mod pause;
+mod task;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use ferry_engine::{Abort, Entry, Event, Force, Journal, Pause, Runner, Steps, Told};
+use ferry_engine::{Abort, Event, Force, Pause, Steps};
 use ferry_fleet::{Fleet, now_ms, to_its_end};
 use ferry_plan::Plan;
 use ferry_proto::Fault;
 use ferry_proto::ids::{AccountName, JobId};
-use ferry_proto::view::{JobPhase, JobView, Place, StepPhase, StepView};
-use ferry_store::{JobRow, OVERTAKEN, Store};
-use tokio::sync::{broadcast, mpsc, watch};
+use ferry_proto::view::{JobPhase, JobView, StepPhase, StepView};
+use ferry_store::{JobRow, Store};
+use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::advice;
-use crate::places::{MoveLimits, Places, Turn};
+use crate::places::{MoveLimits, Places};
 use crate::view::Folded;
 
 pub use force::is_unheard;
-
-/// Events waiting for a job's view; the runner waits if it is full.
-const TOLD: usize = 64;
-
-/// The engine's journal, in the store.
-struct StoreJournal(Arc<dyn Store>);
-
-#[async_trait]
-impl Journal for StoreJournal {
-    async fn append(&self, job: JobId, event: &Event) -> Result<i64, Fault> {
-        let (text, now) = (to_json(event)?, now_ms());
-        self.0.append_event(job, &text, now).await.map(|_| now)
-    }
-
-    async fn load(&self, job: JobId) -> Result<Vec<Entry>, Fault> {
-        load_events(self.0.as_ref(), job).await
-    }
-}
-
-async fn load_events(store: &dyn Store, job: JobId) -> Result<Vec<Entry>, Fault> {
-    const PAGE: u32 = 1000;
-    let mut entries = Vec::new();
-    let mut after = 0;
-    loop {
-        let rows = store.events(Some(job), None, after, PAGE).await?;
-        let Some(last) = rows.last() else { return Ok(entries) };
-        after = last.number;
-        for row in rows {
-            let event = serde_json::from_str(&row.event).map_err(|e| {
-                Fault::bug(format!("event {} is damaged", row.number)).caused_by(&e)
-            })?;
-            entries.push(Entry { at_ms: row.at_ms, event });
-        }
-    }
-}
+pub(crate) use journal::fold;
+pub use journal::read_plan;
+use journal::to_json;
 
 /// What is shown of a job: its view, or why it does not go on for now.
 pub type Shown = Result<JobView, Fault>;
@@ -89,18 +59,8 @@ struct Running {
     shown: watch::Receiver<Shown>,
 }
 
-/// A job that may be given its task.
-struct Ready {
-    row: JobRow,
-    /// None if its journal could not be read: it is read again.
-    turn: Option<Arc<Turn>>,
-    shown: Shown,
-}
-
 /// How long what is asked of a running job may take to be journalled.
 const JOURNALLED_WITHIN: Duration = Duration::from_secs(20);
-/// How long to wait before a job whose journal failed is taken up again: at first, and at most.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
 
 /// Which job is meant.
 #[derive(Debug, Clone)]
@@ -408,155 +368,9 @@ impl Jobs {
         fold(self.store.as_ref(), row).await
     }
 
-    /// A job that has not ended, with what it has begun before.
-    async fn prepare(&self, row: JobRow) -> Ready {
-        let (turn, shown) = match self.fold(&row).await {
-            Ok(folded) => {
-                let turn = self.turn(&row, &folded);
-                (Some(turn), Ok(folded.view().clone()))
-            }
-            Err(fault) => (None, Err(fault)),
-        };
-        Ready { row, turn, shown }
-    }
-
-    fn turn(&self, row: &JobRow, folded: &Folded) -> Arc<Turn> {
-        let ticket = (row.started_ms.unwrap_or(row.planned_ms), row.id);
-        let turn = Turn::new(&self.places, &self.fleet, ticket, folded.plan());
-        turn.take_up(&folded.spec().steps, folded.state());
-        turn
-    }
-
-    /// Gives a job its task.
-    fn spawn(self: &Arc<Self>, job: Ready) {
-        let Ready { row, turn, shown } = job;
-        let (sender, shown) = watch::channel(shown);
-        let (account, wishes) = (row.account.clone(), Wishes::default());
-        self.running().insert(row.id, Running { account, wishes: wishes.clone(), shown });
-        let jobs = self.clone();
-        self.tasks.spawn(async move {
-            tokio::select! {
-                biased;
-                // Left where its journal says. First: a place that another job left by stopping
-                // is not taken.
-                () = jobs.stop.cancelled() => {}
-                () = jobs.while_not_overtaken(&row, turn, &wishes, &sender) => {}
-            }
-            jobs.running().remove(&row.id);
-            let _ = jobs.bell.send(());
-        });
-    }
-
-    /// Runs a job to its end, but not while agents have obeyed a later controller: it goes on when those
-    /// that said so were cut off.
-    async fn while_not_overtaken(
-        &self,
-        row: &JobRow,
-        mut turn: Option<Arc<Turn>>,
-        wishes: &Wishes,
-        sender: &watch::Sender<Shown>,
-    ) {
-        loop {
-            tokio::select! {
-                biased;
-                // First: nothing is journalled of commands that may not be sent.
-                later = self.fleet.is_overtaken() => {
-                    tell(sender, Err(left(row, self.fleet.overtaken_by(&later))));
-                    self.fleet.is_not_overtaken().await;
-                }
-                () = self.drive(row, turn.take(), wishes, sender) => return,
-            }
-        }
-    }
-
-    /// Runs a job to its end. If its journal or the store fails it is taken up again, after a while,
-    /// as after a crash: whoever watches is told meanwhile.
-    async fn drive(
-        &self,
-        row: &JobRow,
-        mut turn: Option<Arc<Turn>>,
-        wishes: &Wishes,
-        sender: &watch::Sender<Shown>,
-    ) {
-        let (mut pause, longest) = PAUSES;
-        loop {
-            let began = tokio::time::Instant::now();
-            let Err(fault) = self.to_the_end(row, &mut turn, wishes, sender).await else { return };
-            tracing::error!(job = %row.id, "the job stopped where its journal says: {fault}");
-            tell(sender, Err(stopped(row, fault)));
-            if began.elapsed() > longest {
-                pause = PAUSES.0;
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(longest);
-        }
-    }
-
-    /// `turn` keeps what the job takes up while it does not go on.
-    async fn to_the_end(
-        &self,
-        row: &JobRow,
-        turn: &mut Option<Arc<Turn>>,
-        wishes: &Wishes,
-        sender: &watch::Sender<Shown>,
-    ) -> Result<(), Fault> {
-        let (phase, folded) = loop {
-            let (phase, folded) = self.by_itself(row, turn, wishes, sender).await?;
-            if phase != JobPhase::Paused {
-                break (phase, folded);
-            }
-            wishes.for_a_paused_job().await;
-        };
-        self.store.end_job(row.id, &phase.to_string(), now_ms()).await?;
-        tracing::info!(job = %row.id, %phase, "job ended");
-        // Only now: whoever sees the end may start the account's next job.
-        tell(sender, Ok(folded.view().clone()));
-        Ok(())
-    }
-
-    /// Runs a job until nothing more happens by itself: it has ended, or is paused.
-    async fn by_itself(
-        &self,
-        row: &JobRow,
-        turn: &mut Option<Arc<Turn>>,
-        wishes: &Wishes,
-        sender: &watch::Sender<Shown>,
-    ) -> Result<(JobPhase, Folded), Fault> {
-        let mut folded = self.fold(row).await?;
-        let turn = turn.get_or_insert_with(|| self.turn(row, &folded)).clone();
-        let (told, seen) = mpsc::channel(TOLD);
-        let journal = Arc::new(StoreJournal(self.store.clone()));
-        let (spec, steps) = (folded.spec().clone(), self.steps.clone());
-        let runner = Runner::recover(spec, steps, journal, told, wishes.abort.clone()).await?;
-        let mut display = Display { sender, bell: &self.bell, lacking: turn.lacking() };
-        display.show(&folded);
-        let showing = display.follow(&mut folded, seen);
-        // The runner's end drops the sender of what is told, and so ends the showing.
-        let runner = runner.gated(turn.clone());
-        let runner = runner.pausing(wishes.pause.clone()).heeding(wishes.force.clone());
-        let (phase, ()) = tokio::join!(runner.run(), showing);
-        let phase = phase?;
-        if phase == JobPhase::Paused {
-            turn.paused();
-        }
-        Ok((phase, folded))
-    }
-
     fn running(&self) -> MutexGuard<'_, HashMap<JobId, Running>> {
         self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
-}
-
-/// A job as its journal says that it stands.
-pub(crate) async fn fold(store: &dyn Store, row: &JobRow) -> Result<Folded, Fault> {
-    let mut folded = Folded::new(read_plan(row)?, row.started_ms.unwrap_or(row.planned_ms))?;
-    for entry in load_events(store, row.id).await? {
-        folded.apply(&entry)?;
-    }
-    if row.phase.as_deref() == Some(OVERTAKEN) {
-        folded.overtake(row.ended_ms);
-    }
-    Ok(folded)
 }
 
 /// Waits until a running job's view is such, or the job does not go on: what was asked of it is journalled.
@@ -575,15 +389,6 @@ async fn until_noted(
         ))
         .remedy("see `ferry status`, then ask again")),
     }
-}
-
-/// Reads the plan of a job.
-///
-/// # Errors
-/// Of class Bug if it is damaged.
-pub fn read_plan(row: &JobRow) -> Result<Plan, Fault> {
-    serde_json::from_str(&row.plan)
-        .map_err(|e| Fault::bug(format!("the plan of job {} is damaged", row.id)).caused_by(&e))
 }
 
 /// A fault if the job has no way back.
@@ -610,76 +415,4 @@ fn refuse_without_way_back(account: &AccountName, view: &JobView) -> Result<(), 
         .remedy(format!("see `ferry status {account}`")));
     }
     Ok(())
-}
-
-/// What whoever watches is told of a job that an overtaken controller has left.
-fn left(row: &JobRow, fault: Fault) -> Fault {
-    fault.context(format!("job {} of account {} does not go on", row.id, row.account))
-}
-
-/// What whoever watches is told when a job's journal or the store fails.
-fn stopped(row: &JobRow, fault: Fault) -> Fault {
-    fault
-        .context(format!("job {} of account {} does not go on for now", row.id, row.account))
-        .remedy(format!(
-            "it stands where its journal says, and is taken up again by itself: see the controller's log, and `ferry status {}`",
-            row.account
-        ))
-}
-
-fn tell(sender: &watch::Sender<Shown>, shown: Shown) {
-    sender.send_modify(|now| *now = shown);
-}
-
-fn to_json(event: &Event) -> Result<String, Fault> {
-    serde_json::to_string(event).map_err(|e| Fault::bug("an event has no JSON").caused_by(&e))
-}
-
-/// Keeps a job's view current, but for its end.
-struct Display<'a> {
-    sender: &'a watch::Sender<Shown>,
-    bell: &'a broadcast::Sender<()>,
-    /// What the job waits for before it goes on.
-    lacking: watch::Receiver<Option<Place>>,
-}
-
-impl Display<'_> {
-    async fn follow(&mut self, folded: &mut Folded, mut seen: mpsc::Receiver<Told>) {
-        loop {
-            tokio::select! {
-                told = seen.recv() => match told {
-                    Some(told) => self.take(folded, told),
-                    None => return,
-                },
-                // Its sender is the job's turn, which the runner has too.
-                Ok(()) = self.lacking.changed() => {}
-            }
-            self.show(folded);
-        }
-    }
-
-    fn take(&self, folded: &mut Folded, told: Told) {
-        match told {
-            Told::Event(entry) => {
-                if let Err(fault) = folded.apply(&entry) {
-                    tracing::error!("{fault}");
-                }
-                // Nobody may be listening.
-                let _ = self.bell.send(());
-            }
-            Told::Progress { step, progress } => folded.progress(step, progress),
-        }
-    }
-
-    fn show(&mut self, folded: &Folded) {
-        let mut view = folded.view().clone();
-        if view.phase.has_ended() {
-            return;
-        }
-        view.waiting_for = self.lacking.borrow_and_update().clone();
-        if let Some(place) = &view.waiting_for {
-            view.advice = advice::waiting(&view, place);
-        }
-        tell(self.sender, Ok(view));
-    }
 }

@@ -94,7 +94,8 @@ fn open(tree: &Tree, directory: &[u8]) -> Option<Arc<OwnedFd>> {
         Key::Handle(handle) => open_by_handle_at(tree.root_fd(), handle).ok().map(Arc::new),
         Key::Path(path) => {
             let names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
-            tree.open(&names.fold(Node::root(), |node, name| node.child(name))).ok()
+            let node = names.fold(Node::root(), |node, name| node.child(name));
+            tree.open(&node).ok()
         }
         Key::Inode(_) => None,
     }
