@@ -41,12 +41,14 @@ const TEST_PACKAGES: &[&str] = &[
 const LIMIT: Duration = Duration::from_secs(3600);
 
 /// How many tests passed and failed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts {
     /// As expected.
     pub passed: u32,
     /// Not so.
     pub failed: u32,
+    /// What failed and why, as far as it is told by name: said once more in the end, where it is seen.
+    pub failures: Vec<String>,
 }
 
 impl Counts {
@@ -56,9 +58,14 @@ impl Counts {
             Ok(()) => self.passed += 1,
             Err(error) => {
                 self.failed += 1;
-                eprintln!("FAILED {name}: {error:#}");
+                self.tell(format!("FAILED {name}: {error:#}"));
             }
         }
+    }
+
+    fn tell(&mut self, failure: String) {
+        eprintln!("{failure}");
+        self.failures.push(failure);
     }
 }
 
@@ -80,6 +87,7 @@ pub fn run(counts: &mut Counts) -> Result<()> {
         Ok(tests) => {
             counts.passed += tests.passed;
             counts.failed += tests.failed;
+            tests.failures.into_iter().for_each(|failure| counts.tell(failure));
         }
         Err(error) => counts.count("unit and integration tests", Err(error)),
     }
@@ -109,9 +117,12 @@ fn tests(logs: &Path) -> Result<Counts> {
     tests.args(["--locked", "--workspace", "--no-fail-fast", "--color=never"]);
     let ended = run::logged(&mut tests, &log, &task, LIMIT);
     let text = fs::read_to_string(&log).with_context(|| format!("reading {}", log.display()))?;
-    let counts = if nextest { nextest_summary(&text) } else { cargo_summary(&text) };
-    for line in text.lines().filter(|l| is_failure(l)) {
-        eprintln!("{line}");
+    let mut counts = if nextest { nextest_summary(&text) } else { cargo_summary(&text) };
+    // Nextest names each twice.
+    for line in text.lines().filter(|l| is_failure(l)).map(|l| l.trim().to_owned()) {
+        if !counts.failures.contains(&line) {
+            counts.failures.push(line);
+        }
     }
     if counts.failed == 0 {
         // Not one test, or a build that failed: nothing to count by.
@@ -143,7 +154,11 @@ fn cargo_summary(text: &str) -> Counts {
     let results = text.lines().filter_map(|l| l.strip_prefix("test result: "));
     results.filter_map(|l| l.split_once(". ")).fold(Counts::default(), |so_far, (_, all)| {
         let these = sum(all, ';');
-        Counts { passed: so_far.passed + these.passed, failed: so_far.failed + these.failed }
+        Counts {
+            passed: so_far.passed + these.passed,
+            failed: so_far.failed + these.failed,
+            failures: Vec::new(),
+        }
     })
 }
 
@@ -170,7 +185,7 @@ mod tests {
     #[test]
     fn the_closing_line_of_nextest_is_read() {
         let text = "...\n     Summary [   9.1s] 12 tests run: 9 passed (1 slow), 2 failed, 1 timed out, 3 skipped\n";
-        assert_eq!(nextest_summary(text), Counts { passed: 9, failed: 3 });
+        assert_eq!(nextest_summary(text), Counts { passed: 9, failed: 3, ..Counts::default() });
         assert_eq!(nextest_summary("error: could not compile"), Counts::default());
     }
 
@@ -179,7 +194,7 @@ mod tests {
         let text = "running 4 tests\ntest a ... ok\ntest b ... FAILED\n\ntest result: FAILED. 3 passed; 1 failed; \
                     2 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\ntest result: ok. 2 passed; 0 failed; \
                     0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n";
-        assert_eq!(cargo_summary(text), Counts { passed: 5, failed: 1 });
+        assert_eq!(cargo_summary(text), Counts { passed: 5, failed: 1, ..Counts::default() });
         assert!(is_failure("test b ... FAILED") && !is_failure("test a ... ok"));
         assert!(is_failure("        FAIL [   0.1s] ferry-lab checks::tests::b"));
         assert_eq!(cargo_summary("error: could not compile"), Counts::default());

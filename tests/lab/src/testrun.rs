@@ -42,8 +42,11 @@ pub fn run(names: &[String], all: bool, keep: bool, options: &faults::Options) -
     told(counts)
 }
 
-/// The closing line.
+/// What failed, and the closing line.
 fn told(counts: Counts) -> Result<()> {
+    for failure in &counts.failures {
+        println!("{failure}");
+    }
     println!("{} passed, {} failed", counts.passed, counts.failed);
     if counts.failed > 0 { bail!("{} failed", counts.failed) } else { Ok(()) }
 }
@@ -86,6 +89,10 @@ fn play(
         }
     };
     interrupt::check()?;
+    if result.is_err() && !keep {
+        // What a failed scenario leaves is no stage for the next, whose failure would say nothing.
+        drop(stage.take());
+    }
     let verdict = if result.is_ok() { "passed" } else { "failed" };
     let seconds = started.elapsed().as_secs_f64();
     say(format!("scenario {} {verdict} after {seconds:.0} s", scenario.name));

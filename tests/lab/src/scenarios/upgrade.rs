@@ -19,11 +19,12 @@ use crate::{answered, build, checker, sample, wait};
 
 /// How long a move may take to the moment that is meant, and to its end.
 const LIMIT: Duration = Duration::from_secs(180);
-/// Makes the way to the transit server slow: about 20 s for what is copied ahead.
+/// Makes the way to the transit server slow: about 100 s for what is copied ahead, of which nobody waits
+/// for more than an upgrade takes.
 const SLOW: &str = "
 nft add table inet slow
 nft add chain inet slow out '{ type filter hook output priority 0; }'
-nft add rule inet slow out ip daddr TRANSIT limit rate over 20 mbytes/second burst 1 mbytes drop
+nft add rule inet slow out ip daddr TRANSIT limit rate over 4 mbytes/second burst 1 mbytes drop
 ";
 /// The servers with an agent.
 const SERVERS: [&str; 2] = ["client", "transit"];
@@ -50,8 +51,7 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     fleet.ferry(&["resume", sample::ACCOUNT, "--detach"])?.ok()?;
     await_job(&fleet, "the precopy to go on", is_copied_ahead)?;
     later[0].install(&fleet, "while an account is copied ahead")?;
-    let job = fleet.last_job(sample::ACCOUNT)?;
-    ensure!(is_copied_ahead(&job), "the upgrade did not come while the account was copied ahead");
+    still_copied_ahead(&fleet.last_job(sample::ACCOUNT)?)?;
     client.sh("nft delete table inet slow")?;
     let there = ended(&fleet)?;
     ensure!(there.phase == JobPhase::Done, "the move is {}: {}", there.phase, there.advice);
@@ -166,6 +166,19 @@ fn pauses(fleet: &Fleet<'_>) -> Result<()> {
 
 fn is_copied_ahead(job: &JobView) -> bool {
     is_at(job, "precopy", StepPhase::Running)
+}
+
+/// The precopy may have failed with the other end's restart, and wait to be tried again; it has not ended.
+fn still_copied_ahead(job: &JobView) -> Result<()> {
+    let begun: Vec<_> = job.steps.iter().filter(|s| s.phase != StepPhase::Waiting).collect();
+    ensure!(
+        !job.phase.has_ended()
+            && begun.last().is_some_and(|s| s.name == "precopy" && s.phase != StepPhase::Done),
+        "the upgrade did not come while the account was copied ahead: the job is {}, {}; {begun:?}",
+        job.phase,
+        job.advice
+    );
+    Ok(())
 }
 
 fn is_at(job: &JobView, step: &str, phase: StepPhase) -> bool {
