@@ -168,11 +168,12 @@ impl<'a> Pair<'a> {
         self.sync()?;
         let command = format!("set -o pipefail; {command}");
         let (processor, wire) = (self.processor()?, self.wire()?);
-        let began = Instant::now();
-        let (done, memory) = self.watching_memory(|| {
-            self.source.exec_with(&["bash", "-euc", &command], &[], COPY_LIMIT)?.ok()
+        // Without the watcher's last look, which may be long after.
+        let ((done, wall), memory) = self.watching_memory(|| {
+            let began = Instant::now();
+            let said = self.source.exec_with(&["bash", "-euc", &command], &[], COPY_LIMIT);
+            (said.and_then(run::Output::ok), began.elapsed().as_secs_f64())
         });
-        let wall = began.elapsed().as_secs_f64();
         let said = done.with_context(|| what.to_owned())?;
         let (processor, wire) = (self.processor()? - processor, self.wire()? - wire);
         let [source, target] = memory.map(|bytes| bytes / 1e6);
