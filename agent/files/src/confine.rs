@@ -258,10 +258,10 @@ pub fn open_handle(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
     retried(|| rustix::fs::openat2(dir.as_fd(), name, flags, Mode::empty(), INSIDE))
 }
 
-/// Creates the file `name`, which must not exist, for reading and writing by us alone.
-pub fn create_file(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
+/// Creates the file `name`, which must not exist, with this mode as far as the umask lets it, for reading and
+/// writing by us.
+pub fn create_file(dir: impl AsFd, name: &[u8], mode: Mode) -> Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mode = Mode::RUSR | Mode::WUSR;
     retried(|| rustix::fs::openat2(dir.as_fd(), name, flags, mode, INSIDE))
 }
 

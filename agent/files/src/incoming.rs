@@ -272,13 +272,13 @@ impl Applier {
     pub(crate) fn open_fresh(&self, awaited: &Awaited) -> Result<Option<Fresh>, Fault> {
         let made = self.tree.open(&awaited.dir.node).and_then(|dir| {
             if awaited.is_new {
-                match make::file_named(dir.as_fd(), &awaited.name) {
+                match make::file_named(dir.as_fd(), &awaited.name, &awaited.wanted) {
                     // Somebody has made one since.
                     Err(Errno::EXIST) => {}
                     made => return made,
                 }
             }
-            make::file(dir.as_fd())
+            make::file(dir.as_fd(), &awaited.wanted)
         });
         match made {
             Ok(fresh) => Ok(Some(fresh)),

@@ -6,7 +6,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
 use crate::entries::Link;
-use crate::journal::{Changes, Lost, of_inode};
+use crate::journal::{Changes, KnownNames, Lost, Plan, of_inode};
 use crate::metadata::{Identity, Stat};
 
 /// A bound on inodes whose other names were not met yet.
@@ -24,6 +24,8 @@ pub struct Linked {
     directories: HashSet<Identity>,
     /// There were more than are kept.
     is_full: bool,
+    /// Where they were met.
+    names: KnownNames,
 }
 
 #[derive(Debug)]
@@ -67,10 +69,21 @@ impl Linked {
         }
     }
 
-    /// What the next pass has to look at, whatever the journal tells it; `had`: the tree had such inodes before.
-    pub fn elsewhere(&self, had: bool) -> Changes {
+    /// One that has several was met at `path`.
+    pub fn was_at(&mut self, identity: Identity, path: &[u8]) {
+        self.names.note(identity, path);
+    }
+
+    /// What the next pass has to look at, whatever the journal tells it, and what it need not look for; `plan`: of
+    /// this one, if it did not look at everything.
+    pub fn elsewhere(&mut self, plan: Option<&Plan>) -> Changes {
         let mut changes = Changes::default();
-        if had || self.next_group > 0 {
+        let mut names = std::mem::take(&mut self.names);
+        if let Some(plan) = plan {
+            names.add_earlier(plan.known_names());
+        }
+        changes.know(names);
+        if self.next_group > 0 || plan.is_some_and(Plan::has_links) {
             changes.note_links();
         }
         if self.is_full || self.met.len() > MAX_ELSEWHERE {
@@ -114,10 +127,10 @@ mod tests {
         std::fs::hard_link(path("a/inside"), path("b/inside")).unwrap();
         std::fs::hard_link(path("a/several"), path("outside/several")).unwrap();
         let mut linked = Linked::default();
-        assert!(!linked.elsewhere(false).has_links());
+        assert!(!linked.elsewhere(None).has_links());
         meet(&mut linked, &path("a"));
         meet(&mut linked, &path("b"));
-        let changes = linked.elsewhere(false);
+        let changes = linked.elsewhere(None);
         let several = Stat::of(rustix::fs::CWD, path("a/several").as_os_str().as_encoded_bytes());
         let expected = of_inode(several.unwrap().identity());
         assert_eq!(changes.files().collect::<Vec<_>>(), [&*expected]);
@@ -125,7 +138,7 @@ mod tests {
         // A directory that was renamed meanwhile comes twice; no more names of its files were met by that.
         std::fs::rename(path("a"), path("c")).unwrap();
         meet(&mut linked, &path("c"));
-        assert!(linked.elsewhere(false).files().any(|file| *file == *expected));
+        assert!(linked.elsewhere(None).files().any(|file| *file == *expected));
     }
 
     #[test]
@@ -134,8 +147,8 @@ mod tests {
         for ino in 0..=MAX_ELSEWHERE as u64 {
             linked.met.insert(Identity { dev: (8, 1), ino }, Seen { group: ino, met: 1 });
         }
-        assert_eq!(linked.elsewhere(false).lost(), Some(Lost::TooMany));
+        assert_eq!(linked.elsewhere(None).lost(), Some(Lost::TooMany));
         linked.met.remove(&Identity { dev: (8, 1), ino: 0 });
-        assert_eq!(linked.elsewhere(false).lost(), None);
+        assert_eq!(linked.elsewhere(None).lost(), None);
     }
 }

@@ -2,6 +2,7 @@
 //! then renamed into place. It must not know why an inode is made or who may have it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 use ferry_proto::approval::Device;
 use rustix::fs::{AtFlags, FileType, Mode};
@@ -29,15 +30,46 @@ pub struct Fresh {
 }
 
 /// A new empty file, under a temporary name.
-pub fn file(dir: BorrowedFd<'_>) -> Result<Fresh> {
-    let (fd, name) = under_new_name(|name| confine::create_file(dir, name))?;
+pub fn file(dir: BorrowedFd<'_>, wanted: &Wanted) -> Result<Fresh> {
+    let mode = mode_at_birth(wanted);
+    let (fd, name) = under_new_name(|name| confine::create_file(dir, name, mode))?;
     Ok(Fresh { fd, name })
 }
 
 /// A new empty file under its own name, where nothing has it. Until it is [`clothed`] its time is another
 /// than the source's, so whoever finds it half done does not take it for equal.
-pub fn file_named(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Fresh> {
-    confine::create_file(dir, name).map(|fd| Fresh { fd, name: name.to_vec() })
+pub fn file_named(dir: BorrowedFd<'_>, name: &[u8], wanted: &Wanted) -> Result<Fresh> {
+    let made = confine::create_file(dir, name, mode_at_birth(wanted));
+    made.map(|fd| Fresh { fd, name: name.to_vec() })
+}
+
+/// The mode that a new file has while it is still ours: the one wanted, where that shows nobody more than the file
+/// will in the end, and ours alone otherwise.
+fn mode_at_birth(wanted: &Wanted) -> Mode {
+    let mode = if is_born_with(wanted) { u32::from(wanted.mode) } else { 0o600 };
+    Mode::from_raw_mode(mode)
+}
+
+/// Whether a new file may have the mode wanted from the beginning, so that it need not be changed. Until it has
+/// its owner and its group, the group's bits are another group's, and no list takes away what they give.
+fn is_born_with(wanted: &Wanted) -> bool {
+    let Wanted { mode, attributes, approved, .. } = wanted;
+    let group_has_no_more = (mode >> 3) & 0o7 & !mode == 0;
+    mode & !0o777 == 0
+        && mode & umask() == 0
+        && group_has_no_more
+        && attributes.is_empty()
+        && approved.is_none()
+}
+
+/// What a file that is made does not get of the bits asked for. Where that cannot be told, nothing is got.
+fn umask() -> u16 {
+    static UMASK: OnceLock<u16> = OnceLock::new();
+    *UMASK.get_or_init(|| {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+        line.and_then(|mask| u16::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o777)
+    })
 }
 
 /// Whether what is made in the directory is given an ACL by it. Where that cannot be told: yes.
@@ -61,7 +93,10 @@ pub fn clothed(file: BorrowedFd<'_>, wanted: &Wanted, mtime: Time, inherits: boo
         };
         attributes::replace(inode, &have, &wanted.attributes)?;
     }
-    inode.chmod(wanted.mode)?;
+    // What a directory bequeaths has its say in the mode.
+    if inherits || !is_born_with(wanted) {
+        inode.chmod(wanted.mode)?;
+    }
     inode.set_mtime(mtime)
 }
 
@@ -253,4 +288,55 @@ pub fn comparable(mut have: Vec<Attribute>) -> Vec<Attribute> {
         }
     }
     have
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(mode: u16) -> Wanted {
+        Wanted {
+            mode,
+            uid: 64_001,
+            gid: 64_001,
+            mtime: Time::default(),
+            attributes: Vec::new(),
+            locks: Locks::NONE,
+            project: None,
+            approved: None,
+        }
+    }
+
+    #[test]
+    fn a_new_file_shows_nobody_more_than_it_will() {
+        let at_birth = |wanted: &Wanted| mode_at_birth(wanted).as_raw_mode();
+        for mode in [0o600, 0o400, 0o644, 0o444, 0o755] {
+            let expected = if mode & umask() == 0 { mode } else { 0o600 };
+            assert_eq!(at_birth(&wanted(mode)), u32::from(expected), "{mode:o}");
+        }
+        // Root's group would read what the account's may; and what is set takes effect at once.
+        for mode in [0o640, 0o660, 0o750, 0o670, 0o4755, 0o2644, 0o1644] {
+            assert_eq!(at_birth(&wanted(mode)), 0o600, "{mode:o}");
+        }
+        let name = b"system.posix_acl_access".to_vec();
+        let listed =
+            Wanted { attributes: vec![Attribute { name, value: Vec::new() }], ..wanted(0o644) };
+        assert_eq!(at_birth(&listed), 0o600);
+    }
+
+    #[test]
+    fn a_new_file_has_the_mode_wanted_in_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = std::fs::File::open(dir.path()).unwrap();
+        for mode in [0o600, 0o640, 0o644, 0o666, 0o000, 0o4711] {
+            let us = Wanted {
+                uid: rustix::process::geteuid().as_raw(),
+                gid: rustix::process::getegid().as_raw(),
+                ..wanted(mode)
+            };
+            let fresh = file(open.as_fd(), &us).unwrap();
+            clothed(fresh.fd.as_fd(), &us, us.mtime, false).unwrap();
+            assert_eq!(Stat::of_fd(&fresh.fd).unwrap().mode, mode, "{mode:o}");
+        }
+    }
 }

@@ -186,8 +186,7 @@ impl Walk {
         });
         self.halt.check()?;
         if let Some(elsewhere) = &self.elsewhere {
-            let had = self.plan.as_ref().is_some_and(|plan| plan.has_links());
-            *lock(elsewhere) = lock(&self.linked).elsewhere(had);
+            *lock(elsewhere) = lock(&self.linked).elsewhere(self.plan.as_deref());
         }
         out.put(&Frame::WalkEnd)?;
         out.flush()?;

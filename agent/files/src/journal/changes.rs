@@ -5,6 +5,9 @@
 mod saved;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::known_names::KnownNames;
 
 /// A directory of which more names than this have changed is looked at as a whole.
 const MAX_NAMES: usize = 10_000;
@@ -70,6 +73,8 @@ pub struct Changes {
     has_left: bool,
     /// The tree had files with several names.
     has_links: bool,
+    /// Where those were.
+    names: Arc<KnownNames>,
     /// Names in directories that are looked at as a whole by now: roughly, and as many as there were until then.
     unnamed: usize,
     bytes: usize,
@@ -186,6 +191,16 @@ impl Changes {
         self.lose_if_divided();
     }
 
+    /// Under which names files that have several were met.
+    pub(crate) fn know(&mut self, names: KnownNames) {
+        self.names = Arc::new(names);
+    }
+
+    /// Where files with several names were, as far as that is known.
+    pub(crate) fn known_names(&self) -> &Arc<KnownNames> {
+        &self.names
+    }
+
     fn lose_if_divided(&mut self) {
         if self.has_left && self.has_links {
             self.lose(Lost::Unplaced);
@@ -255,6 +270,11 @@ impl Changes {
         self.has_links |= earlier.has_links;
         if let Some(why) = earlier.lost {
             return self.lose(why);
+        }
+        if self.names.is_empty() {
+            self.names = earlier.names;
+        } else {
+            Arc::make_mut(&mut self.names).add_earlier(&earlier.names);
         }
         for (directory, names) in earlier.directories {
             match names {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use super::known_names::KnownNames;
 use super::plan::Components;
 use crate::confine::{Node, Tree, has_vanished};
 use crate::metadata::{Identity, Kind, Stat};
@@ -86,24 +87,42 @@ impl Inodes {
         })
     }
 
-    /// The names of these inodes that are not known yet.
+    /// Forgets the inodes of which all names are known or are where they were. Answers those that were not known.
+    fn remembered(&mut self, tree: &Tree, names: &KnownNames) -> Vec<Components> {
+        let mut missing = Vec::new();
+        self.several.retain(|_, known| {
+            // A name can have been met twice.
+            known.paths.sort_unstable();
+            known.paths.dedup();
+            let were = names.of(known.identity).iter();
+            let mut others: Vec<_> = were
+                .filter(|path| known.paths.binary_search_by(|k| k[..].cmp(path)).is_err())
+                .collect();
+            others.sort_unstable();
+            others.dedup();
+            others.retain(|path| exists(tree, path, known.identity));
+            let is_incomplete = known.paths.len() + others.len() < known.names as usize;
+            if !is_incomplete {
+                missing.extend(others.into_iter().map(|path| components(path)));
+            }
+            is_incomplete
+        });
+        missing
+    }
+
+    /// The names of these inodes that are not known yet. They are looked for where `names` has them; in all
+    /// directories, if those are not as many as there are.
     ///
     /// # Errors
     /// The tree cannot be read; [`Errno::NODATA`] where its directories tell other numbers than its files.
-    pub fn missing(mut self, tree: &Tree) -> Result<Vec<Components>, Errno> {
+    pub fn missing(mut self, tree: &Tree, names: &KnownNames) -> Result<Vec<Components>, Errno> {
         if self.are_alike {
             return Err(Errno::NODATA);
         }
-        // A name can have been met twice.
-        self.several.values_mut().for_each(|known| {
-            known.paths.sort_unstable();
-            known.paths.dedup();
-        });
-        self.several.retain(|_, known| known.paths.len() < known.names as usize);
+        let (mut missing, mut met) = (self.remembered(tree, names), HashSet::new());
         if self.several.is_empty() {
-            return Ok(Vec::new());
+            return Ok(missing);
         }
-        let (mut missing, mut met) = (Vec::new(), HashSet::new());
         every_directory(tree, Node::root(), &|_| true, |directory, node, numbered| {
             for (name, ino) in numbered.iter() {
                 let Some(known) = self.several.get(&ino) else { continue };
@@ -111,7 +130,7 @@ impl Inodes {
                 if known.paths.contains(&path) {
                     met.insert(ino);
                 } else if Stat::of(directory, name).is_ok_and(|s| s.identity() == known.identity) {
-                    missing.push(path.split(|byte| *byte == b'/').map(Box::from).collect());
+                    missing.push(components(&path));
                     if known.paths.is_empty() {
                         met.insert(ino);
                     }
@@ -127,6 +146,11 @@ impl Inodes {
         };
         if self.several.iter().all(told) { Ok(missing) } else { Err(Errno::NODATA) }
     }
+}
+
+/// The names of a path.
+fn components(path: &[u8]) -> Components {
+    path.split(|byte| *byte == b'/').map(Box::from).collect()
 }
 
 /// Whether the inode still has this name.
@@ -162,4 +186,63 @@ fn every_directory(
         stack.extend(numbered.directories().filter(is_wanted).map(|name| node.child(name)));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// A file with three names, of which the pass goes to the first.
+    fn three_names() -> (tempfile::TempDir, Tree, Inodes, Identity) {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["a", "b/deep"] {
+            std::fs::create_dir_all(path(name)).unwrap();
+        }
+        std::fs::write(path("a/one"), "").unwrap();
+        std::fs::hard_link(path("a/one"), path("b/deep/two")).unwrap();
+        std::fs::hard_link(path("a/one"), path("three")).unwrap();
+        let tree = Tree::open_root(dir.path()).unwrap();
+        let found = stat(dir.path());
+        let mut inodes = Inodes::default();
+        inodes.add(&found, b"a/one".to_vec());
+        (dir, tree, inodes, found.identity())
+    }
+
+    fn stat(root: &Path) -> Stat {
+        Stat::of(rustix::fs::CWD, root.join("a/one").as_os_str().as_encoded_bytes()).unwrap()
+    }
+
+    fn known(identity: Identity, paths: &[&str]) -> KnownNames {
+        let mut names = KnownNames::default();
+        paths.iter().for_each(|path| names.note(identity, path.as_bytes()));
+        names
+    }
+
+    fn sorted(mut places: Vec<Components>) -> Vec<String> {
+        places.sort();
+        let text = |place: &Components| String::from_utf8(place.join(&b'/')).unwrap();
+        places.iter().map(text).collect()
+    }
+
+    #[test]
+    fn names_that_are_where_they_were_are_not_looked_for() {
+        let (_dir, tree, mut inodes, identity) = three_names();
+        let names = known(identity, &["three", "a/one", "b/deep/two", "three", "a/gone"]);
+        assert_eq!(sorted(inodes.remembered(&tree, &names)), ["b/deep/two", "three"]);
+        assert!(inodes.several.is_empty());
+    }
+
+    #[test]
+    fn names_that_are_no_more_where_they_were_are_looked_for() {
+        let (dir, tree, mut inodes, identity) = three_names();
+        std::fs::rename(dir.path().join("b/deep"), dir.path().join("b/other")).unwrap();
+        // Another file has its name now.
+        std::fs::write(dir.path().join("a/three"), "").unwrap();
+        let names = known(identity, &["a/one", "b/deep/two", "three", "a/three"]);
+        assert!(inodes.remembered(&tree, &names).is_empty());
+        assert_eq!(sorted(inodes.missing(&tree, &names).unwrap()), ["b/other/two", "three"]);
+    }
 }

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use super::changes::{Changes, Names, Place};
 use super::key::Key;
+use super::known_names::KnownNames;
 use super::other_names::Inodes;
 use crate::confine::{MAX_DEPTH, Node, Tree, has_vanished};
 use crate::metadata::{Identity, Kind, Stat, proc_path};
@@ -77,6 +78,8 @@ pub struct Plan {
     moves: Vec<Components>,
     /// The pass before, or one before that, has met files with several names.
     has_links: bool,
+    /// Where those were.
+    known_names: Arc<KnownNames>,
 }
 
 impl Plan {
@@ -114,6 +117,10 @@ impl Plan {
 
     pub(crate) fn has_links(&self) -> bool {
         self.has_links
+    }
+
+    pub(crate) fn known_names(&self) -> &KnownNames {
+        &self.known_names
     }
 
     /// Where each directory was that has another place now.
@@ -236,8 +243,8 @@ struct Making<'a> {
 impl<'a> Making<'a> {
     fn new(changes: &'a Changes, tree: &'a Tree) -> Result<Self, Unsure> {
         let prefix = rustix::fs::readlink(proc_path(tree.root_fd()), Vec::new())?.into_bytes();
-        let has_links = changes.has_links();
-        let plan = Plan { steps: vec![Step::default()], moves: Vec::new(), has_links };
+        let (has_links, known_names) = (changes.has_links(), Arc::clone(changes.known_names()));
+        let plan = Plan { steps: vec![Step::default()], moves: Vec::new(), has_links, known_names };
         let (places, renamed) = (HashMap::new(), BTreeMap::new());
         Ok(Self { changes, tree, prefix, places, renamed, plan })
     }
@@ -351,7 +358,7 @@ impl<'a> Making<'a> {
                 Key::Path(_) => return Err(Unsure),
             }
         }
-        for place in inodes.missing(self.tree)? {
+        for place in inodes.missing(self.tree, self.changes.known_names())? {
             if let Some(child) = self.plan.child_at(&place) {
                 child.noted = true;
             }

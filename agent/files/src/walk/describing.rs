@@ -115,17 +115,20 @@ impl Walker<'_> {
         };
         let linkable = !matches!(entry.what, What::Directory | What::Withheld(_));
         if linkable && stat.nlink > 1 {
-            entry.link = self.link(&stat);
+            entry.link = self.link(&stat, || node.path_of(name));
         }
         Ok(Look::Entry(Box::new((entry, Some(stat)))))
     }
 
     /// The group of an inode with several names.
-    fn link(&mut self, stat: &Stat) -> Option<Link> {
+    fn link(&mut self, stat: &Stat, path: impl FnOnce() -> Vec<u8>) -> Option<Link> {
         let mut linked = lock(&self.walk.linked);
         let directory = self.directory;
         let is_first =
             self.meets_first.get_or_insert_with(|| directory.is_none_or(|d| linked.enter(d)));
+        if self.walk.elsewhere.is_some() {
+            linked.was_at(stat.identity(), &path());
+        }
         linked.meet(stat, *is_first)
     }
 }
