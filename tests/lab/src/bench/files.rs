@@ -119,8 +119,9 @@ fn told(tree: &Tree, samples: &Samples) -> Vec<Row> {
             Work::Renamed => format!("{}: large directory renamed", tree.name),
         };
         type Figure = fn(&Sample) -> f64;
-        let metrics: [(&str, &str, Figure, Option<f64>); 4] = [
+        let metrics: [(&str, &str, Figure, Option<f64>); 5] = [
             ("wall", "s", |s| s.wall, goal),
+            ("on the disk", "s", |s| s.durable, None),
             ("processors", "s", |s| s.processor, (work == Work::First).then_some(0.6)),
             ("wire", "MB", |s| s.wire / 1e6, None),
             ("memory", "MB", |s| s.most_memory() / 1e6, None),

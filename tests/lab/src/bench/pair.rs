@@ -33,6 +33,8 @@ const TARGET: (&str, &str) = ("bench-target", "srv/target");
 pub struct Sample {
     /// Seconds.
     pub wall: f64,
+    /// Seconds until all of it was on the target's disk: not everybody waits for that.
+    pub durable: f64,
     /// Seconds of both hosts' processors.
     pub processor: f64,
     /// Bytes on the source's cable, both ways.
@@ -46,6 +48,13 @@ impl Sample {
     pub fn most_memory(&self) -> f64 {
         self.memory[0].max(self.memory[1])
     }
+}
+
+/// Writes out what a host's file system at `place` has not yet written.
+fn sync(host: &Host, place: &str) -> Result<()> {
+    let mut sync = Command::new("sync");
+    sync.arg("-f").arg(host.rootfs().join(place));
+    run::capture(&mut sync, &[], COPY_LIMIT)?.ok().map(drop)
 }
 
 /// See the module.
@@ -112,12 +121,8 @@ impl<'a> Pair<'a> {
 
     /// Writes out what was written before: it is not to be paid for by what comes next.
     pub fn sync(&self) -> Result<()> {
-        for (host, (_, place)) in [(self.source, SOURCE), (self.target, TARGET)] {
-            let mut sync = Command::new("sync");
-            sync.arg("-f").arg(host.rootfs().join(place));
-            run::capture(&mut sync, &[], COPY_LIMIT)?.ok()?;
-        }
-        Ok(())
+        sync(self.source, SOURCE.1)?;
+        sync(self.target, TARGET.1)
     }
 
     /// Has the agent watch a tree, which is copied before this returns.
@@ -176,14 +181,17 @@ impl<'a> Pair<'a> {
         });
         let said = done.with_context(|| what.to_owned())?;
         let (processor, wire) = (self.processor()? - processor, self.wire()? - wire);
+        let flushed = Instant::now();
+        sync(self.target, TARGET.1)?;
+        let durable = wall + flushed.elapsed().as_secs_f64();
         let [source, target] = memory.map(|bytes| bytes / 1e6);
         say(format!(
-            "{what}: {wall:.2} s, {processor:.1} s of processors, {:.1} MB on the wire, \
+            "{what}: {wall:.2} s, on the disk after {durable:.2} s, {processor:.1} s of processors, {:.1} MB on the wire, \
              {source:.0} and {target:.0} MB of memory; {}",
             wire / 1e6,
             said.lines().next().unwrap_or_default().chars().take(120).collect::<String>()
         ));
-        Ok((Sample { wall, processor, wire, memory }, said))
+        Ok((Sample { wall, durable, processor, wire, memory }, said))
     }
 
     /// Seconds of processors that both hosts have used so far.
