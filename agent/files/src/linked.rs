@@ -69,6 +69,11 @@ impl Linked {
         }
     }
 
+    /// Whether it is kept where such names are met.
+    pub fn keeps_names(&self) -> bool {
+        !self.names.is_full()
+    }
+
     /// One that has several was met at `path`.
     pub fn was_at(&mut self, identity: Identity, path: &[u8]) {
         self.names.note(identity, path);

@@ -51,13 +51,14 @@ fn mode_at_birth(wanted: &Wanted) -> Mode {
 }
 
 /// Whether a new file may have the mode wanted from the beginning, so that it need not be changed. Until it has
-/// its owner and its group, the group's bits are another group's, and no list takes away what they give.
+/// its owner and its group, all its users are others: whoever the group's bits keep out is one of them. And no list
+/// takes away yet what the bits give.
 fn is_born_with(wanted: &Wanted) -> bool {
     let Wanted { mode, attributes, approved, .. } = wanted;
-    let group_has_no_more = (mode >> 3) & 0o7 & !mode == 0;
+    let group_is_as_others = (mode >> 3) & 0o7 == mode & 0o7;
     mode & !0o777 == 0
         && mode & umask() == 0
-        && group_has_no_more
+        && group_is_as_others
         && attributes.is_empty()
         && approved.is_none()
 }
@@ -93,8 +94,8 @@ pub fn clothed(file: BorrowedFd<'_>, wanted: &Wanted, mtime: Time, inherits: boo
         };
         attributes::replace(inode, &have, &wanted.attributes)?;
     }
-    // What a directory bequeaths has its say in the mode.
-    if inherits || !is_born_with(wanted) {
+    // What a directory bequeaths has its say in the mode, and so may a file system.
+    if inherits || !is_born_with(wanted) || Stat::of_fd(file)?.mode != wanted.mode {
         inode.chmod(wanted.mode)?;
     }
     inode.set_mtime(mtime)
@@ -310,12 +311,13 @@ mod tests {
     #[test]
     fn a_new_file_shows_nobody_more_than_it_will() {
         let at_birth = |wanted: &Wanted| mode_at_birth(wanted).as_raw_mode();
-        for mode in [0o600, 0o400, 0o644, 0o444, 0o755] {
+        for mode in [0o600, 0o400, 0o644, 0o444, 0o755, 0o711] {
             let expected = if mode & umask() == 0 { mode } else { 0o600 };
             assert_eq!(at_birth(&wanted(mode)), u32::from(expected), "{mode:o}");
         }
-        // Root's group would read what the account's may; and what is set takes effect at once.
-        for mode in [0o640, 0o660, 0o750, 0o670, 0o4755, 0o2644, 0o1644] {
+        // Root's group would read what the account's may, or the account's group what all others may; and what is set
+        // takes effect at once.
+        for mode in [0o640, 0o750, 0o670, 0o604, 0o705, 0o701, 0o645, 0o4755, 0o2644, 0o1644] {
             assert_eq!(at_birth(&wanted(mode)), 0o600, "{mode:o}");
         }
         let name = b"system.posix_acl_access".to_vec();
@@ -328,13 +330,17 @@ mod tests {
     fn a_new_file_has_the_mode_wanted_in_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let open = std::fs::File::open(dir.path()).unwrap();
-        for mode in [0o600, 0o640, 0o644, 0o666, 0o000, 0o4711] {
+        for mode in [0o600, 0o640, 0o644, 0o604, 0o666, 0o000, 0o4711] {
             let us = Wanted {
                 uid: rustix::process::geteuid().as_raw(),
                 gid: rustix::process::getegid().as_raw(),
                 ..wanted(mode)
             };
             let fresh = file(open.as_fd(), &us).unwrap();
+            clothed(fresh.fd.as_fd(), &us, us.mtime, false).unwrap();
+            assert_eq!(Stat::of_fd(&fresh.fd).unwrap().mode, mode, "{mode:o}");
+            // A file system gave it another one.
+            Handle::Open(fresh.fd.as_fd()).chmod(0o611).unwrap();
             clothed(fresh.fd.as_fd(), &us, us.mtime, false).unwrap();
             assert_eq!(Stat::of_fd(&fresh.fd).unwrap().mode, mode, "{mode:o}");
         }

@@ -39,6 +39,8 @@ const TEST_PACKAGES: &[&str] = &[
     "xfsprogs",
 ];
 const LIMIT: Duration = Duration::from_secs(3600);
+/// Characters of what is said in short.
+const SHORT: usize = 500;
 
 /// How many tests passed and failed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -47,7 +49,7 @@ pub struct Counts {
     pub passed: u32,
     /// Not so.
     pub failed: u32,
-    /// What failed and why, as far as it is told by name: said once more in the end, where it is seen.
+    /// What failed, as far as it is told by name, and why in short: said once more in the end, where it is seen.
     pub failures: Vec<String>,
 }
 
@@ -58,14 +60,12 @@ impl Counts {
             Ok(()) => self.passed += 1,
             Err(error) => {
                 self.failed += 1;
-                self.tell(format!("FAILED {name}: {error:#}"));
+                eprintln!("FAILED {name}: {error:#}");
+                let cause = error.root_cause().to_string();
+                let short = cause.lines().next().unwrap_or_default().chars().take(SHORT);
+                self.failures.push(format!("FAILED {name}: {}", short.collect::<String>()));
             }
         }
-    }
-
-    fn tell(&mut self, failure: String) {
-        eprintln!("{failure}");
-        self.failures.push(failure);
     }
 }
 
@@ -87,7 +87,7 @@ pub fn run(counts: &mut Counts) -> Result<()> {
         Ok(tests) => {
             counts.passed += tests.passed;
             counts.failed += tests.failed;
-            tests.failures.into_iter().for_each(|failure| counts.tell(failure));
+            counts.failures.extend(tests.failures);
         }
         Err(error) => counts.count("unit and integration tests", Err(error)),
     }
@@ -121,6 +121,7 @@ fn tests(logs: &Path) -> Result<Counts> {
     // Nextest names each twice.
     for line in text.lines().filter(|l| is_failure(l)).map(|l| l.trim().to_owned()) {
         if !counts.failures.contains(&line) {
+            eprintln!("{line}");
             counts.failures.push(line);
         }
     }

@@ -89,14 +89,15 @@ fn play(
         }
     };
     interrupt::check()?;
-    if result.is_err() && !keep {
-        // What a failed scenario leaves is no stage for the next, whose failure would say nothing.
-        drop(stage.take());
-    }
+    let has_failed = result.is_err();
     let verdict = if result.is_ok() { "passed" } else { "failed" };
     let seconds = started.elapsed().as_secs_f64();
     say(format!("scenario {} {verdict} after {seconds:.0} s", scenario.name));
     counts.count(scenario.name, result);
+    if has_failed && !keep {
+        // What a failed scenario leaves is no stage for the next, whose failure would say nothing.
+        drop(stage.take());
+    }
     Ok(())
 }
 

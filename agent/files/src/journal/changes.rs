@@ -271,10 +271,9 @@ impl Changes {
         if let Some(why) = earlier.lost {
             return self.lose(why);
         }
+        // What is known later has what was known before in it.
         if self.names.is_empty() {
             self.names = earlier.names;
-        } else {
-            Arc::make_mut(&mut self.names).add_earlier(&earlier.names);
         }
         for (directory, names) in earlier.directories {
             match names {

@@ -8,8 +8,9 @@ use crate::metadata::Identity;
 
 /// Bytes of names, roughly. If there are more none are kept: then they are looked for.
 const MAX_BYTES: usize = 16 << 20;
-/// What an item costs beside its bytes, roughly.
-const ITEM: usize = 64;
+/// What a path costs beside its bytes, roughly, and what an inode costs beside its paths.
+const PATH: usize = 32;
+const INODE: usize = 128;
 
 /// See the module.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,8 +27,9 @@ impl KnownNames {
         if self.is_full {
             return;
         }
-        self.paths.entry(identity).or_default().push(path.into());
-        self.bytes += path.len() + ITEM;
+        let paths = self.paths.entry(identity).or_default();
+        self.bytes += path.len() + PATH + if paths.is_empty() { INODE } else { 0 };
+        paths.push(path.into());
         if self.bytes > MAX_BYTES {
             *self = Self { is_full: true, ..Self::default() };
         }
@@ -45,6 +47,11 @@ impl KnownNames {
                 paths.iter().for_each(|path| self.note(*identity, path));
             }
         }
+    }
+
+    /// No more are kept.
+    pub fn is_full(&self) -> bool {
+        self.is_full
     }
 
     /// None were met.

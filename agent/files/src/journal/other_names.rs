@@ -33,6 +33,24 @@ struct Known {
     was_here: bool,
 }
 
+impl Known {
+    /// Whether those of its names that are known and so many others are all.
+    fn has_all(&self, others: usize) -> bool {
+        self.paths.len() + others >= self.names as usize
+    }
+
+    /// Where it is of where it `was`, but for what is known. The known ones are sorted.
+    fn others<'a>(&self, tree: &Tree, was: &'a [Box<[u8]>]) -> Vec<&'a [u8]> {
+        let is_known =
+            |path: &[u8]| self.paths.binary_search_by(|known| known[..].cmp(path)).is_ok();
+        let mut others: Vec<_> = was.iter().map(|path| &**path).filter(|p| !is_known(p)).collect();
+        others.sort_unstable();
+        others.dedup();
+        others.retain(|path| exists(tree, path, self.identity));
+        others
+    }
+}
+
 impl Inodes {
     /// One is at `path`.
     pub fn add(&mut self, found: &Stat, path: Vec<u8>) {
@@ -88,24 +106,25 @@ impl Inodes {
     }
 
     /// Forgets the inodes of which all names are known or are where they were. Answers those that were not known.
+    /// Once some are not, all directories are looked in anyway, and nothing more is asked for.
     fn remembered(&mut self, tree: &Tree, names: &KnownNames) -> Vec<Components> {
-        let mut missing = Vec::new();
+        let (mut missing, mut is_incomplete) = (Vec::new(), false);
         self.several.retain(|_, known| {
             // A name can have been met twice.
             known.paths.sort_unstable();
             known.paths.dedup();
-            let were = names.of(known.identity).iter();
-            let mut others: Vec<_> = were
-                .filter(|path| known.paths.binary_search_by(|k| k[..].cmp(path)).is_err())
-                .collect();
-            others.sort_unstable();
-            others.dedup();
-            others.retain(|path| exists(tree, path, known.identity));
-            let is_incomplete = known.paths.len() + others.len() < known.names as usize;
-            if !is_incomplete {
-                missing.extend(others.into_iter().map(|path| components(path)));
+            if known.has_all(0) {
+                return false;
             }
-            is_incomplete
+            if !is_incomplete {
+                let others = known.others(tree, names.of(known.identity));
+                is_incomplete = !known.has_all(others.len());
+                if !is_incomplete {
+                    missing.extend(others.into_iter().map(components));
+                    return false;
+                }
+            }
+            true
         });
         missing
     }
@@ -162,7 +181,7 @@ fn exists(tree: &Tree, path: &[u8], identity: Identity) -> bool {
     let names = parent.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
     let node = names.fold(Node::root(), |node, name| node.child(name));
     let found = tree.open(&node).and_then(|fd| Stat::of(&fd, name));
-    found.is_ok_and(|found| found.identity() == identity)
+    found.is_ok_and(|found| found.identity() == identity && !found.is_mount)
 }
 
 /// Visits a directory and all below, on this file system, but for what is below those of its names that are not

@@ -363,6 +363,8 @@ impl<'a> Making<'a> {
                 child.noted = true;
             }
         }
+        // One that was made meanwhile can be in a directory that is looked at wholly.
+        self.plan.widen();
         Ok(())
     }
 

@@ -122,12 +122,15 @@ impl Walker<'_> {
 
     /// The group of an inode with several names.
     fn link(&mut self, stat: &Stat, path: impl FnOnce() -> Vec<u8>) -> Option<Link> {
+        let keeps = self.walk.elsewhere.is_some() && lock(&self.walk.linked).keeps_names();
+        // Made while nobody waits for it.
+        let path = keeps.then(path);
         let mut linked = lock(&self.walk.linked);
         let directory = self.directory;
         let is_first =
             self.meets_first.get_or_insert_with(|| directory.is_none_or(|d| linked.enter(d)));
-        if self.walk.elsewhere.is_some() {
-            linked.was_at(stat.identity(), &path());
+        if let Some(path) = path {
+            linked.was_at(stat.identity(), &path);
         }
         linked.meet(stat, *is_first)
     }

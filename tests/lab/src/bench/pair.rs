@@ -174,16 +174,16 @@ impl<'a> Pair<'a> {
         let command = format!("set -o pipefail; {command}");
         let (processor, wire) = (self.processor()?, self.wire()?);
         // Without the watcher's last look, which may be long after.
-        let ((done, wall), memory) = self.watching_memory(|| {
+        let ((done, wall, flushed, durable), memory) = self.watching_memory(|| {
             let began = Instant::now();
             let said = self.source.exec_with(&["bash", "-euc", &command], &[], COPY_LIMIT);
-            (said.and_then(run::Output::ok), began.elapsed().as_secs_f64())
+            let wall = began.elapsed().as_secs_f64();
+            let flushed = sync(self.target, TARGET.1);
+            (said.and_then(run::Output::ok), wall, flushed, began.elapsed().as_secs_f64())
         });
         let said = done.with_context(|| what.to_owned())?;
         let (processor, wire) = (self.processor()? - processor, self.wire()? - wire);
-        let flushed = Instant::now();
-        sync(self.target, TARGET.1)?;
-        let durable = wall + flushed.elapsed().as_secs_f64();
+        flushed?;
         let [source, target] = memory.map(|bytes| bytes / 1e6);
         say(format!(
             "{what}: {wall:.2} s, on the disk after {durable:.2} s, {processor:.1} s of processors, {:.1} MB on the wire, \
