@@ -110,6 +110,9 @@ pub struct Applier {
     pub(crate) mending: Mending,
     pub(crate) reflinks: Reflinks,
     links: Mutex<Links<Waiting>>,
+    /// Whoever gives a locked inode another name: the flags are lifted meanwhile, and another one who sees that would
+    /// take it for what they are.
+    pub(crate) lifting: Mutex<()>,
     /// Inodes here with several names that already are some entry's.
     claimed: Mutex<HashSet<Identity>>,
     distrusted_since: Option<Time>,
@@ -147,6 +150,7 @@ impl Applier {
             mending: Mending::default(),
             reflinks,
             links: Mutex::default(),
+            lifting: Mutex::default(),
             claimed: Mutex::default(),
             is_partial: AtomicBool::new(false),
             moving: Moving::default(),
@@ -200,7 +204,8 @@ impl Applier {
             self.count(&done);
             self.reflinks.stand(found.blocks.saturating_mul(512));
             let stands = !matches!(done, Done::Refused);
-            self.first_done(group, here.node, &entry.name, stands.then(|| found.identity()))?;
+            let stands = stands.then(|| (found.identity(), wanted.locks));
+            self.first_done(group, here.node, &entry.name, stands)?;
             return Ok(Want::Nothing);
         }
         if let What::File(size) = entry.what {
@@ -251,7 +256,8 @@ impl Applier {
         if identity.is_some() {
             self.count(&Done::Created);
         }
-        self.first_done(group, here.node, &entry.name, identity)?;
+        let stands = identity.map(|identity| (identity, wanted.locks));
+        self.first_done(group, here.node, &entry.name, stands)?;
         Ok(Want::Nothing)
     }
 

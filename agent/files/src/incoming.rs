@@ -541,7 +541,8 @@ impl Applier {
     fn came(&self, awaited: &Awaited, identity: Option<Identity>) -> Result<(), Fault> {
         self.counters.file_done();
         let dir = &awaited.dir;
-        self.first_done(awaited.group, &dir.node, &awaited.name, identity)?;
+        let stands = identity.map(|identity| (identity, awaited.wanted.locks));
+        self.first_done(awaited.group, &dir.node, &awaited.name, stands)?;
         self.one_done(dir)?;
         self.share_waited(&dir.node, &awaited.name, awaited.listed)
     }

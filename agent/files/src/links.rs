@@ -11,6 +11,7 @@ use crate::confine::Node;
 use crate::entries::Link;
 use crate::halt::protocol_fault;
 use crate::linked::MAX_LINKS;
+use crate::locks::Locks;
 use crate::metadata::Identity;
 
 /// The name that stands for an inode in this pass.
@@ -22,6 +23,8 @@ pub struct Master {
     pub name: Box<[u8]>,
     /// The inode.
     pub identity: Identity,
+    /// Its flags.
+    pub locks: Locks,
 }
 
 #[derive(Debug)]
@@ -123,6 +126,7 @@ mod tests {
             node: Node::root(),
             name: b"x".as_slice().into(),
             identity: Identity { dev: (0, 0), ino: 7 },
+            locks: Locks::NONE,
         }
     }
 

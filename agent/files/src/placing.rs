@@ -2,8 +2,8 @@
 //! inode follow its first. It must not know how it was decided that a name belongs there.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use ferry_proto::Fault;
 use rustix::io::Errno;
@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use crate::apply::{Applier, Done, Waiting};
 use crate::confine::Node;
 use crate::links::Master;
-use crate::locks::{self, Lifted};
+use crate::locks::{self, Lifted, Locks};
 use crate::make;
 use crate::metadata::{Identity, Stat};
 use crate::mirror::Here;
@@ -71,16 +71,16 @@ impl Applier {
         Ok(all)
     }
 
-    /// The first name of an inode stands, or failed; those that waited for it follow.
+    /// The first name of an inode stands, which one with which flags, or failed; those that waited for it follow.
     pub(crate) fn first_done(
         &self,
         group: Option<u64>,
         node: &Arc<Node>,
         name: &[u8],
-        identity: Option<Identity>,
+        stands: Option<(Identity, Locks)>,
     ) -> Result<(), Fault> {
         let Some(group) = group else { return Ok(()) };
-        let Some(identity) = identity else {
+        let Some((identity, locks)) = stands else {
             let waited = self.links().failed(group);
             for Waiting { dir, name } in waited {
                 let path = dir.node.path_of(&name);
@@ -90,7 +90,7 @@ impl Applier {
             }
             return Ok(());
         };
-        let master = Master { node: Arc::clone(node), name: name.into(), identity };
+        let master = Master { node: Arc::clone(node), name: name.into(), identity, locks };
         let waited = self.links().stands(group, master.clone());
         for Waiting { dir, name } in waited {
             self.another_name(&dir.node, &name, &master)?;
@@ -106,6 +106,8 @@ impl Applier {
         name: &[u8],
         master: &Master,
     ) -> Result<(), Fault> {
+        let is_locked = !master.locks.is_none();
+        let alone = is_locked.then(|| self.lifting.lock().unwrap_or_else(PoisonError::into_inner));
         // Until the name stands.
         let mut lifted = None;
         let linked = self.tree.open(node).and_then(|fd| {
@@ -135,6 +137,7 @@ impl Applier {
             Err(errno) => self.trouble(&node.path_of(name), "linked", errno)?,
         }
         drop(lifted);
+        drop(alone);
         Ok(())
     }
 }

@@ -318,22 +318,24 @@ async fn symlinks_swapped_in_during_the_walk_lead_nowhere() {
     }
     own_all(trees.dir.path());
     let stop = Arc::new(AtomicBool::new(false));
+    let swaps = Arc::new(AtomicU64::new(0));
     let swappers: Vec<_> = [&trees.source, &trees.target]
         .map(|root| {
-            let (root, outside, stop) = (root.clone(), outside.clone(), Arc::clone(&stop));
-            std::thread::spawn(move || swap_until(&root, &outside, &stop))
+            let (root, outside) = (root.clone(), outside.clone());
+            let (stop, swaps) = (Arc::clone(&stop), Arc::clone(&swaps));
+            std::thread::spawn(move || swap_until(&root, &outside, &stop, &swaps))
         })
         .into();
     let mut passes = 0;
     let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(3) {
+    let is_little = |passes| passes < 4 || swaps.load(Ordering::Relaxed) < 100;
+    while began.elapsed() < Duration::from_secs(3) || is_little(passes) {
         let (sent, received) = trees.pass_with(source_options(), target_options()).await;
         assert!(sent.is_ok() && received.is_ok(), "{sent:?} {received:?}");
         passes += 1;
     }
     stop.store(true, Ordering::Relaxed);
-    let swaps: u64 = swappers.into_iter().map(|s| s.join().expect("a swapper")).sum();
-    assert!(passes > 3 && swaps > 100, "{passes} passes, {swaps} swaps");
+    swappers.into_iter().for_each(|swapper| swapper.join().expect("a swapper"));
     // Nothing came from outside, nothing went there.
     let mut names: Vec<_> = std::fs::read_dir(&outside)
         .expect("readdir")
@@ -353,8 +355,7 @@ async fn symlinks_swapped_in_during_the_walk_lead_nowhere() {
 }
 
 /// Puts symlinks to `outside` and to its files in the place of directories and files, and back.
-fn swap_until(root: &Path, outside: &Path, stop: &AtomicBool) -> u64 {
-    let mut swaps = 0;
+fn swap_until(root: &Path, outside: &Path, stop: &AtomicBool, swaps: &AtomicU64) {
     for number in numbers(11) {
         if stop.load(Ordering::Relaxed) {
             break;
@@ -371,11 +372,10 @@ fn swap_until(root: &Path, outside: &Path, stop: &AtomicBool) -> u64 {
         // A pass may have removed or replaced any of these meanwhile.
         let _ = std::fs::remove_file(&link);
         if swapped.is_ok() {
-            swaps += 1;
+            swaps.fetch_add(1, Ordering::Relaxed);
             std::thread::yield_now();
             let _ = std::fs::remove_file(&path);
         }
         let _ = std::fs::rename(&aside, &path);
     }
-    swaps
 }

@@ -118,6 +118,35 @@ async fn flags_are_carried_and_kept_current() {
 }
 
 #[tokio::test]
+async fn a_locked_inode_keeps_its_flags_whoever_gives_it_another_name_meanwhile() {
+    let trees = Unlocked(Trees::new());
+    let source = &trees.0.source;
+    let names: Vec<_> =
+        (0..40).flat_map(|dir| (0..10).map(move |n| format!("{dir:02}/{n}"))).collect();
+    for dir in 0..40 {
+        mkdir(&source.join(format!("{dir:02}")));
+    }
+    write(&source.join(&names[0]), "1");
+    for name in &names[1..] {
+        fs::hard_link(source.join(&names[0]), source.join(name)).expect("link");
+    }
+    flag("+i", &source.join(&names[0]));
+    let report = trees.0.pass().await;
+    assert!(report.refused.is_empty(), "{report:?}");
+    assert_equal(&trees.0);
+    // Now the inode is there, and several workers at once give it the names that it has lost.
+    let target = &trees.0.target;
+    flag("-i", &target.join(&names[0]));
+    for dir in 1..40 {
+        fs::remove_dir_all(target.join(format!("{dir:02}"))).expect("rm");
+    }
+    flag("+i", &target.join(&names[0]));
+    let report = trees.0.pass().await;
+    assert!(report.refused.is_empty(), "{report:?}");
+    assert_equal(&trees.0);
+}
+
+#[tokio::test]
 async fn what_is_locked_only_at_the_target_does_not_stay() {
     let trees = Unlocked(Trees::new());
     let (source, target) = (&trees.0.source, &trees.0.target);
