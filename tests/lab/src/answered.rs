@@ -13,13 +13,20 @@ const GRACE_US: i64 = 1_000_000;
 /// these jobs cut off: how long a busy machine takes for an answer is not the fence's to say.
 pub fn expect(log: &Log, jobs: &[&JobView]) -> Result<()> {
     let fences: Vec<(i64, i64)> = jobs.iter().filter_map(|job| fence(&job.steps)).collect();
-    let failed = log.visits.iter().filter(|visit| visit.is_web() && visit.is_failed());
-    let left: Vec<String> = failed
-        .filter(|visit| !fences.iter().any(|fence| is_cut_off(visit, *fence)))
-        .map(|visit| told(visit, &fences))
-        .collect();
+    let left = log.visits.iter().filter(|visit| is_unanswered(visit, &fences));
+    let left: Vec<String> = left.map(|visit| told(visit, &fences)).collect();
     ensure!(left.is_empty(), "visitors failed: {}", left.join("; "));
     Ok(())
+}
+
+/// Those of `visits` that a fence of this job may not have left without an answer, and that have none.
+pub fn failed<'a>(visits: &'a [Visit], job: &JobView) -> impl Iterator<Item = &'a Visit> {
+    let fence: Vec<_> = fence(&job.steps).into_iter().collect();
+    visits.iter().filter(move |visit| is_unanswered(visit, &fence))
+}
+
+fn is_unanswered(visit: &Visit, fences: &[(i64, i64)]) -> bool {
+    visit.is_web() && visit.is_failed() && !fences.iter().any(|fence| is_cut_off(visit, *fence))
 }
 
 /// From when to when an account was being fenced, Unix microseconds: until the step after it began, for the

@@ -189,23 +189,26 @@ impl<'a> Fleet<'a> {
 }
 
 /// Installs the agent; it waits for its enrolment. Its management address is told, so that peers
-/// never come by an address that travels.
+/// never come by an address that travels. Visitors are held for as long as they wait, and more of them: a machine that
+/// does all that hosts of their own do may need that long.
 pub fn install_agent(host: &Host, deb: &Path) -> Result<()> {
     host.sh(AS_ADVISED).context("setting up PHP-FPM as docs/install.md advises")?;
     host.install_debs(&[deb.to_owned()])?;
     let address = host.spec().address;
-    let line = format!("peer_address = \"{address}:7401\"");
+    let peer = format!("peer_address = \"{address}:7401\"");
+    let lines = [
+        ("#peer_address", peer.as_str()),
+        ("wait_seconds = ", "wait_seconds = 55"),
+        ("requests = ", "requests = 4000"),
+    ];
     let config = String::from_utf8(host.read_file("/etc/ferry/agent.toml")?)?;
-    ensure!(config.contains("#peer_address"), "agent.toml has no place for peer_address");
-    if !config.lines().any(|l| l == line) {
-        let config = config
-            .lines()
-            .map(|l| if l.starts_with("#peer_address") { line.as_str() } else { l })
-            .collect::<Vec<_>>()
-            .join("\n");
-        host.write_file("/etc/ferry/agent.toml", 0o644, format!("{config}\n").as_bytes())?;
+    let ours = |line: &str| lines.iter().find(|(begins, _)| line.starts_with(begins));
+    let config: Vec<_> = config.lines().map(|l| ours(l).map_or(l, |(_, line)| line)).collect();
+    for (_, line) in lines {
+        ensure!(config.contains(&line), "agent.toml has no place for {line}");
     }
-    Ok(())
+    let config = format!("{}\n", config.join("\n"));
+    host.write_file("/etc/ferry/agent.toml", 0o644, config.as_bytes())
 }
 
 /// The end of a unit's log.

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use ferry_proto::command::Receipt;
 use ferry_proto::view::{JobPhase, JobView};
 
+use crate::answered;
 use crate::build::{self, Build};
 use crate::checker::{self, Outage, Verdict, World};
 use crate::fleet::Fleet;
@@ -38,7 +39,8 @@ pub struct Leg {
     pub outage: Outage,
     /// What the checker found after it.
     pub verdict: Verdict,
-    /// Requests that failed since the leg before, each with its time and the step under way.
+    /// Requests that failed since the leg before, each with its time and the step under way; not those that the grace
+    /// of the fence cut off.
     pub failures: Vec<String>,
     /// What the old server did after the commit.
     pub stale: Vec<String>,
@@ -227,8 +229,8 @@ fn stale(from: &Host, left: &World, job: &JobView) -> Result<Vec<String>> {
 
 /// Requests that failed, after so many visits, and what was under way then.
 fn failures(log: &Log, seen: usize, job: &JobView) -> Vec<String> {
-    let failed = log.visits.iter().skip(seen).filter(|v| v.is_web() && v.is_failed());
-    failed
+    let since = log.visits.get(seen..).unwrap_or_default();
+    answered::failed(since, job)
         .map(|v| {
             let ms = |us: i64| us / 1000 - job.started_unix_ms;
             format!(

@@ -261,12 +261,12 @@ impl Fault {
 
     /// For how long at most nobody may be served: until the deadline, for any fault of Ferry's own
     /// programs. Where the fault itself keeps the server that serves (or the way to it, through the
-    /// former one) from answering, also until it is over, if it `lasted` longer.
+    /// former one) from answering, also until it is over, if it `lasted` longer: a boot, for as long as it took.
     pub fn unserved_at_most(self, lasted: Duration) -> Duration {
         let itself = match self {
             Fault::Reopened
             | Fault::Power(Role::Source | Role::Target)
-            | Fault::Reboot(Role::Source | Role::Target) => BOOT,
+            | Fault::Reboot(Role::Source | Role::Target) => BOOT.max(lasted),
             Fault::Cut(Between::Ends | Between::All, _) | Fault::Full(..) => lasted,
             Fault::Service(service, ..) if service.serves_sites() => lasted,
             _ => Duration::ZERO,

@@ -25,7 +25,7 @@ use crate::wait;
 /// Where the source's commit is recorded.
 const RECORD: &str = "client:ferry-agent:ledger.account.moved";
 /// How long a move may take until then.
-const REACHES: Duration = Duration::from_secs(90);
+const REACHES: Duration = Duration::from_secs(180);
 const JOURNEY: Journey = Journey::Move;
 
 /// Loses the source behind its record, and before it.

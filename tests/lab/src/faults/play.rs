@@ -27,7 +27,7 @@ use crate::visitors::now_us;
 use crate::wait;
 
 /// How long a journey may take to the point where the fault strikes.
-const REACHES: Duration = Duration::from_secs(90);
+const REACHES: Duration = Duration::from_secs(180);
 /// How long after a journey's end something of it may still come to a point.
 const LATER: Duration = Duration::from_secs(10);
 /// How long what comes after a journey's end whoever is there may take.
@@ -125,7 +125,8 @@ fn course(
         let told = scope.spawn(|| set_out(&fleet, case.journey));
         let struck = reach(ground, case, &mut guests).and_then(|held| {
             let began = Instant::now();
-            held.map_or(Ok(()), |held| field.strike(case.fault, held)).map(|()| began)
+            let done = held.map_or(Ok(()), |held| field.strike(case.fault, held));
+            done.map(|()| (began, began.elapsed()))
         });
         // With a fault under way the operator may not be answered: the journey goes on all the same.
         match told.join() {
@@ -133,7 +134,8 @@ fn course(
             _ => (struck, false),
         }
     });
-    let began = struck.context("striking")?;
+    let began;
+    (began, seen.lasted) = struck.context("striking")?;
     guests.iter_mut().try_for_each(|guests| guests.come_back(ground))?;
     if let Some(lasts) = trial.lasts.or(case.fault.lasts()) {
         watch(ground, case, lasts, &mut seen)?;

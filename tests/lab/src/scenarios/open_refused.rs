@@ -33,7 +33,7 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     let [client, transit] = [stage.host("client")?, stage.host("transit")?];
     let before = epoch(&fleet, "client")?;
     sabotage(transit)?;
-    let mut visitors = journey::come(&fleet, "open-refused")?;
+    let mut visitors = journey::few_come(&fleet, "open-refused")?;
     let said = fleet.ferry(journey::THERE.argv)?;
     let job = fleet.last_job(sample::ACCOUNT)?;
     let told = || format!("{}; {}; {}", job.advice, said.error_text(), fleet.journals());

@@ -14,7 +14,7 @@ use crate::wait;
 const STORE: &str = "/var/lib/ferry-controller";
 /// As docs/what-if/controller-restored.md says.
 const ADOPT: &[&str] = &["runuser", "-u", "ferry-controller", "--", "ferry-controller", "adopt"];
-const LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
+const LIMIT: std::time::Duration = std::time::Duration::from_secs(180);
 
 /// Keeps a store with a move under way, lets the world go on without it, sees it refused, and adopts it.
 pub fn run(stage: &mut Stage) -> Result<()> {

@@ -19,7 +19,7 @@ const OTHERS: [Sample; 2] = [Sample::small("alpha"), Sample::small("beta")];
 /// How long all of them may take.
 const LIMIT: Duration = Duration::from_secs(300);
 /// Visitors' requests a second, each.
-const RATE: u32 = 15;
+const RATE: u32 = 10;
 /// Moves from a server, to it, and inside their fence there.
 const AT_ONCE: usize = 2;
 
@@ -63,7 +63,9 @@ fn all_go(fleet: &Fleet<'_>, client: &Host) -> Result<()> {
         all.push(come(fleet, client, &way.account)?);
     }
     for way in &WAYS {
-        fleet.ferry(&[way.argv, &["--yes", "--detach"]].concat())?.ok()?;
+        // The forecast is of a fence alone.
+        let options = ["--yes", "--detach", "--deadline", "2m"];
+        fleet.ferry(&[way.argv, &options].concat())?.ok()?;
     }
     let jobs = ended(fleet)?;
     for visitors in &mut all {

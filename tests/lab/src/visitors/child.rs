@@ -15,7 +15,7 @@ use crate::sample::Sample;
 use crate::{sample, wait};
 
 /// How long the first answers may take.
-const FIRST: Duration = Duration::from_secs(30);
+const FIRST: Duration = Duration::from_secs(90);
 
 /// Visitors at work. They stop when this is dropped.
 #[derive(Debug)]
