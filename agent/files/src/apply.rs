@@ -23,7 +23,7 @@ use crate::halt::Halt;
 use crate::incoming::{Arriving, Awaited, Incoming};
 use crate::limits::Disks;
 use crate::links::{Links, Meeting};
-use crate::locks::{self, Locks};
+use crate::locks::{self, Lifting, Locks};
 use crate::make;
 use crate::mending::Mending;
 use crate::metadata::{Handle, Identity, Kind, Stat, Time};
@@ -110,9 +110,7 @@ pub struct Applier {
     pub(crate) mending: Mending,
     pub(crate) reflinks: Reflinks,
     links: Mutex<Links<Waiting>>,
-    /// Whoever gives a locked inode another name: the flags are lifted meanwhile, and another one who sees that would
-    /// take it for what they are.
-    pub(crate) lifting: Mutex<()>,
+    pub(crate) lifting: Lifting,
     /// Inodes here with several names that already are some entry's.
     claimed: Mutex<HashSet<Identity>>,
     distrusted_since: Option<Time>,
@@ -150,7 +148,7 @@ impl Applier {
             mending: Mending::default(),
             reflinks,
             links: Mutex::default(),
-            lifting: Mutex::default(),
+            lifting: Lifting::default(),
             claimed: Mutex::default(),
             is_partial: AtomicBool::new(false),
             moving: Moving::default(),

@@ -1,13 +1,15 @@
 //! Flags that keep an inode as it is, whoever wants to change it: immutable and append-only, chattr(1). Only
 //! root sets and takes them. Here are reading, putting and lifting them; it must not know why.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{IFlags, StatxAttributes, ioctl_getflags, ioctl_setflags};
 use rustix::io::{Errno, Result};
 
 use crate::confine;
-use crate::metadata::{Kind, Stat};
+use crate::metadata::{Identity, Kind, Stat};
 
 /// Which of them an inode has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -61,12 +63,8 @@ pub fn put(inode: BorrowedFd<'_>, locks: Locks) -> Result<()> {
     if wanted == have { Ok(()) } else { ioctl_setflags(inode, wanted) }
 }
 
-/// Opens `name` in `dir`, which `may` be opened: a file or a directory.
-fn open(dir: BorrowedFd<'_>, name: &[u8], may: impl Fn(&Stat) -> bool) -> Result<Option<OwnedFd>> {
-    let found = Stat::of(dir, name)?;
-    if found.locks.is_none() || !may(&found) {
-        return Ok(None);
-    }
+/// Opens `name` in `dir`, which is `found`: a file or a directory.
+fn open(dir: BorrowedFd<'_>, name: &[u8], found: &Stat) -> Result<Option<OwnedFd>> {
     let fd = match found.kind {
         Kind::File => confine::open_file(dir, name)?,
         Kind::Directory => confine::open_directory(dir, name)?,
@@ -78,32 +76,77 @@ fn open(dir: BorrowedFd<'_>, name: &[u8], may: impl Fn(&Stat) -> bool) -> Result
 
 /// Takes the flags off `name` in `dir`, where it `may`. Answers whether it had one.
 pub fn take_off(dir: BorrowedFd<'_>, name: &[u8], may: impl Fn(&Stat) -> bool) -> Result<bool> {
-    match open(dir, name, may)? {
+    let found = Stat::of(dir, name)?;
+    if found.locks.is_none() || !may(&found) {
+        return Ok(false);
+    }
+    match open(dir, name, &found)? {
         Some(fd) => put(fd.as_fd(), Locks::NONE).map(|()| true),
         None => Ok(false),
     }
 }
 
-/// Flags that were lifted, and come back when this goes.
+/// Inodes whose flags are lifted now. Several may want that of one at once: it has them again when the last is done,
+/// and nobody takes it for one that has none.
+#[derive(Debug, Default)]
+pub struct Lifting(Mutex<HashMap<Identity, Kept>>);
+
+/// Flags that an inode had.
 #[derive(Debug)]
-pub struct Lifted {
-    inode: OwnedFd,
+struct Kept {
     locks: Locks,
+    /// So many have lifted them.
+    by: u32,
 }
 
-impl Lifted {
-    /// Lifts the flags of `name` in `dir` for a while; none if it has none.
-    pub fn of(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Self>> {
-        let Some(inode) = open(dir, name, |_| true)? else { return Ok(None) };
-        let locks = Stat::of_fd(&inode)?.locks;
+impl Lifting {
+    /// Lifts the flags of `name` in `dir`, where it `may`, until the answer goes; none if it has none.
+    pub fn lift(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        may: impl Fn(&Stat) -> bool,
+    ) -> Result<Option<Lifted<'_>>> {
+        let mut all = self.all();
+        let found = Stat::of(dir, name)?;
+        let identity = found.identity();
+        let has_none = found.locks.is_none() && !all.contains_key(&identity);
+        if has_none || !may(&found) {
+            return Ok(None);
+        }
+        let Some(inode) = open(dir, name, &found)? else { return Ok(None) };
         put(inode.as_fd(), Locks::NONE)?;
-        Ok(Some(Self { inode, locks }))
+        all.entry(identity).or_insert(Kept { locks: found.locks, by: 0 }).by += 1;
+        Ok(Some(Lifted { lifting: self, inode, identity }))
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<Identity, Kept>> {
+        // Each change is one step, so a panic elsewhere cannot have left it half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Lifted {
+/// Flags that were lifted, and come back when the last of these of an inode goes.
+#[derive(Debug)]
+pub struct Lifted<'a> {
+    lifting: &'a Lifting,
+    inode: OwnedFd,
+    identity: Identity,
+}
+
+impl Drop for Lifted<'_> {
     fn drop(&mut self) {
+        let mut all = self.lifting.all();
+        let Some(kept) = all.get_mut(&self.identity) else { return };
+        kept.by -= 1;
+        if kept.by > 0 {
+            return;
+        }
+        let locks = kept.locks;
+        all.remove(&self.identity);
         // One that does not come back is seen by the comparison, and put there by the next pass.
-        let _ = put(self.inode.as_fd(), self.locks);
+        if Stat::of_fd(&self.inode).is_ok_and(|inode| inode.nlink > 0) {
+            let _ = put(self.inode.as_fd(), locks);
+        }
     }
 }

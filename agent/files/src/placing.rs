@@ -2,8 +2,8 @@
 //! inode follow its first. It must not know how it was decided that a name belongs there.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
 use ferry_proto::Fault;
 use rustix::io::Errno;
@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use crate::apply::{Applier, Done, Waiting};
 use crate::confine::Node;
 use crate::links::Master;
-use crate::locks::{self, Lifted, Locks};
+use crate::locks::{self, Locks};
 use crate::make;
 use crate::metadata::{Identity, Stat};
 use crate::mirror::Here;
@@ -24,7 +24,13 @@ impl Applier {
     pub(crate) fn put(&self, here: Here<'_>, temporary: &[u8], name: &[u8]) -> Result<bool, Fault> {
         let fd = here.fd.as_fd();
         let mut outcome = rustix::fs::renameat(fd, temporary, fd, name);
-        if outcome == Err(Errno::PERM) && self.unlock(fd, name).unwrap_or(false) {
+        // What stands there may have other names, which keep its flags.
+        let mut lifted = None;
+        if outcome == Err(Errno::PERM) {
+            let is_ours = |found: &Stat| self.options.ids.has_uid(found.uid);
+            lifted = self.lifting.lift(fd, name, is_ours).unwrap_or_default();
+        }
+        if lifted.is_some() {
             outcome = rustix::fs::renameat(fd, temporary, fd, name);
         }
         let in_the_way = matches!(outcome, Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST));
@@ -61,8 +67,9 @@ impl Applier {
 
     /// Answers whether all of it is gone.
     pub(crate) fn remove(&self, node: &Arc<Node>, name: &[u8]) -> Result<bool, Fault> {
-        let removal = Removing { tree: &self.tree, ids: &self.options.ids, halt: &self.halt }
-            .remove(node, name)?;
+        let Self { tree, halt, lifting, .. } = self;
+        let removal =
+            Removing { tree, ids: &self.options.ids, halt, lifting }.remove(node, name)?;
         self.tally.deleted.fetch_add(removal.removed, Ordering::Relaxed);
         let all = removal.prevented.is_empty();
         for (path, errno) in removal.prevented {
@@ -106,8 +113,6 @@ impl Applier {
         name: &[u8],
         master: &Master,
     ) -> Result<(), Fault> {
-        let is_locked = !master.locks.is_none();
-        let alone = is_locked.then(|| self.lifting.lock().unwrap_or_else(PoisonError::into_inner));
         // Until the name stands.
         let mut lifted = None;
         let linked = self.tree.open(node).and_then(|fd| {
@@ -117,7 +122,9 @@ impl Applier {
                 Err(errno) => return Err(errno),
             }
             let from = self.tree.open(&master.node)?;
-            lifted = Lifted::of(from.as_fd(), &master.name)?;
+            if !master.locks.is_none() {
+                lifted = self.lifting.lift(from.as_fd(), &master.name, |_| true)?;
+            }
             let temporary = make::link(from.as_fd(), &master.name, fd.as_fd())?;
             if Stat::of(&fd, &temporary)?.identity() != master.identity {
                 make::discard(fd.as_fd(), &temporary);
@@ -137,7 +144,6 @@ impl Applier {
             Err(errno) => self.trouble(&node.path_of(name), "linked", errno)?,
         }
         drop(lifted);
-        drop(alone);
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! Removing what the source does not have: a name, with all below it if it is a directory. It stays
 //! inside the tree and crosses no mount. It must not know why something is removed.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use crate::confine::{Node, Tree};
 use crate::halt::Halt;
-use crate::locks::{self, Locks};
+use crate::locks::{self, Lifting, Locks};
 use crate::metadata::{Kind, Stat};
 use crate::names::Names;
 use crate::options::IdMap;
@@ -55,7 +55,7 @@ pub fn empty(root: &Path, ids: &IdMap) -> Result<(), Fault> {
         Names::read(tree.root_fd())
     });
     let (names, halt) = (names.map_err(|errno| failed("what is", errno))?, Halt::default());
-    let removing = Removing { tree: &tree, ids, halt: &halt };
+    let removing = Removing { tree: &tree, ids, halt: &halt, lifting: &Lifting::default() };
     for name in names.iter() {
         let removal = removing.remove(&Node::root(), name)?;
         if let Some((path, errno)) = removal.prevented.first() {
@@ -74,6 +74,8 @@ pub struct Removing<'a> {
     pub ids: &'a IdMap,
     /// How it is stopped.
     pub halt: &'a Halt,
+    /// Whose flags are lifted: what is removed may have other names, which keep them.
+    pub lifting: &'a Lifting,
 }
 
 impl Removing<'_> {
@@ -132,15 +134,19 @@ impl Removing<'_> {
     fn unlink(self, node: &Node, name: &[u8], flags: AtFlags) -> Result<(), Errno> {
         let fd = self.tree.open(node)?;
         match rustix::fs::unlinkat(&fd, name, flags) {
-            Err(Errno::PERM) if self.unlock(fd.as_fd(), name) => {
-                rustix::fs::unlinkat(&fd, name, flags)
+            Err(Errno::PERM) => {
+                let lifted = self.lifting.lift(fd.as_fd(), name, |found| self.is_ours(found));
+                match lifted.unwrap_or_default() {
+                    Some(_lifted) => rustix::fs::unlinkat(&fd, name, flags),
+                    None => Err(Errno::PERM),
+                }
             }
             other => other,
         }
     }
 
-    fn unlock(self, dir: BorrowedFd<'_>, name: &[u8]) -> bool {
-        locks::take_off(dir, name, |found| self.ids.has_uid(found.uid)).unwrap_or(false)
+    fn is_ours(self, found: &Stat) -> bool {
+        self.ids.has_uid(found.uid)
     }
 
     fn push(self, node: Arc<Node>, stack: &mut Vec<Emptying>, removal: &mut Removal) {
@@ -148,7 +154,7 @@ impl Removing<'_> {
             && let Ok(parent) = self.tree.open(parent)
         {
             // Nothing could be taken out of it.
-            self.unlock(parent.as_fd(), name);
+            let _ = locks::take_off(parent.as_fd(), name, |found| self.is_ours(found));
         }
         match self.tree.open(&node).and_then(Names::read) {
             Ok(names) => stack.push(Emptying { node, names, next: 0, rounds: 0 }),

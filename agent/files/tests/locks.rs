@@ -118,6 +118,28 @@ async fn flags_are_carried_and_kept_current() {
 }
 
 #[tokio::test]
+async fn a_locked_inode_keeps_its_flags_when_it_loses_a_name() {
+    let trees = Unlocked(Trees::new());
+    let source = &trees.0.source;
+    write(&source.join("one"), "1");
+    for name in ["other", "replaced", "removed"] {
+        fs::hard_link(source.join("one"), source.join(name)).expect("link");
+    }
+    flag("+i", &source.join("one"));
+    let report = trees.0.pass().await;
+    assert!(report.refused.is_empty(), "{report:?}");
+    assert_equal(&trees.0);
+    flag("-i", &source.join("one"));
+    fs::remove_file(source.join("removed")).expect("rm");
+    fs::remove_file(source.join("replaced")).expect("rm");
+    write(&source.join("replaced"), "its own");
+    flag("+i", &source.join("one"));
+    let report = trees.0.pass().await;
+    assert!(report.refused.is_empty(), "{report:?}");
+    assert_equal(&trees.0);
+}
+
+#[tokio::test]
 async fn a_locked_inode_keeps_its_flags_whoever_gives_it_another_name_meanwhile() {
     let trees = Unlocked(Trees::new());
     let source = &trees.0.source;
