@@ -267,13 +267,24 @@ impl Applier {
         wanted: &Wanted,
     ) -> Result<Done, Fault> {
         let fd = here.fd.as_fd();
-        let mended = match make::is_dressed(fd, name, found, wanted) {
-            Ok(true) => return Ok(Done::Kept),
-            Ok(false) => make::redress(fd, name, found, wanted),
-            Err(errno) => Err(errno),
+        let dress = |found: &Stat, wanted: &Wanted| match make::is_dressed(fd, name, found, wanted)?
+        {
+            true => Ok(Done::Kept),
+            false => make::redress(fd, name, found, wanted).map(|()| Done::Mended),
         };
-        match mended {
-            Ok(()) => Ok(Done::Mended),
+        let dressed = match found.nlink > 1 {
+            // Whoever deals with its other names may lift its flags, or have lifted them when it was found.
+            true => self.lifting.settle(found, wanted.locks, |locks| {
+                let now = Stat::of(fd, name)?;
+                if now.identity() != found.identity() {
+                    return Err(Errno::STALE);
+                }
+                dress(&now, &Wanted { locks, ..wanted.clone() })
+            }),
+            false => dress(found, wanted),
+        };
+        match dressed {
+            Ok(done) => Ok(done),
             Err(errno) => {
                 self.trouble(&here.node.path_of(name), "given its metadata", errno)?;
                 Ok(Done::Refused)
@@ -465,7 +476,8 @@ impl Visitor for Applier {
         match rustix::fs::unlinkat(here.fd, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             // Ferry makes no such directory: it is the account's, like any other name.
-            Err(Errno::ISDIR) => self.extra(dir, here, name),
+            // And a name of a locked inode that was left when another one was given to it stays until that is lifted.
+            Err(Errno::ISDIR | Errno::PERM) => self.extra(dir, here, name),
             Err(errno) => self.trouble(&here.node.path_of(name), "removed", errno),
         }
     }

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{IFlags, StatxAttributes, ioctl_getflags, ioctl_setflags};
@@ -89,7 +90,11 @@ pub fn take_off(dir: BorrowedFd<'_>, name: &[u8], may: impl Fn(&Stat) -> bool) -
 /// Inodes whose flags are lifted now. Several may want that of one at once: it has them again when the last is done,
 /// and nobody takes it for one that has none.
 #[derive(Debug, Default)]
-pub struct Lifting(Mutex<HashMap<Identity, Kept>>);
+pub struct Lifting {
+    all: Mutex<HashMap<Identity, Kept>>,
+    /// Some have been lifted.
+    is_used: AtomicBool,
+}
 
 /// Flags that an inode had.
 #[derive(Debug)]
@@ -115,14 +120,40 @@ impl Lifting {
             return Ok(None);
         }
         let Some(inode) = open(dir, name, &found)? else { return Ok(None) };
+        self.is_used.store(true, Ordering::Relaxed);
         put(inode.as_fd(), Locks::NONE)?;
-        all.entry(identity).or_insert(Kept { locks: found.locks, by: 0 }).by += 1;
+        let kept = all.entry(identity).or_insert(Kept { locks: Locks::NONE, by: 0 });
+        if !found.locks.is_none() {
+            // Somebody else may have given it others meanwhile.
+            kept.locks = found.locks;
+        }
+        kept.by += 1;
         Ok(Some(Lifted { lifting: self, inode, identity }))
+    }
+
+    /// Has `dress` decide about the flags of an inode that was `found` and is to have those `wanted`, while nobody
+    /// lifts them or gives them back. It is told which to put now: none, if they are lifted, for then the inode gets
+    /// those wanted when they come back.
+    pub fn settle<T>(
+        &self,
+        found: &Stat,
+        wanted: Locks,
+        dress: impl FnOnce(Locks) -> Result<T>,
+    ) -> Result<T> {
+        let has_any = !found.locks.is_none() || !wanted.is_none();
+        if !has_any && !self.is_used.load(Ordering::Relaxed) {
+            return dress(wanted);
+        }
+        let mut all = self.all();
+        let Some(kept) = all.get_mut(&found.identity()) else { return dress(wanted) };
+        let done = dress(Locks::NONE)?;
+        kept.locks = wanted;
+        Ok(done)
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<Identity, Kept>> {
         // Each change is one step, so a panic elsewhere cannot have left it half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -145,8 +176,47 @@ impl Drop for Lifted<'_> {
         let locks = kept.locks;
         all.remove(&self.identity);
         // One that does not come back is seen by the comparison, and put there by the next pass.
-        if Stat::of_fd(&self.inode).is_ok_and(|inode| inode.nlink > 0) {
+        let misses_them = |inode: Stat| inode.nlink > 0 && inode.locks.is_none();
+        if Stat::of_fd(&self.inode).is_ok_and(misses_them) {
             let _ = put(self.inode.as_fd(), locks);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IMMUTABLE: Locks = Locks { immutable: true, append_only: false };
+    const APPEND_ONLY: Locks = Locks { immutable: false, append_only: true };
+
+    #[test]
+    fn flags_come_back_with_the_last_who_lifted_them_and_as_they_are_to_be() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("one"), "").unwrap();
+        std::fs::hard_link(dir.path().join("one"), dir.path().join("other")).unwrap();
+        let open = std::fs::File::open(dir.path()).unwrap();
+        let file = std::fs::File::open(dir.path().join("one")).unwrap();
+        let stat = || Stat::of_fd(&file).unwrap();
+        let lifting = Lifting::default();
+        let lift = |name: &[u8]| lifting.lift(open.as_fd(), name, |_| true).unwrap();
+        let told = |wanted| lifting.settle(&stat(), wanted, Ok).unwrap();
+        assert!(lift(b"one").is_none());
+        put(file.as_fd(), IMMUTABLE).unwrap();
+        assert_eq!(told(APPEND_ONLY), APPEND_ONLY);
+        let lifted = (lift(b"one"), lift(b"other"));
+        assert!(lifted.0.is_some() && lifted.1.is_some());
+        drop(lifted.0);
+        assert!(stat().locks.is_none());
+        drop(lifted.1);
+        assert_eq!(stat().locks, IMMUTABLE);
+        let lifted = lift(b"other");
+        assert_eq!(told(APPEND_ONLY), Locks::NONE);
+        drop(lifted);
+        assert_eq!(stat().locks, APPEND_ONLY);
+        let lifted = lift(b"one");
+        assert_eq!(told(Locks::NONE), Locks::NONE);
+        drop(lifted);
+        assert!(stat().locks.is_none() && lift(b"one").is_none());
     }
 }

@@ -123,7 +123,8 @@ impl Applier {
             }
             let from = self.tree.open(&master.node)?;
             if !master.locks.is_none() {
-                lifted = self.lifting.lift(from.as_fd(), &master.name, |_| true)?;
+                let is_it = |found: &Stat| found.identity() == master.identity;
+                lifted = self.lifting.lift(from.as_fd(), &master.name, is_it)?;
             }
             let temporary = make::link(from.as_fd(), &master.name, fd.as_fd())?;
             if Stat::of(&fd, &temporary)?.identity() != master.identity {

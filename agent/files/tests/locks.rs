@@ -134,6 +134,12 @@ async fn a_locked_inode_keeps_its_flags_when_it_loses_a_name() {
     fs::remove_file(source.join("replaced")).expect("rm");
     write(&source.join("replaced"), "its own");
     flag("+i", &source.join("one"));
+    // A pass was killed when it had just given it another name.
+    let target = &trees.0.target;
+    flag("-i", &target.join("one"));
+    let leftover = target.join(".ferry-tmp.ffffffffffffffffffffffffffffffff");
+    fs::hard_link(target.join("one"), leftover).expect("link");
+    flag("+i", &target.join("one"));
     let report = trees.0.pass().await;
     assert!(report.refused.is_empty(), "{report:?}");
     assert_equal(&trees.0);
