@@ -8,6 +8,8 @@ use crate::visitors::{Log, Outcome, SILENT, Visit};
 
 /// The grace of a fence, microseconds: its default (docs/cutover.md).
 const GRACE_US: i64 = 1_000_000;
+/// What the redirector says in plain HTTP to whom the grace cuts off.
+const CUT_OFF: &str = "status 502: the web server of this site gave no answer";
 
 /// Fails if a request of the web was left without an answer, but for those that the grace of a fence of
 /// these jobs cut off: how long a busy machine takes for an answer is not the fence's to say.
@@ -40,7 +42,8 @@ fn fence(steps: &[StepView]) -> Option<(i64, i64)> {
 /// One that came after the fence's beginning is held, so that nothing cuts it off within this step.
 fn is_cut_off(visit: &Visit, (from, to): (i64, i64)) -> bool {
     let lasted = visit.ended_us - visit.began_us;
-    visit.outcome == Outcome::Failed(SILENT.to_owned())
+    let is_told = |why: &str| visit.outcome == Outcome::Failed(why.to_owned());
+    (is_told(SILENT) || is_told(CUT_OFF))
         && lasted >= GRACE_US
         && visit.ended_us >= from + GRACE_US
         && visit.ended_us <= to
@@ -78,6 +81,8 @@ mod tests {
         };
         let cut = |began, ended, why| is_cut_off(&visit(began, ended, why), fence);
         assert!(cut(9 * second, 11 * second, SILENT));
+        assert!(cut(9 * second, 11 * second, CUT_OFF));
+        assert!(!cut(10 * second + second / 2, 11 * second, CUT_OFF), "within the grace");
         assert!(!cut(9 * second, 11 * second, "status 502: nginx"));
         assert!(!cut(8 * second, 9 * second, SILENT), "before the fence");
         assert!(!cut(10 * second + second / 2, 11 * second, SILENT), "within the grace");
