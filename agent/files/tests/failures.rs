@@ -330,6 +330,7 @@ async fn symlinks_swapped_in_during_the_walk_lead_nowhere() {
     let began = Instant::now();
     let is_little = |passes| passes < 4 || swaps.load(Ordering::Relaxed) < 100;
     while began.elapsed() < Duration::from_secs(3) || is_little(passes) {
+        assert!(began.elapsed() < Duration::from_secs(120), "{passes} passes, {swaps:?} swaps");
         let (sent, received) = trees.pass_with(source_options(), target_options()).await;
         assert!(sent.is_ok() && received.is_ok(), "{sent:?} {received:?}");
         passes += 1;
