@@ -111,7 +111,7 @@ pub(crate) struct Said {
 
 impl Said {
     /// The first two bytes tell how many of the rest are the control stream's.
-    fn of(bytes: &[u8]) -> Self {
+    pub(crate) fn of(bytes: &[u8]) -> Self {
         let Some((length, rest)) = bytes.split_first_chunk() else { return Self::default() };
         let length = usize::from(u16::from_le_bytes(*length)).min(rest.len());
         let (control, data) = rest.split_at(length);

@@ -3,6 +3,7 @@
 
 mod approved;
 mod codec;
+mod corpus;
 pub(crate) mod shares;
 
 use std::os::unix::fs::MetadataExt;
