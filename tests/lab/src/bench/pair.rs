@@ -23,7 +23,7 @@ pub const JOURNAL: &str = "fanotify, renames";
 /// The longest that one copy may take.
 const COPY_LIMIT: Duration = Duration::from_secs(3600);
 /// How often the memory of what runs is looked at.
-const LOOK: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(200);
 /// The places of the source's and the target's file systems, and what they are called.
 const SOURCE: (&str, &str) = ("bench-source", "srv/source");
 const TARGET: (&str, &str) = ("bench-target", "srv/target");
