@@ -109,7 +109,7 @@ impl Build {
 }
 
 /// Compiles all programs; what does not differ from the last time is not compiled again.
-fn compile(tools: &Tools, triple: &str, what: &str, more: &[&str]) -> Result<()> {
+fn compile(tools: &Tools, triple: &str, what: &str, more: &[String]) -> Result<()> {
     let task = Task::start(what);
     let mut build = tools.command(&tools.zigbuild());
     build.args(["zigbuild", "--locked", "--workspace", "--exclude=ferry-lab", "--bins"]);
@@ -126,8 +126,15 @@ fn compile(tools: &Tools, triple: &str, what: &str, more: &[&str]) -> Result<()>
 pub fn faulty(build: &Build) -> Result<Build> {
     let tools = Tools::ensure()?;
     let triple = format!("{}-unknown-linux-gnu", env::consts::ARCH);
-    let features = ["--features", "ferry-agent/faults,ferry-controller/faults"];
-    let built = compile(&tools, &triple, "building Ferry with failpoints", &features);
+    let mut more = vec!["--features=ferry-agent/faults,ferry-controller/faults".to_owned()];
+    // Nothing is measured with them, and they are made for each run of all tests: quicker to build.
+    for name in packages()? {
+        more.extend([
+            "--config".to_owned(),
+            format!("profile.{PROFILE}.package.{name}.opt-level=1"),
+        ]);
+    }
+    let built = compile(&tools, &triple, "building Ferry with failpoints", &more);
     let programs = target_dir()?.join("lab-build/faults/programs");
     let kept = built.and_then(|()| keep_programs(&build.programs, &programs));
     compile(&tools, &triple, "building Ferry without failpoints again", &[])?;
@@ -228,12 +235,25 @@ fn package(tools: &Tools, name: &str, triple: &str, debs: &Path) -> Result<PathB
 
 /// Where cargo puts what it builds for this workspace.
 pub fn target_dir() -> Result<PathBuf> {
-    let mut metadata = Command::new(cargo());
-    metadata.args(["metadata", "--no-deps", "--format-version=1"]).current_dir(workspace());
-    let metadata: serde_json::Value = serde_json::from_str(&run::check(&mut metadata)?)
-        .context("reading what cargo says of the workspace")?;
+    let metadata = metadata()?;
     let dir = metadata.get("target_directory").and_then(|dir| dir.as_str());
     Ok(PathBuf::from(dir.context("cargo names no target directory")?))
+}
+
+/// The packages of this workspace.
+fn packages() -> Result<Vec<String>> {
+    let metadata = metadata()?;
+    let packages = metadata["packages"].as_array().context("cargo names no packages")?;
+    let names = packages.iter().map(|package| package["name"].as_str().map(str::to_owned));
+    names.collect::<Option<_>>().context("a package without a name")
+}
+
+/// What cargo says of this workspace.
+fn metadata() -> Result<serde_json::Value> {
+    let mut metadata = Command::new(cargo());
+    metadata.args(["metadata", "--no-deps", "--format-version=1"]).current_dir(workspace());
+    serde_json::from_str(&run::check(&mut metadata)?)
+        .context("reading what cargo says of the workspace")
 }
 
 /// The workspace that this program was built from.
