@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use crate::apply::{Applier, DirState};
 use crate::approvals;
 use crate::codec::Malformed;
+use crate::creator::Creator;
 use crate::digest::{self, Undigested};
 use crate::direct::{Direct, Gathered, write_all};
 use crate::guard::{self, Wanted};
@@ -129,6 +130,7 @@ impl Flight {
 pub struct Arriving {
     current: Option<Current>,
     gathered: Gathered,
+    creator: Creator,
 }
 
 #[derive(Debug)]
@@ -187,16 +189,16 @@ impl Applier {
     /// A frame of a data stream. Answers whether a content is dealt with.
     pub(crate) fn receive(
         &self,
-        Arriving { current, gathered }: &mut Arriving,
+        Arriving { current, gathered, creator }: &mut Arriving,
         frame: Frame<'_>,
     ) -> Result<bool, Fault> {
         match (current.as_mut(), frame) {
             (None, Frame::Whole(place, ending, bytes)) => {
                 let awaited = self.incoming.take(place)?;
-                self.whole(awaited, ending, bytes).map(|()| true)
+                self.whole(awaited, ending, bytes, creator).map(|()| true)
             }
             (None, Frame::Part(range)) => {
-                *current = Some(self.begin(range)?);
+                *current = Some(self.begin(range, creator)?);
                 Ok(false)
             }
             (Some(current), Frame::Data(bytes)) => {
@@ -227,11 +229,17 @@ impl Applier {
     }
 
     /// A small content, all at once.
-    fn whole(&self, awaited: Awaited, ending: Ending, bytes: &[u8]) -> Result<(), Fault> {
+    fn whole(
+        &self,
+        awaited: Awaited,
+        ending: Ending,
+        bytes: &[u8],
+        creator: &mut Creator,
+    ) -> Result<(), Fault> {
         if matches!(ending, Ending::Vanished | Ending::Unreadable(_)) {
             return Err(out_of_turn());
         }
-        let Some(fresh) = self.open_fresh(&awaited)? else {
+        let Some(fresh) = self.open_fresh(&awaited, creator)? else {
             return self.came(&awaited, None);
         };
         self.received(bytes);
@@ -245,14 +253,14 @@ impl Applier {
     }
 
     /// A range begins; the first of a content makes the file.
-    fn begin(&self, range: Range) -> Result<Current, Fault> {
+    fn begin(&self, range: Range, creator: &mut Creator) -> Result<Current, Fault> {
         let Range { place, size, offset, length } = range;
         let mut flights = lock(&self.incoming.flights);
         let flight = match flights.get(&place) {
             Some(flight) => Arc::clone(flight),
             None => {
                 let awaited = self.incoming.take(place)?;
-                let fresh = self.open_fresh(&awaited)?;
+                let fresh = self.open_fresh(&awaited, creator)?;
                 let flight = Flight::new(awaited, fresh, None);
                 flights.insert(place, Arc::clone(&flight));
                 flight
@@ -269,7 +277,18 @@ impl Applier {
         Ok(Current { place, flight, at: offset, end: offset + length })
     }
 
-    pub(crate) fn open_fresh(&self, awaited: &Awaited) -> Result<Option<Fresh>, Fault> {
+    /// A new empty file, which may be whose it will be in the end; root's for as long as its content is not known to be
+    /// the one that was approved.
+    pub(crate) fn open_fresh(
+        &self,
+        awaited: &Awaited,
+        creator: &mut Creator,
+    ) -> Result<Option<Fresh>, Fault> {
+        let Wanted { uid, gid, approved, .. } = &awaited.wanted;
+        match approved {
+            None => creator.be(*uid, *gid),
+            Some(_) => creator.be_root(),
+        }
         let made = self.tree.open(&awaited.dir.node).and_then(|dir| {
             if awaited.is_new {
                 match make::file_named(dir.as_fd(), &awaited.name, &awaited.wanted) {

@@ -85,7 +85,10 @@ pub fn has_default_acl(dir: BorrowedFd<'_>) -> bool {
 /// The order is that of [`dress`].
 pub fn clothed(file: BorrowedFd<'_>, wanted: &Wanted, mtime: Time, inherits: bool) -> Result<()> {
     let inode = Handle::Open(file);
-    inode.chown(wanted.uid, wanted.gid)?;
+    let born = Stat::of_fd(file)?;
+    if (born.uid, born.gid) != (wanted.uid, wanted.gid) {
+        inode.chown(wanted.uid, wanted.gid)?;
+    }
     if inherits || !wanted.attributes.is_empty() {
         let have = match inherits.then(|| attributes::read_all(inode)).transpose() {
             Ok(have) => comparable(have.unwrap_or_default()),
@@ -95,7 +98,7 @@ pub fn clothed(file: BorrowedFd<'_>, wanted: &Wanted, mtime: Time, inherits: boo
         attributes::replace(inode, &have, &wanted.attributes)?;
     }
     // What a directory bequeaths has its say in the mode, and so may a file system.
-    if inherits || !is_born_with(wanted) || Stat::of_fd(file)?.mode != wanted.mode {
+    if inherits || !is_born_with(wanted) || born.mode != wanted.mode {
         inode.chmod(wanted.mode)?;
     }
     inode.set_mtime(mtime)

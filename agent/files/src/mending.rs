@@ -17,6 +17,7 @@ use crate::apply::Applier;
 use crate::blocks::{Digest, Summing};
 use crate::confine;
 use crate::content::{self, Part};
+use crate::creator::Creator;
 use crate::halt::Halt;
 use crate::incoming::{Awaited, Flight};
 use crate::make::Fresh;
@@ -74,7 +75,7 @@ impl Mending {
 impl Applier {
     /// Tells the blocks of file after file, until there are no more.
     pub(crate) fn tell_blocks(&self, mut out: Outbox) -> Result<(), Fault> {
-        let mut buffer = Vec::new();
+        let (mut buffer, mut creator) = (Vec::new(), Creator::default());
         while let Some(place) = self.mending.next(&self.halt)? {
             let awaited = self.incoming.take(place)?;
             let ranges = ranges_of(awaited.listed);
@@ -85,7 +86,7 @@ impl Applier {
                     (Some(fresh), Some(stat.size))
                 }
                 // It is no longer what it was: made anew, of all that the source has.
-                Err(_) => (self.open_fresh(&awaited)?, None),
+                Err(_) => (self.open_fresh(&awaited, &mut creator)?, None),
             };
             let flight = self.incoming.take_off(place, awaited, fresh, found);
             for range in 0..ranges {

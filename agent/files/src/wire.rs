@@ -2,13 +2,16 @@
 //! channels. They keep the connection alive, notice when the peer is not, limit the rate, and pass
 //! faults across. They must not know what the frames mean.
 
+use std::pin::Pin;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes};
 use ferry_proto::Fault;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
+use tokio_util::io::poll_read_buf;
 
 use crate::codec::Malformed;
 use crate::halt::{Halt, Why, protocol_fault};
@@ -17,9 +20,12 @@ use crate::pack::{Pace, Packer, Waiting};
 use crate::progress::Counters;
 use crate::protocol::{FAULT, Frame, HEADER, KEEP_ALIVE, MAX_FRAME};
 use crate::report::FromPeer;
+use crate::spare::Spare;
 
 /// A chunk is handed over when it is at least so long.
 const CHUNK: usize = 128 * 1024;
+/// A frame that is so long is handed over by itself: nothing of the next is read with it, which would have to be copied.
+const LONG: usize = CHUNK / 2;
 /// How many chunks wait in each direction.
 const QUEUE: usize = 8;
 /// A silent end says that it is alive so often.
@@ -34,7 +40,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Frames of one thread on their way out.
 #[derive(Debug)]
 pub struct Outbox {
-    sender: mpsc::Sender<Vec<u8>>,
+    outgoing: Outgoing,
     buffer: Vec<u8>,
     flushes: u64,
     packer: Option<Packer>,
@@ -42,9 +48,9 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// An outbox that feeds the pump behind `sender`.
-    pub fn new(sender: mpsc::Sender<Vec<u8>>, halt: Halt) -> Self {
-        Self { sender, buffer: Vec::new(), flushes: 0, packer: None, halt }
+    /// An outbox that feeds the pump behind `outgoing`.
+    pub fn new(outgoing: Outgoing, halt: Halt) -> Self {
+        Self { buffer: outgoing.spare.take(), outgoing, flushes: 0, packer: None, halt }
     }
 
     /// One that packs what it hands over where that helps a stream of this pace.
@@ -76,22 +82,29 @@ impl Outbox {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        let next = Vec::with_capacity(CHUNK + CHUNK / 4);
-        let mut chunk = std::mem::replace(&mut self.buffer, next);
+        let Outgoing { chunks, spare } = &self.outgoing;
+        let mut chunk = std::mem::replace(&mut self.buffer, spare.take());
         if let Some(packer) = &mut self.packer {
-            let must_wait = self.sender.capacity() <= QUEUE / 2;
+            let must_wait = chunks.capacity() <= QUEUE / 2;
             chunk = packer.pack(chunk, must_wait);
         }
         self.flushes += 1;
-        self.sender.blocking_send(chunk).map_err(|_| self.halt.ended())
+        chunks.blocking_send(chunk).map_err(|_| self.halt.ended())
     }
+}
+
+/// Where threads put chunks of frames, in buffers that come back.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    chunks: mpsc::Sender<Vec<u8>>,
+    spare: Spare,
 }
 
 /// The channels between one end's threads and the pumps of one stream.
 #[derive(Debug)]
 pub struct Channels {
     /// Threads put chunks of frames here.
-    pub outgoing: mpsc::Sender<Vec<u8>>,
+    pub outgoing: Outgoing,
     /// Chunks of whole frames that arrived.
     pub incoming: mpsc::Receiver<Bytes>,
     /// What is known of the stream's pace.
@@ -125,11 +138,13 @@ impl Pumps {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let (read, write) = tokio::io::split(stream);
-        let (outgoing, out) = mpsc::channel(QUEUE);
+        let (chunks, out) = mpsc::channel(QUEUE);
         let (arrived, incoming) = mpsc::channel(QUEUE);
+        let outgoing = Outgoing { chunks, spare: Spare::default() };
         let (limits, pace) = (limits.clone(), Pace::default());
         let writer = Writing {
             out,
+            spare: outgoing.spare.clone(),
             halt: halt.clone(),
             counters: counters.clone(),
             limits,
@@ -159,6 +174,7 @@ impl Pumps {
 
 struct Writing {
     out: mpsc::Receiver<Vec<u8>>,
+    spare: Spare,
     halt: Halt,
     counters: Counters,
     limits: Limits,
@@ -210,6 +226,7 @@ impl Writing {
             self.counters.wire(chunk.len());
             let (written, waited) = with_waiting(self.write(stream, &chunk)).await;
             let limited = written?;
+            self.spare.give(chunk);
             self.tell_pace(waited);
             let waited = waited.saturating_sub(limited);
             self.counters.waited_to_send(waited, self.pace.does_receiver_wait());
@@ -314,12 +331,10 @@ impl Reading {
     }
 
     async fn pump(&self, stream: &mut (impl AsyncRead + Unpin)) -> Result<(), Fault> {
-        let mut buffer = BytesMut::with_capacity(2 * CHUNK);
+        let spare = Spare::default();
+        let mut buffer = spare.take();
         loop {
-            if buffer.capacity() - buffer.len() < CHUNK {
-                buffer.reserve(CHUNK);
-            }
-            let read = timeout(SILENCE, stream.read_buf(&mut buffer)).await;
+            let read = timeout(SILENCE, read_more(stream, &mut buffer)).await;
             let length = read.map_err(|_| silent())?.map_err(|error| lost(&error))?;
             if length == 0 {
                 // What ends in the middle of a frame or of the pass is judged by whoever waits.
@@ -334,12 +349,58 @@ impl Reading {
                     return Ok(());
                 }
             };
-            let frames = buffer.split_to(whole).freeze();
+            if whole == 0 {
+                continue;
+            }
+            let mut next = spare.take();
+            next.extend_from_slice(&buffer[whole..]);
+            buffer.truncate(whole);
+            let frames = spare.lend(std::mem::replace(&mut buffer, next));
             if says_something && self.arrived.send(frames).await.is_err() {
                 return Ok(());
             }
         }
     }
+}
+
+/// Waits until something comes, and reads what there is of it, as far as [`wanted`]. Answers how much.
+async fn read_more(
+    stream: &mut (impl AsyncRead + Unpin),
+    buffer: &mut Vec<u8>,
+) -> std::io::Result<usize> {
+    let before = buffer.len();
+    std::future::poll_fn(|context| {
+        loop {
+            let more = wanted(buffer);
+            buffer.reserve(more);
+            let mut room = (&mut *buffer).limit(more);
+            let read = poll_read_buf(Pin::new(&mut *stream), context, &mut room);
+            let come = buffer.len() - before;
+            match read {
+                Poll::Ready(Ok(1..)) if wanted(buffer) > 0 => {}
+                // What comes after it is met again: an end stays, and a connection that failed has ended.
+                Poll::Pending | Poll::Ready(Err(_)) if come > 0 => return Poll::Ready(Ok(come)),
+                read => {
+                    ready!(read)?;
+                    return Poll::Ready(Ok(come));
+                }
+            }
+        }
+    })
+    .await
+}
+
+/// How much more is read before what there is is handed over: a chunk, or one long frame. Nothing only when a whole
+/// frame is there.
+fn wanted(buffer: &[u8]) -> usize {
+    let first = buffer.first_chunk::<4>().map_or(0, |length| u32::from_le_bytes(*length) as usize);
+    // A length that cannot be is refused when all that it is told of is looked at.
+    let first = first.min(MAX_FRAME) + HEADER - 1;
+    if first < LONG {
+        return CHUNK.saturating_sub(buffer.len());
+    }
+    // A little at a time: a peer may say that much comes, and send nothing.
+    first.saturating_sub(buffer.len()).min(CHUNK)
 }
 
 /// How many bytes of whole frames stand at the front, and whether they are more than signs of life. A fault
@@ -447,4 +508,79 @@ fn silent() -> Fault {
 pub fn cut_short() -> Fault {
     Fault::transient("the other end closed the connection before the pass was over")
         .remedy("run the pass again; it goes on where it was")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::MAX_DATA;
+
+    /// As many bytes, of which no two pieces are alike.
+    fn content(length: usize) -> Vec<u8> {
+        (0..length).map(|at| (at / 3 + at / 256 + length) as u8).collect()
+    }
+
+    /// Sends contents of these lengths through a pipe, and answers how long the chunks were in which they came.
+    async fn sent(lengths: &[usize], pipe: usize) -> Vec<usize> {
+        let (one, other) = tokio::io::duplex(pipe);
+        let (halt, counters) = (Halt::default(), Counters::default());
+        let start = |stream| Pumps::start(stream, &Limits::default(), &halt, &counters);
+        let ((source, to), (target, mut from)) = (start(one), start(other));
+        let mut out = Outbox::new(to.outgoing, halt.clone());
+        let list = lengths.to_vec();
+        let sending = tokio::task::spawn_blocking(move || {
+            for length in list {
+                out.put(&Frame::Data(&content(length))).unwrap();
+            }
+            out.flush().unwrap();
+        });
+        let (mut chunks, mut left) = (Vec::new(), lengths.iter());
+        while left.len() > 0 {
+            let chunk = from.incoming.recv().await.unwrap();
+            chunks.push(chunk.len());
+            for_each_frame(chunk, |frame| {
+                let expected = content(*left.next().unwrap());
+                assert!(
+                    matches!(frame, Frame::Data(bytes) if bytes == expected),
+                    "{}",
+                    expected.len()
+                );
+                Ok(())
+            })
+            .unwrap();
+        }
+        sending.await.unwrap();
+        drop((from, to.incoming));
+        tokio::join!(source.finish(), target.finish());
+        chunks
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn frames_come_whole_whatever_their_lengths_and_pieces() {
+        let edges = [LONG - HEADER, LONG, CHUNK - HEADER, MAX_DATA].map(|at| [at - 1, at]);
+        let mut lengths = vec![0, 1, 4, 20_000, 0, 7_000];
+        lengths.extend(edges.as_flattened());
+        let small = lengths.clone();
+        lengths.extend(small.iter().rev());
+        for pipe in [1_000, 16 * 1024, 1 << 20] {
+            sent(&lengths, pipe).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn long_frames_come_alone_and_short_ones_together() {
+        let long = sent(&[MAX_DATA; 20], 16 * 1024).await;
+        assert_eq!(long, [MAX_DATA + HEADER; 20]);
+        let short = sent(&[1_000; 2_000], 1 << 20).await;
+        assert!(short.len() < 200, "{}", short.len());
+        assert!(short.iter().all(|length| *length <= CHUNK));
+    }
+
+    #[test]
+    fn what_a_peer_only_says_takes_no_memory() {
+        assert_eq!(wanted(&[]), CHUNK);
+        assert_eq!(wanted(&u32::MAX.to_le_bytes()), CHUNK);
+        assert_eq!(wanted(&(MAX_FRAME as u32).to_le_bytes()), CHUNK);
+        assert_eq!(wanted(&[&[100, 0, 0, 0][..], &[0; 50]].concat()), CHUNK - 54);
+    }
 }

@@ -73,7 +73,7 @@ pub trait Visitor: Send + Sync {
     /// What it keeps of a directory while that is walked.
     type Dir: Send + Sync;
     /// What it keeps of a data stream.
-    type Stream: Default + Send;
+    type Stream: Default;
 
     /// The root, with what the source says of it; and whether only what has changed is listed.
     fn root(&self, node: &Arc<Node>, entry: Entry, partial: bool) -> Result<Self::Dir, Fault>;
