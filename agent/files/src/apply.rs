@@ -16,6 +16,7 @@ use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
 use crate::confine::{Node, Tree};
+use crate::creator;
 use crate::entries::{Entry, What, Withheld};
 use crate::flushing::Flushing;
 use crate::guard::{self, Wanted};
@@ -105,6 +106,8 @@ pub struct Applier {
     pub(crate) disks: Disks,
     /// None: nobody needs it on the disk.
     pub(crate) flushing: Option<Flushing>,
+    /// New files may be the account's from the beginning.
+    pub(crate) is_free_to_create: bool,
     pub(crate) tally: Tally,
     pub(crate) incoming: Incoming,
     pub(crate) mending: Mending,
@@ -134,6 +137,7 @@ impl Applier {
         let distrusted_since = options.distrusted_since.map(Time::from_system);
         let disks = Disks::new(&options.limits, &halt, &counters);
         let flushing = options.durable.then(|| Flushing::new(Arc::clone(&tree), halt.clone()));
+        let is_free_to_create = creator::is_free(tree.root_fd());
         let reflinks = Reflinks::new(&tree, &options);
         Self {
             tree,
@@ -143,6 +147,7 @@ impl Applier {
             counters,
             disks,
             flushing,
+            is_free_to_create,
             tally: Tally::default(),
             incoming: Incoming::default(),
             mending: Mending::default(),

@@ -6,11 +6,21 @@
 //! else is different for the thread.
 
 use std::marker::PhantomData;
+use std::os::fd::BorrowedFd;
 
 use nix::unistd::{Gid, Uid, geteuid, setfsgid, setfsuid};
 use rustix::thread::{CapabilitySets, capabilities, set_capabilities};
 
-/// Whose is what the thread that has this creates. Dropped, it is root's again.
+use crate::holding::{BTRFS, EXT4};
+
+/// Whether files below `root` may be created so. Only where this kernel alone decides who may do what (NFS and FUSE ask
+/// somebody who does not know of the capabilities), and where what is over the account's quota comes all the same, as
+/// it does by a change of the owner (not on XFS).
+pub fn is_free(root: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstatfs(root).is_ok_and(|system| [EXT4, BTRFS].contains(&(system.f_type as u64)))
+}
+
+/// Whose is what the thread that has this creates, and whose are the threads that it begins. Dropped, it is root's again.
 #[derive(Debug)]
 pub struct Creator {
     /// What the thread may; nothing if it is not root, or it cannot be told.
@@ -38,7 +48,12 @@ impl Creator {
         self.owner = Some((uid, gid));
         setfsgid(Gid::from_raw(gid));
         setfsuid(Uid::from_raw(uid));
-        if set_capabilities(None, rights).is_err() {
+        // Neither says that it failed; asked for nobody, each tells who it is.
+        let is_theirs = setfsgid(Gid::from_raw(u32::MAX)).as_raw() == gid
+            && setfsuid(Uid::from_raw(u32::MAX)).as_raw() == uid;
+        if !is_theirs {
+            self.be_root();
+        } else if set_capabilities(None, rights).is_err() {
             self.be_root();
             self.rights = None;
         }
@@ -100,6 +115,17 @@ mod tests {
         }
         assert_eq!(owner_of_new(dir.path()), (0, 0));
         assert_eq!(capabilities(None).unwrap(), before);
+    }
+
+    #[test]
+    fn where_it_cannot_be_theirs_it_is_not_the_last_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut creator = Creator::default();
+        for (uid, gid) in [(u32::MAX, 64_001), (64_001, u32::MAX)] {
+            creator.be(64_001, 64_002);
+            creator.be(uid, gid);
+            assert_eq!(owner_of_new(dir.path()), (0, 0));
+        }
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! What a pass has written goes to the disk while the pass goes on: else the kernel keeps it until the end, which
 //! then waits for all of it. It must not know what is written.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use ferry_proto::Fault;
@@ -20,30 +20,26 @@ pub struct Flushing {
     tree: Arc<Tree>,
     halt: Halt,
     written: AtomicU64,
-    /// Begun with the first [`AHEAD`].
-    thread: OnceLock<(SyncSender<()>, JoinHandle<()>)>,
+    wake: SyncSender<()>,
+    thread: JoinHandle<()>,
 }
 
 impl Flushing {
     /// Of the file system that has `tree`. What it fails of goes to `halt`.
     pub fn new(tree: Arc<Tree>, halt: Halt) -> Self {
-        Self { tree, halt, written: AtomicU64::new(0), thread: OnceLock::new() }
+        let (wake, woken) = sync_channel(1);
+        let (of, stop) = (Arc::clone(&tree), halt.clone());
+        let thread = std::thread::spawn(move || stop.watch(|| ahead(&of, &woken, &stop)));
+        Self { tree, halt, written: AtomicU64::new(0), wake, thread }
     }
 
     /// So many bytes were written.
     pub fn written(&self, bytes: usize) {
         let before = self.written.fetch_add(bytes as u64, Ordering::Relaxed);
-        if before / AHEAD != (before + bytes as u64) / AHEAD {
+        if is_due(before, bytes as u64) {
             // Whoever is flushing already is not asked twice.
-            let _ = self.thread.get_or_init(|| self.start()).0.try_send(());
+            let _ = self.wake.try_send(());
         }
-    }
-
-    fn start(&self) -> (SyncSender<()>, JoinHandle<()>) {
-        let (wake, woken) = sync_channel(1);
-        let (tree, halt) = (Arc::clone(&self.tree), self.halt.clone());
-        let thread = std::thread::spawn(move || halt.watch(|| ahead(&tree, &woken, &halt)));
-        (wake, thread)
     }
 
     /// Flushes all.
@@ -51,14 +47,17 @@ impl Flushing {
     /// # Errors
     /// The disk failed, now or before: what was written may not last.
     pub fn end(self) -> Result<(), Fault> {
-        if let Some((wake, thread)) = self.thread.into_inner() {
-            drop(wake);
-            // Its fault, or its panic, has stopped the pass.
-            let _ = thread.join();
-            self.halt.check()?;
-        }
+        drop(self.wake);
+        // Its fault, or its panic, has stopped the pass.
+        let _ = self.thread.join();
+        self.halt.check()?;
         flush(&self.tree)
     }
+}
+
+/// Whether another [`AHEAD`] is full when so much comes to what was written before.
+fn is_due(before: u64, bytes: u64) -> bool {
+    before / AHEAD != (before + bytes) / AHEAD
 }
 
 fn ahead(tree: &Tree, woken: &Receiver<()>, halt: &Halt) -> Result<(), Fault> {
@@ -88,13 +87,10 @@ mod tests {
 
     #[test]
     fn what_is_much_is_flushed_ahead_and_little_only_in_the_end() {
+        assert!(!is_due(0, 1000) && !is_due(AHEAD, AHEAD - 1));
+        assert!(is_due(AHEAD - 1, 1) && is_due(0, 2 * AHEAD));
         let (_directory, flushing, _) = flushing();
-        flushing.written(1000);
-        assert!(flushing.thread.get().is_none());
-        for _ in 0..5 {
-            flushing.written(AHEAD as usize / 2);
-        }
-        assert!(flushing.thread.get().is_some());
+        (0..5).for_each(|_| flushing.written(AHEAD as usize / 2));
         flushing.end().unwrap();
     }
 

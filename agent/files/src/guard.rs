@@ -80,8 +80,10 @@ pub fn admit(entry: &Entry, approved: Option<&Fingerprint>, ids: &IdMap) -> Resu
 /// The metadata in the target's numbers.
 fn translated(entry: &Entry, ids: &IdMap) -> Result<Wanted, String> {
     let foreign = |what: &str, id: u32| format!("its {what} {id} is not one of the account's");
-    let uid = ids.uid(entry.uid).ok_or_else(|| foreign("owner", entry.uid))?;
-    let gid = ids.gid(entry.gid).ok_or_else(|| foreign("group", entry.gid))?;
+    // Nobody has the highest number: to the kernel it means that nothing is changed (chown(2)).
+    let somebody = |id: &u32| *id != u32::MAX;
+    let uid = ids.uid(entry.uid).filter(somebody).ok_or_else(|| foreign("owner", entry.uid))?;
+    let gid = ids.gid(entry.gid).filter(somebody).ok_or_else(|| foreign("group", entry.gid))?;
     let value = |attribute: &Attribute| match class(&attribute.name) {
         Class::Acl => acl::translated(&attribute.value, ids),
         _ => Ok(attribute.value.clone()),
@@ -196,6 +198,15 @@ mod tests {
         let wanted =
             admit(&file(1000, 33, 0o4755), None, &ids()).expect("the account's own setuid file");
         assert_eq!((wanted.uid, wanted.gid, wanted.mode), (2000, 33, 0o4755));
+    }
+
+    #[test]
+    fn nobody_s_number_is_refused_although_all_are_kept() {
+        assert!(admit(&file(7, 8, 0o644), None, &IdMap::same()).is_ok());
+        for (uid, gid) in [(u32::MAX, 8), (7, u32::MAX)] {
+            let why = admit(&file(uid, gid, 0o644), None, &IdMap::same()).unwrap_err();
+            assert!(why.contains("4294967295"), "{why}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::locks::{self, Locks};
 use crate::metadata::{Kind, Stat};
 
 /// EXT4_SUPER_MAGIC of linux/magic.h.
-const EXT4: u64 = 0xef53;
+pub const EXT4: u64 = 0xef53;
 /// XFS_SUPER_MAGIC of linux/magic.h.
 pub const XFS: u64 = 0x5846_5342;
 /// BTRFS_SUPER_MAGIC of linux/magic.h.

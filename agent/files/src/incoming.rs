@@ -277,17 +277,18 @@ impl Applier {
         Ok(Current { place, flight, at: offset, end: offset + length })
     }
 
-    /// A new empty file, which may be whose it will be in the end; root's for as long as its content is not known to be
-    /// the one that was approved.
+    /// A new empty file. It may be whose it will be in the end; but root's for as long as it is not known to be what was
+    /// approved, and where it will have rights of its own, which whoever opened it before would have as well.
     pub(crate) fn open_fresh(
         &self,
         awaited: &Awaited,
         creator: &mut Creator,
     ) -> Result<Option<Fresh>, Fault> {
-        let Wanted { uid, gid, approved, .. } = &awaited.wanted;
-        match approved {
-            None => creator.be(*uid, *gid),
-            Some(_) => creator.be_root(),
+        let Wanted { uid, gid, mode, approved, .. } = &awaited.wanted;
+        if self.is_free_to_create && approved.is_none() && mode & 0o6000 == 0 {
+            creator.be(*uid, *gid);
+        } else {
+            creator.be_root();
         }
         let made = self.tree.open(&awaited.dir.node).and_then(|dir| {
             if awaited.is_new {

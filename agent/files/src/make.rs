@@ -43,15 +43,15 @@ pub fn file_named(dir: BorrowedFd<'_>, name: &[u8], wanted: &Wanted) -> Result<F
     made.map(|fd| Fresh { fd, name: name.to_vec() })
 }
 
-/// The mode that a new file has while it is still ours: the one wanted, where that shows nobody more than the file
-/// will in the end, and ours alone otherwise.
+/// The mode that a new file has until it is [`clothed`]: the one wanted, where that shows nobody more than the file will
+/// in the end, and its owner's alone otherwise.
 fn mode_at_birth(wanted: &Wanted) -> Mode {
     let mode = if is_born_with(wanted) { u32::from(wanted.mode) } else { 0o600 };
     Mode::from_raw_mode(mode)
 }
 
-/// Whether a new file may have the mode wanted from the beginning, so that it need not be changed. Until it has
-/// its owner and its group, all its users are others: whoever the group's bits keep out is one of them. And no list
+/// Whether a new file may have the mode wanted from the beginning, so that it need not be changed. As long as
+/// its owner and its group may be root, all its users are others: whoever the group's bits keep out is one of them. And no list
 /// takes away yet what the bits give.
 fn is_born_with(wanted: &Wanted) -> bool {
     let Wanted { mode, attributes, approved, .. } = wanted;

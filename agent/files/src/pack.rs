@@ -108,26 +108,22 @@ impl Packer {
         Self { pace, compressor: None, pause: (0, FIRST_PAUSE) }
     }
 
-    /// The chunk, packed if that helps. `must_wait`: it would have to wait for its turn otherwise.
-    pub fn pack(&mut self, chunk: Vec<u8>, must_wait: bool) -> Vec<u8> {
+    /// The chunk, packed, if that helps. `must_wait`: it would have to wait for its turn otherwise.
+    pub fn pack(&mut self, chunk: &[u8], must_wait: bool) -> Option<Vec<u8>> {
         let fits = (MIN_RAW..=MAX_RAW).contains(&chunk.len());
         if !must_wait || !fits || !self.pace.is_connection_slowest() {
-            return chunk;
+            return None;
         }
         if self.pause.0 > 0 {
             self.pause.0 -= 1;
-            return chunk;
+            return None;
         }
-        match self.packed(&chunk) {
-            Some(packed) if packed.len() < chunk.len() / 10 * 9 => {
-                self.pause.1 = FIRST_PAUSE;
-                packed
-            }
-            _ => {
-                self.pause = (self.pause.1, (self.pause.1 * 2).min(LONGEST_PAUSE));
-                chunk
-            }
-        }
+        let packed = self.packed(chunk).filter(|packed| packed.len() < chunk.len() / 10 * 9);
+        self.pause = match packed {
+            Some(_) => (0, FIRST_PAUSE),
+            None => (self.pause.1, (self.pause.1 * 2).min(LONGEST_PAUSE)),
+        };
+        packed
     }
 
     fn packed(&mut self, chunk: &[u8]) -> Option<Vec<u8>> {
@@ -237,7 +233,7 @@ mod tests {
     #[test]
     fn what_is_packed_is_unpacked() {
         let plain = chunk(&b"what compresses ".repeat(500));
-        let packed = Packer::new(slow()).pack(plain.clone(), true);
+        let packed = Packer::new(slow()).pack(&plain, true).unwrap();
         assert!(packed.len() * 4 < plain.len(), "{}", packed.len());
         assert_eq!((contents(packed).unwrap(), contents(plain).unwrap()), (4, 4));
     }
@@ -246,23 +242,23 @@ mod tests {
     fn nothing_is_spent_where_it_does_not_help() {
         let text = chunk(&b"what compresses ".repeat(500));
         for (pace, must_wait) in [(Pace::default(), true), (slow(), false)] {
-            assert!(Packer::new(pace).pack(text.clone(), must_wait) == text);
+            assert!(Packer::new(pace).pack(&text, must_wait).is_none());
         }
         let mut packer = Packer::new(slow());
         let noise = noise(30_000);
-        assert!(packer.pack(noise.clone(), true) == noise);
+        assert!(packer.pack(&noise, true).is_none());
         // Some are left alone after that, and then it is tried again.
         for _ in 0..FIRST_PAUSE {
-            assert!(packer.pack(text.clone(), true) == text);
+            assert!(packer.pack(&text, true).is_none());
         }
-        assert!(packer.pack(text.clone(), true) != text);
+        assert!(packer.pack(&text, true).is_some());
         let short = chunk(b"short");
-        assert!(packer.pack(short.clone(), true) == short);
+        assert!(packer.pack(&short, true).is_none());
     }
 
     #[test]
     fn what_lies_about_itself_is_refused() {
-        let packed = Packer::new(slow()).pack(chunk(&[7; 8_000]), true);
+        let packed = Packer::new(slow()).pack(&chunk(&[7; 8_000]), true).unwrap();
         let length = chunk(&[7; 8_000]).len() as u64;
         let told = |length: u64, inside: &[u8]| {
             let mut payload = Vec::new();

@@ -5,8 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-/// So much fits into a buffer without it having to grow.
-const ROOM: usize = 160 * 1024;
+use crate::protocol::MAX_DATA;
+use crate::wire::CHUNK;
+
+/// So much fits into a buffer: a chunk that is not quite full, and the longest content in one frame.
+const ROOM: usize = CHUNK + MAX_DATA + 4096;
 /// So many wait: as many as a queue holds, one that is filled and one that is emptied.
 const MOST: usize = 10;
 
@@ -25,7 +28,7 @@ impl Spare {
     /// frame has made longer: they would stay so.
     pub fn give(&self, mut buffer: Vec<u8>) {
         let mut spare = self.lock();
-        if (ROOM..=2 * ROOM).contains(&buffer.capacity()) && spare.len() < MOST {
+        if (ROOM..2 * ROOM).contains(&buffer.capacity()) && spare.len() < MOST {
             buffer.clear();
             spare.push(buffer);
         }
@@ -84,7 +87,7 @@ mod tests {
     fn only_so_many_and_none_of_another_length_are_kept() {
         let spare = Spare::default();
         spare.give(Vec::with_capacity(1000));
-        spare.give(Vec::with_capacity(3 * ROOM));
+        spare.give(Vec::with_capacity(2 * ROOM));
         assert!(spare.lock().is_empty());
         (0..2 * MOST).for_each(|_| spare.give(Vec::with_capacity(ROOM)));
         assert_eq!(spare.lock().len(), MOST);

@@ -3,7 +3,7 @@
 //! faults across. They must not know what the frames mean.
 
 use std::pin::Pin;
-use std::task::{Poll, ready};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
@@ -23,7 +23,7 @@ use crate::report::FromPeer;
 use crate::spare::Spare;
 
 /// A chunk is handed over when it is at least so long.
-const CHUNK: usize = 128 * 1024;
+pub const CHUNK: usize = 128 * 1024;
 /// A frame that is so long is handed over by itself: nothing of the next is read with it, which would have to be copied.
 const LONG: usize = CHUNK / 2;
 /// How many chunks wait in each direction.
@@ -86,7 +86,9 @@ impl Outbox {
         let mut chunk = std::mem::replace(&mut self.buffer, spare.take());
         if let Some(packer) = &mut self.packer {
             let must_wait = chunks.capacity() <= QUEUE / 2;
-            chunk = packer.pack(chunk, must_wait);
+            if let Some(packed) = packer.pack(&chunk, must_wait) {
+                spare.give(std::mem::replace(&mut chunk, packed));
+            }
         }
         self.flushes += 1;
         chunks.blocking_send(chunk).map_err(|_| self.halt.ended())
@@ -332,11 +334,15 @@ impl Reading {
 
     async fn pump(&self, stream: &mut (impl AsyncRead + Unpin)) -> Result<(), Fault> {
         let spare = Spare::default();
-        let mut buffer = spare.take();
+        let (mut buffer, mut failed) = (spare.take(), None);
         loop {
+            if let Some(error) = failed {
+                return Err(lost(&error));
+            }
             let read = timeout(SILENCE, read_more(stream, &mut buffer)).await;
-            let length = read.map_err(|_| silent())?.map_err(|error| lost(&error))?;
-            if length == 0 {
+            let length;
+            (length, failed) = read.map_err(|_| silent())?;
+            if length == 0 && failed.is_none() {
                 // What ends in the middle of a frame or of the pass is judged by whoever waits.
                 return Ok(());
             }
@@ -363,11 +369,12 @@ impl Reading {
     }
 }
 
-/// Waits until something comes, and reads what there is of it, as far as [`wanted`]. Answers how much.
+/// Waits until something comes, and reads what there is of it, as far as [`wanted`]. Answers how much, and what
+/// failed then: that is told once.
 async fn read_more(
     stream: &mut (impl AsyncRead + Unpin),
     buffer: &mut Vec<u8>,
-) -> std::io::Result<usize> {
+) -> (usize, Option<std::io::Error>) {
     let before = buffer.len();
     std::future::poll_fn(|context| {
         loop {
@@ -378,12 +385,9 @@ async fn read_more(
             let come = buffer.len() - before;
             match read {
                 Poll::Ready(Ok(1..)) if wanted(buffer) > 0 => {}
-                // What comes after it is met again: an end stays, and a connection that failed has ended.
-                Poll::Pending | Poll::Ready(Err(_)) if come > 0 => return Poll::Ready(Ok(come)),
-                read => {
-                    ready!(read)?;
-                    return Poll::Ready(Ok(come));
-                }
+                Poll::Pending if come == 0 => return Poll::Pending,
+                Poll::Pending | Poll::Ready(Ok(_)) => return Poll::Ready((come, None)),
+                Poll::Ready(Err(error)) => return Poll::Ready((come, Some(error))),
             }
         }
     })
@@ -512,8 +516,27 @@ pub fn cut_short() -> Fault {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+    use std::task::Context;
+
+    use tokio::io::ReadBuf;
+
     use super::*;
     use crate::protocol::MAX_DATA;
+
+    /// What each read gives.
+    struct Steps(VecDeque<std::io::Result<Vec<u8>>>);
+
+    impl AsyncRead for Steps {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<std::io::Result<()>> {
+            let step = self.0.pop_front().unwrap_or_else(|| Ok(Vec::new()));
+            Poll::Ready(step.map(|bytes| buffer.put_slice(&bytes)))
+        }
+    }
 
     /// As many bytes, of which no two pieces are alike.
     fn content(length: usize) -> Vec<u8> {
@@ -574,6 +597,31 @@ mod tests {
         let short = sent(&[1_000; 2_000], 1 << 20).await;
         assert!(short.len() < 200, "{}", short.len());
         assert!(short.iter().all(|length| *length <= CHUNK));
+    }
+
+    #[tokio::test]
+    async fn what_came_before_a_failure_is_read_and_the_failure_told() {
+        let mut alive = Vec::new();
+        Frame::KeepAlive.encode(&mut alive);
+        let data = content(100);
+        let mut frame = Vec::new();
+        Frame::Data(&data).encode(&mut frame);
+        let reset = || std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let (first, second) = frame.split_at(50);
+        let came = [alive, first.to_vec(), second.to_vec()].map(Ok);
+        let mut stream = Steps(came.into_iter().chain([Err(reset())]).collect());
+        let (arrived, mut incoming) = mpsc::channel(QUEUE);
+        let reading = Reading { arrived, halt: Halt::default(), counters: Counters::default() };
+        let fault = reading.pump(&mut stream).await.unwrap_err();
+        assert!(fault.causes[0].contains("reset"), "{fault:?}");
+        let mut count = 0;
+        for_each_frame(incoming.try_recv().unwrap(), |frame| {
+            assert_eq!(frame, Frame::Data(&data));
+            count += 1;
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(count, 1);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A source that knows what is approved, and sends something else.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use ferry_proto::approval::Sight;
@@ -7,6 +8,7 @@ use ferry_proto::approval::Sight;
 use super::*;
 use crate::Streams;
 use crate::approvals::{self, Approvals};
+use crate::creator;
 use crate::digest;
 use crate::entries::Link;
 use crate::fuzzing::hear_answers;
@@ -66,16 +68,33 @@ async fn only_the_content_that_was_approved_comes_to_stand() {
 
 #[tokio::test]
 async fn a_content_of_which_only_a_part_has_come_is_plain() {
-    let place = place();
-    let size = CONTENT.len() as u64;
-    let range = Range { place: PLACE, size, offset: 0, length: size };
-    let data = [Frame::Part(range), Frame::Data(CONTENT)];
-    let mut said = pass(vec![tool()], &[]);
-    said.data = encoded(&data);
-    received_with(&place.root, options(&tool()), said).await.expect_err("it never ends");
-    for entry in std::fs::read_dir(&place.root).expect("readdir") {
-        let meta = entry.expect("entry").metadata().expect("metadata");
-        assert_eq!(meta.mode() & 0o7777, 0o600, "nobody else's and not setuid");
+    let capable = |uid| {
+        let name = b"security.capability".to_vec();
+        let attributes = vec![Attribute { name, value: vec![1, 0xff] }];
+        Entry { uid, mode: 0o755, attributes, ..tool() }
+    };
+    let ours = |mode| Entry { uid: UID, gid: UID, mode, ..tool() };
+    let approved = [tool(), capable(0), capable(UID)].map(|file| (options(&file), file, false));
+    // Of what needs no approval, only what will have no rights of its own is the account's before it is whole.
+    let allowed = [(ours(0o4755), false), (ours(0o755), true)];
+    let allowed = allowed.map(|(file, is_plain)| (target_options(), file, is_plain));
+    for (options, file, is_plain) in approved.into_iter().chain(allowed) {
+        let place = place();
+        let size = CONTENT.len() as u64;
+        let range = Range { place: PLACE, size, offset: 0, length: size };
+        let data = [Frame::Part(range), Frame::Data(CONTENT)];
+        let mut said = pass(vec![file.clone()], &[]);
+        said.data = encoded(&data);
+        received_with(&place.root, options, said).await.expect_err("it never ends");
+        let root = std::fs::File::open(&place.root).expect("open");
+        let is_theirs = is_plain && creator::is_free(root.as_fd());
+        let found: Vec<_> = std::fs::read_dir(&place.root).expect("readdir").collect();
+        assert_eq!(found.len(), 1);
+        for entry in found {
+            let meta = entry.expect("entry").metadata().expect("metadata");
+            assert_eq!(meta.uid(), if is_theirs { UID } else { 0 }, "{file:?}");
+            assert!(is_plain || meta.mode() & 0o7777 == 0o600, "{file:?}: {meta:?}");
+        }
     }
 }
 

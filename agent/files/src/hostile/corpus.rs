@@ -85,7 +85,7 @@ fn packed(frames: &[Frame<'_>]) -> Vec<u8> {
     let pace = Pace::default();
     pace.waits_to_write(true);
     pace.receiver_waits(true);
-    Packer::new(pace).pack(encoded(frames), true)
+    Packer::new(pace).pack(&encoded(frames), true).expect("what compresses")
 }
 
 /// From a source.
