@@ -12,7 +12,7 @@ use crate::confine::Tree;
 use crate::halt::Halt;
 
 /// As much as this is flushed at a time: less, and the file system's own journal is written too often.
-const AHEAD: u64 = 128 << 20;
+const AHEAD: u64 = 64 << 20;
 
 /// Flushes the file system of a tree, ahead and in the end.
 #[derive(Debug)]
