@@ -5,6 +5,7 @@ mod busy;
 mod deep;
 mod files;
 mod footprint;
+mod link;
 mod pair;
 mod rows;
 mod trees;
@@ -54,9 +55,10 @@ pub fn run(name: &str, quick: bool) -> Result<()> {
         "many" => deep::measure_many(quick)?,
         "untar" => untar::measure(quick)?,
         "busy" => busy::measure(quick)?,
+        "link" => link::measure(quick)?,
         "footprint" => footprint::measure(quick)?,
         _ => bail!(
-            "no measurement is called {name:?}; there are: files, deep, many, untar, busy, footprint"
+            "no measurement is called {name:?}; there are: files, deep, many, untar, busy, link, footprint"
         ),
     };
     rows::print(&rows);
