@@ -1,16 +1,25 @@
-//! Reading a queue of the kernel's: a thread takes the events out of it as fast as they come and has them noted.
-//! It must not know what they are about.
+//! Reading a queue of the kernel's: a thread takes the events out of it as they come and has them noted. It must not
+//! know what they are about.
+//!
+//! It lets them gather for a moment. Whoever waited for each would be woken for each, by the one whose file it is; and in
+//! the queue what happens to a file one thing after another becomes one event.
 
 use std::fmt::Debug;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ferry_proto::Fault;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// The thread looks so often whether it is to end, in milliseconds.
 const LOOK: u16 = 200;
+/// Events gather for so long, unless so many of them come at once that one read does not give them all. It is short
+/// enough for the shortest queue that a kernel allows by itself (16,384 events).
+const GATHERING: Duration = Duration::from_millis(20);
+/// So many events are more than gather by themselves: they are read on at once.
+const MANY: u64 = 1024;
 /// No event is told to be shorter than this: an inotify event without a name. (Of a fanotify event the kernel
 /// counts only the beginning, 24 bytes.)
 const SHORTEST: u64 = 16;
@@ -90,9 +99,13 @@ impl<N: Noting> Shared<N> {
             // Interrupted it is just an early look.
             let _ = poll(&mut queue, PollTimeout::from(LOOK));
             let mut noting = self.noting();
-            noting.batch(&self.queue);
+            let taken = noting.batch(&self.queue);
             if noting.has_failed() {
                 break;
+            }
+            drop(noting);
+            if taken < MANY {
+                std::thread::sleep(GATHERING);
             }
         }
     }
