@@ -37,9 +37,10 @@ pub use visitor::{Descent, Here, Verdict, Visitor, Want};
 
 /// Waiting threads look so often whether all was stopped.
 const LOOK: Duration = Duration::from_millis(100);
-/// Most contents that may be wanted and not have come: what the source may have under way, and what it has
-/// sent and we have not read yet.
-const MAX_AWAITED: usize = 16 * MAX_ENTRIES;
+/// No more is asked for when so many contents are wanted and have not come: those that the source may have under way,
+/// and those that it has sent and we have not read yet. Of small ones that may be very many: a stream holds more of
+/// them than we make files in a second.
+pub const MAX_AWAITED: usize = 4 * MAX_ENTRIES;
 
 /// A directory whose listing comes, or is to come.
 struct Listing<D> {
@@ -106,6 +107,8 @@ struct Shared<V: Visitor> {
     neighbour: Neighbour,
     /// Contents wanted and not dealt with.
     awaited: AtomicUsize,
+    /// Rung with the queue's lock when they are fewer than [`MAX_AWAITED`] again.
+    fewer: Condvar,
 }
 
 fn refuse<T>(what: &'static str) -> Result<T, Fault> {
@@ -153,6 +156,7 @@ pub fn follow<V: Visitor>(
         changed: Condvar::new(),
         neighbour,
         awaited: AtomicUsize::new(0),
+        fewer: Condvar::new(),
     };
     let summary = std::thread::scope(|scope| {
         let (shared, halt) = (&shared, &halt);
@@ -254,6 +258,9 @@ impl<V: Visitor> Shared<V> {
                 let Some(part) = part else { break };
                 self.halt.check()?;
                 let is_batch = matches!(part, Part::Batch(..));
+                if is_batch {
+                    self.wait_for_contents(&mut out)?;
+                }
                 self.part(&listing, part, &mut out)?;
                 let mut queue = lock(&self.queue);
                 queue.parts -= 1;
@@ -286,6 +293,32 @@ impl<V: Visitor> Shared<V> {
             self.halt.check()?;
             let waited = self.changed.wait_timeout(queue, LOOK);
             queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Waits until fewer than [`MAX_AWAITED`] contents are to come. Who deals with them never waits for us.
+    fn wait_for_contents(&self, out: &mut Outbox) -> Result<(), Fault> {
+        let are_many = || self.awaited.load(Ordering::Relaxed) >= MAX_AWAITED;
+        if !are_many() {
+            return Ok(());
+        }
+        // The source cannot send what it does not know to be wanted.
+        out.flush()?;
+        let mut queue = lock(&self.queue);
+        while are_many() {
+            self.halt.check()?;
+            let waited = self.fewer.wait_timeout(queue, LOOK);
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+
+    /// A content is dealt with that was wanted.
+    fn has_come(&self) {
+        if self.awaited.fetch_sub(1, Ordering::Relaxed) == MAX_AWAITED {
+            // Whoever has found them to be many waits by now.
+            drop(lock(&self.queue));
+            self.fewer.notify_all();
         }
     }
 
@@ -374,9 +407,7 @@ impl<V: Visitor> Shared<V> {
                 self.offer(&child);
             }
         }
-        if self.awaited.fetch_add(wanted, Ordering::Relaxed) > MAX_AWAITED {
-            return refuse("more listings than it may have under way");
-        }
+        self.awaited.fetch_add(wanted, Ordering::Relaxed);
         out.put(&Frame::Wants(number, &bits, mended.clone()))?;
         if !mended.is_empty() {
             // Whoever tells blocks speaks for himself, and the source must have heard us before.
@@ -486,7 +517,7 @@ impl<V: Visitor> Shared<V> {
                     frame => {
                         if self.visitor.content(&mut stream, frame)? {
                             // The visitor has found it to be one that was wanted.
-                            self.awaited.fetch_sub(1, Ordering::Relaxed);
+                            self.has_come();
                         }
                     }
                 }

@@ -4,6 +4,7 @@
 mod approved;
 mod codec;
 mod corpus;
+mod many;
 pub(crate) mod shares;
 
 use std::os::unix::fs::MetadataExt;
