@@ -107,7 +107,7 @@ pub struct Applier {
     /// None: nobody needs it on the disk.
     pub(crate) flushing: Option<Flushing>,
     /// New files may be the account's from the beginning.
-    pub(crate) is_free_to_create: bool,
+    pub(crate) creates_as_owner: bool,
     pub(crate) tally: Tally,
     pub(crate) incoming: Incoming,
     pub(crate) mending: Mending,
@@ -137,7 +137,7 @@ impl Applier {
         let distrusted_since = options.distrusted_since.map(Time::from_system);
         let disks = Disks::new(&options.limits, &halt, &counters);
         let flushing = options.durable.then(|| Flushing::new(Arc::clone(&tree), halt.clone()));
-        let is_free_to_create = creator::is_free(tree.root_fd());
+        let creates_as_owner = creator::is_possible(tree.root_fd());
         let reflinks = Reflinks::new(&tree, &options);
         Self {
             tree,
@@ -147,7 +147,7 @@ impl Applier {
             counters,
             disks,
             flushing,
-            is_free_to_create,
+            creates_as_owner,
             tally: Tally::default(),
             incoming: Incoming::default(),
             mending: Mending::default(),

@@ -16,7 +16,7 @@ use crate::holding::{BTRFS, EXT4};
 /// Whether files below `root` may be created so. Only where this kernel alone decides who may do what (NFS and FUSE ask
 /// somebody who does not know of the capabilities), and where what is over the account's quota comes all the same, as
 /// it does by a change of the owner (not on XFS).
-pub fn is_free(root: BorrowedFd<'_>) -> bool {
+pub fn is_possible(root: BorrowedFd<'_>) -> bool {
     rustix::fs::fstatfs(root).is_ok_and(|system| [EXT4, BTRFS].contains(&(system.f_type as u64)))
 }
 

@@ -285,7 +285,7 @@ impl Applier {
         creator: &mut Creator,
     ) -> Result<Option<Fresh>, Fault> {
         let Wanted { uid, gid, mode, approved, .. } = &awaited.wanted;
-        if self.is_free_to_create && approved.is_none() && mode & 0o6000 == 0 {
+        if self.creates_as_owner && approved.is_none() && mode & 0o6000 == 0 {
             creator.be(*uid, *gid);
         } else {
             creator.be_root();

@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use crate::protocol::MAX_DATA;
-use crate::wire::CHUNK;
+use crate::wire::{CHUNK, QUEUE};
 
 /// So much fits into a buffer: a chunk that is not quite full, and the longest content in one frame.
 const ROOM: usize = CHUNK + MAX_DATA + 4096;
 /// So many wait: as many as a queue holds, one that is filled and one that is emptied.
-const MOST: usize = 10;
+const MOST: usize = QUEUE + 2;
 
 /// Empty buffers of one stream, one way.
 #[derive(Debug, Clone, Default)]

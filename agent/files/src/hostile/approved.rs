@@ -87,7 +87,7 @@ async fn a_content_of_which_only_a_part_has_come_is_plain() {
         said.data = encoded(&data);
         received_with(&place.root, options, said).await.expect_err("it never ends");
         let root = std::fs::File::open(&place.root).expect("open");
-        let is_theirs = is_plain && creator::is_free(root.as_fd());
+        let is_theirs = is_plain && creator::is_possible(root.as_fd());
         let found: Vec<_> = std::fs::read_dir(&place.root).expect("readdir").collect();
         assert_eq!(found.len(), 1);
         for entry in found {

@@ -15,10 +15,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// The thread looks so often whether it is to end, in milliseconds.
 const LOOK: u16 = 200;
-/// Events gather for so long, unless so many of them come at once that one read does not give them all. It is short
-/// enough for the shortest queue that a kernel allows by itself (16,384 events).
+/// Events gather for so long after a read that gave few. It is a pace and nobody waits for it ([`Reading::drained`]
+/// reads itself); short enough for the shortest queue that a kernel allows by itself (16,384 events).
 const GATHERING: Duration = Duration::from_millis(20);
-/// So many events are more than gather by themselves: they are read on at once.
+/// After a read that gave so many (it may give some two thousand) the next one follows at once.
 const MANY: u64 = 1024;
 /// No event is told to be shorter than this: an inotify event without a name. (Of a fanotify event the kernel
 /// counts only the beginning, 24 bytes.)
